@@ -1,0 +1,365 @@
+//! What a compiled program is, as plain data.
+//!
+//! The compiler fills these types and the runtime obeys them. There is no op name the runtime would interpret: a
+//! program is kernels, the memory they work on, and the order of their launches. Text meant for people (origins, facts)
+//! is carried along for `info` and never acted upon.
+
+use hadal_types::{Bindings, DType, Dim, Sym, TensorType};
+use serde::{Deserialize, Serialize};
+
+/// Alignment of every kernel in the code section, weight in the weights section and buffer in the arena.
+pub const ALIGN: u64 = 64;
+
+/// Everything the runtime knows about a compiled program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The compiler that wrote this, with its version: `hadal 0.1.0`.
+    pub producer: String,
+    /// The machine the code needs.
+    pub target: Target,
+    /// The model, for generation and for people.
+    pub model: Model,
+    /// Machine code, one per distinct kernel.
+    pub kernels: Vec<Kernel>,
+    /// Constant tensors: the checkpoint's, and those computed at compile time.
+    pub weights: Vec<Weight>,
+    /// Files other than this one that hold weights.
+    pub files: Vec<ExternalFile>,
+    /// Memory one sequence owns between calls.
+    pub states: Vec<State>,
+    /// What can be called.
+    pub entries: Vec<Entry>,
+    /// Bytes of working memory that the launches of any one entry share.
+    pub arena_bytes: u64,
+    /// Things worth showing in `info`: name and value, in order (`rewrites`, `compile time`, …).
+    pub facts: Vec<(String, String)>,
+}
+
+/// The machine that code needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Architecture as Rust spells it: `x86_64`, `aarch64`.
+    pub arch: String,
+    /// CPU features as Rust spells them (`avx2`, `fma`, …), all of which must be present.
+    pub features: Vec<String>,
+}
+
+/// The model, as far as generation and people need to know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    /// A short name, usually the checkpoint's folder.
+    pub name: String,
+    /// The architecture in words, for people only.
+    pub architecture: String,
+    /// Rows of the logits; every token id is below it.
+    pub vocab: u64,
+    /// Most tokens one sequence can hold (`P + T` never exceeds it).
+    pub max_context: u64,
+    /// Most new tokens (`T`) one call can take.
+    pub max_chunk: u64,
+    /// Begin-of-sequence token.
+    pub bos: Option<u32>,
+    /// Tokens that end generation.
+    pub stop: Vec<u32>,
+    /// How the checkpoint asks to be sampled.
+    pub sampling: SamplingDefaults,
+}
+
+/// The checkpoint's `generation_config`, as far as it says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SamplingDefaults {
+    /// Softmax temperature; 0 is greedy.
+    pub temperature: Option<f32>,
+    /// Keep this many most likely tokens.
+    pub top_k: Option<u32>,
+    /// Keep the most likely tokens that together reach this probability.
+    pub top_p: Option<f32>,
+    /// Keep tokens at least this fraction as likely as the likeliest.
+    pub min_p: Option<f32>,
+}
+
+/// One piece of machine code:
+/// `extern "C" fn(args: *const *mut u8, symbols: *const i64, lo: i64, hi: i64, scratch: *mut u8)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Name, unique in the program.
+    pub name: String,
+    /// First byte, counted from the start of the code section; a multiple of [`ALIGN`].
+    pub offset: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Scratch memory each worker needs.
+    pub scratch_bytes: u64,
+    /// Symbols whose values the code reads, in the order of its `symbols` argument.
+    pub symbols: Vec<Sym>,
+    /// Parameters in the order of its `args` argument.
+    pub params: Vec<Param>,
+    /// Where it came from, for people: model paths and laws.
+    pub origin: String,
+}
+
+/// One buffer a kernel works on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Param {
+    /// Name in the kernel's text.
+    pub name: String,
+    /// What the kernel does to it.
+    pub access: Access,
+    /// Format and shape; its size bounds what the kernel touches from the argument's address on.
+    pub ty: TensorType,
+}
+
+/// What a kernel does to a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// Only loads.
+    Read,
+    /// Only stores.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+impl Access {
+    /// Whether anything is stored.
+    pub fn writes(self) -> bool {
+        self != Access::Read
+    }
+}
+
+/// A constant tensor, in the layout its kernels want.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Weight {
+    /// Name: the checkpoint's where it is a checkpoint tensor.
+    pub name: String,
+    /// Element format.
+    pub dtype: DType,
+    /// Sizes.
+    pub shape: Vec<u64>,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Where the bytes are.
+    pub place: Place,
+}
+
+/// Where a weight's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// In the weights section, from `offset` on, a multiple of [`ALIGN`].
+    Embedded {
+        /// Counted from the start of the section.
+        offset: u64,
+    },
+    /// In another file.
+    External {
+        /// Which of [`Manifest::files`].
+        file: u32,
+        /// Counted from the start of that file; at least a multiple of the element's size.
+        offset: u64,
+    },
+}
+
+/// A file beside this one that holds weights: a second file of ours, or a shard of the original checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalFile {
+    /// Path, relative to the folder of the compiled file unless absolute.
+    pub path: String,
+    /// Its exact size.
+    pub bytes: u64,
+    /// Bytes at its start that `header_checksum` covers (a safetensors header with its length).
+    pub header_bytes: u64,
+    /// [`checksum`](crate::checksum) of those bytes, so that another file of the same size is not taken for it.
+    pub header_checksum: u64,
+}
+
+/// Memory one sequence owns between calls, for instance cached rows: zero at first, addressed by `P`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Name.
+    pub name: String,
+    /// Element format.
+    pub dtype: DType,
+    /// Sizes of one row (of one token).
+    pub row_shape: Vec<u64>,
+    /// Rows there is room for.
+    pub rows: u64,
+    /// Rows of one page; equal to `rows` where the state is contiguous.
+    pub page_rows: u64,
+    /// Bytes of the whole state.
+    pub bytes: u64,
+}
+
+/// Something that can be called: `prefill`, `decode`, `logits`, `mtp`, …
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Name.
+    pub name: String,
+    /// The symbols and the values each may take. Besides, `P + T` never exceeds the model's context.
+    pub symbols: Vec<SymbolRange>,
+    /// Buffers the caller provides to be read.
+    pub inputs: Vec<Port>,
+    /// Buffers the caller provides to be written.
+    pub outputs: Vec<Port>,
+    /// Kernels to run, in order.
+    pub launches: Vec<Launch>,
+    /// Weight bytes that one call with the fewest new tokens reads, for bandwidth figures (experts not chosen do not
+    /// count).
+    pub weight_bytes_read: Option<u64>,
+    /// Floating-point operations of such a call.
+    pub flops: Option<u64>,
+}
+
+/// The values a symbol may take in an entry, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SymbolRange {
+    /// The symbol.
+    pub sym: Sym,
+    /// Least value.
+    pub lo: i64,
+    /// Largest value.
+    pub hi: i64,
+}
+
+/// A named input or output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// Name: `tokens`, `logits`, `hidden`.
+    pub name: String,
+    /// Format and shape.
+    pub ty: TensorType,
+}
+
+/// One kernel run over a whole grid.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Which of [`Manifest::kernels`].
+    pub kernel: u32,
+    /// One per parameter of the kernel.
+    pub args: Vec<Arg>,
+    /// Extents; the product is the number of grid indices.
+    pub grid: Vec<Dim>,
+}
+
+/// The address a kernel gets for one parameter: `offset` bytes into `space`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Arg {
+    /// The memory.
+    pub space: Space,
+    /// Bytes from its start.
+    pub offset: u64,
+}
+
+impl Arg {
+    /// The start of `space`.
+    pub fn of(space: Space) -> Arg {
+        Arg { space, offset: 0 }
+    }
+
+    /// `offset` bytes into the arena.
+    pub fn arena(offset: u64) -> Arg {
+        Arg { space: Space::Arena, offset }
+    }
+}
+
+/// Memory an argument can point to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Space {
+    /// Working memory of the call.
+    Arena,
+    /// One of [`Manifest::weights`].
+    Weight(u32),
+    /// One of [`Manifest::states`].
+    State(u32),
+    /// One of the entry's inputs.
+    Input(u32),
+    /// One of the entry's outputs.
+    Output(u32),
+}
+
+impl Manifest {
+    /// The entry called `name`.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+
+    /// Bytes of the weights section: the end of the last embedded weight.
+    pub fn embedded_bytes(&self) -> u64 {
+        let ends = self.weights.iter().map(|w| match w.place {
+            Place::Embedded { offset } => offset.saturating_add(w.bytes),
+            Place::External { .. } => 0,
+        });
+        ends.max().unwrap_or(0)
+    }
+
+    /// Puts every embedded weight at its offset, one after the other in order.
+    pub fn place_embedded_weights(&mut self) {
+        let mut next = 0u64;
+        for w in &mut self.weights {
+            if let Place::Embedded { offset } = &mut w.place {
+                *offset = next;
+                next = next.saturating_add(w.bytes).next_multiple_of(ALIGN);
+            }
+        }
+    }
+}
+
+impl State {
+    /// Bytes of one row, `None` where that overflows.
+    pub fn row_bytes(&self) -> Option<u64> {
+        byte_count(self.dtype, &self.row_shape)
+    }
+}
+
+impl Entry {
+    /// The range of `sym`, if the entry knows it.
+    pub fn range(&self, sym: Sym) -> Option<SymbolRange> {
+        self.symbols.iter().copied().find(|r| r.sym == sym)
+    }
+
+    /// The position of the input called `name`.
+    pub fn input(&self, name: &str) -> Option<usize> {
+        self.inputs.iter().position(|p| p.name == name)
+    }
+
+    /// The position of the output called `name`.
+    pub fn output(&self, name: &str) -> Option<usize> {
+        self.outputs.iter().position(|p| p.name == name)
+    }
+
+    /// The corner points of the values the symbols can take together, with `P + T <= max_context`. A size that grows
+    /// with every symbol is largest at one of them.
+    pub fn corners(&self, max_context: u64) -> Vec<Bindings> {
+        let context = i64::try_from(max_context).unwrap_or(i64::MAX);
+        let mut corners = vec![Bindings::new()];
+        for r in &self.symbols {
+            let split = |b: &Bindings| [r.lo, r.hi].map(|v| b.clone().into_iter().chain([(r.sym, v)]).collect());
+            corners = corners.iter().flat_map(split).collect();
+        }
+        for b in &mut corners {
+            // The corner (T, P) outside the context moves onto its edge along P.
+            let t = b.get(&Sym::T).copied().unwrap_or(0);
+            if let Some(p) = b.get_mut(&Sym::P) {
+                *p = (*p).min(context.saturating_sub(t));
+            }
+        }
+        corners.sort();
+        corners.dedup();
+        corners
+    }
+}
+
+/// Bytes of a tensor, `None` where that overflows.
+pub(crate) fn byte_count(dtype: DType, shape: &[u64]) -> Option<u64> {
+    let count = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d))?;
+    Some(count.checked_mul(dtype.bits())?.div_ceil(8))
+}
+
+/// Bytes of a tensor of type `ty` under `bindings`; `None` where that overflows, a size is negative, or a symbol has no
+/// value.
+pub fn tensor_bytes(ty: &TensorType, bindings: &Bindings) -> Option<u64> {
+    let count = ty.shape.iter().try_fold(1u64, |n, d| {
+        let size = u64::try_from(d.eval(bindings).ok()?).ok()?;
+        n.checked_mul(size)
+    })?;
+    Some(count.checked_mul(ty.dtype.bits())?.div_ceil(8))
+}
