@@ -1,0 +1,573 @@
+//! Writes kernels from Rust.
+//!
+//! Constants, symbols, grid indices and integer arithmetic on them go to the top of the kernel, once each, wherever
+//! they are asked for, and integer arithmetic on constants is done here: generators may ask freely. A scalar meeting
+//! a vector is splat. Mistakes are not reported here but by [`super::verify`].
+
+use super::*;
+use std::collections::{BTreeSet, HashMap};
+
+/// Builds one kernel; statements go to the innermost open block.
+pub struct Builder {
+    kernel: Kernel,
+    top: Vec<Stmt>,
+    hoisted: HashMap<(Op, ValueType), Value>,
+    at_top: Vec<bool>,
+    constants: HashMap<Value, i64>,
+    open: Vec<Vec<Stmt>>,
+}
+
+impl Builder {
+    /// A kernel of this name with an empty body and a grid of one index.
+    pub fn new(name: impl Into<String>) -> Self {
+        Builder {
+            kernel: Kernel {
+                name: name.into(),
+                symbols: Vec::new(),
+                params: Vec::new(),
+                grid: Vec::new(),
+                values: Vec::new(),
+                allocs: Vec::new(),
+                body: Block::default(),
+            },
+            top: Vec::new(),
+            hoisted: HashMap::new(),
+            at_top: Vec::new(),
+            constants: HashMap::new(),
+            open: vec![Vec::new()],
+        }
+    }
+
+    /// The finished kernel. Its symbols are those it mentions, sorted.
+    pub fn finish(mut self) -> Kernel {
+        let mut stmts = self.top;
+        stmts.append(&mut self.open.pop().unwrap_or_default());
+        self.kernel.body = Block { stmts, yields: Vec::new() };
+        let mut symbols: BTreeSet<Sym> = self.kernel.symbols.iter().copied().collect();
+        let dims = self.kernel.params.iter().flat_map(|p| &p.shape).chain(&self.kernel.grid);
+        for dim in dims.chain(self.kernel.allocs.iter().flat_map(|a| &a.shape)) {
+            symbols.extend(dim.terms().iter().map(|(s, _)| *s));
+        }
+        symbols.extend(self.hoisted.keys().filter_map(|(op, _)| match op {
+            Op::Symbol(s) => Some(*s),
+            _ => None,
+        }));
+        self.kernel.symbols = symbols.into_iter().collect();
+        self.kernel.renumber();
+        self.kernel
+    }
+
+    /// Adds a buffer in global memory; the order of calls is the order of arguments.
+    pub fn param(
+        &mut self,
+        name: impl Into<String>,
+        dtype: DType,
+        shape: impl IntoIterator<Item = impl Into<Dim>>,
+        access: Access,
+    ) -> Buf {
+        let shape = shape.into_iter().map(Into::into).collect();
+        self.kernel.params.push(Param { name: name.into(), dtype, shape, access });
+        Buf::Param(self.kernel.params.len() as u32 - 1)
+    }
+
+    /// Sets the extents of the grid and gives the coordinates of a grid index.
+    pub fn grid(&mut self, extents: impl IntoIterator<Item = impl Into<Dim>>) -> Vec<Value> {
+        self.kernel.grid = extents.into_iter().map(Into::into).collect();
+        (0..self.kernel.grid.len() as u32).map(|d| self.grid_index(d)).collect()
+    }
+
+    /// Adds one more dimension to the grid and gives the coordinate.
+    pub fn grid_dim(&mut self, extent: impl Into<Dim>) -> Value {
+        self.kernel.grid.push(extent.into());
+        self.grid_index(self.kernel.grid.len() as u32 - 1)
+    }
+
+    /// The coordinate in dimension `dim` of the grid.
+    pub fn grid_index(&mut self, dim: u32) -> Value {
+        self.op(Op::GridIndex(dim), ValueType::INDEX)
+    }
+
+    /// An allocation private to the grid index (or thread), alive from here to the end of the open block.
+    pub fn alloc(
+        &mut self,
+        name: impl Into<String>,
+        dtype: DType,
+        shape: impl IntoIterator<Item = impl Into<Dim>>,
+    ) -> Buf {
+        self.alloc_in(Space::Local, Swizzle::None, name, dtype, shape)
+    }
+
+    /// An allocation in `space` with a layout.
+    pub fn alloc_in(
+        &mut self,
+        space: Space,
+        swizzle: Swizzle,
+        name: impl Into<String>,
+        dtype: DType,
+        shape: impl IntoIterator<Item = impl Into<Dim>>,
+    ) -> Buf {
+        let shape = shape.into_iter().map(Into::into).collect();
+        self.kernel.allocs.push(Alloc { name: name.into(), dtype, shape, space, swizzle });
+        let index = self.kernel.allocs.len() as u32 - 1;
+        self.stmt(Stmt::Alloc(index));
+        Buf::Alloc(index)
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, value: Value) -> ValueType {
+        self.kernel.ty(value)
+    }
+
+    /// Format of a buffer's elements.
+    pub fn dtype(&self, buf: Buf) -> DType {
+        self.kernel.buffer(buf).1
+    }
+
+    /// Shape of a buffer.
+    pub fn shape(&self, buf: Buf) -> &[Dim] {
+        self.kernel.buffer(buf).2
+    }
+
+    /// The value of an i64 that is known while building.
+    pub fn as_const(&self, value: Value) -> Option<i64> {
+        self.constants.get(&value).copied()
+    }
+
+    // ---- values ----
+
+    /// An f32 constant.
+    pub fn const_f32(&mut self, x: f32) -> Value {
+        self.constant(Const::F32(x.to_bits()))
+    }
+
+    /// An i64 constant.
+    pub fn const_i64(&mut self, x: i64) -> Value {
+        self.constant(Const::I64(x))
+    }
+
+    /// An i32 constant.
+    pub fn const_i32(&mut self, x: i32) -> Value {
+        self.constant(Const::I32(x))
+    }
+
+    /// A truth value.
+    pub fn const_bool(&mut self, x: bool) -> Value {
+        self.constant(Const::Bool(x))
+    }
+
+    /// A constant.
+    pub fn constant(&mut self, c: Const) -> Value {
+        let value = self.op(Op::Const(c), ValueType::scalar(c.dtype()));
+        if let Const::I64(x) = c {
+            self.constants.insert(value, x);
+        }
+        value
+    }
+
+    /// The value of a symbol.
+    pub fn sym(&mut self, sym: Sym) -> Value {
+        self.op(Op::Symbol(sym), ValueType::INDEX)
+    }
+
+    /// The value of an affine form.
+    pub fn dim(&mut self, dim: &Dim) -> Value {
+        let mut sum = self.const_i64(dim.constant());
+        for (sym, k) in dim.terms() {
+            let (s, k) = (self.sym(*sym), self.const_i64(*k));
+            let term = self.mul(s, k);
+            sum = self.add(sum, term);
+        }
+        sum
+    }
+
+    /// One operand, lane by lane.
+    pub fn unary(&mut self, op: UnaryOp, a: Value) -> Value {
+        self.op(Op::Unary(op, a), self.ty(a))
+    }
+
+    /// Two operands, lane by lane; a scalar meeting a vector is splat.
+    pub fn binary(&mut self, op: BinaryOp, a: Value, b: Value) -> Value {
+        if let Some(value) = self.fold(op, a, b) {
+            return value;
+        }
+        let (a, b) = self.same_lanes(a, b);
+        self.op(Op::Binary(op, a, b), self.ty(a))
+    }
+
+    /// A comparison, lane by lane.
+    pub fn compare(&mut self, op: CompareOp, a: Value, b: Value) -> Value {
+        let (a, b) = self.same_lanes(a, b);
+        self.op(Op::Compare(op, a, b), self.ty(a).with_elem(DType::Bool))
+    }
+
+    /// `a * b + c`, rounded once.
+    pub fn fma(&mut self, a: Value, b: Value, c: Value) -> Value {
+        let lanes = self.ty(a).lanes.max(self.ty(b).lanes).max(self.ty(c).lanes);
+        let [a, b, c] = [a, b, c].map(|v| self.splat(v, lanes));
+        self.op(Op::Fma(a, b, c), self.ty(a))
+    }
+
+    /// `a` where `cond`, else `b`.
+    pub fn select(&mut self, cond: Value, a: Value, b: Value) -> Value {
+        let lanes = self.ty(cond).lanes.max(self.ty(a).lanes).max(self.ty(b).lanes);
+        let [cond, a, b] = [cond, a, b].map(|v| self.splat(v, lanes));
+        self.op(Op::Select(cond, a, b), self.ty(a))
+    }
+
+    /// Conversion to another format; nothing where it has that format already.
+    pub fn cast(&mut self, a: Value, elem: DType) -> Value {
+        let ty = self.ty(a);
+        if ty.elem == elem { a } else { self.op(Op::Cast(a), ty.with_elem(elem)) }
+    }
+
+    /// The same bits as another format.
+    pub fn bitcast(&mut self, a: Value, elem: DType) -> Value {
+        self.op(Op::Bitcast(a), self.ty(a).with_elem(elem))
+    }
+
+    /// A scalar in every one of `lanes` lanes; nothing where it has that many already.
+    pub fn splat(&mut self, a: Value, lanes: u32) -> Value {
+        let ty = self.ty(a);
+        if ty.lanes == lanes { a } else { self.op(Op::Splat(a), ValueType::vector(ty.elem, lanes)) }
+    }
+
+    /// One lane of a vector.
+    pub fn extract(&mut self, a: Value, lane: u32) -> Value {
+        self.op(Op::Extract(a, lane), ValueType::scalar(self.ty(a).elem))
+    }
+
+    /// 0, 1, 2, … in `lanes` lanes of `elem` (i32 or i64).
+    pub fn iota(&mut self, elem: DType, lanes: u32) -> Value {
+        self.op(Op::Iota, ValueType::vector(elem, lanes))
+    }
+
+    /// All lanes combined by halves; nothing for a scalar.
+    pub fn reduce_lanes(&mut self, op: ReduceOp, a: Value) -> Value {
+        let ty = self.ty(a);
+        if ty.lanes == 1 { a } else { self.op(Op::Reduce(op, a), ValueType::scalar(ty.elem)) }
+    }
+
+    // ---- memory ----
+
+    /// `lanes` consecutive elements from `index` on.
+    pub fn load(&mut self, buf: Buf, index: &[Value], lanes: u32) -> Value {
+        let ty = ValueType::vector(self.dtype(buf), lanes);
+        self.op(Op::Load { place: place(buf, index), mask: None, fill: None }, ty)
+    }
+
+    /// As `load`, where lanes with a false mask are `fill` (zero without one) and touch no memory.
+    pub fn load_masked(&mut self, buf: Buf, index: &[Value], mask: Value, fill: Option<Value>) -> Value {
+        let ty = ValueType::vector(self.dtype(buf), self.ty(mask).lanes);
+        let fill = fill.map(|f| self.splat(f, ty.lanes));
+        self.op(Op::Load { place: place(buf, index), mask: Some(mask), fill }, ty)
+    }
+
+    /// Writes the value's lanes to consecutive elements from `index` on, cast to the buffer's format.
+    pub fn store(&mut self, buf: Buf, index: &[Value], value: Value) {
+        let value = self.cast(value, self.dtype(buf));
+        self.stmt(Stmt::Store { place: place(buf, index), value, mask: None });
+    }
+
+    /// As `store`, for the lanes where the mask is true.
+    pub fn store_masked(&mut self, buf: Buf, index: &[Value], value: Value, mask: Value) {
+        let value = self.cast(value, self.dtype(buf));
+        let value = self.splat(value, self.ty(mask).lanes);
+        self.stmt(Stmt::Store { place: place(buf, index), value, mask: Some(mask) });
+    }
+
+    /// The mask of lanes `i` with `start + i < end`.
+    pub fn lanes_below(&mut self, start: Value, end: Value, lanes: u32) -> Value {
+        let iota = self.iota(DType::I64, lanes);
+        let left = self.sub(end, start);
+        self.lt(iota, left)
+    }
+
+    // ---- control ----
+
+    /// A loop carrying values. `body` gets the counter and the carried values and gives their next values; the
+    /// results are what they are at the end.
+    pub fn for_loop(
+        &mut self,
+        lo: Value,
+        hi: Value,
+        step: i64,
+        kind: LoopKind,
+        init: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let var = self.define(ValueType::INDEX);
+        let carried: Vec<Value> = init.iter().map(|v| self.define(self.ty(*v))).collect();
+        let body = self.block(|b| body(b, var, &carried));
+        let results: Vec<Value> = init.iter().map(|v| self.define(self.ty(*v))).collect();
+        let init = init.to_vec();
+        self.stmt(Stmt::For(Box::new(For { kind, var, lo, hi, step, carried, init, body, results: results.clone() })));
+        results
+    }
+
+    /// A loop that carries nothing.
+    pub fn for_each(&mut self, lo: Value, hi: Value, step: i64, kind: LoopKind, body: impl FnOnce(&mut Self, Value)) {
+        self.for_loop(lo, hi, step, kind, &[], |b, i, _| {
+            body(b, i);
+            Vec::new()
+        });
+    }
+
+    /// A choice whose branches give values of the same types.
+    pub fn if_else(
+        &mut self,
+        cond: Value,
+        then: impl FnOnce(&mut Self) -> Vec<Value>,
+        otherwise: impl FnOnce(&mut Self) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let then = self.block(then);
+        let otherwise = self.block(otherwise);
+        let results: Vec<Value> = then.yields.iter().map(|v| self.define(self.ty(*v))).collect();
+        self.stmt(Stmt::If(Box::new(If { cond, then, otherwise, results: results.clone() })));
+        results
+    }
+
+    /// Statements that run only where `cond` is true.
+    pub fn if_then(&mut self, cond: Value, then: impl FnOnce(&mut Self)) {
+        self.if_else(
+            cond,
+            |b| {
+                then(b);
+                Vec::new()
+            },
+            |_| Vec::new(),
+        );
+    }
+
+    /// Waits for the threads in `scope`.
+    pub fn barrier(&mut self, scope: Scope) {
+        self.stmt(Stmt::Barrier(scope));
+    }
+
+    /// Starts copying `count` elements to shared memory.
+    pub fn async_copy(&mut self, to: (Buf, &[Value]), from: (Buf, &[Value]), count: u32, completion: Completion) {
+        self.stmt(Stmt::AsyncCopy { to: place(to.0, to.1), from: place(from.0, from.1), count, completion });
+    }
+
+    /// Ends the current group of copies.
+    pub fn async_commit(&mut self) {
+        self.stmt(Stmt::AsyncCommit);
+    }
+
+    /// Waits for copies.
+    pub fn async_wait(&mut self, completion: Completion, pending: u32) {
+        self.stmt(Stmt::AsyncWait { completion, pending });
+    }
+
+    /// Multiplies tiles.
+    pub fn mma(&mut self, mma: Mma) {
+        self.stmt(Stmt::Mma(Box::new(mma)));
+    }
+
+    /// Adds a statement that is made of values of this builder.
+    pub fn stmt(&mut self, stmt: Stmt) {
+        match self.open.last_mut() {
+            Some(block) => block.push(stmt),
+            None => self.top.push(stmt),
+        }
+    }
+
+    /// Adds an operation whose result type is given.
+    pub fn op(&mut self, op: Op, ty: ValueType) -> Value {
+        let hoist = match &op {
+            Op::Const(_) | Op::GridIndex(_) | Op::Symbol(_) | Op::Iota | Op::Splat(_) => true,
+            Op::Load { .. } => false,
+            // Division may fault, so it stays where it was asked for.
+            Op::Binary(BinaryOp::Div | BinaryOp::Rem, ..) => false,
+            _ => ty == ValueType::INDEX || ty == ValueType::scalar(DType::Bool),
+        };
+        let mut operands_at_top = true;
+        op.for_each_operand(|v| operands_at_top &= self.at_top[v.index()]);
+        if !(hoist && operands_at_top) {
+            let value = self.define(ty);
+            self.stmt(Stmt::Let(value, op));
+            return value;
+        }
+        if let Some(value) = self.hoisted.get(&(op.clone(), ty)) {
+            return *value;
+        }
+        let value = self.define(ty);
+        self.at_top[value.index()] = true;
+        self.top.push(Stmt::Let(value, op.clone()));
+        self.hoisted.insert((op, ty), value);
+        value
+    }
+
+    fn define(&mut self, ty: ValueType) -> Value {
+        self.kernel.values.push(ty);
+        self.at_top.push(false);
+        Value(self.kernel.values.len() as u32 - 1)
+    }
+
+    fn block(&mut self, body: impl FnOnce(&mut Self) -> Vec<Value>) -> Block {
+        self.open.push(Vec::new());
+        let yields = body(self);
+        Block { stmts: self.open.pop().unwrap_or_default(), yields }
+    }
+
+    fn same_lanes(&mut self, a: Value, b: Value) -> (Value, Value) {
+        let lanes = self.ty(a).lanes.max(self.ty(b).lanes);
+        (self.splat(a, lanes), self.splat(b, lanes))
+    }
+
+    /// Index arithmetic that is known already.
+    fn fold(&mut self, op: BinaryOp, a: Value, b: Value) -> Option<Value> {
+        if self.ty(a) != ValueType::INDEX || self.ty(b) != ValueType::INDEX {
+            return None;
+        }
+        match (op, self.as_const(a), self.as_const(b)) {
+            (BinaryOp::Add, Some(x), Some(y)) => Some(self.const_i64(x.wrapping_add(y))),
+            (BinaryOp::Sub, Some(x), Some(y)) => Some(self.const_i64(x.wrapping_sub(y))),
+            (BinaryOp::Mul, Some(x), Some(y)) => Some(self.const_i64(x.wrapping_mul(y))),
+            (BinaryOp::Div, Some(x), Some(y)) if y != 0 => Some(self.const_i64(x.wrapping_div(y))),
+            (BinaryOp::Rem, Some(x), Some(y)) if y != 0 => Some(self.const_i64(x.wrapping_rem(y))),
+            (BinaryOp::Min, Some(x), Some(y)) => Some(self.const_i64(x.min(y))),
+            (BinaryOp::Max, Some(x), Some(y)) => Some(self.const_i64(x.max(y))),
+            (BinaryOp::Add, Some(0), None) | (BinaryOp::Mul, Some(1), None) => Some(b),
+            (BinaryOp::Add | BinaryOp::Sub, None, Some(0)) | (BinaryOp::Mul | BinaryOp::Div, None, Some(1)) => Some(a),
+            (BinaryOp::Mul, Some(0), None) | (BinaryOp::Mul, None, Some(0)) => Some(self.const_i64(0)),
+            (BinaryOp::Rem, None, Some(1)) => Some(self.const_i64(0)),
+            _ => None,
+        }
+    }
+}
+
+fn place(buf: Buf, index: &[Value]) -> Place {
+    Place { buf, index: index.to_vec() }
+}
+
+macro_rules! shorthands {
+    ($method:ident: $($name:ident = $op:expr, $doc:literal;)*) => { $(
+        #[doc = $doc]
+        pub fn $name(&mut self, a: Value, b: Value) -> Value {
+            self.$method($op, a, b)
+        }
+    )* };
+    ($($name:ident = $op:expr, $doc:literal;)*) => { $(
+        #[doc = $doc]
+        pub fn $name(&mut self, a: Value) -> Value {
+            self.unary($op, a)
+        }
+    )* };
+}
+
+impl Builder {
+    shorthands! { binary:
+        add = BinaryOp::Add, "`a + b`.";
+        sub = BinaryOp::Sub, "`a - b`.";
+        mul = BinaryOp::Mul, "`a * b`.";
+        div = BinaryOp::Div, "`a / b`; integers truncate.";
+        rem = BinaryOp::Rem, "Remainder of `a / b`, for integers.";
+        min = BinaryOp::Min, "`a < b ? a : b`.";
+        max = BinaryOp::Max, "`a > b ? a : b`.";
+        and = BinaryOp::And, "Bitwise and.";
+        or = BinaryOp::Or, "Bitwise or.";
+        xor = BinaryOp::Xor, "Bitwise exclusive or.";
+        shl = BinaryOp::Shl, "Shift left.";
+        shr = BinaryOp::Shr, "Shift right, copying the sign.";
+        ushr = BinaryOp::Ushr, "Shift right, filling with zeros.";
+    }
+    shorthands! { compare:
+        eq = CompareOp::Eq, "`a == b`.";
+        ne = CompareOp::Ne, "`a != b`.";
+        lt = CompareOp::Lt, "`a < b`.";
+        le = CompareOp::Le, "`a <= b`.";
+        gt = CompareOp::Gt, "`a > b`.";
+        ge = CompareOp::Ge, "`a >= b`.";
+    }
+    shorthands! {
+        neg = UnaryOp::Neg, "`-a`.";
+        abs = UnaryOp::Abs, "`|a|`.";
+        not = UnaryOp::Not, "Complement.";
+        sqrt = UnaryOp::Sqrt, "Square root.";
+        floor = UnaryOp::Floor, "Towards minus infinity.";
+        exp = UnaryOp::Exp, "e to the power.";
+        log = UnaryOp::Log, "Natural logarithm.";
+        sin = UnaryOp::Sin, "Sine.";
+        cos = UnaryOp::Cos, "Cosine.";
+        tanh = UnaryOp::Tanh, "Hyperbolic tangent.";
+    }
+}
+
+impl Kernel {
+    /// Gives values their numbers in order of definition and drops those that nothing defines. A use of a value that
+    /// is nowhere defined keeps a number out of range, for the verifier to find.
+    pub fn renumber(&mut self) {
+        let mut order = Vec::with_capacity(self.values.len());
+        definitions(&self.body, &mut order);
+        let mut new = vec![Value(u32::MAX); self.values.len()];
+        for (i, old) in order.iter().enumerate() {
+            if let Some(slot) = new.get_mut(old.index()) {
+                *slot = Value(i as u32);
+            }
+        }
+        self.values = order.iter().filter_map(|v| self.values.get(v.index()).copied()).collect();
+        rename(&mut self.body, &mut |v| *v = new.get(v.index()).copied().unwrap_or(Value(u32::MAX)));
+    }
+}
+
+fn definitions(block: &Block, out: &mut Vec<Value>) {
+    for stmt in &block.stmts {
+        match stmt {
+            Stmt::Let(value, _) => out.push(*value),
+            Stmt::For(f) => {
+                out.push(f.var);
+                out.extend(&f.carried);
+                definitions(&f.body, out);
+                out.extend(&f.results);
+            }
+            Stmt::If(f) => {
+                definitions(&f.then, out);
+                definitions(&f.otherwise, out);
+                out.extend(&f.results);
+            }
+            Stmt::Store { .. }
+            | Stmt::Alloc(_)
+            | Stmt::Barrier(_)
+            | Stmt::AsyncCopy { .. }
+            | Stmt::AsyncCommit
+            | Stmt::AsyncWait { .. }
+            | Stmt::Mma(_) => {}
+        }
+    }
+}
+
+/// Calls `f` with every value that is defined or used in the block.
+fn rename(block: &mut Block, f: &mut impl FnMut(&mut Value)) {
+    for stmt in &mut block.stmts {
+        match stmt {
+            Stmt::Let(value, op) => {
+                f(value);
+                let taken = std::mem::replace(op, Op::Iota);
+                *op = taken.map_operands(|mut v| {
+                    f(&mut v);
+                    v
+                });
+            }
+            Stmt::Store { place, value, mask } => {
+                place.index.iter_mut().chain([value]).chain(mask).for_each(&mut *f);
+            }
+            Stmt::For(l) => {
+                [&mut l.var, &mut l.lo, &mut l.hi].into_iter().for_each(&mut *f);
+                l.carried.iter_mut().chain(&mut l.init).chain(&mut l.results).for_each(&mut *f);
+                rename(&mut l.body, f);
+            }
+            Stmt::If(c) => {
+                f(&mut c.cond);
+                c.results.iter_mut().for_each(&mut *f);
+                rename(&mut c.then, f);
+                rename(&mut c.otherwise, f);
+            }
+            Stmt::AsyncCopy { to, from, .. } => to.index.iter_mut().chain(&mut from.index).for_each(&mut *f),
+            Stmt::Mma(m) => {
+                m.d.index.iter_mut().chain(&mut m.a.index).chain(&mut m.b.index).for_each(&mut *f);
+            }
+            Stmt::Alloc(_) | Stmt::Barrier(_) | Stmt::AsyncCommit | Stmt::AsyncWait { .. } => {}
+        }
+    }
+    block.yields.iter_mut().for_each(&mut *f);
+}

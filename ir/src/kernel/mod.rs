@@ -1,0 +1,603 @@
+//! Kernel IR: what one launch does, as structured loops over typed buffers and SSA values.
+//!
+//! A [`Kernel`] runs once per *grid index*. It names buffers in global memory (parameters), the symbols whose
+//! values it needs, and a body of nested blocks. The same text feeds every code generator; [`interpret`] is the
+//! reference that says what it means, [`verify`] says whether it is well formed, [`text`] prints and parses it.
+//! `docs/src/design/kernel-ir.md` is the page to read first.
+//!
+//! # Layout of the data
+//!
+//! Values are numbers into one arena of types ([`Kernel::values`]); statements nest in plain vectors. Every value
+//! is defined exactly once, and the arena is in order of definition (a loop's results come after its body), so
+//! equal kernels compare equal and printing is stable.
+//!
+//! # Meaning of operations
+//!
+//! - Integers wrap; `div` and `rem` truncate and fault on zero; shift counts are taken modulo the width.
+//! - `min(a, b)` is `a < b ? a : b` and `max(a, b)` is `a > b ? a : b`, floats included: where an operand is NaN
+//!   the result is `b`. One instruction on every target.
+//! - f32 arithmetic rounds once per operation; `fma` rounds once. A NaN result has no particular bits.
+//! - `cast` of a float to an integer truncates and saturates, NaN gives 0. To a narrower float it rounds to nearest
+//!   even; the 8- and 4-bit formats saturate. Any format goes to f32 exactly (i64, i32 and f64 round).
+//! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left.
+
+mod build;
+pub mod interpret;
+pub mod text;
+pub mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use build::Builder;
+
+use hadal_types::{DType, Dim, Sym};
+use std::fmt;
+
+/// The type of an SSA value: a scalar (one lane) or a vector.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ValueType {
+    /// Format of each lane.
+    pub elem: DType,
+    /// Number of lanes, a power of two.
+    pub lanes: u32,
+}
+
+impl ValueType {
+    /// 64-bit index.
+    pub const INDEX: ValueType = ValueType::scalar(DType::I64);
+
+    /// One lane of `elem`.
+    pub const fn scalar(elem: DType) -> Self {
+        ValueType { elem, lanes: 1 }
+    }
+
+    /// `lanes` lanes of `elem`.
+    pub const fn vector(elem: DType, lanes: u32) -> Self {
+        ValueType { elem, lanes }
+    }
+
+    /// The same number of lanes in another format.
+    pub const fn with_elem(self, elem: DType) -> Self {
+        ValueType { elem, lanes: self.lanes }
+    }
+}
+
+impl fmt::Display for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.lanes {
+            1 => write!(f, "{}", self.elem),
+            n => write!(f, "{}x{n}", self.elem),
+        }
+    }
+}
+
+impl fmt::Debug for ValueType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An SSA value: an index into [`Kernel::values`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Value(pub u32);
+
+impl Value {
+    /// Position in the arena.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "%{}", self.0)
+    }
+}
+
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A buffer: a parameter or an allocation of this kernel.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Buf {
+    /// Index into [`Kernel::params`].
+    Param(u32),
+    /// Index into [`Kernel::allocs`].
+    Alloc(u32),
+}
+
+/// What a kernel does with a parameter.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Access {
+    /// Only loads. Nothing else writes the buffer while the kernel runs.
+    Read,
+    /// Only stores; every element read later by someone else is stored.
+    Write,
+    /// Loads and stores: states, and buffers updated in place.
+    ReadWrite,
+}
+
+/// A buffer in global memory, row-major.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Param {
+    /// Name, unique among the kernel's buffers.
+    pub name: String,
+    /// Element format.
+    pub dtype: DType,
+    /// Sizes, outermost first; none for a single element.
+    pub shape: Vec<Dim>,
+    /// What the kernel does with it.
+    pub access: Access,
+}
+
+/// Where an allocation lives.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Space {
+    /// Private to the grid index, or to the thread where the allocation stands inside a `thread` loop.
+    Local,
+    /// Common to the threads of a grid index.
+    Shared,
+}
+
+/// How a shared tile's 16-byte units are permuted within rows, so that a column is read without bank conflicts.
+/// Transparent to indices: only code generators look at it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum Swizzle {
+    /// Plain row-major.
+    #[default]
+    None,
+    /// Within 32 bytes.
+    B32,
+    /// Within 64 bytes.
+    B64,
+    /// Within 128 bytes.
+    B128,
+}
+
+/// A buffer that lives while its block runs; uninitialised at the start.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Alloc {
+    /// Name, unique among the kernel's buffers.
+    pub name: String,
+    /// Element format.
+    pub dtype: DType,
+    /// Sizes; at most one of them depends on symbols.
+    pub shape: Vec<Dim>,
+    /// Where it lives.
+    pub space: Space,
+    /// Layout of shared tiles.
+    pub swizzle: Swizzle,
+}
+
+/// How the iterations of a loop run.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum LoopKind {
+    /// One after the other.
+    Serial,
+    /// One after the other, expanded by the code generator; bounds are constants.
+    Unroll,
+    /// One per thread of a block; serial on a CPU. Concurrent between barriers; carries nothing.
+    Thread,
+    /// One per warp of a block; otherwise as `Thread`.
+    Warp,
+    /// One per warpgroup of a block; otherwise as `Thread`.
+    Warpgroup,
+}
+
+impl LoopKind {
+    /// Whether iterations run at the same time.
+    pub const fn is_concurrent(self) -> bool {
+        matches!(self, LoopKind::Thread | LoopKind::Warp | LoopKind::Warpgroup)
+    }
+}
+
+/// A constant. Floats are kept as bits so that equality is exact.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Const {
+    /// Truth value.
+    Bool(bool),
+    /// 32-bit integer.
+    I32(i32),
+    /// 64-bit integer.
+    I64(i64),
+    /// Bits of an f32.
+    F32(u32),
+}
+
+impl Const {
+    /// Its format.
+    pub const fn dtype(self) -> DType {
+        match self {
+            Const::Bool(_) => DType::Bool,
+            Const::I32(_) => DType::I32,
+            Const::I64(_) => DType::I64,
+            Const::F32(_) => DType::F32,
+        }
+    }
+}
+
+/// Operations of one operand, lane by lane.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum UnaryOp {
+    /// Negation.
+    Neg,
+    /// Absolute value.
+    Abs,
+    /// Complement of every bit, or of a truth value.
+    Not,
+    /// Square root, correctly rounded.
+    Sqrt,
+    /// Towards minus infinity.
+    Floor,
+    /// e to the power.
+    Exp,
+    /// Natural logarithm.
+    Log,
+    /// Sine of radians.
+    Sin,
+    /// Cosine of radians.
+    Cos,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+/// Operations of two operands, lane by lane.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum BinaryOp {
+    /// Sum.
+    Add,
+    /// Difference.
+    Sub,
+    /// Product.
+    Mul,
+    /// Quotient.
+    Div,
+    /// Remainder of an integer division, with the sign of the dividend.
+    Rem,
+    /// The smaller one.
+    Min,
+    /// The larger one.
+    Max,
+    /// Bitwise and, or of truth values.
+    And,
+    /// Bitwise or, or of truth values.
+    Or,
+    /// Bitwise exclusive or, or of truth values.
+    Xor,
+    /// Shift left.
+    Shl,
+    /// Shift right, copying the sign.
+    Shr,
+    /// Shift right, filling with zeros.
+    Ushr,
+}
+
+/// Comparisons, lane by lane; every one but `Ne` is false for NaN.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum CompareOp {
+    /// Equal.
+    Eq,
+    /// Not equal.
+    Ne,
+    /// Less.
+    Lt,
+    /// Less or equal.
+    Le,
+    /// Greater.
+    Gt,
+    /// Greater or equal.
+    Ge,
+}
+
+/// How lanes are combined by a reduction.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum ReduceOp {
+    /// Sum.
+    Add,
+    /// Product.
+    Mul,
+    /// Smallest.
+    Min,
+    /// Largest.
+    Max,
+}
+
+impl ReduceOp {
+    /// The operation that combines two lanes.
+    pub const fn binary(self) -> BinaryOp {
+        match self {
+            ReduceOp::Add => BinaryOp::Add,
+            ReduceOp::Mul => BinaryOp::Mul,
+            ReduceOp::Min => BinaryOp::Min,
+            ReduceOp::Max => BinaryOp::Max,
+        }
+    }
+}
+
+/// An element, or the first of a run of elements along the last dimension.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Place {
+    /// The buffer.
+    pub buf: Buf,
+    /// One index per dimension.
+    pub index: Vec<Value>,
+}
+
+/// What computes a value.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Op {
+    /// A constant scalar.
+    Const(Const),
+    /// The coordinate of this grid index in one dimension of the grid.
+    GridIndex(u32),
+    /// The value of a symbol.
+    Symbol(Sym),
+    /// Lane-wise, one operand.
+    Unary(UnaryOp, Value),
+    /// Lane-wise, two operands of one type.
+    Binary(BinaryOp, Value, Value),
+    /// Lane-wise comparison giving `bool` lanes.
+    Compare(CompareOp, Value, Value),
+    /// `a * b + c`, rounded once.
+    Fma(Value, Value, Value),
+    /// The second operand where the first is true, else the third.
+    Select(Value, Value, Value),
+    /// Conversion to another format.
+    Cast(Value),
+    /// The same bits as another format of the same width.
+    Bitcast(Value),
+    /// A scalar in every lane.
+    Splat(Value),
+    /// One lane.
+    Extract(Value, u32),
+    /// 0, 1, 2, … by lane.
+    Iota,
+    /// All lanes combined.
+    Reduce(ReduceOp, Value),
+    /// Consecutive elements. Lanes where the mask is false touch no memory and take `fill` (zero without one).
+    Load {
+        /// First element.
+        place: Place,
+        /// Lanes to read; all without one.
+        mask: Option<Value>,
+        /// Value of masked-off lanes.
+        fill: Option<Value>,
+    },
+}
+
+/// Statements followed by the values the block gives to what encloses it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Block {
+    /// In order of execution.
+    pub stmts: Vec<Stmt>,
+    /// Next carried values of a loop, or results of an `if`.
+    pub yields: Vec<Value>,
+}
+
+/// Who waits at a barrier.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Scope {
+    /// All threads of the block.
+    Block,
+    /// The threads of one warpgroup.
+    Warpgroup,
+    /// The threads that use barrier number n.
+    Named(u32),
+}
+
+/// What tells that asynchronous copies have finished.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Completion {
+    /// The thread's groups of copies, in order of commit.
+    Group,
+    /// Barrier object number n in shared memory.
+    Mbarrier(u32),
+}
+
+/// A matrix product on tiles: `d[m, n] += a[m, k] · b`, where b is `[n, k]` or, `b_rows_are_k`, `[k, n]`.
+/// Tiles are the last two dimensions of their buffers from the given places on. Each element is the sum of all
+/// exact products and the old value, rounded once to f32.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Mma {
+    /// Rows of `a` and `d`.
+    pub m: u32,
+    /// Columns of `d`.
+    pub n: u32,
+    /// Length of the dot products.
+    pub k: u32,
+    /// f32 accumulators.
+    pub d: Place,
+    /// Left tile.
+    pub a: Place,
+    /// Right tile.
+    pub b: Place,
+    /// Whether `b` is `[k, n]` rather than `[n, k]`.
+    pub b_rows_are_k: bool,
+}
+
+/// One step of a block.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Stmt {
+    /// Defines a value.
+    Let(Value, Op),
+    /// Writes consecutive elements; masked-off lanes touch no memory.
+    Store {
+        /// First element.
+        place: Place,
+        /// What to write.
+        value: Value,
+        /// Lanes to write; all without one.
+        mask: Option<Value>,
+    },
+    /// Brings an allocation into being, uninitialised. Index into [`Kernel::allocs`].
+    Alloc(u32),
+    /// A loop.
+    For(Box<For>),
+    /// A choice.
+    If(Box<If>),
+    /// Waits for other threads and makes their writes visible.
+    Barrier(Scope),
+    /// Starts copying `count` consecutive elements from global to shared memory.
+    AsyncCopy {
+        /// First element written.
+        to: Place,
+        /// First element read.
+        from: Place,
+        /// Number of elements.
+        count: u32,
+        /// What tells that it has finished.
+        completion: Completion,
+    },
+    /// Ends the current group of copies.
+    AsyncCommit,
+    /// Waits until at most `pending` groups are unfinished, or (pending 0) for all copies on an mbarrier.
+    AsyncWait {
+        /// What to wait for.
+        completion: Completion,
+        /// Groups that may remain.
+        pending: u32,
+    },
+    /// Multiplies tiles.
+    Mma(Box<Mma>),
+}
+
+/// `var` runs from `lo` while below `hi` in steps of `step`. Each carried value starts as its `init` and becomes
+/// what the body yields; after the last iteration it is the result.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct For {
+    /// How iterations run.
+    pub kind: LoopKind,
+    /// The counter, an i64.
+    pub var: Value,
+    /// First value of the counter.
+    pub lo: Value,
+    /// Bound, exclusive.
+    pub hi: Value,
+    /// Positive stride.
+    pub step: i64,
+    /// Values carried from one iteration to the next, inside the body.
+    pub carried: Vec<Value>,
+    /// Where they start.
+    pub init: Vec<Value>,
+    /// The iteration.
+    pub body: Block,
+    /// What the carried values are at the end.
+    pub results: Vec<Value>,
+}
+
+/// Runs one of two blocks; the results are what it yields.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct If {
+    /// A scalar truth value.
+    pub cond: Value,
+    /// Where true.
+    pub then: Block,
+    /// Where false.
+    pub otherwise: Block,
+    /// What the chosen block yields.
+    pub results: Vec<Value>,
+}
+
+/// One launch.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Kernel {
+    /// Name, an identifier.
+    pub name: String,
+    /// Symbols whose values the launch passes, in this order.
+    pub symbols: Vec<Sym>,
+    /// Buffers in global memory, in the order of the launch's arguments.
+    pub params: Vec<Param>,
+    /// Number of grid indices along each dimension; the product is the number of runs, the last varies fastest.
+    pub grid: Vec<Dim>,
+    /// Types of all values, in order of definition.
+    pub values: Vec<ValueType>,
+    /// Allocations, each brought into being by one [`Stmt::Alloc`].
+    pub allocs: Vec<Alloc>,
+    /// What one grid index does.
+    pub body: Block,
+}
+
+/// Alignment in bytes of every allocation.
+pub const ALLOC_ALIGN: u64 = 64;
+
+impl Kernel {
+    /// The type of a value.
+    pub fn ty(&self, value: Value) -> ValueType {
+        self.values[value.index()]
+    }
+
+    /// Name, format and shape of a buffer.
+    pub fn buffer(&self, buf: Buf) -> (&str, DType, &[Dim]) {
+        match buf {
+            Buf::Param(i) => {
+                let p = &self.params[i as usize];
+                (&p.name, p.dtype, &p.shape)
+            }
+            Buf::Alloc(i) => {
+                let a = &self.allocs[i as usize];
+                (&a.name, a.dtype, &a.shape)
+            }
+        }
+    }
+
+    /// Bytes of scratch memory one worker needs for all allocations, each aligned to [`ALLOC_ALIGN`]; an upper bound
+    /// where sizes depend on symbols. `None` where a size is no affine form.
+    pub fn scratch_bytes(&self) -> Option<Dim> {
+        self.allocs.iter().try_fold(Dim::from(0i64), |sum, a| Some(sum + a.bytes()?))
+    }
+}
+
+impl Alloc {
+    /// Bytes including padding to the alignment; `None` where the size is no affine form.
+    pub fn bytes(&self) -> Option<Dim> {
+        let count = self.shape.iter().try_fold(Dim::from(1i64), |n, d| n.checked_mul(d))?;
+        let bits = count * self.dtype.bits() as i64;
+        let align = ALLOC_ALIGN as i64;
+        Some(match bits.as_const() {
+            Some(n) => Dim::from((n.max(0) as u64).div_ceil(8).next_multiple_of(ALLOC_ALIGN) as i64),
+            None => bits.div_exact(8).unwrap_or(bits) + (align - 1),
+        })
+    }
+}
+
+impl Op {
+    /// Calls `f` with every operand.
+    pub fn for_each_operand(&self, mut f: impl FnMut(Value)) {
+        self.clone().map_operands(|v| {
+            f(v);
+            v
+        });
+    }
+
+    /// The same operation with operands replaced by what `f` gives.
+    pub fn map_operands(self, mut f: impl FnMut(Value) -> Value) -> Op {
+        match self {
+            Op::Const(_) | Op::GridIndex(_) | Op::Symbol(_) | Op::Iota => self,
+            Op::Unary(op, a) => Op::Unary(op, f(a)),
+            Op::Binary(op, a, b) => Op::Binary(op, f(a), f(b)),
+            Op::Compare(op, a, b) => Op::Compare(op, f(a), f(b)),
+            Op::Fma(a, b, c) => Op::Fma(f(a), f(b), f(c)),
+            Op::Select(c, a, b) => Op::Select(f(c), f(a), f(b)),
+            Op::Cast(a) => Op::Cast(f(a)),
+            Op::Bitcast(a) => Op::Bitcast(f(a)),
+            Op::Splat(a) => Op::Splat(f(a)),
+            Op::Extract(a, lane) => Op::Extract(f(a), lane),
+            Op::Reduce(op, a) => Op::Reduce(op, f(a)),
+            Op::Load { place, mask, fill } => {
+                let place = place.map(&mut f);
+                Op::Load { place, mask: mask.map(&mut f), fill: fill.map(&mut f) }
+            }
+        }
+    }
+}
+
+impl Place {
+    /// The same place with indices replaced by what `f` gives.
+    pub fn map(self, f: impl FnMut(Value) -> Value) -> Place {
+        Place { buf: self.buf, index: self.index.into_iter().map(f).collect() }
+    }
+}
