@@ -47,4 +47,115 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A safetensors file contradicts itself, its length or the format.
+    #[error("{}{}: expected {expected}, found {found}; the file is damaged or incomplete, copy or download it again",
+        file.display(), of_tensor(tensor))]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// The tensor whose entry is wrong, where one is to blame.
+        tensor: Option<String>,
+        /// What the format asks for.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A tensor is stored in an element format that cannot be read.
+    #[error("{}: tensor `{tensor}` is stored as {found}, which is not supported; convert the checkpoint to one of {}",
+        file.display(), crate::checkpoint::format_names())]
+    UnknownFormat {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The format's name in the file.
+        found: String,
+    },
+    /// A folder holds no safetensors file.
+    #[error("{}: no safetensors file here (found {found}); give the folder that holds config.json and \
+        model.safetensors, and convert other weight formats to safetensors first", dir.display())]
+    NoTensors {
+        /// The folder.
+        dir: PathBuf,
+        /// What the folder holds instead.
+        found: String,
+    },
+    /// Shards that the index or the shards' own numbering asks for are not there.
+    #[error("{}: {} of {total} shards missing: {}; download them into the same folder",
+        dir.display(), missing.len(), listed(missing))]
+    ShardsMissing {
+        /// The folder.
+        dir: PathBuf,
+        /// File names, in order.
+        missing: Vec<String>,
+        /// Shards there should be.
+        total: usize,
+    },
+    /// The index names something that cannot be a shard beside it.
+    #[error("{}: `{tensor}`: expected the name of a file in the same folder, found {found}", index.display())]
+    IndexEntry {
+        /// The index file.
+        index: PathBuf,
+        /// The tensor with the bad entry.
+        tensor: String,
+        /// The entry.
+        found: String,
+    },
+    /// The index places tensors in shards that do not hold them.
+    #[error("{}: {} tensors are not in the shard named for them: {}; index and shards come from different \
+        downloads, fetch both again", index.display(), misplaced.len(), listed(misplaced))]
+    Misplaced {
+        /// The index file.
+        index: PathBuf,
+        /// Tensor and shard, as `NAME in FILE`.
+        misplaced: Vec<String>,
+    },
+    /// Two files hold the same tensor.
+    #[error("tensor `{tensor}` is both in {} and in {}; remove the file that does not belong to the checkpoint",
+        first.display(), second.display())]
+    Repeated {
+        /// The tensor.
+        tensor: String,
+        /// The file read first.
+        first: PathBuf,
+        /// The other one.
+        second: PathBuf,
+    },
+    /// A tensor asked for by name is not in the checkpoint.
+    #[error("{}: no tensor `{tensor}`", dir.display())]
+    NoSuchTensor {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// The name.
+        tensor: String,
+    },
+    /// Tensors that should stack into one differ.
+    #[error("{}: tensor `{tensor}`: expected {expected} like the first of its stack, found {found}", dir.display())]
+    Stack {
+        /// The checkpoint's folder.
+        dir: PathBuf,
+        /// The first tensor that differs.
+        tensor: String,
+        /// Type of the stack's first tensor.
+        expected: String,
+        /// This one's type.
+        found: String,
+    },
+    /// The checkpoint's tensors are not the model's.
+    #[error("{0}")]
+    Mismatch(Box<crate::checkpoint::Report>),
+}
+
+fn of_tensor(tensor: &Option<String>) -> String {
+    tensor.as_ref().map_or_else(String::new, |name| format!(": tensor `{name}`"))
+}
+
+/// The first twenty, and how many more there are.
+pub(crate) fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 20;
+    let mut out = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN {
+        out += &format!(" … and {} more", names.len() - SHOWN);
+    }
+    out
 }
