@@ -4,14 +4,23 @@
 //!
 //! `runner ELF │ pad 64 KiB │ code │ pad │ manifest │ blobs │ pad 64 KiB │ weights │ pad │ 64-byte trailer`
 //!
-//! [`Manifest`] is the plan as plain data, `write` puts a file together and replaces the target atomically, and
-//! `parse` finds the parts again and refuses, with the reason, anything that is damaged, truncated, stripped,
+//! [`Manifest`] is the plan as plain data, [`write()`] puts a file together and replaces the target atomically, and
+//! [`parse`] finds the parts again and refuses, with the reason, anything that is damaged, truncated, stripped,
 //! foreign, of another version, or inconsistent. This crate is where compiler and runtime meet, so it depends on
 //! neither.
 
+mod check;
+mod error;
+mod format;
 mod manifest;
+mod read;
+mod write;
 
+pub use check::check;
+pub use error::{ArgFault, Error, Fault, Part};
 pub use manifest::*;
+pub use read::{Artifact, parse};
+pub use write::{Parts, WeightWriter, write, write_to};
 
 /// Version of the file format and of the kernel ABI; a reader takes exactly its own.
 pub const ABI_VERSION: u32 = 1;
@@ -33,3 +42,6 @@ pub mod blob {
 pub fn checksum(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64(bytes)
 }
+
+#[cfg(test)]
+mod tests;

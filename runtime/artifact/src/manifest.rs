@@ -354,12 +354,9 @@ pub(crate) fn byte_count(dtype: DType, shape: &[u64]) -> Option<u64> {
     Some(count.checked_mul(dtype.bits())?.div_ceil(8))
 }
 
-/// Bytes of a tensor of type `ty` under `bindings`; `None` where that overflows, a size is negative, or a symbol has no
-/// value.
+/// Bytes of a tensor of type `ty` under `bindings`, negative sizes counting as none; `None` where that overflows or a
+/// symbol has no value.
 pub fn tensor_bytes(ty: &TensorType, bindings: &Bindings) -> Option<u64> {
-    let count = ty.shape.iter().try_fold(1u64, |n, d| {
-        let size = u64::try_from(d.eval(bindings).ok()?).ok()?;
-        n.checked_mul(size)
-    })?;
+    let count = ty.shape.iter().try_fold(1u64, |n, d| n.checked_mul(d.eval(bindings).ok()?.max(0) as u64))?;
     Some(count.checked_mul(ty.dtype.bits())?.div_ceil(8))
 }

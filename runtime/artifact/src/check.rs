@@ -1,0 +1,205 @@
+//! Whether a manifest is consistent: every index exists, every buffer is as large as the kernels that touch it need for
+//! all values of the symbols, nothing read-only is written. Done by the writer, so that a compiler's mistake is found
+//! before a file exists, and by the reader, so that nothing has to be checked again per launch.
+
+use crate::manifest::{byte_count, tensor_bytes};
+use crate::{ALIGN, ArgFault, Entry, Fault, Launch, Manifest, Place, Space};
+use hadal_types::{Bindings, Dim, TensorType};
+use std::collections::{HashMap, HashSet};
+
+/// Symbols an entry may have; sizes are checked at the corners of their ranges, of which there are `2^n`.
+const MAX_SYMBOLS: usize = 4;
+
+/// All contradictions in `manifest`, given the sizes of the sections it describes; stops after [`Fault::MAX`].
+pub fn check(manifest: &Manifest, code_bytes: u64, weights_bytes: u64) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    check_model(manifest, &mut faults);
+    check_memory(manifest, code_bytes, weights_bytes, &mut faults);
+    duplicates("entries", manifest.entries.iter().map(|e| &e.name), &mut faults);
+    for entry in &manifest.entries {
+        if faults.len() < Fault::MAX {
+            check_entry(manifest, entry, &mut faults);
+        }
+    }
+    faults.truncate(Fault::MAX);
+    faults
+}
+
+fn check_model(manifest: &Manifest, faults: &mut Vec<Fault>) {
+    let m = &manifest.model;
+    let mut require = |ok: bool, field, value| {
+        if !ok {
+            faults.push(Fault::Model { field, value });
+        }
+    };
+    require((1..=i32::MAX as u64).contains(&m.vocab), "vocabulary size", m.vocab);
+    require((1..=i32::MAX as u64).contains(&m.max_context), "context", m.max_context);
+    require((1..=m.max_context).contains(&m.max_chunk), "largest chunk", m.max_chunk);
+    for id in m.bos.iter().chain(&m.stop) {
+        require((*id as u64) < m.vocab, "special token", *id as u64);
+    }
+}
+
+fn check_memory(manifest: &Manifest, code_bytes: u64, weights_bytes: u64, faults: &mut Vec<Fault>) {
+    let fits = |offset: u64, bytes: u64, room: u64| offset.checked_add(bytes).is_some_and(|end| end <= room);
+    let mut require = |ok: bool, kind, name: &String| {
+        if !ok && faults.len() < Fault::MAX {
+            faults.push(Fault::Placement { kind, name: name.clone() });
+        }
+    };
+    for k in &manifest.kernels {
+        let ok = k.bytes > 0 && k.offset % ALIGN == 0 && fits(k.offset, k.bytes, code_bytes);
+        require(ok, "kernel", &k.name);
+    }
+    for w in &manifest.weights {
+        let long_enough = byte_count(w.dtype, &w.shape).is_some_and(|n| n <= w.bytes);
+        let placed = match w.place {
+            Place::Embedded { offset } => offset % ALIGN == 0 && fits(offset, w.bytes, weights_bytes),
+            Place::External { file, offset } => {
+                let aligned = offset % w.dtype.bits().div_ceil(8) == 0;
+                aligned && manifest.files.get(file as usize).is_some_and(|f| fits(offset, w.bytes, f.bytes))
+            }
+        };
+        require(long_enough && placed, "weight", &w.name);
+    }
+    for f in &manifest.files {
+        require(f.header_bytes <= f.bytes, "header of", &f.path);
+    }
+    for s in &manifest.states {
+        let pages = s.page_rows > 0 && s.rows % s.page_rows == 0;
+        let room = s.row_bytes().and_then(|row| row.checked_mul(s.rows)).is_some_and(|n| n <= s.bytes);
+        require(pages && room, "state", &s.name);
+    }
+    duplicates("kernels", manifest.kernels.iter().map(|k| &k.name), faults);
+    duplicates("weights", manifest.weights.iter().map(|w| &w.name), faults);
+    duplicates("states", manifest.states.iter().map(|s| &s.name), faults);
+}
+
+fn duplicates<'a>(kind: &'static str, names: impl Iterator<Item = &'a String>, faults: &mut Vec<Fault>) {
+    let mut seen = HashSet::new();
+    for name in names {
+        if !seen.insert(name) && faults.len() < Fault::MAX {
+            faults.push(Fault::Duplicate { kind, name: name.clone() });
+        }
+    }
+}
+
+fn check_entry(manifest: &Manifest, entry: &Entry, faults: &mut Vec<Fault>) {
+    let named = || entry.name.clone();
+    let distinct: HashSet<_> = entry.symbols.iter().map(|r| r.sym).collect();
+    let usable = entry.symbols.len() <= MAX_SYMBOLS
+        && distinct.len() == entry.symbols.len()
+        && entry.symbols.iter().all(|r| 0 <= r.lo && r.lo <= r.hi);
+    if !usable {
+        return faults.push(Fault::Symbols { entry: named() });
+    }
+    let known = |dims: &[Dim]| dims.iter().all(|d| d.terms().iter().all(|(s, _)| distinct.contains(s)));
+    duplicates("ports of an entry", entry.inputs.iter().chain(&entry.outputs).map(|p| &p.name), faults);
+    for port in entry.inputs.iter().chain(&entry.outputs) {
+        if !known(&port.ty.shape) {
+            faults.push(Fault::UnknownSymbol { entry: named(), place: port.name.clone() });
+        }
+    }
+
+    let corners = entry.corners(manifest.model.max_context);
+    let sizes = Sizes::new(manifest, entry, &corners);
+    // Kernels are few and launches many, so what depends on the kernel alone is worked out once.
+    let mut params: HashMap<u32, Vec<Option<Vec<u64>>>> = HashMap::new();
+    for (launch, l) in entry.launches.iter().enumerate() {
+        if faults.len() >= Fault::MAX {
+            return;
+        }
+        let Some(kernel) = manifest.kernels.get(l.kernel as usize) else {
+            faults.push(Fault::NoKernel { entry: named(), launch, kernel: l.kernel });
+            continue;
+        };
+        if l.args.len() != kernel.params.len() {
+            let (expected, found) = (kernel.params.len(), l.args.len());
+            faults.push(Fault::ArgCount { entry: named(), launch, expected, found });
+            continue;
+        }
+        let needs = params.entry(l.kernel).or_insert_with(|| {
+            let all_known =
+                kernel.symbols.iter().all(|s| distinct.contains(s)) && kernel.params.iter().all(|p| known(&p.ty.shape));
+            if !all_known {
+                faults.push(Fault::UnknownSymbol { entry: named(), place: kernel.name.clone() });
+            }
+            kernel.params.iter().map(|p| bytes_at(&p.ty, &corners)).collect()
+        });
+        if !known(&l.grid) {
+            faults.push(Fault::UnknownSymbol { entry: named(), place: format!("the grid of `{}`", kernel.name) });
+        }
+        for (arg, need) in needs.iter().enumerate() {
+            if let Some(what) = check_arg(&sizes, l, arg, &kernel.params[arg], need.as_deref()) {
+                faults.push(Fault::Arg { entry: named(), launch, arg, what });
+            }
+        }
+    }
+}
+
+fn check_arg(
+    sizes: &Sizes,
+    launch: &Launch,
+    arg: usize,
+    param: &crate::Param,
+    need: Option<&[u64]>,
+) -> Option<ArgFault> {
+    let a = launch.args[arg];
+    let Some(room) = sizes.of(a.space) else {
+        return Some(ArgFault::NoSuchBuffer);
+    };
+    if param.access.writes() && matches!(a.space, Space::Weight(_) | Space::Input(_)) {
+        return Some(ArgFault::ReadOnly);
+    }
+    if !a.offset.is_multiple_of(param.ty.dtype.bits().div_ceil(8)) {
+        return Some(ArgFault::Misaligned);
+    }
+    let fits = need.is_some_and(|need| {
+        need.iter().enumerate().all(|(i, n)| a.offset.checked_add(*n).is_some_and(|end| end <= room.at(i)))
+    });
+    (!fits).then_some(ArgFault::OutOfBounds)
+}
+
+/// Bytes of `ty` at each corner.
+fn bytes_at(ty: &TensorType, corners: &[Bindings]) -> Option<Vec<u64>> {
+    corners.iter().map(|c| tensor_bytes(ty, c)).collect()
+}
+
+/// Sizes of the buffers an entry can use.
+struct Sizes<'a> {
+    manifest: &'a Manifest,
+    inputs: Vec<Option<Vec<u64>>>,
+    outputs: Vec<Option<Vec<u64>>>,
+}
+
+/// Bytes of a buffer, which for ports depend on the symbols.
+enum Room<'a> {
+    Fixed(u64),
+    AtCorners(&'a [u64]),
+}
+
+impl Room<'_> {
+    fn at(&self, corner: usize) -> u64 {
+        match self {
+            Room::Fixed(n) => *n,
+            Room::AtCorners(sizes) => sizes[corner],
+        }
+    }
+}
+
+impl<'a> Sizes<'a> {
+    fn new(manifest: &'a Manifest, entry: &Entry, corners: &[Bindings]) -> Self {
+        let all = |ports: &[crate::Port]| ports.iter().map(|p| bytes_at(&p.ty, corners)).collect();
+        Sizes { manifest, inputs: all(&entry.inputs), outputs: all(&entry.outputs) }
+    }
+
+    fn of(&self, space: Space) -> Option<Room<'_>> {
+        match space {
+            Space::Arena => Some(Room::Fixed(self.manifest.arena_bytes)),
+            Space::Weight(i) => self.manifest.weights.get(i as usize).map(|w| Room::Fixed(w.bytes)),
+            Space::State(i) => self.manifest.states.get(i as usize).map(|s| Room::Fixed(s.bytes)),
+            Space::Input(i) => self.inputs.get(i as usize)?.as_deref().map(Room::AtCorners),
+            Space::Output(i) => self.outputs.get(i as usize)?.as_deref().map(Room::AtCorners),
+        }
+    }
+}
