@@ -55,6 +55,22 @@ fn commas<T: Display>(items: &[T]) -> String {
 }
 
 impl Kernel {
+    /// The first line of a statement as it prints, for messages.
+    pub(super) fn stmt_line(&self, stmt: &Stmt) -> String {
+        struct Line<'a>(&'a Kernel, &'a Stmt);
+        impl Display for Line<'_> {
+            fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+                match self.1 {
+                    // Only the heads: bodies may be long.
+                    Stmt::For(l) => write!(f, "for {} {} = {} to {}", l.kind.name(), l.var, l.lo, l.hi),
+                    Stmt::If(c) => write!(f, "if {}", c.cond),
+                    stmt => self.0.print_stmt(f, stmt, 0),
+                }
+            }
+        }
+        Line(self, stmt).to_string()
+    }
+
     fn print_block(&self, f: &mut Formatter<'_>, block: &Block, depth: usize) -> Result {
         for stmt in &block.stmts {
             write!(f, "{:1$}", "", 2 * depth)?;
