@@ -1,0 +1,182 @@
+//! The graph interpreter: evaluates functions in wide precision, the reference for every later stage.
+
+use crate::module::*;
+use crate::ops::Op;
+use crate::tensor::Tensor;
+use hadal_types::{Bindings, Dim, Sym, TensorType};
+use std::collections::BTreeMap;
+
+/// Why evaluation stopped.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub enum EvalError {
+    /// A symbol has no value.
+    #[error("symbol `{0}` has no value")]
+    Unbound(Sym),
+    /// An argument has another shape or format than declared.
+    #[error("`{name}` should be {expected}, found {found}")]
+    Argument {
+        /// The input's, weight's or state's name.
+        name: String,
+        /// Declared type under the bindings.
+        expected: TensorType,
+        /// What was given.
+        found: TensorType,
+    },
+    /// The number of arguments differs.
+    #[error("@{func} takes {expected} argument(s), found {found}")]
+    Count {
+        /// The function.
+        func: String,
+        /// Declared.
+        expected: usize,
+        /// Given.
+        found: usize,
+    },
+    /// No such function.
+    #[error("there is no function @{0}")]
+    NoFunction(String),
+    /// The weight source has no such tensor.
+    #[error("weight `{name}`: {reason}")]
+    Weight {
+        /// Full name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// A function with weights or states where none can be.
+    #[error("@{0} has weights, states or calls, so it needs a module and a weight source")]
+    NotPure(String),
+}
+
+/// Where weights come from.
+pub trait WeightSource {
+    /// The tensor called `name` (with the prefix, and counters for stacks), as `ty` (symbols substituted).
+    fn weight(&self, name: &str, ty: &TensorType) -> Result<Tensor, String>;
+}
+
+/// Weights held in a map.
+impl WeightSource for BTreeMap<String, Tensor> {
+    fn weight(&self, name: &str, _: &TensorType) -> Result<Tensor, String> {
+        self.get(name).cloned().ok_or_else(|| "missing".to_owned())
+    }
+}
+
+/// A module being evaluated, with the states of one sequence.
+pub struct Interpreter<'a, W: WeightSource> {
+    module: &'a Module,
+    weights: &'a W,
+    /// States by full name.
+    pub states: BTreeMap<String, Tensor>,
+}
+
+impl<'a, W: WeightSource> Interpreter<'a, W> {
+    /// Begins with empty states.
+    pub fn new(module: &'a Module, weights: &'a W) -> Self {
+        Interpreter { module, weights, states: BTreeMap::new() }
+    }
+
+    /// Evaluates `func`. States that do not exist yet begin with the size their type has under `bindings` (which must
+    /// then be empty, as `P = 0` makes them) .
+    pub fn run(
+        &mut self,
+        func: &str,
+        prefix: &str,
+        args: &[Tensor],
+        bindings: &Bindings,
+    ) -> Result<Vec<Tensor>, EvalError> {
+        let func = self.module.func(func).ok_or_else(|| EvalError::NoFunction(func.to_owned()))?;
+        let mut values = bind_params(func, args, bindings)?;
+        for w in &func.weights {
+            let name = format!("{prefix}{}", w.name);
+            let ty = func.ty(w.value).substitute(bindings);
+            let tensor =
+                self.weights.weight(&name, &ty).map_err(|reason| EvalError::Weight { name: name.clone(), reason })?;
+            check(&name, &ty, &tensor, bindings)?;
+            values[w.value.index()] = Some(tensor);
+        }
+        for s in &func.states {
+            let name = format!("{prefix}{}", s.name);
+            let ty = func.ty(s.value);
+            let tensor = match self.states.get(&name) {
+                Some(held) => held.clone(),
+                None => {
+                    Tensor::from_bytes(ty.dtype, &shape_of(ty, bindings)?, &[]).ok_or_else(|| EvalError::Argument {
+                        name: name.clone(),
+                        expected: ty.substitute(bindings),
+                        found: TensorType::new(ty.dtype, [0]),
+                    })?
+                }
+            };
+            check(&name, ty, &tensor, bindings)?;
+            values[s.value.index()] = Some(tensor);
+        }
+        for inst in &func.insts {
+            let args: Vec<&Tensor> = inst.args.iter().map(|a| values[a.index()].as_ref().expect("verified")).collect();
+            match &inst.kind {
+                InstKind::Op(op) => {
+                    let result = eval_op(op, &args, func.ty(inst.results[0]), bindings);
+                    values[inst.results[0].index()] = Some(result);
+                }
+                InstKind::Call(call) => {
+                    let args: Vec<Tensor> = args.into_iter().cloned().collect();
+                    let results = self.run(&call.func, &format!("{prefix}{}", call.prefix), &args, bindings)?;
+                    for (id, tensor) in inst.results.iter().zip(results) {
+                        values[id.index()] = Some(tensor);
+                    }
+                }
+            }
+        }
+        for s in &func.states {
+            let next = values[s.next.index()].clone().expect("verified");
+            self.states.insert(format!("{prefix}{}", s.name), next);
+        }
+        Ok(func.results.iter().map(|(_, v)| values[v.index()].clone().expect("verified")).collect())
+    }
+}
+
+/// Evaluates a function that has no weights, states or calls.
+pub fn eval_func(func: &Func, args: &[Tensor], bindings: &Bindings) -> Result<Vec<Tensor>, EvalError> {
+    let calls = func.insts.iter().any(|i| matches!(i.kind, InstKind::Call(_)));
+    if calls || !func.weights.is_empty() || !func.states.is_empty() {
+        return Err(EvalError::NotPure(func.name.clone()));
+    }
+    let mut values = bind_params(func, args, bindings)?;
+    for inst in &func.insts {
+        let InstKind::Op(op) = &inst.kind else { unreachable!("no calls") };
+        let args: Vec<&Tensor> = inst.args.iter().map(|a| values[a.index()].as_ref().expect("verified")).collect();
+        values[inst.results[0].index()] = Some(eval_op(op, &args, func.ty(inst.results[0]), bindings));
+    }
+    Ok(func.results.iter().map(|(_, v)| values[v.index()].clone().expect("verified")).collect())
+}
+
+fn eval_op(op: &Op, args: &[&Tensor], ty: &TensorType, bindings: &Bindings) -> Tensor {
+    op.eval(args, ty, bindings)
+}
+
+fn bind_params(func: &Func, args: &[Tensor], bindings: &Bindings) -> Result<Vec<Option<Tensor>>, EvalError> {
+    if args.len() != func.params.len() {
+        return Err(EvalError::Count { func: func.name.clone(), expected: func.params.len(), found: args.len() });
+    }
+    for v in &func.values {
+        shape_of(&v.ty, bindings)?;
+    }
+    let mut values = vec![None; func.values.len()];
+    for (p, tensor) in func.params.iter().zip(args) {
+        let name = func.values[p.index()].name.as_deref().unwrap_or("input");
+        check(name, func.ty(*p), tensor, bindings)?;
+        values[p.index()] = Some(tensor.clone());
+    }
+    Ok(values)
+}
+
+fn shape_of(ty: &TensorType, bindings: &Bindings) -> Result<Vec<usize>, EvalError> {
+    ty.eval_shape(bindings).map_err(EvalError::Unbound)
+}
+
+fn check(name: &str, ty: &TensorType, tensor: &Tensor, bindings: &Bindings) -> Result<(), EvalError> {
+    if shape_of(ty, bindings)? == tensor.shape && ty.dtype == tensor.dtype {
+        return Ok(());
+    }
+    let found = TensorType { dtype: tensor.dtype, shape: tensor.shape.iter().map(|n| Dim::from(*n)).collect() };
+    Err(EvalError::Argument { name: name.to_owned(), expected: ty.substitute(bindings), found })
+}

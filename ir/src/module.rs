@@ -1,0 +1,240 @@
+//! Modules, functions and entry points: the containers of the graph IR. See `docs/src/design/graph-ir.md`.
+
+use crate::ops::Op;
+use hadal_types::{Bindings, Sym, TensorType};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A value of one function: an input, a weight, a state, or the result of an instruction.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ValueId(pub u32);
+
+impl ValueId {
+    /// Position in [`Func::values`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The values a symbol may take, both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Range {
+    /// Smallest value.
+    pub min: i64,
+    /// Largest value.
+    pub max: i64,
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.min == self.max { write!(f, "{}", self.min) } else { write!(f, "{}..{}", self.min, self.max) }
+    }
+}
+
+/// What a value is, besides its type.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Value {
+    /// Element format and shape.
+    pub ty: TensorType,
+    /// Name in text, without `%`; `None` prints a number.
+    pub name: Option<String>,
+}
+
+/// A tensor of the checkpoint that a function reads.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Weight {
+    /// The value that stands for it.
+    pub value: ValueId,
+    /// Name relative to the caller's prefix. `{0..64}` in it makes a stack: a new leading axis over those numbers.
+    pub name: String,
+}
+
+/// What a function keeps between calls.
+#[derive(Clone, PartialEq, Debug)]
+pub struct State {
+    /// The rows held before this call.
+    pub value: ValueId,
+    /// Name relative to the caller's prefix.
+    pub name: String,
+    /// The value the state has afterwards.
+    pub next: ValueId,
+}
+
+/// A call of another function of the module.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Call {
+    /// The callee's name.
+    pub func: String,
+    /// Put before the names of the callee's weights and states.
+    pub prefix: String,
+}
+
+/// What an instruction does.
+#[derive(Clone, PartialEq, Debug)]
+pub enum InstKind {
+    /// An op; exactly one result.
+    Op(Op),
+    /// A call; as many results as the callee has.
+    Call(Call),
+}
+
+/// One step of a function.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Inst {
+    /// What it does.
+    pub kind: InstKind,
+    /// Operands.
+    pub args: Vec<ValueId>,
+    /// Values it defines.
+    pub results: Vec<ValueId>,
+    /// Places in the model it came from, sorted; rewrites keep the union.
+    pub origin: Vec<String>,
+}
+
+/// What a function is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FuncKind {
+    /// Part of the model.
+    #[default]
+    Graph,
+    /// One launch: only ops, no weights, states or calls of its own. Made by fusion.
+    Kernel,
+    /// Computed from weights alone, once, when compiling. Only ops. Made by passes.
+    Fold,
+}
+
+impl FuncKind {
+    /// The keyword in text.
+    pub const fn keyword(self) -> &'static str {
+        match self {
+            FuncKind::Graph => "func",
+            FuncKind::Kernel => "kernel",
+            FuncKind::Fold => "fold",
+        }
+    }
+}
+
+/// A function: straight-line code over tensors.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Func {
+    /// What it is for.
+    pub kind: FuncKind,
+    /// Name without `@`.
+    pub name: String,
+    /// Inputs, in order.
+    pub params: Vec<ValueId>,
+    /// Checkpoint tensors, in order.
+    pub weights: Vec<Weight>,
+    /// States, in order.
+    pub states: Vec<State>,
+    /// Every value.
+    pub values: Vec<Value>,
+    /// Steps, each after what it uses.
+    pub insts: Vec<Inst>,
+    /// Named results.
+    pub results: Vec<(String, ValueId)>,
+}
+
+impl Func {
+    /// The type of `value`.
+    pub fn ty(&self, value: ValueId) -> &TensorType {
+        &self.values[value.index()].ty
+    }
+
+    /// Adds a value.
+    pub fn add_value(&mut self, ty: TensorType, name: Option<String>) -> ValueId {
+        self.values.push(Value { ty, name });
+        ValueId(self.values.len() as u32 - 1)
+    }
+
+    /// The instruction that defines each value, by value; `None` for inputs, weights and states.
+    pub fn definitions(&self) -> Vec<Option<usize>> {
+        let mut defs = vec![None; self.values.len()];
+        for (i, inst) in self.insts.iter().enumerate() {
+            for r in &inst.results {
+                defs[r.index()] = Some(i);
+            }
+        }
+        defs
+    }
+
+    /// How often each value is used by instructions, results and states.
+    pub fn use_counts(&self) -> Vec<usize> {
+        let mut uses = vec![0; self.values.len()];
+        let all = self.insts.iter().flat_map(|i| &i.args);
+        for v in all.chain(self.results.iter().map(|(_, v)| v)).chain(self.states.iter().map(|s| &s.next)) {
+            uses[v.index()] += 1;
+        }
+        uses
+    }
+}
+
+/// A way into a module: a function with ranges for its symbols.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Entry {
+    /// Name (`prefill`, `decode`, …).
+    pub name: String,
+    /// The function it runs.
+    pub func: String,
+    /// Values the symbols may take here; narrower than the module's.
+    pub ranges: BTreeMap<Sym, Range>,
+}
+
+/// Functions and the entries into them.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Module {
+    /// Values each symbol may take.
+    pub symbols: BTreeMap<Sym, Range>,
+    /// Functions; callees before callers.
+    pub funcs: Vec<Func>,
+    /// Entries.
+    pub entries: Vec<Entry>,
+}
+
+impl Module {
+    /// The function called `name`.
+    pub fn func(&self, name: &str) -> Option<&Func> {
+        self.funcs.iter().find(|f| f.name == name)
+    }
+
+    /// The entry called `name`.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.name == name)
+    }
+
+    /// The largest value of every symbol in `entry`.
+    pub fn largest(&self, entry: &Entry) -> Bindings {
+        let mut ranges = self.symbols.clone();
+        ranges.extend(entry.ranges.clone());
+        ranges.into_iter().map(|(s, r)| (s, r.max)).collect()
+    }
+}
+
+/// The checkpoint names a weight name stands for: one, or as many as its `{a..b}` counts.
+///
+/// A name with more than one counter, or a malformed one, is taken literally.
+pub fn expand_weight_name(name: &str) -> Vec<String> {
+    match stack_range(name) {
+        Some((head, range, tail)) => range.map(|i| format!("{head}{i}{tail}")).collect(),
+        None => vec![name.to_owned()],
+    }
+}
+
+/// Splits `head{a..b}tail`.
+pub fn stack_range(name: &str) -> Option<(&str, std::ops::Range<usize>, &str)> {
+    let (head, rest) = name.split_once('{')?;
+    let (counter, tail) = rest.split_once('}')?;
+    let (a, b) = counter.split_once("..")?;
+    Some((head, a.parse().ok()?..b.parse().ok()?, tail))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacked_names_expand() {
+        assert_eq!(expand_weight_name("a.{1..3}.b"), ["a.1.b", "a.2.b"]);
+        assert_eq!(expand_weight_name("a.b"), ["a.b"]);
+    }
+}

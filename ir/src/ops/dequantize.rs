@@ -1,0 +1,79 @@
+//! `dequantize %q, %s {block = [128, 128]}`: `out[i, j] = q[i, j] · s[i / 128, j / 128]`, in f32.
+//!
+//! `block` has one entry per axis; blocks at the end of an axis may be short. DeepSeek-V3's `weight_scale_inv` is
+//! such a multiplier (sheet `deepseek-v3`, "Quantised form").
+//!
+//! - C1: `q` and `s` have one rank, and `block` as many entries, each at least 1.
+//! - C2: every `s` axis is the `q` axis divided by the block, rounded up; `q`'s sizes are constants.
+//! - C3: both are numbers, the scale a real.
+
+use super::*;
+use crate::tensor::{coordinates, position};
+use hadal_types::DType;
+
+/// See the module documentation.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Dequantize {
+    /// Elements of each axis that share a scale.
+    pub block: Vec<usize>,
+}
+
+impl OpDef for Dequantize {
+    const MNEMONICS: &'static [&'static str] = &["dequantize"];
+    const TIER: Tier = Tier::Primitive;
+
+    fn attrs(&self) -> Vec<(&'static str, Attr)> {
+        vec![("block", Attr::list(self.block.iter().copied()))]
+    }
+
+    fn from_attrs(_: &str, attrs: &mut Attrs) -> Result<Self, AttrError> {
+        Ok(Dequantize { block: attrs.get("block")? })
+    }
+
+    fn infer(&self, args: &[TensorType]) -> Result<TensorType, Violation> {
+        arity(args, 2)?;
+        let (q, s) = (&args[0], &args[1]);
+        let fits = q.rank() == s.rank() && q.rank() == self.block.len() && !self.block.contains(&0);
+        ensure!(fits, "C1", "blocks {:?} for {q} and {s}", self.block);
+        for ((q_size, s_size), block) in q.shape.iter().zip(&s.shape).zip(&self.block) {
+            let blocks = q_size.as_const().map(|n| (n.max(0) as usize).div_ceil(*block));
+            let ok = blocks.is_some_and(|n| s_size.is(n as i64));
+            ensure!(ok, "C2", "{s} does not hold one scale per block {:?} of {q}", self.block);
+        }
+        ensure!(s.dtype.is_float() && q.dtype != DType::Bool, "C3", "{} scaled by {}", q.dtype, s.dtype);
+        Ok(q.with_dtype(DType::F32))
+    }
+
+    fn eval(&self, args: &[&Tensor], out: &TensorType, shape: &[usize], _: &Bindings) -> Tensor {
+        let (q, s) = (args[0], args[1]);
+        let mut at = Vec::new();
+        let values = (0..q.len()).map(|i| {
+            coordinates(shape, i, &mut at);
+            at.iter_mut().zip(&self.block).for_each(|(c, b)| *c /= b);
+            q.at(i) * s.reals()[position(&s.shape, &at)]
+        });
+        Tensor::real(out.dtype, shape, values.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::*;
+    use super::*;
+
+    #[test]
+    fn edge_blocks_are_short() {
+        let q = Tensor::real(DType::F8E4M3, &[1, 3], vec![1., 2., 4.]);
+        let s = Tensor::real(DType::F32, &[1, 2], vec![10., 100.]);
+        assert_eq!(run(Dequantize { block: vec![1, 2] }, &[&q, &s]).unwrap().reals(), [10., 20., 400.]);
+    }
+
+    #[test]
+    fn constraints() {
+        let (q, s) = (wave(&[2, 3]), wave(&[1, 2]));
+        assert_eq!(run(Dequantize { block: vec![2] }, &[&q, &s]).unwrap_err().constraint, "C1");
+        assert_eq!(run(Dequantize { block: vec![2, 1] }, &[&q, &s]).unwrap_err().constraint, "C2");
+        let ints = Tensor::int(DType::I32, &[1, 2], vec![1, 1]);
+        assert_eq!(run(Dequantize { block: vec![2, 2] }, &[&q, &ints]).unwrap_err().constraint, "C3");
+    }
+}

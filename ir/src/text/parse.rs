@@ -1,0 +1,477 @@
+//! Parsing. Types and names are checked here; the verifier does the rest.
+
+use super::lex::{Spanned, Token, tokens};
+use crate::attr::{Attr, Attrs};
+use crate::module::*;
+use crate::ops::Op;
+use hadal_types::{DType, Dim, Sym, TensorType};
+use std::collections::{BTreeMap, HashMap};
+
+/// Where and why text is not a module.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+#[error("line {line}, column {column}: expected {expected}, found {found}")]
+pub struct ParseError {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// What should stand there.
+    pub expected: String,
+    /// What does.
+    pub found: String,
+}
+
+/// Longest text that is read, far beyond any real module.
+const MAX_BYTES: usize = 64 << 20;
+/// Deepest nesting of attribute lists.
+const MAX_DEPTH: usize = 8;
+
+/// Parses a module. The result still has to pass [`crate::verify::module`].
+pub fn parse_module(text: &str) -> Result<Module> {
+    if text.len() > MAX_BYTES {
+        let found = format!("{} bytes", text.len());
+        return Err(ParseError { line: 1, column: 1, expected: format!("at most {MAX_BYTES} bytes"), found });
+    }
+    let mut p = Parser { tokens: tokens(text)?, at: 0 };
+    let mut module = Module::default();
+    loop {
+        match p.peek().clone() {
+            Token::End => return Ok(module),
+            Token::Word(w) if w == "symbols" => {
+                p.next();
+                module.symbols.extend(p.ranges()?);
+            }
+            Token::Word(w) if w == "func" => module.funcs.push(p.func(FuncKind::Graph)?),
+            Token::Word(w) if w == "kernel" => module.funcs.push(p.func(FuncKind::Kernel)?),
+            Token::Word(w) if w == "fold" => module.funcs.push(p.func(FuncKind::Fold)?),
+            Token::Word(w) if w == "entry" => module.entries.push(p.entry()?),
+            _ => return Err(p.expected("`symbols`, `func`, `kernel`, `fold`, `entry` or the end")),
+        }
+    }
+}
+
+struct Parser {
+    tokens: Vec<Spanned>,
+    at: usize,
+}
+
+type Result<T> = std::result::Result<T, ParseError>;
+
+impl Parser {
+    fn peek(&self) -> &Token {
+        &self.tokens[self.at].token
+    }
+
+    fn next(&mut self) -> Token {
+        let token = self.peek().clone();
+        if self.at + 1 < self.tokens.len() {
+            self.at += 1;
+        }
+        token
+    }
+
+    fn expected(&self, expected: impl Into<String>) -> ParseError {
+        self.error(self.at, expected, self.peek().describe())
+    }
+
+    fn error(&self, at: usize, expected: impl Into<String>, found: impl Into<String>) -> ParseError {
+        let Spanned { line, column, .. } = self.tokens[at];
+        ParseError { line, column, expected: expected.into(), found: found.into() }
+    }
+
+    fn eat(&mut self, punct: &str) -> bool {
+        let found = matches!(self.peek(), Token::Punct(p) if *p == punct);
+        if found {
+            self.next();
+        }
+        found
+    }
+
+    fn punct(&mut self, punct: &str) -> Result<()> {
+        if self.eat(punct) { Ok(()) } else { Err(self.expected(format!("`{punct}`"))) }
+    }
+
+    fn eat_word(&mut self, word: &str) -> bool {
+        let found = matches!(self.peek(), Token::Word(w) if w == word);
+        if found {
+            self.next();
+        }
+        found
+    }
+
+    fn word(&mut self, what: &str) -> Result<String> {
+        match self.peek().clone() {
+            Token::Word(w) => {
+                self.next();
+                Ok(w)
+            }
+            _ => Err(self.expected(what)),
+        }
+    }
+
+    fn value(&mut self) -> Result<(usize, String)> {
+        match self.peek().clone() {
+            Token::Value(v) => {
+                self.next();
+                Ok((self.at - 1, v))
+            }
+            _ => Err(self.expected("a value such as `%x`")),
+        }
+    }
+
+    fn func_name(&mut self) -> Result<String> {
+        match self.peek().clone() {
+            Token::Func(f) => {
+                self.next();
+                Ok(f)
+            }
+            _ => Err(self.expected("a function such as `@main`")),
+        }
+    }
+
+    fn string(&mut self) -> Result<String> {
+        match self.peek().clone() {
+            Token::Str(s) => {
+                self.next();
+                Ok(s)
+            }
+            _ => Err(self.expected("a quoted string")),
+        }
+    }
+
+    fn int(&mut self) -> Result<i64> {
+        let negative = self.eat("-");
+        match self.peek().clone() {
+            Token::Int(n) => {
+                self.next();
+                Ok(if negative { -n } else { n })
+            }
+            _ => Err(self.expected("an integer")),
+        }
+    }
+
+    fn ranges(&mut self) -> Result<BTreeMap<Sym, Range>> {
+        let mut out = BTreeMap::new();
+        loop {
+            let at = self.at;
+            let name = self.word("a symbol")?;
+            let sym = Sym::new(&name).ok_or_else(|| self.error(at, "a symbol of at most 8 letters", &name))?;
+            let range = if self.eat("=") {
+                let n = self.int()?;
+                Range { min: n, max: n }
+            } else if self.eat_word("in") {
+                let min = self.int()?;
+                self.punct("..")?;
+                Range { min, max: self.int()? }
+            } else {
+                return Err(self.expected("`=` or `in`"));
+            };
+            out.insert(sym, range);
+            if !self.eat(",") {
+                return Ok(out);
+            }
+        }
+    }
+
+    fn entry(&mut self) -> Result<Entry> {
+        self.next();
+        let name = self.word("the entry's name")?;
+        self.punct("=")?;
+        let func = self.func_name()?;
+        let ranges = if self.eat_word("where") { self.ranges()? } else { BTreeMap::new() };
+        Ok(Entry { name, func, ranges })
+    }
+
+    fn dim(&mut self) -> Result<Dim> {
+        let mut sum = Dim::default();
+        let mut negative = self.eat("-");
+        loop {
+            let at = self.at;
+            let term = match self.next() {
+                Token::Int(n) if self.eat("*") => Dim::from(self.sym()?) * n,
+                Token::Int(n) => Dim::from(n),
+                Token::Word(w) => Dim::from(Sym::new(&w).ok_or_else(|| self.error(at, "a symbol", format!("`{w}`")))?),
+                other => return Err(self.error(at, "a size", other.describe())),
+            };
+            sum = if negative { sum - term } else { sum + term };
+            negative = if self.eat("+") {
+                false
+            } else if self.eat("-") {
+                true
+            } else {
+                return Ok(sum);
+            };
+        }
+    }
+
+    fn sym(&mut self) -> Result<Sym> {
+        let at = self.at;
+        let w = self.word("a symbol")?;
+        Sym::new(&w).ok_or_else(|| self.error(at, "a symbol", format!("`{w}`")))
+    }
+
+    fn ty(&mut self) -> Result<TensorType> {
+        let at = self.at;
+        let w = self.word("a type such as `f32[T, 8]`")?;
+        let dtype: DType = w.parse().map_err(|()| self.error(at, "an element format", format!("`{w}`")))?;
+        self.punct("[")?;
+        let mut shape = Vec::new();
+        while !self.eat("]") {
+            shape.push(self.dim()?);
+            if !self.eat(",") {
+                self.punct("]")?;
+                break;
+            }
+        }
+        Ok(TensorType { dtype, shape })
+    }
+
+    fn attr(&mut self, depth: usize) -> Result<Attr> {
+        if depth > MAX_DEPTH {
+            return Err(self.expected("no deeper list"));
+        }
+        match self.peek().clone() {
+            Token::Str(s) => {
+                self.next();
+                Ok(Attr::Str(s))
+            }
+            Token::Real(x) => {
+                self.next();
+                Ok(Attr::Real(x))
+            }
+            Token::Punct("[") => {
+                self.next();
+                let mut items = Vec::new();
+                while !self.eat("]") {
+                    items.push(self.attr(depth + 1)?);
+                    if !self.eat(",") {
+                        self.punct("]")?;
+                        break;
+                    }
+                }
+                Ok(Attr::List(items))
+            }
+            Token::Punct("-") => match self.tokens.get(self.at + 1).map(|t| t.token.clone()) {
+                Some(Token::Real(x)) => {
+                    self.at += 2;
+                    Ok(Attr::Real(-x))
+                }
+                Some(Token::Word(w)) if w == "inf" => {
+                    self.at += 2;
+                    Ok(Attr::Real(f64::NEG_INFINITY))
+                }
+                _ => Ok(Attr::Dim(self.dim()?)),
+            },
+            Token::Word(w) if w == "inf" || w == "NaN" => {
+                self.next();
+                Ok(Attr::Real(if w == "inf" { f64::INFINITY } else { f64::NAN }))
+            }
+            Token::Word(w) => {
+                let then = self.tokens.get(self.at + 1).map(|t| t.token.clone());
+                if matches!(then, Some(Token::Punct("+" | "-"))) {
+                    return Ok(Attr::Dim(self.dim()?));
+                }
+                self.next();
+                Ok(Attr::Word(w))
+            }
+            Token::Int(_) => Ok(Attr::Dim(self.dim()?)),
+            _ => Err(self.expected("an attribute")),
+        }
+    }
+
+    fn attrs(&mut self) -> Result<Attrs> {
+        let mut out = Attrs::default();
+        if self.eat("{") {
+            while !self.eat("}") {
+                let name = self.word("an attribute's name")?;
+                self.punct("=")?;
+                out.0.push((name, self.attr(0)?));
+                if !self.eat(",") {
+                    self.punct("}")?;
+                    break;
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn func(&mut self, kind: FuncKind) -> Result<Func> {
+        self.next();
+        let mut f = Body { func: Func { kind, name: self.func_name()?, ..Func::default() }, names: HashMap::new() };
+        self.punct("(")?;
+        while !self.eat(")") {
+            let (at, name) = self.value()?;
+            self.punct(":")?;
+            let value = f.define(self, at, name)?;
+            f.func.values[value.index()].ty = self.ty()?;
+            f.func.params.push(value);
+            if !self.eat(",") {
+                self.punct(")")?;
+                break;
+            }
+        }
+        self.punct("->")?;
+        self.punct("(")?;
+        let mut results = Vec::new();
+        while !self.eat(")") {
+            let name = self.word("a result's name")?;
+            self.punct(":")?;
+            results.push((name, self.at, self.ty()?));
+            if !self.eat(",") {
+                self.punct(")")?;
+                break;
+            }
+        }
+        self.punct("{")?;
+        loop {
+            match self.peek().clone() {
+                Token::Word(w) if w == "weight" || w == "state" => {
+                    self.next();
+                    let (at, name) = self.value()?;
+                    self.punct("=")?;
+                    let label = self.string()?;
+                    self.punct(":")?;
+                    let ty = self.ty()?;
+                    let value = f.define(self, at, name)?;
+                    f.func.values[value.index()].ty = ty;
+                    match w.as_str() {
+                        "weight" => f.func.weights.push(Weight { value, name: label }),
+                        _ => f.func.states.push(State { value, name: label, next: value }),
+                    }
+                }
+                Token::Word(w) if w == "next" => {
+                    self.next();
+                    let at = self.at;
+                    let state = self.used(&f)?;
+                    self.punct("=")?;
+                    let next = self.used(&f)?;
+                    let Some(s) = f.func.states.iter_mut().find(|s| s.value == state) else {
+                        return Err(self.error(at, "a state", "another value"));
+                    };
+                    s.next = next;
+                }
+                Token::Word(w) if w == "return" => {
+                    self.next();
+                    break;
+                }
+                Token::Word(w) if w == "call" => self.inst(&mut f, Vec::new())?,
+                Token::Value(_) => {
+                    let mut results = vec![self.value()?];
+                    while self.eat(",") {
+                        results.push(self.value()?);
+                    }
+                    self.punct("=")?;
+                    self.inst(&mut f, results)?;
+                }
+                _ => return Err(self.expected("an instruction, `next` or `return`")),
+            }
+        }
+        for (i, (name, at, ty)) in results.into_iter().enumerate() {
+            if i > 0 {
+                self.punct(",")?;
+            }
+            let value = self.used(&f)?;
+            if *f.func.ty(value) != ty {
+                return Err(self.error(
+                    at,
+                    format!("{}, the type of the value returned", f.func.ty(value)),
+                    ty.to_string(),
+                ));
+            }
+            f.func.results.push((name, value));
+        }
+        self.punct("}")?;
+        Ok(f.func)
+    }
+
+    fn used(&mut self, f: &Body) -> Result<ValueId> {
+        let (at, name) = self.value()?;
+        f.names.get(&name).copied().ok_or_else(|| self.error(at, "a value defined above", format!("`%{name}`")))
+    }
+
+    fn operands(&mut self, f: &Body) -> Result<Vec<ValueId>> {
+        let mut args = Vec::new();
+        if matches!(self.peek(), Token::Value(_)) {
+            args.push(self.used(f)?);
+            while self.eat(",") {
+                args.push(self.used(f)?);
+            }
+        }
+        Ok(args)
+    }
+
+    fn inst(&mut self, f: &mut Body, results: Vec<(usize, String)>) -> Result<()> {
+        let at = self.at;
+        let mnemonic = self.word("an op")?;
+        let (kind, args) = if mnemonic == "call" {
+            let func = self.func_name()?;
+            self.punct("(")?;
+            let args = self.operands(f)?;
+            self.punct(")")?;
+            let prefix = if self.eat_word("at") { self.string()? } else { String::new() };
+            (InstKind::Call(Call { func, prefix }), args)
+        } else {
+            let args = self.operands(f)?;
+            let attrs = self.attrs()?;
+            let op = Op::from_text(&mnemonic, attrs)
+                .ok_or_else(|| self.error(at, "an op", format!("`{mnemonic}`")))?
+                .map_err(|e| self.error(at, format!("a well-formed `{mnemonic}`"), e.to_string()))?;
+            (InstKind::Op(op), args)
+        };
+        let mut types = Vec::new();
+        if self.eat(":") {
+            types.push(self.ty()?);
+            while self.eat(",") {
+                types.push(self.ty()?);
+            }
+        }
+        if let InstKind::Op(op) = &kind {
+            let operands: Vec<TensorType> = args.iter().map(|a| f.func.ty(*a).clone()).collect();
+            let ty = op
+                .infer(&operands)
+                .map_err(|v| self.error(at, format!("operands fit for `{mnemonic}`"), v.to_string()))?;
+            if types.is_empty() {
+                types.push(ty.clone());
+            }
+            if types != [ty.clone()] {
+                return Err(self.error(at, format!("type {ty}"), format!("{}", types[0])));
+            }
+        }
+        if types.len() != results.len() {
+            let found = format!("{} result(s) and {} type(s)", results.len(), types.len());
+            return Err(self.error(at, "one type per result", found));
+        }
+        let mut origin = Vec::new();
+        if self.eat_word("from") {
+            origin.push(self.string()?);
+            while self.eat(",") {
+                origin.push(self.string()?);
+            }
+        }
+        let mut ids = Vec::new();
+        for ((name_at, name), ty) in results.into_iter().zip(types) {
+            let value = f.define(self, name_at, name)?;
+            f.func.values[value.index()].ty = ty;
+            ids.push(value);
+        }
+        f.func.insts.push(Inst { kind, args, results: ids, origin });
+        Ok(())
+    }
+}
+
+struct Body {
+    func: Func,
+    names: HashMap<String, ValueId>,
+}
+
+impl Body {
+    fn define(&mut self, p: &Parser, at: usize, name: String) -> Result<ValueId> {
+        if self.names.contains_key(&name) {
+            return Err(p.error(at, "a new name", format!("`%{name}`, which is defined above")));
+        }
+        let numbered = name.starts_with(|c: char| c.is_ascii_digit());
+        let value = self.func.add_value(TensorType::new(DType::F32, [0]), (!numbered).then(|| name.clone()));
+        self.names.insert(name, value);
+        Ok(value)
+    }
+}

@@ -1,0 +1,184 @@
+//! The graph verifier: collects every fault of a module, each with its place.
+
+use crate::module::*;
+use hadal_types::{Dim, Sym, TensorType};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// One fault.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Fault {
+    /// The function, where there is one.
+    pub func: Option<String>,
+    /// The instruction, where there is one.
+    pub inst: Option<usize>,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Every fault found.
+#[derive(Clone, PartialEq, Debug, thiserror::Error)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().enumerate() {
+            let line = if i > 0 { "\n" } else { "" };
+            match (&fault.func, fault.inst) {
+                (Some(func), Some(inst)) => write!(f, "{line}@{func}, step {inst}: {}", fault.message)?,
+                (Some(func), None) => write!(f, "{line}@{func}: {}", fault.message)?,
+                (None, _) => write!(f, "{line}{}", fault.message)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks a module.
+pub fn module(module: &Module) -> Result<(), Faults> {
+    let mut faults = Vec::new();
+    let mut known: BTreeMap<&str, &Func> = BTreeMap::new();
+    for f in &module.funcs {
+        let mut check = Checker { func: f, faults: &mut faults };
+        check.run(Some(&known));
+        check.symbols(&module.symbols);
+        if known.insert(&f.name, f).is_some() {
+            faults.push(Fault { func: Some(f.name.clone()), inst: None, message: "defined twice".into() });
+        }
+    }
+    let mut names = BTreeSet::new();
+    for e in &module.entries {
+        let mut fault = |message| faults.push(Fault { func: None, inst: None, message });
+        if !names.insert(&e.name) {
+            fault(format!("entry `{}` defined twice", e.name));
+        }
+        if module.func(&e.func).is_none() {
+            fault(format!("entry `{}` runs @{}, which does not exist", e.name, e.func));
+        }
+        for (sym, range) in &e.ranges {
+            let within = module.symbols.get(sym).is_some_and(|r| r.min <= range.min && range.max <= r.max);
+            if !within || range.min > range.max {
+                fault(format!("entry `{}`: {sym} in {range} is not within the module's range", e.name));
+            }
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
+}
+
+/// Checks one function; calls are taken on trust.
+pub fn func(func: &Func) -> Result<(), Faults> {
+    let mut faults = Vec::new();
+    Checker { func, faults: &mut faults }.run(None);
+    if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
+}
+
+struct Checker<'a> {
+    func: &'a Func,
+    faults: &'a mut Vec<Fault>,
+}
+
+impl Checker<'_> {
+    fn fault(&mut self, inst: Option<usize>, message: String) {
+        self.faults.push(Fault { func: Some(self.func.name.clone()), inst, message });
+    }
+
+    fn run(&mut self, callees: Option<&BTreeMap<&str, &Func>>) {
+        let func = self.func;
+        let mut defined = vec![false; func.values.len()];
+        let mut define = |this: &mut Self, inst, v: ValueId| match defined.get_mut(v.index()) {
+            Some(d) if !*d => *d = true,
+            Some(_) => this.fault(inst, format!("%{} is defined twice", v.0)),
+            None => this.fault(inst, format!("%{} does not exist", v.0)),
+        };
+        let inputs = func.params.iter().copied();
+        let inputs = inputs.chain(func.weights.iter().map(|w| w.value)).chain(func.states.iter().map(|s| s.value));
+        for v in inputs {
+            define(self, None, v);
+        }
+        let calls = func.insts.iter().any(|i| matches!(i.kind, InstKind::Call(_)));
+        if func.kind != FuncKind::Graph && (calls || !func.weights.is_empty() || !func.states.is_empty()) {
+            self.fault(None, format!("a {} function has weights, states or calls", func.kind.keyword()));
+        }
+        let mut names = BTreeSet::new();
+        for name in func.weights.iter().map(|w| &w.name).chain(func.states.iter().map(|s| &s.name)) {
+            if !names.insert(name) {
+                self.fault(None, format!("weight or state `{name}` is declared twice"));
+            }
+        }
+        for (i, inst) in func.insts.iter().enumerate() {
+            let missing = inst.args.iter().find(|a| !defined.get(a.index()).copied().unwrap_or(false));
+            if let Some(a) = missing {
+                self.fault(Some(i), format!("%{} is used before it is defined", a.0));
+            } else {
+                self.inst(i, inst, callees);
+            }
+            for r in &inst.results {
+                let mut redefined = false;
+                match defined.get_mut(r.index()) {
+                    Some(d) => redefined = std::mem::replace(d, true),
+                    None => self.fault(Some(i), format!("%{} does not exist", r.0)),
+                }
+                if redefined {
+                    self.fault(Some(i), format!("%{} is defined twice", r.0));
+                }
+            }
+        }
+        let is_defined = |v: ValueId| defined.get(v.index()).copied().unwrap_or(false);
+        for (name, v) in &func.results {
+            if !is_defined(*v) {
+                self.fault(None, format!("result `{name}` is not defined"));
+            }
+        }
+        for s in &func.states {
+            if !is_defined(s.next) {
+                self.fault(None, format!("the next value of state `{}` is not defined", s.name));
+                continue;
+            }
+            let (old, new) = (func.ty(s.value), func.ty(s.next));
+            let rows = |ty: &TensorType| ty.shape.get(1..).map(<[Dim]>::to_vec);
+            if old.dtype != new.dtype || rows(old) != rows(new) {
+                self.fault(None, format!("state `{}` is {old} before and {new} after", s.name));
+            }
+        }
+    }
+
+    fn inst(&mut self, i: usize, inst: &Inst, callees: Option<&BTreeMap<&str, &Func>>) {
+        let types: Vec<TensorType> = inst.args.iter().map(|a| self.func.ty(*a).clone()).collect();
+        let declared: Vec<TensorType> =
+            inst.results.iter().filter_map(|r| self.func.values.get(r.index())).map(|v| v.ty.clone()).collect();
+        match &inst.kind {
+            InstKind::Op(op) => match op.infer(&types) {
+                Err(violation) => self.fault(Some(i), format!("`{}`: {violation}", op.mnemonic())),
+                Ok(ty) if declared != [ty.clone()] => {
+                    let found = declared.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ");
+                    self.fault(Some(i), format!("`{}` gives {ty}, but {found} is declared", op.mnemonic()));
+                }
+                Ok(_) => {}
+            },
+            InstKind::Call(call) => {
+                let Some(callees) = callees else { return };
+                let Some(callee) = callees.get(call.func.as_str()) else {
+                    return self.fault(Some(i), format!("@{} is not defined before this call", call.func));
+                };
+                let params: Vec<TensorType> = callee.params.iter().map(|p| callee.ty(*p).clone()).collect();
+                let results: Vec<TensorType> = callee.results.iter().map(|(_, r)| callee.ty(*r).clone()).collect();
+                if params != types {
+                    self.fault(Some(i), format!("@{} takes {params:?}, found {types:?}", call.func));
+                }
+                if results != declared {
+                    self.fault(Some(i), format!("@{} returns {results:?}, declared {declared:?}", call.func));
+                }
+            }
+        }
+    }
+
+    fn symbols(&mut self, symbols: &BTreeMap<Sym, Range>) {
+        let used: BTreeSet<Sym> =
+            self.func.values.iter().flat_map(|v| &v.ty.shape).flat_map(|d| d.terms()).map(|(s, _)| *s).collect();
+        for sym in used {
+            if !symbols.contains_key(&sym) {
+                self.fault(None, format!("symbol `{sym}` is not declared"));
+            }
+        }
+    }
+}
