@@ -1,3 +1,101 @@
-//! Project commands.
+//! Project commands: `cargo xtask <command>`.
+//!
+//! `test` is what CI runs and nothing else hides behind it. Every command here is a straight list of steps, so that a
+//! step that fails can be run by hand.
 
-fn main() {}
+mod bless;
+mod setup;
+
+use clap::{Parser, Subcommand};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Project commands")]
+struct Args {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the tests need and cargo does not bring (LLVM 19 and a linker), or say what to run.
+    Setup {
+        /// Do without LLVM.
+        #[arg(long)]
+        without_llvm: bool,
+    },
+    /// Formatting, lints, every test, the documentation and its examples. What CI runs.
+    Test {
+        /// Do without LLVM.
+        #[arg(long)]
+        without_llvm: bool,
+    },
+    /// Formatting and lints only.
+    Check,
+    /// Rewrite what is generated: formatting, op pages, status page, snapshots. Read the diff.
+    Bless,
+    /// Measure decode and prefill speed of the demo model and of a random 1.5B checkpoint; see docs/perf/.
+    Bench {
+        /// Leave out the 1.5B checkpoint (3.5 GB on disk).
+        #[arg(long)]
+        demo_only: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Task::Setup { without_llvm } => setup::run(without_llvm),
+        Task::Test { without_llvm } => test(without_llvm),
+        Task::Check => check(),
+        Task::Bless => bless::run(),
+        Task::Bench { demo_only } => bench(demo_only),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("\nxtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Result<T = ()> = std::result::Result<T, String>;
+
+/// The repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+}
+
+/// Runs one step, showing it and how long it took.
+fn step(title: &str, program: &str, args: &[&str], environment: &[(&str, &str)]) -> Result {
+    println!("== {title}: {program} {}", args.join(" "));
+    let start = Instant::now();
+    let mut command = Command::new(program);
+    command.args(args).current_dir(root()).envs(environment.iter().copied());
+    let status = command.status().map_err(|e| format!("cannot start {program}: {e}"))?;
+    println!("== {title}: {:.1} s", start.elapsed().as_secs_f64());
+    if status.success() { Ok(()) } else { Err(format!("{title} failed ({status})")) }
+}
+
+fn check() -> Result {
+    step("formatting", "cargo", &["fmt", "--all", "--check"], &[])?;
+    step("lints", "cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
+}
+
+fn test(without_llvm: bool) -> Result {
+    setup::run(without_llvm)?;
+    check()?;
+    step("tests", "cargo", &["test", "--workspace"], &[("INSTA_UPDATE", "no")])?;
+    step("documentation", "cargo", &["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
+    bless::check_generated()
+}
+
+fn bench(demo_only: bool) -> Result {
+    let mut args = vec!["run", "--release", "--package", "hadal-tests", "--bin", "bench-models", "--"];
+    if demo_only {
+        args.push("--demo-only");
+    }
+    step("benchmark", "cargo", &args, &[])
+}
