@@ -75,6 +75,8 @@ fn the_fixtures_open_and_agree_with_the_reference_reader() {
     for dtype in [DType::BF16, DType::F32, DType::F8E4M3] {
         assert!(seen.contains(&dtype), "{dtype}");
     }
+    let demo = Checkpoint::open(fixtures.join("../../models/demo")).expect("two shards and an index");
+    assert_eq!(demo.files().len(), 2);
     let golden = Checkpoint::open(fixtures.join("v3/golden.safetensors")).expect("one file by its path");
     assert!(golden.tensor("logits").is_some());
 }
@@ -241,7 +243,7 @@ fn bad_sets_of_files_are_refused() {
 fn stacks_stream_their_parts_in_order() {
     let bytes = tensors(&[("e.0", &[2, 3]), ("e.1", &[2, 3]), ("odd", &[3, 2]), ("e.2", &[2, 3])]);
     let checkpoint = Checkpoint::from_memory([("m", bytes)]).unwrap();
-    let stack = checkpoint.stack(&["e.2", "e.0", "e.1"]).unwrap();
+    let stack = checkpoint.stack(["e.2", "e.0", "e.1"]).unwrap();
     assert_eq!((stack.shape(), stack.dtype(), stack.byte_len()), (&[3, 2, 3][..], DType::BF16, 36));
     let mut whole = Vec::new();
     stack.write_to(&mut whole).unwrap();
@@ -255,13 +257,18 @@ fn stacks_stream_their_parts_in_order() {
     }
     assert!(stack.contiguous().is_none());
     assert_eq!(checkpoint.source("odd").unwrap().contiguous(), Some(part("odd")));
-    let error = checkpoint.stack(&["e.0", "odd"]).unwrap_err().to_string();
+    let counted = checkpoint.weight("e.{1..3}").unwrap();
+    assert_eq!((counted.shape(), counted.parts()[0].bytes), (&[2, 2, 3][..], part("e.1")));
+    assert_eq!(checkpoint.weight("e.{0..1}").unwrap().shape(), [1, 2, 3]);
+    assert_eq!(checkpoint.weight("odd").unwrap().shape(), [3, 2]);
+    assert!(checkpoint.weight("e.{0..18446744073709551615}").unwrap_err().to_string().contains("no tensor `e.3`"));
+    let error = checkpoint.stack(["e.0", "odd"]).unwrap_err().to_string();
     assert!(
         error.contains("tensor `odd`: expected bf16[2, 3] like the first of its stack, found bf16[3, 2]"),
         "{error}"
     );
-    assert!(checkpoint.stack(&["e.0", "e.9"]).unwrap_err().to_string().contains("no tensor `e.9`"));
-    assert!(checkpoint.stack(&[""; 0]).is_err());
+    assert!(checkpoint.stack(["e.0", "e.9"]).unwrap_err().to_string().contains("no tensor `e.9`"));
+    assert!(checkpoint.stack([""; 0]).is_err());
 }
 
 #[test]

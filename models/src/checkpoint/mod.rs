@@ -201,8 +201,16 @@ impl Checkpoint {
     }
 
     /// The tensors called `names`, all of one type, under a new leading axis in that order.
-    pub fn stack(&self, names: &[impl AsRef<str>]) -> Result<TensorSource<'_>> {
+    pub fn stack(&self, names: impl IntoIterator<Item = impl AsRef<str>>) -> Result<TensorSource<'_>> {
         source::stack(self, names)
+    }
+
+    /// What a graph's weight of this name reads: a tensor, or with `{a..b}` in the name a stack of them.
+    pub fn weight(&self, name: &str) -> Result<TensorSource<'_>> {
+        match hadal_ir::module::stack_range(name) {
+            Some((head, range, tail)) => self.stack(range.map(|i| format!("{head}{i}{tail}"))),
+            None => self.source(name),
+        }
     }
 
     fn resolve<'a>(&'a self, t: &'a Located) -> TensorRef<'a> {

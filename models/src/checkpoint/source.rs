@@ -3,7 +3,7 @@
 //! A stack is what the experts of a layer become: hundreds of tensors, perhaps in several files, read in order from
 //! the maps. Nothing is copied but what the reader asks for.
 
-use super::{Checkpoint, TensorRef, describe};
+use super::{Checkpoint, TensorRef};
 use crate::error::{Error, Result};
 use hadal_types::DType;
 use std::io::{self, Write};
@@ -79,20 +79,27 @@ impl<'a> TensorSource<'a> {
     }
 }
 
-pub(super) fn stack<'a>(checkpoint: &'a Checkpoint, names: &[impl AsRef<str>]) -> Result<TensorSource<'a>> {
-    let parts: Vec<TensorRef<'a>> = names.iter().map(|n| checkpoint.require(n.as_ref())).collect::<Result<_>>()?;
-    let Some(first) = parts.first().copied() else {
+pub(super) fn stack<'a>(
+    checkpoint: &'a Checkpoint,
+    names: impl IntoIterator<Item = impl AsRef<str>>,
+) -> Result<TensorSource<'a>> {
+    // One at a time, so that an absurdly long stack ends at the first tensor that is not there.
+    let mut parts: Vec<TensorRef<'a>> = Vec::new();
+    for name in names {
+        let part = checkpoint.require(name.as_ref())?;
+        if let Some(first) = parts.first().filter(|p| (p.dtype, p.shape) != (part.dtype, part.shape)) {
+            return Err(Error::Stack {
+                dir: checkpoint.place().into(),
+                tensor: name.as_ref().into(),
+                expected: first.describe(),
+                found: part.describe(),
+            });
+        }
+        parts.push(part);
+    }
+    let Some(first) = parts.first() else {
         return Err(Error::NoSuchTensor { dir: checkpoint.place().into(), tensor: "(a stack of none)".into() });
     };
-    let differs = parts.iter().position(|p| (p.dtype, p.shape) != (first.dtype, first.shape));
-    if let Some(i) = differs {
-        return Err(Error::Stack {
-            dir: checkpoint.place().into(),
-            tensor: names[i].as_ref().into(),
-            expected: first.describe(),
-            found: describe(parts[i].dtype, parts[i].shape),
-        });
-    }
     let shape = std::iter::once(parts.len()).chain(first.shape.iter().copied()).collect();
     Ok(TensorSource { dtype: first.dtype, shape, parts })
 }
