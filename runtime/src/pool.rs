@@ -1,0 +1,357 @@
+//! Persistent threads that run a list of steps, sharing out the grid of each.
+//!
+//! A step is cut into *pieces*, contiguous ranges of its grid. One 64-bit word says which step is current, how many
+//! pieces it has and how many are taken; a thread takes a piece by adding one to it. Whoever finishes the last piece of
+//! a step opens the next one by writing the word anew. So there is no barrier that waits for threads, only for work: a
+//! thread that the system has put aside between pieces (a busy neighbour on a shared machine) delays nobody, and a run
+//! of small one-piece steps stays on the thread that began it, with no hand-over in between.
+//!
+//! Threads without work spin briefly, then yield, then sleep. Which thread runs which piece is left to chance, which is
+//! harmless because kernels promise that grid indices are independent and each is computed in the same way wherever it
+//! runs.
+
+use crate::program::KernelFn;
+use std::cell::UnsafeCell;
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+/// Pieces per thread a large step is cut into: enough to even out threads of different speed, few enough that taking
+/// them costs nothing.
+const PIECES_PER_THREAD: usize = 4;
+/// Rounds of spinning (each a few nanoseconds) before a waiting thread begins to yield.
+const SPINS: u32 = 2_000;
+/// Yields before it goes to sleep.
+const YIELDS: u32 = 200;
+
+/// One launch, ready to run.
+#[derive(Clone, Copy)]
+pub(crate) struct Step {
+    pub kernel: KernelFn,
+    pub args: *const *mut u8,
+    pub symbols: *const i64,
+    /// Grid indices.
+    pub grid: i64,
+    /// Whether there is enough work to be worth sharing.
+    pub large: bool,
+}
+
+/// Where every worker finds scratch memory of its own: worker `i` at `start + i * stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Scratch {
+    pub start: *mut u8,
+    pub stride: usize,
+}
+
+/// A set of threads, the calling one included. Shared by sessions, which take turns.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    turn: Mutex<()>,
+}
+
+struct Shared {
+    /// [`Word`].
+    word: AtomicU64,
+    /// Pieces of the current step that are finished.
+    done: AtomicU32,
+    /// Written only while no step is open; read only by holders of a piece.
+    job: UnsafeCell<Job>,
+    threads: usize,
+    stop: AtomicBool,
+    /// Workers asleep on `work`.
+    sleepers: AtomicU32,
+    /// Whether the calling thread is asleep on `finished`.
+    caller_sleeps: AtomicBool,
+    lock: Mutex<()>,
+    work: Condvar,
+    finished: Condvar,
+}
+
+struct Job {
+    /// Number of the first step.
+    base: u32,
+    steps: *const Step,
+    len: usize,
+    scratch: Scratch,
+}
+
+// SAFETY: `job` and what it points to are written by the caller before it opens the first step (a release store of
+// `word`) and read by threads that took a piece of an open step (an acquire of the same word); the caller does not
+// return, and so nothing moves, until all pieces are finished.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+/// Step number (32 bits, wrapping), pieces (16), pieces taken (16). A stale word could be mistaken for a new one only
+/// if a thread were stopped between two instructions for exactly 2^32 steps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Word(u64);
+
+impl Word {
+    fn new(step: u32, pieces: u16, taken: u16) -> Word {
+        Word((step as u64) << 32 | (pieces as u64) << 16 | taken as u64)
+    }
+    fn step(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+    fn pieces(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+    fn taken(self) -> u16 {
+        self.0 as u16
+    }
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the calling one included; 0 takes as many as the system offers.
+    pub fn new(threads: usize) -> Arc<Pool> {
+        let offered = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if threads == 0 { offered() } else { threads }.min(u16::MAX as usize / PIECES_PER_THREAD);
+        let scratch = Scratch { start: std::ptr::null_mut(), stride: 0 };
+        let shared = Arc::new(Shared {
+            word: AtomicU64::new(0),
+            done: AtomicU32::new(0),
+            job: UnsafeCell::new(Job { base: 0, steps: std::ptr::null(), len: 0, scratch }),
+            threads,
+            stop: AtomicBool::new(false),
+            sleepers: AtomicU32::new(0),
+            caller_sleeps: AtomicBool::new(false),
+            lock: Mutex::new(()),
+            work: Condvar::new(),
+            finished: Condvar::new(),
+        });
+        let start = |worker: usize| {
+            let shared = Arc::clone(&shared);
+            // Fewer threads than asked for still give right results, so a refusal by the system is not an error.
+            std::thread::Builder::new().name(format!("hadal-{worker}")).spawn(move || shared.work_forever(worker)).ok()
+        };
+        let workers = (1..threads).map_while(start).collect();
+        Arc::new(Pool { shared, workers, turn: Mutex::new(()) })
+    }
+
+    /// Threads that may run pieces, the calling one included.
+    pub fn threads(&self) -> usize {
+        self.shared.threads
+    }
+
+    /// Runs `steps` in order and returns when all are finished.
+    ///
+    /// # Safety
+    ///
+    /// Every step's kernel must be sound to call with its arguments and symbols for any part of `0..grid`, on any
+    /// thread, different parts at the same time; `scratch` must have room for [`Pool::threads`] workers.
+    pub(crate) unsafe fn run(&self, steps: &[Step], scratch: Scratch) {
+        if self.workers.is_empty() {
+            for s in steps {
+                // SAFETY: the caller's promise.
+                unsafe { (s.kernel)(s.args, s.symbols, 0, s.grid, scratch.start) };
+            }
+            return;
+        }
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.shared;
+        let base = Word(shared.word.load(Ordering::Relaxed)).step();
+        // SAFETY: no step is open, so no other thread looks at the job.
+        unsafe { *shared.job.get() = Job { base, steps: steps.as_ptr(), len: steps.len(), scratch } };
+        shared.open(base);
+        let end = base.wrapping_add(steps.len() as u32);
+        let mut idle = 0;
+        while Word(shared.word.load(Ordering::Acquire)).step() != end {
+            if shared.work_on(0) {
+                idle = 0;
+            } else {
+                shared.wait(&mut idle, || shared.sleep_until_finished(end));
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        drop(self.shared.lock.lock());
+        self.shared.work.notify_all();
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    fn work_forever(&self, worker: usize) {
+        let mut idle = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            if self.work_on(worker) {
+                idle = 0;
+            } else {
+                self.wait(&mut idle, || self.sleep_until_work());
+            }
+        }
+    }
+
+    /// Takes and runs one piece of the current step, if one is left. Opens the next step where it was the last.
+    fn work_on(&self, worker: usize) -> bool {
+        let word = Word(self.word.load(Ordering::Acquire));
+        if word.taken() >= word.pieces() {
+            return false;
+        }
+        let next = Word::new(word.step(), word.pieces(), word.taken() + 1);
+        if self.word.compare_exchange(word.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return true;
+        }
+        // SAFETY: we hold a piece, so the job stays as it is until we have finished it.
+        let (step, scratch) = unsafe {
+            let job = &*self.job.get();
+            (*job.steps.add(word.step().wrapping_sub(job.base) as usize), job.scratch)
+        };
+        let cut = |piece: u16| (step.grid as i128 * piece as i128 / word.pieces() as i128) as i64;
+        let (lo, hi) = (cut(word.taken()), cut(word.taken() + 1));
+        // SAFETY: the promise made to `run`; the pieces of a step are disjoint and no two workers share scratch.
+        unsafe { (step.kernel)(step.args, step.symbols, lo, hi, scratch.start.add(worker * scratch.stride)) };
+        if self.done.fetch_add(1, Ordering::AcqRel) + 1 == word.pieces() as u32 {
+            self.done.store(0, Ordering::Relaxed);
+            self.open(word.step().wrapping_add(1));
+        }
+        true
+    }
+
+    /// Makes step number `step` the current one. Only for the thread that finished the step before, or starts a job.
+    fn open(&self, step: u32) {
+        // SAFETY: the job was written by this thread, or before the piece it just finished was opened.
+        let (index, len, steps) = unsafe {
+            let job = &*self.job.get();
+            (step.wrapping_sub(job.base) as usize, job.len, job.steps)
+        };
+        if index == len {
+            self.word.store(Word::new(step, 0, 0).0, Ordering::SeqCst);
+            if self.caller_sleeps.load(Ordering::SeqCst) {
+                drop(self.lock.lock());
+                self.finished.notify_all();
+            }
+            return;
+        }
+        // SAFETY: the index is inside the job.
+        let s = unsafe { *steps.add(index) };
+        let most = if s.large { self.threads * PIECES_PER_THREAD } else { 1 };
+        let pieces = s.grid.clamp(1, most as i64) as u16;
+        self.word.store(Word::new(step, pieces, 0).0, Ordering::SeqCst);
+        if pieces > 1 && self.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(self.lock.lock());
+            self.work.notify_all();
+        }
+    }
+
+    fn wait(&self, idle: &mut u32, sleep: impl FnOnce()) {
+        *idle += 1;
+        match *idle {
+            n if n < SPINS => spin_loop(),
+            n if n < SPINS + YIELDS => std::thread::yield_now(),
+            _ => {
+                sleep();
+                *idle = 0;
+            }
+        }
+    }
+
+    /// Sleeps until a step with pieces to share is opened. Registering before looking (here) and looking after
+    /// storing (in `open`), both sequentially consistent, means that one of the two sees the other.
+    fn sleep_until_work(&self) {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        let idle = || {
+            let word = Word(self.word.load(Ordering::SeqCst));
+            word.taken() >= word.pieces() && !self.stop.load(Ordering::SeqCst)
+        };
+        while idle() {
+            guard = self.work.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// The calling thread's sleep, until the whole job is finished: the others have been at it for long and wake each
+    /// other.
+    fn sleep_until_finished(&self, end: u32) {
+        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.caller_sleeps.store(true, Ordering::SeqCst);
+        while Word(self.word.load(Ordering::SeqCst)).step() != end {
+            guard = self.finished.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.caller_sleeps.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `y[i] += i + symbols[0]` for i64 y.
+    unsafe extern "C" fn add(args: *const *mut u8, symbols: *const i64, lo: i64, hi: i64, scratch: *mut u8) {
+        // SAFETY: the tests pass a buffer of as many i64 as the grid, one symbol, and 8 bytes of scratch a worker.
+        unsafe {
+            let y = (*args).cast::<i64>();
+            scratch.cast::<i64>().write(lo);
+            for i in lo..hi {
+                *y.add(i as usize) += i + *symbols;
+            }
+            assert_eq!(scratch.cast::<i64>().read(), lo, "another worker used our scratch");
+        }
+    }
+
+    fn run(pool: &Pool, grid: usize, steps: usize) -> Vec<i64> {
+        let mut y = vec![0i64; grid];
+        let args = [y.as_mut_ptr().cast::<u8>()];
+        let symbols = [5i64];
+        let step = |i: usize| Step {
+            kernel: add,
+            args: args.as_ptr(),
+            symbols: symbols.as_ptr(),
+            grid: grid as i64,
+            large: i % 3 != 0,
+        };
+        let steps: Vec<Step> = (0..steps).map(step).collect();
+        let mut scratch = vec![0i64; 8 * pool.threads()];
+        // SAFETY: `add` does what it says, and every buffer is as large as it needs.
+        unsafe { pool.run(&steps, Scratch { start: scratch.as_mut_ptr().cast(), stride: 64 }) };
+        y
+    }
+
+    #[test]
+    fn every_index_runs_once_per_step_in_any_pool() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads);
+            for grid in [0, 1, 2, 5, 1000] {
+                for steps in [0, 1, 2, 300] {
+                    let expected: Vec<i64> = (0..grid as i64).map(|i| (i + 5) * steps as i64).collect();
+                    assert_eq!(run(&pool, grid, steps), expected, "{threads} threads, {steps} steps of {grid}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sleeping_threads_wake_up() {
+        let pool = Pool::new(4);
+        for _ in 0..20 {
+            std::thread::sleep(std::time::Duration::from_millis(3));
+            assert_eq!(run(&pool, 64, 10)[63], 680);
+        }
+    }
+
+    #[test]
+    fn sessions_take_turns() {
+        let pool = Pool::new(3);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..50).for_each(|_| assert_eq!(run(&pool, 40, 20)[39], 880)));
+            }
+        });
+    }
+
+    #[test]
+    fn word_parts_are_kept_apart() {
+        let w = Word::new(u32::MAX, 3, 2);
+        assert_eq!((w.step(), w.pieces(), w.taken()), (u32::MAX, 3, 2));
+    }
+}

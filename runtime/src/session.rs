@@ -1,0 +1,402 @@
+//! One sequence: its states, working memory, and calls of a program's entries.
+//!
+//! All addresses and all affine sizes are resolved when a session is made; a call only evaluates sizes for the current
+//! `P` and `T`, patches in the caller's buffers, and hands the steps to the pool. It allocates nothing.
+//!
+//! `P` comes from the states: an entry that writes states finds there how many tokens they hold, and adds `T` to it.
+//! States that no other entry touches so keep their own count (a draft layer may lag behind the main model).
+
+use crate::Error;
+use crate::pool::{Pool, Scratch, Step};
+use crate::program::{KernelFn, Program};
+use hadal_artifact::{ALIGN, Entry, Port, Space};
+use hadal_types::{Dim, Sym, TensorType};
+use memmap2::MmapMut;
+use std::sync::Arc;
+
+/// A step whose buffers together have fewer bytes than this is not worth sharing: waking another core's attention
+/// takes about a microsecond, in which one core streams some tens of kilobytes.
+const SMALL_STEP_BYTES: i64 = 32 * 1024;
+
+/// Memory of one sequence, and the means to run entries on it.
+pub struct Session {
+    program: Arc<Program>,
+    pool: Arc<Pool>,
+    calls: Vec<Call>,
+    /// Tokens each state holds.
+    rows: Vec<u64>,
+    states: Region,
+    state_offsets: Vec<usize>,
+    scratch: Region,
+    scratch_stride: usize,
+    /// Referred to by address in `calls`.
+    _arena: Region,
+}
+
+/// An entry with its addresses.
+struct Call {
+    symbols: Vec<Sym>,
+    /// Current value of each symbol.
+    values: Vec<i64>,
+    inputs: Vec<Affines>,
+    outputs: Vec<Affines>,
+    /// States it advances, and from which it takes `P`.
+    states: Vec<usize>,
+    advances: bool,
+    kernels: Vec<KernelCall>,
+    launches: Vec<LaunchCall>,
+    /// Made anew for each call, in the same memory.
+    steps: Vec<Step>,
+    /// Arguments of all launches, one after the other; `steps` points into it.
+    args: Vec<*mut u8>,
+    /// Which of `args` are the caller's buffers.
+    patches: Vec<Patch>,
+    /// Symbol values of all kernels; `steps` points into it.
+    symbol_values: Vec<i64>,
+}
+
+struct KernelCall {
+    /// Places in `symbol_values`.
+    first_symbol: usize,
+    symbols: Vec<usize>,
+    params: Vec<Affines>,
+    /// At the current values.
+    bytes: i64,
+}
+
+struct LaunchCall {
+    function: KernelFn,
+    /// Place in [`Call::kernels`].
+    kernel: usize,
+    /// Place of its first argument in [`Call::args`].
+    first_arg: usize,
+    grid: Vec<Affine>,
+}
+
+struct Patch {
+    arg: usize,
+    output: bool,
+    port: usize,
+    offset: usize,
+}
+
+/// `constant + Σ k · values[i]`: a [`Dim`] whose symbols have been looked up.
+struct Affine {
+    constant: i64,
+    terms: Vec<(usize, i64)>,
+}
+
+impl Affine {
+    fn new(dim: &Dim, symbols: &[Sym]) -> Affine {
+        let place =
+            |s: &Sym| symbols.iter().position(|x| x == s).expect("the manifest was checked for unknown symbols");
+        Affine { constant: dim.constant(), terms: dim.terms().iter().map(|(s, k)| (place(s), *k)).collect() }
+    }
+
+    fn at(&self, values: &[i64]) -> i64 {
+        self.terms.iter().fold(self.constant, |sum, (i, k)| sum.saturating_add(k.saturating_mul(values[*i]))).max(0)
+    }
+}
+
+/// A tensor type whose symbols have been looked up.
+struct Affines {
+    bits: i64,
+    shape: Vec<Affine>,
+}
+
+impl Affines {
+    fn new(ty: &TensorType, symbols: &[Sym]) -> Affines {
+        Affines { bits: ty.dtype.bits() as i64, shape: ty.shape.iter().map(|d| Affine::new(d, symbols)).collect() }
+    }
+
+    fn bytes(&self, values: &[i64]) -> i64 {
+        let count = product(&self.shape, values);
+        count.saturating_mul(self.bits).saturating_add(7) / 8
+    }
+}
+
+fn product(dims: &[Affine], values: &[i64]) -> i64 {
+    dims.iter().fold(1, |n, d| n.saturating_mul(d.at(values)))
+}
+
+// SAFETY: the raw pointers lead into regions this session owns, the program it keeps alive, or (while a call runs) the
+// caller's buffers.
+unsafe impl Send for Session {}
+
+impl Session {
+    /// Memory for one sequence of `program`, to be run by `pool`.
+    pub fn new(program: Arc<Program>, pool: Arc<Pool>) -> Result<Session, Error> {
+        let m = program.manifest();
+        if let Some(s) = m.states.iter().find(|s| s.page_rows != s.rows) {
+            return Err(Error::Paged { name: s.name.clone() });
+        }
+        let mut state_offsets = Vec::new();
+        let mut total = 0u64;
+        for s in &m.states {
+            state_offsets.push(total as usize);
+            total = total.saturating_add(s.bytes).checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX);
+        }
+        let states = Region::new("states", total)?;
+        let arena = Region::new("working space", m.arena_bytes)?;
+        // A worker's scratch ends on a cache line of its own.
+        let stride = m.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0);
+        let stride = stride.checked_next_multiple_of(128).unwrap_or(u64::MAX);
+        let scratch = Region::new("scratch", stride.saturating_mul(pool.threads() as u64))?;
+
+        let place = |space: Space, offset: u64| match space {
+            Space::Arena => arena.start().wrapping_add(offset as usize),
+            Space::Weight(i) => program.weight(i as usize).cast_mut().wrapping_add(offset as usize),
+            Space::State(i) => states.start().wrapping_add(state_offsets[i as usize] + offset as usize),
+            Space::Input(_) | Space::Output(_) => std::ptr::null_mut(),
+        };
+        let calls = m.entries.iter().map(|e| Call::new(&program, e, &place)).collect();
+        let rows = vec![0; m.states.len()];
+        let scratch_stride = stride as usize;
+        Ok(Session { program, pool, calls, rows, states, state_offsets, scratch, scratch_stride, _arena: arena })
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.program
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The position of the entry called `name`.
+    pub fn entry(&self, name: &str) -> Result<usize, Error> {
+        let entries = &self.program.manifest().entries;
+        entries.iter().position(|e| e.name == name).ok_or_else(|| Error::NoEntry {
+            name: name.to_string(),
+            has: entries.iter().map(|e| e.name.clone()).collect(),
+        })
+    }
+
+    /// Tokens already held for `entry`: its `P` at the next call.
+    pub fn held(&self, entry: usize) -> u64 {
+        self.calls[entry].states.first().map_or(0, |s| self.rows[*s])
+    }
+
+    /// Forgets all but the first `rows` tokens in every state. What follows is as if they had never been there.
+    pub fn truncate(&mut self, rows: u64) {
+        self.rows.iter_mut().for_each(|r| *r = (*r).min(rows));
+    }
+
+    /// Forgets all but the first `rows` tokens in the states that `entry` works on.
+    pub fn truncate_for(&mut self, entry: usize, rows: u64) {
+        for s in &self.calls[entry].states {
+            self.rows[*s] = self.rows[*s].min(rows);
+        }
+    }
+
+    /// Bytes of the states, and of working memory.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.states.bytes, self._arena.bytes + self.scratch.bytes)
+    }
+
+    /// The rows that state `index` holds, as bytes.
+    pub fn state(&self, index: usize) -> &[u8] {
+        let s = &self.program.manifest().states[index];
+        let start = self.state_offsets[index];
+        let bytes = s.row_bytes().unwrap_or(0) * self.rows[index];
+        &self.states.bytes()[start..start + bytes as usize]
+    }
+
+    /// Calls entry number `entry` for `new_tokens` tokens with one buffer per input and output, in order. The states it
+    /// writes then hold that many tokens more. Nothing is changed where the call is refused.
+    pub fn run(
+        &mut self,
+        entry: usize,
+        new_tokens: usize,
+        inputs: &[&[u8]],
+        outputs: &mut [&mut [u8]],
+    ) -> Result<(), Error> {
+        let described = &self.program.manifest().entries[entry];
+        let held = self.held(entry);
+        let call = &mut self.calls[entry];
+        if call.states.iter().any(|s| self.rows[*s] != held) {
+            return Err(Error::Uneven { entry: described.name.clone() });
+        }
+        let max = self.program.manifest().model.max_context;
+        if held.saturating_add(new_tokens as u64) > max {
+            return Err(Error::Context { held, new: new_tokens as u64, max });
+        }
+        call.bind(described, held, new_tokens)?;
+        let given = inputs.iter().map(|b| (b.as_ptr().cast_mut(), b.len()));
+        check_buffers(described, &described.inputs, &call.inputs, &call.values, given)?;
+        let given = outputs.iter_mut().map(|b| (b.as_mut_ptr(), b.len()));
+        check_buffers(described, &described.outputs, &call.outputs, &call.values, given)?;
+        for p in &call.patches {
+            let start = if p.output { outputs[p.port].as_mut_ptr() } else { inputs[p.port].as_ptr().cast_mut() };
+            call.args[p.arg] = start.wrapping_add(p.offset);
+        }
+        call.prepare();
+        let scratch = Scratch { start: self.scratch.start(), stride: self.scratch_stride };
+        // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter at all
+        // values of the symbols that `bind` admits, and none that is written is read-only. The buffers of the caller
+        // were checked above. Kernels keep to their description, which is what loading a program means to trust.
+        unsafe { self.pool.run(&call.steps, scratch) };
+        if call.advances {
+            call.states.iter().for_each(|s| self.rows[*s] += new_tokens as u64);
+        }
+        Ok(())
+    }
+}
+
+fn check_buffers(
+    entry: &Entry,
+    ports: &[Port],
+    types: &[Affines],
+    values: &[i64],
+    mut given: impl Iterator<Item = (*mut u8, usize)>,
+) -> Result<(), Error> {
+    for (port, ty) in ports.iter().zip(types) {
+        let expected = ty.bytes(values) as u64;
+        let (start, found) = given.next().unwrap_or((std::ptr::null_mut(), 0));
+        let aligned = (start as usize).is_multiple_of(port.ty.dtype.bits().div_ceil(8) as usize);
+        if found as u64 != expected || !aligned {
+            let (entry, port) = (entry.name.clone(), port.name.clone());
+            return Err(Error::Buffer { entry, port, expected, found: found as u64 });
+        }
+    }
+    Ok(())
+}
+
+impl Call {
+    fn new(program: &Program, entry: &Entry, place: &dyn Fn(Space, u64) -> *mut u8) -> Call {
+        let m = program.manifest();
+        let symbols: Vec<Sym> = entry.symbols.iter().map(|r| r.sym).collect();
+        let types = |ports: &[Port]| ports.iter().map(|p| Affines::new(&p.ty, &symbols)).collect();
+
+        let (mut written, mut read) = (Vec::new(), Vec::new());
+        let (mut args, mut patches) = (Vec::new(), Vec::new());
+        let (mut kernels, mut launches) = (Vec::<KernelCall>::new(), Vec::new());
+        let mut numbers = std::collections::BTreeMap::new();
+        let mut symbol_count = 0;
+        for l in &entry.launches {
+            let kernel = &m.kernels[l.kernel as usize];
+            let number = *numbers.entry(l.kernel).or_insert_with(|| {
+                let first_symbol = symbol_count;
+                symbol_count += kernel.symbols.len();
+                let places = kernel.symbols.iter().filter_map(|s| symbols.iter().position(|x| x == s)).collect();
+                let params = kernel.params.iter().map(|p| Affines::new(&p.ty, &symbols)).collect();
+                kernels.push(KernelCall { first_symbol, symbols: places, params, bytes: 0 });
+                kernels.len() - 1
+            });
+            let first_arg = args.len();
+            for (arg, param) in l.args.iter().zip(&kernel.params) {
+                match arg.space {
+                    Space::State(i) if param.access.writes() => written.push(i as usize),
+                    Space::State(i) => read.push(i as usize),
+                    Space::Input(i) | Space::Output(i) => patches.push(Patch {
+                        arg: args.len(),
+                        output: matches!(arg.space, Space::Output(_)),
+                        port: i as usize,
+                        offset: arg.offset as usize,
+                    }),
+                    Space::Arena | Space::Weight(_) => {}
+                }
+                args.push(place(arg.space, arg.offset));
+            }
+            let grid = l.grid.iter().map(|d| Affine::new(d, &symbols)).collect();
+            let function = program.kernel(l.kernel as usize);
+            launches.push(LaunchCall { function, kernel: number, first_arg, grid });
+        }
+        let advances = !written.is_empty();
+        let mut states = if advances { written } else { read };
+        states.sort_unstable();
+        states.dedup();
+
+        Call {
+            values: vec![0; symbols.len()],
+            inputs: types(&entry.inputs),
+            outputs: types(&entry.outputs),
+            symbols,
+            states,
+            advances,
+            kernels,
+            steps: Vec::with_capacity(launches.len()),
+            launches,
+            args,
+            patches,
+            symbol_values: vec![0; symbol_count],
+        }
+    }
+
+    /// Gives the symbols their values.
+    fn bind(&mut self, entry: &Entry, held: u64, new_tokens: usize) -> Result<(), Error> {
+        for ((sym, value), range) in self.symbols.iter().zip(&mut self.values).zip(&entry.symbols) {
+            *value = match *sym {
+                Sym::P => held as i64,
+                Sym::T => new_tokens as i64,
+                _ => range.lo,
+            };
+            if *sym == Sym::P && *value > range.hi {
+                return Err(Error::Context { held, new: new_tokens as u64, max: range.hi as u64 });
+            }
+        }
+        let (lo, hi) = entry.range(Sym::T).map_or((1, 1), |r| (r.lo, r.hi));
+        if !(lo..=hi).contains(&(new_tokens as i64)) {
+            return Err(Error::Tokens { entry: entry.name.clone(), lo, hi, found: new_tokens });
+        }
+        Ok(())
+    }
+
+    /// Lists the steps for the values bound.
+    fn prepare(&mut self) {
+        for k in &mut self.kernels {
+            for (slot, i) in self.symbol_values[k.first_symbol..].iter_mut().zip(&k.symbols) {
+                *slot = self.values[*i];
+            }
+            k.bytes = k.params.iter().fold(0, |n: i64, p| n.saturating_add(p.bytes(&self.values)));
+        }
+        let (args, symbols) = (self.args.as_ptr(), self.symbol_values.as_ptr());
+        self.steps.clear();
+        self.steps.extend(self.launches.iter().map(|l| {
+            let kernel = &self.kernels[l.kernel];
+            Step {
+                kernel: l.function,
+                args: args.wrapping_add(l.first_arg),
+                symbols: symbols.wrapping_add(kernel.first_symbol),
+                grid: product(&l.grid, &self.values),
+                large: kernel.bytes >= SMALL_STEP_BYTES,
+            }
+        }));
+    }
+}
+
+/// Zeroed memory, taken from the system page by page as it is touched, in huge pages where possible.
+struct Region {
+    map: Option<MmapMut>,
+    start: *mut u8,
+    bytes: usize,
+}
+
+impl Region {
+    fn new(what: &'static str, bytes: u64) -> Result<Region, Error> {
+        if bytes == 0 {
+            // An address that is aligned and never touched.
+            return Ok(Region { map: None, start: std::ptr::without_provenance_mut(ALIGN as usize), bytes: 0 });
+        }
+        let at = |source| Error::Memory { what, bytes, source };
+        let size = usize::try_from(bytes).map_err(|_| at(std::io::ErrorKind::OutOfMemory.into()))?;
+        if size > isize::MAX as usize {
+            return Err(at(std::io::ErrorKind::OutOfMemory.into()));
+        }
+        let mut map = MmapMut::map_anon(size).map_err(at)?;
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let start = map.as_mut_ptr();
+        Ok(Region { map: Some(map), start, bytes: size })
+    }
+
+    fn start(&self) -> *mut u8 {
+        self.start
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+}
