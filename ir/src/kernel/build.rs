@@ -214,10 +214,14 @@ impl Builder {
         self.op(Op::Select(cond, a, b), self.ty(a))
     }
 
-    /// Conversion to another format; nothing where it has that format already.
+    /// Conversion to another format, through f32 where it takes two steps; nothing where it has that format already.
     pub fn cast(&mut self, a: Value, elem: DType) -> Value {
         let ty = self.ty(a);
-        if ty.elem == elem { a } else { self.op(Op::Cast(a), ty.with_elem(elem)) }
+        if ty.elem == elem {
+            return a;
+        }
+        let a = if verify::can_cast(ty.elem, elem) { a } else { self.cast(a, DType::F32) };
+        self.op(Op::Cast(a), ty.with_elem(elem))
     }
 
     /// The same bits as another format.

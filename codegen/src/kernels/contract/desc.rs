@@ -1,0 +1,160 @@
+//! The problem: one product-sum of two operands, as addresses in parameters.
+
+use super::epilogue::{self, Epilogue, Node, is_real};
+use super::view::{Access, Affine, Tracer, Var, Vars};
+use hadal_ir::kernel::Access as Rights;
+use hadal_ir::module::Func;
+use hadal_ir::ops::Op;
+use hadal_types::{DType, Dim, TensorType};
+use std::fmt;
+
+/// Which operands a letter moves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Role {
+    /// Both, and the result.
+    Batch,
+    /// The first operand and the result.
+    Left,
+    /// The second operand and the result.
+    Right,
+    /// The result alone: a repeated axis.
+    Repeat,
+    /// Not the result: it is summed over.
+    Summed,
+}
+
+/// A buffer of the kernel: flat, because addresses are element numbers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Flat {
+    /// Name.
+    pub name: String,
+    /// Format.
+    pub dtype: DType,
+    /// Number of elements.
+    pub count: Dim,
+    /// What the kernel does with it.
+    pub rights: Rights,
+}
+
+/// A product-sum with its epilogue.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Desc {
+    /// The kernel's name.
+    pub name: String,
+    /// Letters first (those of the result, then the summed ones), then derived variables.
+    pub vars: Vars,
+    /// The role of each letter.
+    pub roles: Vec<Role>,
+    /// What is multiplied.
+    pub operands: [Access; 2],
+    /// What happens to each sum.
+    pub epilogue: Epilogue,
+    /// The kernel's buffers: the function's parameters, then its results.
+    pub params: Vec<Flat>,
+}
+
+impl Desc {
+    /// Reads a kernel function; `None` where it is anything but such a product-sum.
+    pub fn of(func: &Func) -> Option<Desc> {
+        let mut t = Tracer::new(func)?;
+        let mut contracts = func.insts.iter().filter_map(|i| match t.def(i.results[0])? {
+            (Op::Contract(c), inst) => Some((c, inst)),
+            _ => None,
+        });
+        let (contract, inst) = contracts.next()?;
+        let (None, [a, b]) = (contracts.next(), inst.args.as_slice()) else { return None };
+        drop(contracts);
+        let types: Vec<TensorType> = inst.args.iter().map(|a| t.ty(*a).clone()).collect();
+        let sizes = contract.sizes(&types);
+        let summed = contract.summed();
+        let letters: Vec<char> = contract.output.chars().chain(summed.chars()).collect();
+        for c in &letters {
+            t.vars.letter(*c, sizes[c].clone());
+        }
+        let var = |c: char| Affine::var(letters.iter().position(|l| *l == c).unwrap_or_default());
+        let left = t.access(*a, contract.inputs[0].chars().map(var).collect())?;
+        let right = t.access(*b, contract.inputs[1].chars().map(var).collect())?;
+        let root = inst.results[0];
+        let epilogue = epilogue::trace(&mut t, root, contract.output.chars().map(var).collect())?;
+        let outputs = contract.output.len();
+        let roles = (0..letters.len())
+            .map(|v| match (t.vars.reads(&left, v), t.vars.reads(&right, v)) {
+                _ if v >= outputs => Role::Summed,
+                (true, true) => Role::Batch,
+                (true, false) => Role::Left,
+                (false, true) => Role::Right,
+                (false, false) => Role::Repeat,
+            })
+            .collect();
+        let operands = [left, right];
+        let all = operands.iter().chain(epilogue.loads());
+        if !all.flat_map(|a| [Some(a), a.scale.as_deref()]).flatten().all(|a| is_real(a.dtype)) {
+            return None;
+        }
+        let params = flat_params(func)?;
+        Some(Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params })
+    }
+
+    /// Letters of a role.
+    pub fn of_role(&self, role: Role) -> impl Iterator<Item = Var> {
+        (0..self.roles.len()).filter(move |v| self.roles[*v] == role)
+    }
+
+    /// The size of a letter.
+    pub fn size(&self, var: Var) -> &Dim {
+        self.vars.size(var)
+    }
+}
+
+/// A function's parameters and results as flat buffers; `None` where a count is no affine form.
+pub fn flat_params(func: &Func) -> Option<Vec<Flat>> {
+    let results = func.results.iter().map(|(n, v)| (Some(n), *v, Rights::Write));
+    let params = func.params.iter().map(|v| (func.values[v.index()].name.as_ref(), *v, Rights::Read));
+    let mut out: Vec<Flat> = Vec::new();
+    for (i, (name, value, rights)) in params.chain(results).enumerate() {
+        let ty = func.ty(value);
+        let count = ty.shape.iter().try_fold(Dim::from(1i64), |n, d| n.checked_mul(d))?;
+        let name = name.filter(|n| is_name(n) && out.iter().all(|o| o.name != **n)).cloned();
+        out.push(Flat { name: name.unwrap_or_else(|| format!("b{i}")), dtype: ty.dtype, count, rights });
+    }
+    // A generated name may meet a given one.
+    let clash = (0..out.len()).any(|i| out[..i].iter().any(|o| o.name == out[i].name));
+    if clash {
+        out.iter_mut().enumerate().for_each(|(i, o)| o.name = format!("b{i}"));
+    }
+    Some(out)
+}
+
+fn is_name(n: &str) -> bool {
+    n.starts_with(|c: char| c.is_ascii_alphabetic()) && n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+impl fmt::Display for Desc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "contract @{}", self.name)?;
+        write!(f, "{}", self.vars)?;
+        let roles: Vec<String> =
+            self.roles.iter().enumerate().map(|(v, r)| format!("{} {r:?}", self.vars.name(v))).collect();
+        writeln!(f, "  roles {}", roles.join(", "))?;
+        for a in &self.operands {
+            writeln!(f, "  operand {}", self.vars.show_access(a))?;
+        }
+        for (i, n) in self.epilogue.nodes.iter().enumerate() {
+            let text = match n {
+                Node::Sum => "sum".to_owned(),
+                Node::Const(x) => x.to_string(),
+                Node::Load(a) => self.vars.show_access(a),
+                Node::Cast(to, x) => format!("cast e{x} to {to}"),
+                Node::Map(g, x) => {
+                    let x: Vec<String> = x.iter().map(|x| format!("e{x}")).collect();
+                    format!("{} {}", g.name(), x.join(", "))
+                }
+            };
+            writeln!(f, "  e{i} = {text}")?;
+        }
+        for o in &self.epilogue.outputs {
+            writeln!(f, "  store e{} to {}:p{}[{}]", o.node, o.dtype, o.param, self.vars.show(&o.at))?;
+        }
+        Ok(())
+    }
+}

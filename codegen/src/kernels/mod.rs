@@ -1,0 +1,78 @@
+//! Kernel generators: from a kernel function of the fused graph to kernel IR.
+//!
+//! A generator looks at a function, decides whether it knows it, chooses a schedule, and emits. The special ones make
+//! well-known shapes fast; the general loop generator ([`loops`]) compiles every kernel function, so removing a
+//! special generator makes programs slower, never wrong.
+
+pub mod index;
+pub mod loops;
+
+use hadal_ir::{Func, kernel};
+use hadal_types::Dim;
+
+/// What generators know about the machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Target {
+    /// f32 lanes of the vectors that loops are written with. Back ends split what is wider than a register.
+    pub lanes: u32,
+}
+
+impl Default for Target {
+    fn default() -> Self {
+        Target { lanes: 8 }
+    }
+}
+
+/// A kernel with the reason it looks as it does.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Generated {
+    /// The kernel; its parameters are the function's parameters, then its results.
+    pub kernel: kernel::Kernel,
+    /// The generator that made it (`loops`, `contract`, …).
+    pub generator: &'static str,
+    /// The schedule it chose, for people.
+    pub schedule: String,
+}
+
+/// Why a kernel function has no kernel.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Error {
+    /// A function with calls, weights or states of its own.
+    #[error("@{func} is not a kernel function")]
+    NotAKernel {
+        /// The function.
+        func: String,
+    },
+    /// Indices of a reshape that are no affine forms of the symbols.
+    #[error("@{func}: the reshape of {from:?} to {to:?} needs products of symbols")]
+    SymbolProduct {
+        /// The function.
+        func: String,
+        /// Operand shape.
+        from: Vec<Dim>,
+        /// Result shape.
+        to: Vec<Dim>,
+    },
+    /// Scratch memory whose size is no affine form of the symbols.
+    #[error("@{func}: scratch of shape {shape:?} has no affine size")]
+    Scratch {
+        /// The function.
+        func: String,
+        /// What was to be held.
+        shape: Vec<Dim>,
+    },
+}
+
+/// A special generator: `None` where it does not know the function.
+type Special = fn(&Func, &Target) -> Option<Result<Generated, Error>>;
+
+/// The special generators, in the order they are asked.
+const SPECIAL: &[Special] = &[];
+
+/// The kernel of a kernel function, by the first generator that knows it.
+pub fn select(func: &Func, target: &Target) -> Result<Generated, Error> {
+    match SPECIAL.iter().find_map(|generator| generator(func, target)) {
+        Some(generated) => generated,
+        None => loops::emit(func, target),
+    }
+}

@@ -1,0 +1,191 @@
+//! Cranelift code against the interpreter: every conversion, vectors of odd widths, masks, control flow.
+
+use hadal_codegen::cranelift::{CpuTarget, compile, jit, pack};
+use hadal_codegen::{Error, math};
+use hadal_ir::kernel::interpret::{self, Buffer};
+use hadal_ir::kernel::*;
+use hadal_types::{Bindings, DType, Dim, Sym};
+
+/// Runs a kernel both ways on the same buffers and compares all bytes of what it writes; NaNs are equal.
+fn agree(kernel: &Kernel, symbols: &Bindings, args: &[Buffer]) {
+    let expanded = math::expand(kernel);
+    let (mut reference, mut compiled) = (args.to_vec(), args.to_vec());
+    interpret::run(&expanded, symbols, &mut reference).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    jit::run(kernel, symbols, &mut compiled, &[1, 2, 5]).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    for ((want, have), param) in reference.iter().zip(&compiled).zip(&kernel.params) {
+        let size = (param.dtype.bits() / 8).max(1) as usize;
+        let pairs = want.bytes.chunks(size).zip(have.bytes.chunks(size)).enumerate();
+        for (i, (w, h)) in pairs.filter(|(i, _)| want.initialised.get(*i) == Some(&true)) {
+            assert!(w == h || both_nan(param.dtype, w, h), "{}[{i}]: want {w:x?}, have {h:x?}\n{kernel}", param.name);
+        }
+    }
+}
+
+fn both_nan(dtype: DType, a: &[u8], b: &[u8]) -> bool {
+    [a, b].iter().all(|x| match dtype {
+        DType::F32 => f32::from_le_bytes([x[0], x[1], x[2], x[3]]).is_nan(),
+        DType::BF16 => u16::from_le_bytes([x[0], x[1]]) & 0x7fff > 0x7f80,
+        DType::F16 => u16::from_le_bytes([x[0], x[1]]) & 0x7fff > 0x7c00,
+        DType::F8E4M3 => x[0] & 0x7f == 0x7f,
+        _ => false,
+    })
+}
+
+/// `y[i..] = cast(x[i..])` over `n` elements in vectors of `lanes`.
+fn cast_kernel(from: DType, to: DType, n: usize, lanes: u32) -> Kernel {
+    let mut b = Builder::new("cast");
+    let x = b.param("x", from, [n], Access::Read);
+    let y = b.param("y", to, [n], Access::Write);
+    let g = b.grid([n / lanes as usize])[0];
+    let width = b.const_i64(lanes as i64);
+    let at = b.mul(g, width);
+    let v = b.load(x, &[at], lanes);
+    let v = b.cast(v, to);
+    b.store(y, &[at], v);
+    b.finish()
+}
+
+/// Interesting bit patterns of a format, a multiple of 64 of them.
+fn patterns(dtype: DType) -> Vec<u8> {
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    match dtype {
+        DType::Bool => (0..=255).map(|i| i % 3 % 2).collect(),
+        DType::U8 | DType::I8 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 => (0..=255).collect(),
+        DType::F16 | DType::BF16 => (0..=u16::MAX).flat_map(u16::to_le_bytes).collect(),
+        DType::F32 => {
+            // Every exponent with mantissas around each rounding boundary, both signs.
+            let tails = [0, 1, 0x7fff, 0x8000, 0x8001, 0xfff, 0x1000, 0x1001, 0x1fff, 0x3000, 0x18000, 0x7fffff];
+            let more =
+                [0x80000, 0x180000, 0x7ffff, 0x80001, 0x17ffff, 0x280000, 0x400000, 0x200000, 0x600000, 0x3fffff];
+            let mut bits: Vec<u32> = (0..=255u32)
+                .flat_map(|e| tails.iter().chain(&more).map(move |t| e << 23 | t))
+                .flat_map(|b| [b, b | 1 << 31])
+                .collect();
+            bits.extend((0..6400).map(|_| random() as u32));
+            bits.extend((-700..700).map(|i| (i as f32 / 2.0).to_bits()));
+            bits.truncate(bits.len() / 64 * 64);
+            bits.into_iter().flat_map(u32::to_le_bytes).collect()
+        }
+        DType::I32 => {
+            let edges = [0, 1, -1, i32::MAX, i32::MIN, 255, 256, -128, -129, 1 << 24, (1 << 24) + 1, 127];
+            let all = edges.into_iter().chain((0..500).map(|_| random() as i32));
+            all.flat_map(i32::to_le_bytes).collect()
+        }
+        DType::I64 | DType::F64 => (0..512).flat_map(|i| (random() >> (i % 60)).to_le_bytes()).collect(),
+    }
+}
+
+#[test]
+fn every_cast_agrees() {
+    for from in DType::ALL {
+        for to in DType::ALL {
+            if from == to || !verify::can_cast(from, to) {
+                continue;
+            }
+            let bytes = patterns(from);
+            let n = bytes.len() * 8 / from.bits() as usize;
+            for lanes in [1, 2, 4, 8, 16, 32] {
+                if lanes == 1 && to == DType::F4E2M1 {
+                    continue;
+                }
+                let n = if lanes == 1 || lanes == 32 { n.min(4096) } else { n };
+                let kernel = cast_kernel(from, to, n, lanes);
+                agree(&kernel, &Bindings::new(), &[Buffer::from_bytes(from, bytes.clone()), Buffer::uninit(to, n)]);
+            }
+        }
+    }
+}
+
+#[test]
+fn masks_loops_and_choices_agree() {
+    let mut b = Builder::new("masks");
+    let x = b.param("x", DType::BF16, [Dim::from(Sym::T), Dim::from(21)], Access::Read);
+    let y = b.param("y", DType::F32, [Dim::from(Sym::T), Dim::from(21)], Access::ReadWrite);
+    let sums = b.param("sums", DType::F32, [Sym::T], Access::Write);
+    let t = b.grid([Dim::from(Sym::T), Dim::from(1)])[0];
+    let tmp = b.alloc("tmp", DType::F32, [Dim::from(Sym::T) * 3 + 32]);
+    let fixed = b.alloc("fixed", DType::BF16, [5]);
+    let (zero, n, two) = (b.const_i64(0), b.const_i64(21), b.const_f32(2.0));
+    let init = b.const_f32(0.0);
+    let acc = b.splat(init, 8);
+    let out = b.for_loop(zero, n, 8, LoopKind::Serial, &[acc], |b, i, c| {
+        let mask = b.lanes_below(i, n, 8);
+        let fill = b.const_f32(3.0);
+        let fill = b.cast(fill, DType::BF16);
+        let v = b.load_masked(x, &[t, i], mask, Some(fill));
+        let v = b.cast(v, DType::F32);
+        let old = b.load_masked(y, &[t, i], mask, None);
+        let w = b.fma(v, two, old);
+        b.store_masked(y, &[t, i], w, mask);
+        b.store(tmp, &[i], w);
+        let again = b.load(tmp, &[i], 8);
+        vec![b.add(c[0], again)]
+    });
+    let sum = b.reduce_lanes(ReduceOp::Add, out[0]);
+    b.store(fixed, &[zero], sum);
+    let limit = b.sym(Sym::T);
+    let odd = b.rem(t, limit);
+    let is_zero = b.eq(odd, zero);
+    let chosen = b.if_else(is_zero, |b| vec![b.neg(sum)], |b| vec![b.max(sum, two)]);
+    b.store(sums, &[t], chosen[0]);
+    let kernel = b.finish();
+    for t in [0usize, 1, 2, 9] {
+        let x: Vec<u8> = (0..t * 21).flat_map(|i| (0x3f00 + (i * 37 % 300) as u16).to_le_bytes()).collect();
+        let y: Vec<f32> = (0..t * 21).map(|i| i as f32 * 0.25).collect();
+        let args = [Buffer::from_bytes(DType::BF16, x), Buffer::from_f32(&y), Buffer::uninit(DType::F32, t)];
+        agree(&kernel, &Bindings::from([(Sym::T, t as i64)]), &args);
+    }
+}
+
+#[test]
+fn integer_division_wraps_and_grids_have_many_dimensions() {
+    let mut b = Builder::new("ints");
+    let x = b.param("x", DType::I64, [3, 5, 2], Access::Read);
+    let y = b.param("y", DType::I64, [3, 5, 2], Access::Write);
+    let g = b.grid([3, 5, 2]);
+    let a = b.load(x, &g, 1);
+    let one = b.const_i64(1);
+    let d = b.sub(g[1], one);
+    let three = b.const_i64(3);
+    let zero = b.const_i64(0);
+    let is_zero = b.eq(d, zero);
+    let d = b.select(is_zero, three, d);
+    let q = b.div(a, d);
+    let r = b.rem(a, d);
+    let r = b.mul(r, three);
+    let s = b.add(q, r);
+    b.store(y, &g, s);
+    let kernel = b.finish();
+    let values = (0..30i64).map(|i| [i64::MIN, i64::MAX, -1, 0, 12345][i as usize % 5].wrapping_add(i / 7));
+    let x = Buffer::from_bytes(DType::I64, values.flat_map(i64::to_le_bytes).collect());
+    agree(&kernel, &Bindings::new(), &[x, Buffer::uninit(DType::I64, 30)]);
+}
+
+#[test]
+fn gpu_statements_are_refused() {
+    let mut b = Builder::new("gpu");
+    let (zero, n) = (b.const_i64(0), b.const_i64(4));
+    b.for_each(zero, n, 1, LoopKind::Thread, |b, _| b.barrier(Scope::Block));
+    let error = compile(&b.finish(), &CpuTarget::X86_64_V3).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { what: "a barrier inside a concurrent loop", .. }), "{error}");
+}
+
+#[test]
+fn kernels_are_packed_at_64_bytes() {
+    let kernels: Vec<_> = [DType::F32, DType::F16]
+        .into_iter()
+        .map(|to| {
+            compile(&cast_kernel(DType::BF16, to, 64, 8), &CpuTarget::X86_64_V3).unwrap_or_else(|e| panic!("{e}"))
+        })
+        .collect();
+    let packed = pack(&kernels);
+    assert_eq!(packed.offsets[0], 0);
+    assert_eq!(packed.offsets[1] % 64, 0);
+    assert_eq!(&packed.code[packed.offsets[1]..], &kernels[1].code[..]);
+}
