@@ -3,10 +3,13 @@
 
 pub mod attr;
 pub mod builder;
+pub mod fusion;
 pub mod interpret;
 pub mod kernel;
 pub mod module;
 pub mod ops;
+pub mod plan;
+pub mod target;
 pub mod tensor;
 pub mod text;
 pub mod verify;
