@@ -65,6 +65,13 @@ impl Generator {
         self.stop.clear();
     }
 
+    /// Ends at `token` as well.
+    pub fn also_stop_at(&mut self, token: u32) {
+        if !self.stop.contains(&token) {
+            self.stop.push(token);
+        }
+    }
+
     /// The session.
     pub fn session(&self) -> &Session {
         &self.session

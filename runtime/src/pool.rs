@@ -308,7 +308,7 @@ mod tests {
             args: args.as_ptr(),
             symbols: symbols.as_ptr(),
             grid: grid as i64,
-            large: i % 3 != 0,
+            large: !i.is_multiple_of(3),
         };
         let steps: Vec<Step> = (0..steps).map(step).collect();
         let mut scratch = vec![0i64; 8 * pool.threads()];

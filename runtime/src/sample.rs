@@ -186,7 +186,7 @@ mod tests {
     }
 
     /// Probabilities 0.5, 0.25, 0.125, 0.125, in another order.
-    const LOGITS: [f32; 4] = [0.693_147_2, 0.0, 1.386_294_4, 0.0];
+    const LOGITS: [f32; 4] = [std::f32::consts::LN_2, 0.0, 2.0 * std::f32::consts::LN_2, 0.0];
 
     fn close(found: &[f64], expected: &[f64]) {
         // Four standard deviations of 20000 draws.

@@ -1,1 +1,172 @@
-//! The commands of a compiled file.
+//! The commands of a compiled file: `generate`, `logits`, `bench`, `info`.
+//!
+//! Results go to standard output, timings and complaints to standard error, and the exit status tells what kind of
+//! failure it was (see [`Failure`]). The compiler's own `run` uses the same commands on a program in memory.
+
+mod bench;
+mod generate;
+mod info;
+mod logits;
+
+pub use bench::BenchArgs;
+pub use generate::{GenerateArgs, SamplingArgs};
+pub use info::InfoArgs;
+pub use logits::LogitsArgs;
+
+use crate::{Error, Program};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A compiled language model in one file.
+#[derive(Parser)]
+#[command(
+    version,
+    about = "A compiled language model: this file holds the machine code, the weights and the tokenizer.",
+    after_help = "Examples:
+  ./model generate --prompt 'Once upon a time' -n 64
+  ./model generate --chat 'Why is the sky blue?' --temperature 0.6 --seed 1
+  ./model logits --tokens 0,17,42 --out logits.safetensors
+  ./model bench --prompt-len 128 -n 64 --json
+  ./model info --verify
+
+Exit status: 0 success, 1 failure while running, 2 wrong usage, 3 this file (or its weights file) cannot be used.",
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do with a compiled model.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Continue a text or answer a message, writing as it goes
+    Generate(GenerateArgs),
+    /// Write the logits of every token of a sequence to a safetensors file
+    Logits(LogitsArgs),
+    /// Measure the speed of prompts and of generation
+    Bench(BenchArgs),
+    /// Say what is in this file
+    Info(InfoArgs),
+}
+
+/// Why a command failed; decides the exit status.
+#[derive(Debug)]
+pub enum Failure {
+    /// Something went wrong while running: status 1.
+    Run(Error),
+    /// A file could not be read or written: status 1.
+    Io {
+        /// The file, or the stream's name.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Arguments that do not go together, or with this model: status 2.
+    Usage(String),
+    /// The compiled file cannot be used: status 3.
+    File(Error),
+}
+
+impl Failure {
+    /// The exit status.
+    pub fn status(&self) -> u8 {
+        match self {
+            Failure::Run(_) | Failure::Io { .. } => 1,
+            Failure::Usage(_) => 2,
+            Failure::File(_) => 3,
+        }
+    }
+
+    /// Nobody reads our output any more (`model generate | head`), which is no error.
+    fn is_closed_pipe(&self) -> bool {
+        matches!(self, Failure::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Run(e) | Failure::File(e) => write!(f, "{e}"),
+            Failure::Io { what, source } => write!(f, "{what}: {source}"),
+            Failure::Usage(message) => f.write_str(message),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(e: Error) -> Self {
+        match e {
+            Error::Setting { .. } | Error::EmptyPrompt | Error::Token { .. } => Failure::Usage(e.to_string()),
+            e => Failure::Run(e),
+        }
+    }
+}
+
+impl From<crate::text::TextError> for Failure {
+    fn from(e: crate::text::TextError) -> Self {
+        Failure::Run(e.into())
+    }
+}
+
+/// The program of a compiled file: runs the command on its command line.
+pub fn main() -> ExitCode {
+    let started = Instant::now();
+    let program = Program::of_this_executable();
+    if let Err(Error::Artifact { source: hadal_artifact::Error::NoPayload { .. }, .. }) = &program {
+        // Arguments mean nothing without a model, except those about the program itself.
+        let asked = std::env::args().nth(1).is_some_and(|a| ["--help", "-h", "--version", "-V"].contains(&a.as_str()));
+        if !asked {
+            eprintln!("{}\n\n{BARE}", program.err().map_or_else(String::new, |e| e.to_string()));
+            return ExitCode::from(3);
+        }
+        let _ = Cli::parse();
+        return ExitCode::SUCCESS;
+    }
+    let command = Cli::parse().command;
+    report(program.map_err(Failure::File).and_then(|p| execute(p, command, started)))
+}
+
+const BARE: &str = "This is hadal's runner, the part of a compiled file that maps and runs the rest. \
+`hadal compile CHECKPOINT -o model` appends a model to a copy of it; run that file instead.";
+
+/// Runs one command on a program that was loaded already; `started` is when the user began to wait.
+pub fn execute(program: Arc<Program>, command: Command, started: Instant) -> Result<(), Failure> {
+    match command {
+        Command::Generate(args) => generate::run(program, &args, started),
+        Command::Logits(args) => logits::run(program, &args),
+        Command::Bench(args) => bench::run(program, &args, started),
+        Command::Info(args) => info::run(&program, &args),
+    }
+}
+
+fn report(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if e.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(e @ Failure::Usage(_)) => {
+            let mut command = Cli::command();
+            let _ = command.error(clap::error::ErrorKind::ValueValidation, &e).print();
+            ExitCode::from(e.status())
+        }
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::from(e.status())
+        }
+    }
+}
+
+fn stdout_failed(source: io::Error) -> Failure {
+    Failure::Io { what: "standard output".to_string(), source }
+}
+
+/// Prints `value` as indented JSON.
+fn print_json(value: &serde_json::Value) -> Result<(), Failure> {
+    use io::Write;
+    writeln!(io::stdout(), "{value:#}").map_err(stdout_failed)
+}
