@@ -48,6 +48,16 @@ impl Builder {
         result
     }
 
+    /// Adds `place` to the origin of the ops made from here to the matching [`Builder::leave`].
+    pub fn enter(&mut self, place: &str) {
+        self.scope.push(place.to_owned());
+    }
+
+    /// Ends what the last [`Builder::enter`] began.
+    pub fn leave(&mut self) {
+        self.scope.pop();
+    }
+
     /// The type of a value.
     pub fn ty(&self, value: ValueId) -> &TensorType {
         self.func.ty(value)

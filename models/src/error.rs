@@ -141,6 +141,14 @@ pub enum Error {
         /// This one's type.
         found: String,
     },
+    /// The sizes of a configuration do not fit together in a way that no single key is to blame for.
+    #[error("{}: the sizes do not fit together: {source}", file.display())]
+    Graph {
+        /// The configuration file.
+        file: PathBuf,
+        /// The op that cannot be built.
+        source: Box<hadal_ir::builder::BuildError>,
+    },
     /// The checkpoint's tensors are not the model's.
     #[error("{0}")]
     Mismatch(Box<crate::checkpoint::Report>),

@@ -1,8 +1,31 @@
 //! What a checkpoint folder says: its configuration, its tensors, and the graph they make.
+//!
+//! ```
+//! # use hadal_models::{BuildOptions, Planned, build, config_reader::Config};
+//! let text = br#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+//!     "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+//!     "intermediate_size": 64, "max_position_embeddings": 128}"#;
+//! let config = Config::parse("config.json", text)?;
+//! let model = build(&config, &Planned, &BuildOptions::default())?;
+//! assert_eq!(model.name, "llama");
+//! assert_eq!(model.module.funcs.iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["layer", "main_all", "main"]);
+//! # Ok::<(), hadal_models::Error>(())
+//! ```
 
+pub mod blocks;
 pub mod checkpoint;
 pub mod config_reader;
 mod error;
+pub mod formats;
 mod json;
+pub mod llama;
+mod model;
+mod registry;
+mod weights;
 
+pub use blocks::rope::AttnFactor;
 pub use error::{Error, Result};
+pub use formats::{DtypeOracle, Planned};
+pub use model::{BuildOptions, Model, Param, build, params};
+pub use registry::{Recognised, recognise};
+pub use weights::CheckpointWeights;

@@ -1,0 +1,135 @@
+//! The building blocks of decoders, as functions that add ops to a graph.
+//!
+//! Everything is written plainly: no fused op, no absorbed weight, one sequence. Making it fast is the optimiser's work.
+//! In comments `T` is the number of new tokens, `P` of those already in the states, `S = P + T`, `d` the hidden size.
+
+pub mod attention;
+pub mod decoder;
+pub mod mlp;
+pub mod rope;
+
+use crate::formats::{Formats, SCALE};
+use hadal_ir::builder::{BuildError, Builder};
+use hadal_ir::module::{Func, ValueId, expand_weight_name, stack_range};
+use hadal_ir::ops::Dequantize;
+use hadal_types::{DType, TensorType};
+use std::ops::{Deref, DerefMut};
+
+/// A function under construction: a [`Builder`] that knows where in the checkpoint the function's weights are, so that
+/// they have the formats in which they are stored.
+pub struct Block<'a> {
+    builder: Builder,
+    formats: &'a Formats<'a>,
+    /// Put before names to find them in the checkpoint; not part of the function.
+    at: String,
+    /// The part of the function being built, as `self_attn.`; part of the names of weights and states.
+    path: String,
+    state_dtype: DType,
+}
+
+impl Deref for Block<'_> {
+    type Target = Builder;
+    fn deref(&self) -> &Builder {
+        &self.builder
+    }
+}
+
+impl DerefMut for Block<'_> {
+    fn deref_mut(&mut self) -> &mut Builder {
+        &mut self.builder
+    }
+}
+
+impl<'a> Block<'a> {
+    /// Starts the function `name`, for the instance whose weights' names begin with `at`.
+    pub fn new(name: &str, formats: &'a Formats<'a>, at: &str, state_dtype: DType) -> Block<'a> {
+        Block { builder: Builder::new(name), formats, at: at.into(), path: String::new(), state_dtype }
+    }
+
+    /// Runs `f` inside the part `name`: weights and states are `name.…`, and ops remember that they came from it.
+    pub fn within<R>(&mut self, name: &str, f: impl FnOnce(&mut Self) -> R) -> R {
+        let outer = self.path.len();
+        self.path += name;
+        self.path.push('.');
+        self.enter(name);
+        let result = f(self);
+        self.leave();
+        self.path.truncate(outer);
+        result
+    }
+
+    /// The formats that this function's weights are stored in.
+    pub fn formats(&self) -> &'a Formats<'a> {
+        self.formats
+    }
+
+    /// A weight as it is stored; `{0..64}` in `name` stacks 64 of them under the first axis.
+    pub fn tensor(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        let name = format!("{}{name}", self.path);
+        let dtype = self.formats.of(&self.stored_names(&name));
+        self.builder.weight(&name, TensorType::new(dtype, shape.iter().copied()))
+    }
+
+    /// The matrix `name.weight`, `[outputs, inputs]`, or a stack of them; from block-scaled e4m3 where it is stored so:
+    /// `w[i, j] = q[i, j] · s[i / 128, j / 128]` (sheet `deepseek-v3`, "Quantised form").
+    pub fn matrix(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        let name = format!("{name}.weight");
+        let stored = self.tensor(&name, shape);
+        let Some([rows, columns]) = self.formats.block(&self.stored_names(&format!("{}{name}", self.path))) else {
+            return stored;
+        };
+        let mut block = vec![1; shape.len() - 2];
+        block.extend([rows, columns]);
+        let blocks: Vec<usize> = shape.iter().zip(&block).map(|(n, b)| n.div_ceil(*b)).collect();
+        let scales = self.tensor(&format!("{name}{SCALE}"), &blocks);
+        self.op(Dequantize { block }, &[stored, scales])
+    }
+
+    /// `y = x Wᵀ (+ b)` with the weight `name.weight` of `outputs` rows.
+    pub fn linear(&mut self, x: ValueId, name: &str, outputs: usize, bias: bool) -> ValueId {
+        let inputs = self.size(x, 1);
+        let w = self.matrix(name, &[outputs, inputs]);
+        let y = self.contract("td,fd->tf", &[x, w]);
+        if !bias {
+            return y;
+        }
+        let b = self.tensor(&format!("{name}.bias"), &[outputs]);
+        let b = self.cast(b, DType::F32);
+        let shape = self.shape(y).to_vec();
+        let b = self.broadcast(b, &shape, &[1]);
+        self.add(y, b)
+    }
+
+    /// `x · rsqrt(mean(x²) + eps) · g` over the last axis, with `g = name.weight`.
+    pub fn norm(&mut self, x: ValueId, name: &str, eps: f64) -> ValueId {
+        let size = self.size(x, self.shape(x).len() - 1);
+        let g = self.tensor(&format!("{name}.weight"), &[size]);
+        self.rms_norm(x, g, eps)
+    }
+
+    /// The rows of the state `name` so far, with `rows` behind them, as f32.
+    pub fn remember(&mut self, name: &str, rows: ValueId) -> ValueId {
+        let (name, dtype) = (format!("{}{name}", self.path), self.state_dtype);
+        let all = self.append(&name, rows, dtype);
+        self.cast(all, DType::F32)
+    }
+
+    /// The size of one axis, which must not depend on symbols.
+    fn size(&self, x: ValueId, axis: usize) -> usize {
+        let size = self.shape(x)[axis].as_const().and_then(|n| usize::try_from(n).ok());
+        size.expect("blocks take values with constant feature sizes")
+    }
+
+    fn stored_names(&self, name: &str) -> Vec<String> {
+        let full = format!("{}{name}", self.at);
+        match stack_range(&full) {
+            Some(_) => expand_weight_name(&full),
+            None => vec![full],
+        }
+    }
+
+    /// The function, or the first broken constraint.
+    pub fn finish(self) -> Result<Func, BuildError> {
+        self.builder.finish()
+    }
+}

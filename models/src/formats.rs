@@ -1,0 +1,132 @@
+//! In which element format each weight is stored: asked of the checkpoint, or planned from the configuration.
+
+use crate::checkpoint::Checkpoint;
+use crate::config_reader::Object;
+use crate::error::Result;
+use hadal_types::DType;
+
+/// Formats of a linear layer's weights that contractions read as they are.
+pub const PLAIN: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
+
+/// Formats of the scales of a block-scaled weight.
+pub const SCALES: [DType; 4] = [DType::F32, DType::F8E8M0, DType::BF16, DType::F16];
+
+/// End of the name of the scales of a block-scaled weight, after the weight's own name.
+pub const SCALE: &str = "_scale_inv";
+
+/// Answers in which format a tensor is stored.
+pub trait DtypeOracle {
+    /// The format of the stored tensor `name`, or `None` where there is no such tensor.
+    fn dtype(&self, name: &str) -> Option<DType>;
+
+    /// Whether absence is an answer. Where it is not, formats are planned from the configuration.
+    fn complete(&self) -> bool {
+        true
+    }
+}
+
+impl DtypeOracle for Checkpoint {
+    fn dtype(&self, name: &str) -> Option<DType> {
+        self.tensor(name).map(|t| t.dtype)
+    }
+}
+
+/// No checkpoint at hand: all formats are those that the configuration announces.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned;
+
+impl DtypeOracle for Planned {
+    fn dtype(&self, _: &str) -> Option<DType> {
+        None
+    }
+    fn complete(&self) -> bool {
+        false
+    }
+}
+
+/// The formats a configuration announces.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Plan {
+    /// `torch_dtype`: the format of whatever is not quantised.
+    pub dtype: DType,
+    /// Rows and columns that share a scale, where linear layers are stored in e4m3 (`quantization_config`).
+    pub block: Option<[usize; 2]>,
+}
+
+impl Plan {
+    /// Reads `torch_dtype` (or `dtype`) and `quantization_config`.
+    pub fn read(o: &Object<'_>) -> Result<Plan> {
+        let names = ["bfloat16", "float16", "float32", "float8_e4m3fn"];
+        let key = if o.has("torch_dtype") { "torch_dtype" } else { "dtype" };
+        let dtype = match o.str_in_or(key, &names, "bfloat16")? {
+            "float16" => DType::F16,
+            "float32" => DType::F32,
+            _ => DType::BF16,
+        };
+        let Some(q) = o.optional_object("quantization_config")? else { return Ok(Plan { dtype, block: None }) };
+        q.require_str_in("quant_method", &["fp8"])?;
+        q.str_in_or("fmt", &["e4m3"], "e4m3")?;
+        q.str_in_or("activation_scheme", &["dynamic"], "dynamic")?;
+        q.optional_str_in("scale_fmt", &["ue8m0", "float"])?;
+        // What is not converted shows in the checkpoint itself.
+        q.ignore(&["modules_to_not_convert", "ignored_layers"]);
+        let sizes = q.usize_list("weight_block_size")?.unwrap_or_default();
+        match sizes[..] {
+            [rows @ 1..=65536, columns @ 1..=65536] => Ok(Plan { dtype, block: Some([rows, columns]) }),
+            _ => Err(q.error("weight_block_size", "two sizes, [rows, columns], each from 1 to 65536")),
+        }
+    }
+
+    /// The format announced for `name`: linear layers of the blocks are quantised; embeddings, heads, norms, routers
+    /// and the projection that begins an MTP layer are not.
+    fn dtype(&self, name: &str) -> DType {
+        let linear = ["_proj.weight", "_proj_with_mqa.weight"].iter().any(|end| name.ends_with(end));
+        if name.ends_with(SCALE) || name.ends_with("e_score_correction_bias") {
+            DType::F32
+        } else if self.block.is_some() && linear && !name.ends_with("eh_proj.weight") {
+            DType::F8E4M3
+        } else {
+            self.dtype
+        }
+    }
+}
+
+/// The formats of a model's weights: the oracle's answers, completed by the plan.
+#[derive(Clone, Copy)]
+pub struct Formats<'a> {
+    /// What is stored.
+    pub oracle: &'a dyn DtypeOracle,
+    /// What was announced.
+    pub plan: Plan,
+}
+
+impl Formats<'_> {
+    /// The format for all of `names` together (a stack): their own where they agree, else f32, which holds them all.
+    /// Tensors that are absent, or stored in a format that cannot be a weight, count with the announced format, so
+    /// that the comparison with the checkpoint reports them.
+    pub fn of(&self, names: &[String]) -> DType {
+        let one = |name: &String| {
+            let usable = |d: &DType| match name.ends_with(SCALE) {
+                true => SCALES.contains(d),
+                false => PLAIN.contains(d) || *d == DType::F8E4M3,
+            };
+            self.oracle.dtype(name).filter(usable).unwrap_or_else(|| self.plan.dtype(name))
+        };
+        let mut formats = names.iter().map(one);
+        let first = formats.next().unwrap_or(self.plan.dtype);
+        if formats.all(|d| d == first) { first } else { DType::F32 }
+    }
+
+    /// Whether `name` is stored, or would be where there is no checkpoint to ask.
+    pub fn has(&self, name: &str) -> bool {
+        !self.oracle.complete() || self.oracle.dtype(name).is_some()
+    }
+
+    /// The block that shares a scale in the weights `names`: where scales are stored beside them, or where they are in
+    /// e4m3 and the configuration says that there should be scales.
+    pub fn block(&self, names: &[String]) -> Option<[usize; 2]> {
+        let scaled = names.iter().any(|n| self.oracle.dtype(&format!("{n}{SCALE}")).is_some());
+        let announced = || self.plan.block.filter(|_| self.of(names) == DType::F8E4M3);
+        if scaled { Some(self.plan.block.unwrap_or([128, 128])) } else { announced() }
+    }
+}

@@ -1,0 +1,158 @@
+//! A model ready to be compiled: its graph, and what the graph reads from the checkpoint.
+
+use crate::blocks::decoder::{Bounds, assemble};
+use crate::blocks::rope::AttnFactor;
+use crate::checkpoint::Expected;
+use crate::config_reader::Config;
+use crate::error::Result;
+use crate::formats::{DtypeOracle, Formats, PLAIN, SCALE, SCALES};
+use crate::registry;
+use hadal_ir::module::{Func, InstKind, Module, expand_weight_name, stack_range};
+use hadal_types::{Bindings, DType, TensorType};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a graph is built for.
+#[derive(Clone, PartialEq, Debug)]
+pub struct BuildOptions {
+    /// Most tokens in the states; the configuration's own limit where there is none.
+    pub max_context: Option<usize>,
+    /// Most tokens of one call.
+    pub max_chunk: usize,
+    /// Format of the states.
+    pub state_dtype: DType,
+    /// What to make of `rope_scaling.attn_factor`.
+    pub attn_factor: AttnFactor,
+}
+
+impl Default for BuildOptions {
+    fn default() -> Self {
+        BuildOptions { max_context: None, max_chunk: 512, state_dtype: DType::F32, attn_factor: AttnFactor::default() }
+    }
+}
+
+/// A weight of a module, under its full name.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Param {
+    /// Its name; `{0..64}` in it stands for a stack of 64 tensors.
+    pub name: String,
+    /// Its type, the stacking axis first where there is one.
+    pub ty: TensorType,
+}
+
+impl Param {
+    /// The names of the tensors it is made of.
+    pub fn tensors(&self) -> Vec<String> {
+        expand_weight_name(&self.name)
+    }
+}
+
+/// A model.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The family's name.
+    pub name: &'static str,
+    /// The keys of the configuration that decided it.
+    pub why: String,
+    /// The graph.
+    pub module: Module,
+    /// Vocabulary.
+    pub vocab: usize,
+    /// Hidden size.
+    pub hidden: usize,
+    /// Layers, without those for multi-token prediction.
+    pub layers: usize,
+    /// Longest context the model was made for.
+    pub max_position: usize,
+    /// Longest context the graph was built for.
+    pub max_context: usize,
+    /// Token that begins a text, if the configuration says.
+    pub bos: Option<usize>,
+    /// Tokens that end one.
+    pub eos: Vec<usize>,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+    /// Every weight that some entry reads, once, by name.
+    pub params: Vec<Param>,
+    /// Keys of the configuration that nobody asked for: a newer release may mean something by them.
+    pub unread: Vec<String>,
+}
+
+/// Builds the graph that `config` describes, with weights in the formats that `oracle` knows.
+pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) -> Result<Model> {
+    let (recognised, decoder) = registry::read(config, options.attn_factor)?;
+    let frame = decoder.frame();
+    let max_context = options.max_context.unwrap_or(frame.max_position).max(1);
+    let max_chunk = options.max_chunk.clamp(1, max_context);
+    let bounds = Bounds { max_context, max_chunk, state_dtype: options.state_dtype };
+    let formats = Formats { oracle, plan: frame.plan };
+    let module = assemble(&*decoder, &formats, &bounds).map_err(|e| registry::graph_error(config, e))?;
+    Ok(Model {
+        name: recognised.name,
+        why: recognised.why,
+        params: params(&module, module.entries.iter().map(|e| e.func.as_str())),
+        module,
+        vocab: frame.vocab,
+        hidden: frame.hidden,
+        layers: frame.layers,
+        max_position: frame.max_position,
+        max_context,
+        bos: frame.bos,
+        eos: frame.eos.clone(),
+        tied: frame.tied,
+        unread: config.unread(),
+    })
+}
+
+impl Model {
+    /// Every tensor that a checkpoint of this model holds, for [`crate::checkpoint::check`].
+    pub fn expected_tensors(&self) -> Vec<Expected> {
+        let mut out: Vec<Expected> = Vec::new();
+        for p in &self.params {
+            let shape = p.ty.eval_shape(&Bindings::new()).expect("weights have constant sizes");
+            let shape = if stack_range(&p.name).is_some() { &shape[1..] } else { &shape[..] };
+            let formats: &[DType] = match p.ty.dtype {
+                _ if p.name.ends_with(SCALE) => &SCALES,
+                DType::F8E4M3 => &[DType::F8E4M3],
+                _ => &PLAIN,
+            };
+            out.extend(p.tensors().into_iter().map(|name| Expected::required(name, shape, formats)));
+        }
+        if self.tied && !out.iter().any(|e| e.name == "lm_head.weight") {
+            out.push(Expected::optional("lm_head.weight", &[self.vocab, self.hidden], &PLAIN));
+        }
+        out
+    }
+}
+
+/// The weights that the functions `roots` read, with those of the functions they call, once each and by name.
+pub fn params<'a>(module: &Module, roots: impl IntoIterator<Item = &'a str>) -> Vec<Param> {
+    fn visit(
+        module: &Module,
+        func: &Func,
+        prefix: &str,
+        seen: &mut BTreeSet<(String, String)>,
+        out: &mut BTreeMap<String, TensorType>,
+    ) {
+        if !seen.insert((func.name.clone(), prefix.to_owned())) {
+            return;
+        }
+        for w in &func.weights {
+            out.insert(format!("{prefix}{}", w.name), func.ty(w.value).clone());
+        }
+        for inst in &func.insts {
+            if let InstKind::Call(call) = &inst.kind
+                && let Some(callee) = module.func(&call.func)
+            {
+                visit(module, callee, &format!("{prefix}{}", call.prefix), seen, out);
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for root in roots {
+        if let Some(func) = module.func(root) {
+            visit(module, func, "", &mut seen, &mut out);
+        }
+    }
+    out.into_iter().map(|(name, ty)| Param { name, ty }).collect()
+}

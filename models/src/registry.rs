@@ -1,0 +1,76 @@
+//! Which model a configuration describes: decided by its own keys, never by the name of its folder.
+
+use crate::blocks::decoder::Decoder;
+use crate::blocks::rope::AttnFactor;
+use crate::config_reader::{Config, Object};
+use crate::error::{Error, Result};
+use crate::llama;
+
+/// What a configuration describes, and how that shows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Recognised {
+    /// The family's name.
+    pub name: &'static str,
+    /// The keys that decided.
+    pub why: String,
+}
+
+type Read = fn(&Object<'_>, AttnFactor) -> Result<Box<dyn Decoder>>;
+
+/// A kind of model: its name, the names it has in configurations, and its reader.
+struct Family {
+    name: &'static str,
+    model_type: &'static str,
+    architecture: &'static str,
+    read: Read,
+}
+
+const FAMILIES: &[Family] = &[Family {
+    name: "llama",
+    model_type: "llama",
+    architecture: "LlamaForCausalLM",
+    read: |o, a| Ok(Box::new(llama::Config::read(o, a)?)),
+}];
+
+/// Says which model `config` describes.
+pub fn recognise(config: &Config) -> Result<Recognised> {
+    find(config).map(|(recognised, _)| recognised)
+}
+
+/// Reads `config` as the model that it describes.
+pub fn read(config: &Config, attn_factor: AttnFactor) -> Result<(Recognised, Box<dyn Decoder>)> {
+    let (recognised, family) = find(config)?;
+    let decoder = (family.read)(&config.object(), attn_factor)?;
+    Ok((recognised, decoder))
+}
+
+fn find(config: &Config) -> Result<(Recognised, &'static Family)> {
+    let o = config.object();
+    let architecture = o.str_list("architectures")?.and_then(|a| a.first().copied());
+    let model_type = o.optional_str("model_type")?;
+    let known = |key: &str, name: fn(&Family) -> &'static str| {
+        let names: Vec<String> = FAMILIES.iter().map(|f| format!("{:?}", name(f))).collect();
+        o.error(key, format!("one of {}", names.join(", ")))
+    };
+    let family = match (architecture, model_type) {
+        (Some(a), _) => {
+            FAMILIES.iter().find(|f| f.architecture == a).ok_or_else(|| known("architectures", |f| f.architecture))?
+        }
+        (None, Some(m)) => {
+            FAMILIES.iter().find(|f| f.model_type == m).ok_or_else(|| known("model_type", |f| f.model_type))?
+        }
+        (None, None) => return Err(known("architectures", |f| f.architecture)),
+    };
+    if model_type.is_some_and(|m| m != family.model_type) {
+        return Err(o.error("model_type", format!("{:?}, which {:?} has", family.model_type, family.architecture)));
+    }
+    let mut why = Vec::new();
+    why.extend(architecture.map(|a| format!("architectures = [{a:?}]")));
+    why.extend(model_type.map(|m| format!("model_type = {m:?}")));
+    Ok((Recognised { name: family.name, why: why.join(", ") }, family))
+}
+
+/// The error that the sizes of `config` do not fit together.
+pub(crate) fn graph_error(config: &Config, source: hadal_ir::builder::BuildError) -> Error {
+    Error::Graph { file: config.file().into(), source: Box::new(source) }
+}

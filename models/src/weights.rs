@@ -1,0 +1,68 @@
+//! Weights of a checkpoint as a graph wants them: stacks put together, formats widened where the graph has one for all.
+
+use crate::checkpoint::Checkpoint;
+use hadal_ir::interpret::WeightSource;
+use hadal_ir::module::expand_weight_name;
+use hadal_ir::tensor::{Data, Tensor};
+use hadal_types::{Bindings, DType, TensorType};
+use std::io::Write;
+
+/// A checkpoint as the source of a graph's weights.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckpointWeights<'a>(pub &'a Checkpoint);
+
+impl CheckpointWeights<'_> {
+    /// Writes the weight `name` in the format of `ty`, little-endian and row-major, one stored tensor after another.
+    pub fn write_to(&self, name: &str, ty: &TensorType, out: &mut impl Write) -> Result<(), String> {
+        let failed = |e: std::io::Error| format!("writing failed: {e}");
+        let parts = expand_weight_name(name);
+        for part in &parts {
+            let stored = self.part(part, ty, parts.len())?;
+            if stored.dtype == ty.dtype {
+                out.write_all(stored.bytes).map_err(failed)?;
+            } else {
+                let mut tensor = self.decode(part, ty, parts.len())?;
+                tensor.dtype = ty.dtype;
+                out.write_all(&tensor.to_bytes()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn part(&self, name: &str, ty: &TensorType, of: usize) -> Result<crate::checkpoint::TensorRef<'_>, String> {
+        let stored = self.0.tensor(name).ok_or_else(|| format!("no tensor `{name}` in the checkpoint"))?;
+        let wanted = ty.count(&Bindings::new()).map_err(|s| format!("its size depends on {s}"))?;
+        if stored.count() as f64 * of as f64 != wanted {
+            return Err(format!("`{name}` is {}, which does not make {ty}", stored.describe()));
+        }
+        match widens(stored.dtype, ty.dtype) {
+            true => Ok(stored),
+            false => Err(format!("`{name}` is stored as {}, which {} cannot hold", stored.dtype, ty.dtype)),
+        }
+    }
+
+    fn decode(&self, name: &str, ty: &TensorType, of: usize) -> Result<Tensor, String> {
+        let stored = self.part(name, ty, of)?;
+        Tensor::from_bytes(stored.dtype, stored.shape, stored.bytes).ok_or_else(|| format!("`{name}` is damaged"))
+    }
+}
+
+/// Whether every value of `from` is one of `to`.
+fn widens(from: DType, to: DType) -> bool {
+    from == to || to == DType::F32 && matches!(from, DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E8M0)
+}
+
+impl WeightSource for CheckpointWeights<'_> {
+    fn weight(&self, name: &str, ty: &TensorType) -> Result<Tensor, String> {
+        let shape = ty.eval_shape(&Bindings::new()).map_err(|s| format!("its size depends on {s}"))?;
+        let parts = expand_weight_name(name);
+        let mut values = Vec::with_capacity(shape.iter().product());
+        for part in &parts {
+            match self.decode(part, ty, parts.len())?.data {
+                Data::Real(reals) => values.extend(reals),
+                Data::Int(ints) => values.extend(ints.into_iter().map(|i| i as f64)),
+            }
+        }
+        Ok(Tensor::real(ty.dtype, &shape, values))
+    }
+}

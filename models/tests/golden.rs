@@ -1,0 +1,118 @@
+//! Every fixture's graph, run in the graph interpreter, against the outputs recorded for it.
+
+use hadal_ir::interpret::Interpreter;
+use hadal_ir::{Bindings, Sym, Tensor};
+use hadal_models::checkpoint::{Checkpoint, check};
+use hadal_models::config_reader::Config;
+use hadal_models::{AttnFactor, BuildOptions, CheckpointWeights, Model, build};
+use hadal_types::DType;
+use std::path::PathBuf;
+
+struct Fixture {
+    checkpoint: Checkpoint,
+    golden: Checkpoint,
+    model: Model,
+    tolerance: f64,
+}
+
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
+}
+
+fn open(name: &str, options: &BuildOptions) -> Fixture {
+    let dir = folder(name);
+    let config = Config::read(&dir).unwrap();
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let model = build(&config, &checkpoint, options).unwrap();
+    hadal_ir::verify::module(&model.module).unwrap();
+    check(&checkpoint, &model.expected_tensors()).unwrap();
+    assert!(model.unread.is_empty(), "{:?}", model.unread);
+    let golden = Checkpoint::open(dir.join("golden.safetensors")).unwrap();
+    let facts: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
+    let tolerance = facts["tolerance"]["atol_f32"].as_f64().unwrap();
+    Fixture { checkpoint, golden, model, tolerance }
+}
+
+impl Fixture {
+    fn golden(&self, name: &str) -> Tensor {
+        let t = self.golden.require(name).unwrap();
+        Tensor::from_bytes(t.dtype, t.shape, t.bytes).unwrap()
+    }
+
+    fn tokens(&self, name: &str) -> Vec<i64> {
+        self.golden(name).ints().to_vec()
+    }
+
+    fn compare(&self, what: &str, found: &[f64], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst <= self.tolerance, "{what}: off by {worst:e}, allowed {:e}", self.tolerance);
+    }
+
+    /// Runs an entry's function on `tokens` after `past` others.
+    fn run(
+        &self,
+        it: &mut Interpreter<'_, CheckpointWeights<'_>>,
+        entry: &str,
+        past: usize,
+        args: &[Tensor],
+    ) -> Vec<Tensor> {
+        let bindings: Bindings = [(Sym::T, args[0].len() as i64), (Sym::P, past as i64)].into();
+        let func = &self.model.module.entry(entry).unwrap().func;
+        it.run(func, "", args, &bindings).unwrap()
+    }
+}
+
+fn ids(tokens: &[i64]) -> Tensor {
+    Tensor::int(DType::I32, &[tokens.len()], tokens.to_vec())
+}
+
+/// Logits of the prompt, then of each greedy token through the states, then of the MTP layer where there is one.
+fn passes(name: &str) {
+    let f = open(name, &BuildOptions::default());
+    let weights = CheckpointWeights(&f.checkpoint);
+    let (prompt, greedy) = (f.tokens("input_ids"), f.tokens("greedy"));
+    let mut it = Interpreter::new(&f.model.module, &weights);
+    let all = f.run(&mut it, "logits", 0, &[ids(&prompt)]);
+    f.compare("logits", all[0].reals(), f.golden("logits").reals());
+
+    let rows = f.golden("greedy_logits");
+    let row = |i: usize| &rows.reals()[i * f.model.vocab..(i + 1) * f.model.vocab];
+    for i in 1..greedy.len() {
+        let step = f.run(&mut it, "decode", prompt.len() + i - 1, &[ids(&greedy[i - 1..i])]);
+        f.compare(&format!("greedy_logits[{i}]"), step[0].reals(), row(i));
+    }
+
+    if f.golden.tensor("mtp_logits").is_some() {
+        let n = prompt.len() - 1;
+        let hidden = all[1].reals()[..n * f.model.hidden].to_vec();
+        let hidden = Tensor::real(DType::F32, &[n, f.model.hidden], hidden);
+        let logits = f.run(&mut it, "mtp", 0, &[ids(&prompt[1..]), hidden]);
+        f.compare("mtp_logits", logits[0].reals(), f.golden("mtp_logits").reals());
+    }
+}
+
+macro_rules! fixtures {
+    ($($test:ident $folder:literal),+ $(,)?) => {
+        $(#[test] fn $test() { passes($folder) })+
+    };
+}
+
+fixtures! {
+    llama_dense "llama-dense",
+    coder_linear_rope "coder-linear-rope",
+    r1_distill_llama "r1-distill-llama",
+}
+
+#[test]
+fn a_prompt_in_chunks_gives_the_same_last_logits() {
+    let f = open("llama-dense", &BuildOptions::default());
+    let weights = CheckpointWeights(&f.checkpoint);
+    let prompt = f.tokens("input_ids");
+    let mut it = Interpreter::new(&f.model.module, &weights);
+    let (head, tail) = prompt.split_at(17);
+    f.run(&mut it, "prefill", 0, &[ids(head)]);
+    let last = f.run(&mut it, "prefill", head.len(), &[ids(tail)]);
+    let all = f.golden("logits");
+    f.compare("last row", last[0].reals(), &all.reals()[(prompt.len() - 1) * f.model.vocab..]);
+}
