@@ -15,11 +15,15 @@
 pub mod blocks;
 pub mod checkpoint;
 pub mod config_reader;
+pub mod deepseek_moe;
+pub mod deepseek_v2;
+pub mod deepseek_v3;
 mod error;
 pub mod formats;
 mod json;
 pub mod llama;
 mod model;
+pub mod qwen;
 mod registry;
 mod weights;
 

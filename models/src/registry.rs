@@ -4,7 +4,7 @@ use crate::blocks::decoder::Decoder;
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::{Config, Object};
 use crate::error::{Error, Result};
-use crate::llama;
+use crate::{deepseek_moe, deepseek_v2, deepseek_v3, llama, qwen};
 
 /// What a configuration describes, and how that shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,12 +25,52 @@ struct Family {
     read: Read,
 }
 
-const FAMILIES: &[Family] = &[Family {
-    name: "llama",
-    model_type: "llama",
-    architecture: "LlamaForCausalLM",
-    read: |o, a| Ok(Box::new(llama::Config::read(o, a)?)),
-}];
+const FAMILIES: &[Family] = &[
+    Family {
+        name: "llama",
+        model_type: "llama",
+        architecture: "LlamaForCausalLM",
+        read: |o, a| Ok(Box::new(llama::Config::read(o, a)?)),
+    },
+    Family {
+        name: "qwen2",
+        model_type: "qwen2",
+        architecture: "Qwen2ForCausalLM",
+        read: |o, a| Ok(Box::new(qwen::Config::read(o, a, qwen::Generation::Second)?)),
+    },
+    Family {
+        name: "qwen3",
+        model_type: "qwen3",
+        architecture: "Qwen3ForCausalLM",
+        read: |o, a| Ok(Box::new(qwen::Config::read(o, a, qwen::Generation::Third)?)),
+    },
+    Family {
+        name: "deepseek-moe",
+        model_type: "deepseek",
+        architecture: "DeepseekForCausalLM",
+        read: |o, a| Ok(Box::new(deepseek_moe::Config::read(o, a)?)),
+    },
+    Family {
+        name: "deepseek-v2",
+        model_type: "deepseek_v2",
+        architecture: "DeepseekV2ForCausalLM",
+        read: |o, a| Ok(Box::new(deepseek_v2::Config::read(o, a)?)),
+    },
+    Family {
+        name: "deepseek-v3",
+        model_type: "deepseek_v3",
+        architecture: "DeepseekV3ForCausalLM",
+        read: |o, a| Ok(Box::new(deepseek_v3::Config::read(o, a)?)),
+    },
+];
+
+/// The V3 repository's own form of configuration, which has neither `architectures` nor `model_type`.
+const REFERENCE: Family = Family {
+    name: "deepseek-v3",
+    model_type: "",
+    architecture: "",
+    read: |o, _| Ok(Box::new(deepseek_v3::Config::read_reference(o)?)),
+};
 
 /// Says which model `config` describes.
 pub fn recognise(config: &Config) -> Result<Recognised> {
@@ -58,6 +98,10 @@ fn find(config: &Config) -> Result<(Recognised, &'static Family)> {
         }
         (None, Some(m)) => {
             FAMILIES.iter().find(|f| f.model_type == m).ok_or_else(|| known("model_type", |f| f.model_type))?
+        }
+        (None, None) if deepseek_v3::is_reference(&o) => {
+            let why = "the keys of the V3 repository's inference configurations (dim, n_layers, kv_lora_rank)".into();
+            return Ok((Recognised { name: REFERENCE.name, why }, &REFERENCE));
         }
         (None, None) => return Err(known("architectures", |f| f.architecture)),
     };

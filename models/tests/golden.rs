@@ -102,6 +102,14 @@ fixtures! {
     llama_dense "llama-dense",
     coder_linear_rope "coder-linear-rope",
     r1_distill_llama "r1-distill-llama",
+    r1_distill_qwen "r1-distill-qwen",
+    r1_0528_qwen3 "r1-0528-qwen3",
+    deepseek_moe_16b "deepseek-moe-16b",
+    v2_lite "v2-lite",
+    v2 "v2",
+    v3 "v3",
+    v3_fp8 "v3-fp8",
+    v31_fp8_ue8m0 "v31-fp8-ue8m0",
 }
 
 #[test]
@@ -115,4 +123,13 @@ fn a_prompt_in_chunks_gives_the_same_last_logits() {
     let last = f.run(&mut it, "prefill", head.len(), &[ids(tail)]);
     let all = f.golden("logits");
     f.compare("last row", last[0].reals(), &all.reals()[(prompt.len() - 1) * f.model.vocab..]);
+}
+
+#[test]
+fn the_other_reading_of_attn_factor() {
+    let f = open("r1-0528-qwen3", &BuildOptions { attn_factor: AttnFactor::Apply, ..BuildOptions::default() });
+    let weights = CheckpointWeights(&f.checkpoint);
+    let mut it = Interpreter::new(&f.model.module, &weights);
+    let all = f.run(&mut it, "logits", 0, &[ids(&f.tokens("input_ids"))]);
+    f.compare("logits_attn_factor", all[0].reals(), f.golden("logits_attn_factor").reals());
 }

@@ -5,7 +5,9 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod mla;
 pub mod mlp;
+pub mod moe;
 pub mod rope;
 
 use crate::formats::{Formats, SCALE};

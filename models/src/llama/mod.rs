@@ -5,3 +5,4 @@ mod config;
 mod graph;
 
 pub use config::Config;
+pub(crate) use config::attention;

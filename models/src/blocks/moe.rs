@@ -1,0 +1,299 @@
+//! Mixture of experts: each token passes through the `K` experts that a router chooses for it, and a shared one.
+//!
+//! ```text
+//! z = x Wgateᵀ;   p = softmax(z) or sigmoid(z)                    one score per expert
+//! e = the K best experts by p, or by p + bias, perhaps within the best groups only
+//! w = p[e] (/ Σ p[e]) · factor                                    never biased
+//! y = Σ_j w_j FFN_{e_j}(x) + FFN_shared(x)
+//! ```
+//!
+//! Experts are written as a gather of their weights by the chosen indices; nothing says how to schedule that.
+
+use super::Block;
+use super::mlp::{mlp, silu};
+use crate::config_reader::Object;
+use crate::error::Result;
+use hadal_ir::module::ValueId;
+use hadal_ir::ops::map::MapFn;
+use hadal_ir::ops::reduce::ReduceKind;
+use hadal_ir::ops::{Gather, Softmax, TopK};
+use hadal_types::{DType, Dim, Sym};
+
+/// Added to the sum that weights are divided by.
+const SUM_EPS: f64 = 1e-20;
+
+/// How the router scores experts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Score {
+    /// Against each other.
+    Softmax,
+    /// Each on its own.
+    Sigmoid,
+}
+
+/// How experts are chosen by their scores.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// The best ones (`greedy`).
+    Greedy,
+    /// The best ones of the groups whose best expert is best (`group_limited_greedy`).
+    BestOfGroups(Groups),
+    /// By score plus a bias that balances load, among the groups whose two best experts have the largest sum
+    /// (`noaux_tc`).
+    Biased(Groups),
+}
+
+/// Experts in equal groups of neighbours, of which some are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Groups {
+    /// How many there are.
+    pub count: usize,
+    /// How many stay open.
+    pub kept: usize,
+}
+
+/// Sizes and variants of a mixture of experts.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Moe {
+    /// Experts `E`.
+    pub experts: usize,
+    /// Experts per token `K`.
+    pub per_token: usize,
+    /// Features inside an expert.
+    pub width: usize,
+    /// Features inside the shared expert; 0 where there is none.
+    pub shared_width: usize,
+    /// Scoring.
+    pub score: Score,
+    /// Selection.
+    pub choice: Choice,
+    /// Whether the chosen scores are divided by their sum.
+    pub normalise: bool,
+    /// Factor on the weights.
+    pub factor: f64,
+    /// The first layer that may have experts.
+    pub first: usize,
+    /// Of those, every how many-th has them.
+    pub every: usize,
+}
+
+/// What a family's code does where its configuration is silent or cannot say.
+#[derive(Clone, Copy, Debug)]
+pub struct MoeRules {
+    /// Scoring functions it has, the default first.
+    pub scores: &'static [&'static str],
+    /// Selections it has, the default first.
+    pub choices: &'static [&'static str],
+    /// Whether `routed_scaling_factor` also acts on weights divided by their sum.
+    pub scale_normalised: bool,
+    /// Whether routing keys have to be there.
+    pub explicit: bool,
+}
+
+impl Moe {
+    /// Reads the experts of a model, if it has any.
+    pub fn read(o: &Object<'_>, rules: &MoeRules) -> Result<Option<Moe>> {
+        let first = o.count_or("first_k_dense_replace", 0)?;
+        let every = o.usize_or("moe_layer_freq", 1)?;
+        let Some(experts) = o.optional_usize_in("n_routed_experts", 0..=4096)?.filter(|n| *n > 0) else {
+            o.ignore(ROUTING);
+            return Ok(None);
+        };
+        let per_token = o.require_usize_in("num_experts_per_tok", 1..=experts)?;
+        let width = o.require_usize_in("moe_intermediate_size", 1..=1 << 20)?;
+        let score = match o.str_in_or("scoring_func", rules.scores, rules.scores[0])? {
+            "sigmoid" => Score::Sigmoid,
+            _ => Score::Softmax,
+        };
+        let choice = match o.str_in_or("topk_method", rules.choices, rules.choices[0])? {
+            "noaux_tc" => Choice::Biased(groups(o, experts, per_token, 2)?),
+            "group_limited_greedy" => Choice::BestOfGroups(groups(o, experts, per_token, 1)?),
+            _ => {
+                o.ignore(&["n_group", "topk_group"]);
+                Choice::Greedy
+            }
+        };
+        let (norm, factor) = match rules.explicit {
+            true => (o.require_bool("norm_topk_prob")?, o.require_f64("routed_scaling_factor")?),
+            false => (o.bool_or("norm_topk_prob", false)?, o.f64_or("routed_scaling_factor", 1.0)?),
+        };
+        // One expert's weight is not divided by itself.
+        let normalise = norm && per_token > 1;
+        let scaled = !normalise || rules.scale_normalised || matches!(choice, Choice::Biased(_));
+        Ok(Some(Moe {
+            experts,
+            per_token,
+            width,
+            shared_width: width * o.optional_usize_in("n_shared_experts", 0..=1024)?.unwrap_or(0),
+            score,
+            choice,
+            normalise,
+            factor: if scaled { factor } else { 1.0 },
+            first,
+            every,
+        }))
+    }
+}
+
+const ROUTING: &[&str] = &[
+    "moe_intermediate_size",
+    "n_group",
+    "n_shared_experts",
+    "norm_topk_prob",
+    "num_experts_per_tok",
+    "routed_scaling_factor",
+    "scoring_func",
+    "topk_group",
+    "topk_method",
+];
+
+/// Reads the groups; each must have at least `least` experts, and those kept enough for a token.
+fn groups(o: &Object<'_>, experts: usize, per_token: usize, least: usize) -> Result<Groups> {
+    let count = o.usize_or("n_group", 1)?;
+    let kept = o.usize_or("topk_group", 1)?;
+    let size = experts / count;
+    if !experts.is_multiple_of(count) || count > 1 && size < least {
+        return Err(
+            o.error("n_group", format!("a divisor of n_routed_experts ({experts}) that leaves {least} or more"))
+        );
+    }
+    if kept > count || kept * size < per_token {
+        let least = per_token.div_ceil(size);
+        return Err(o.error("topk_group", format!("a whole number from {least} to n_group ({count})")));
+    }
+    Ok(Groups { count, kept })
+}
+
+/// The feed-forward part of a model whose layers are dense or have experts.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FeedForward {
+    /// Features inside a dense layer.
+    pub dense_width: usize,
+    /// The experts.
+    pub moe: Option<Moe>,
+}
+
+impl FeedForward {
+    /// Reads both kinds.
+    pub fn read(o: &Object<'_>, rules: &MoeRules) -> Result<FeedForward> {
+        let dense_width = o.require_usize_in("intermediate_size", 1..=1 << 20)?;
+        Ok(FeedForward { dense_width, moe: Moe::read(o, rules)? })
+    }
+
+    fn experts_at(&self, layer: usize) -> Option<&Moe> {
+        self.moe.as_ref().filter(|m| layer >= m.first && layer.is_multiple_of(m.every))
+    }
+
+    /// The name for functions of layers like `layer`.
+    pub fn kind(&self, layer: usize) -> &'static str {
+        if self.experts_at(layer).is_some() { "moe_layer" } else { "dense_layer" }
+    }
+}
+
+/// The feed-forward part of `layer`: experts where it has them, else one SwiGLU.
+pub fn feed_forward(f: &mut Block<'_>, m: &FeedForward, layer: usize, x: ValueId) -> ValueId {
+    match m.experts_at(layer) {
+        Some(experts) => moe(f, experts, x),
+        None => mlp(f, "mlp", x, m.dense_width, false),
+    }
+}
+
+/// The experts' and the shared expert's answers, summed.
+pub fn moe(f: &mut Block<'_>, m: &Moe, x: ValueId) -> ValueId {
+    f.within("mlp", |f| {
+        let (chosen, weights) = f.within("gate", |f| route(f, m, x));
+        let y = f.within("experts", |f| experts(f, m, x, chosen, weights));
+        if m.shared_width == 0 {
+            return y;
+        }
+        let shared = mlp(f, "shared_experts", x, m.shared_width, false);
+        f.add(y, shared)
+    })
+}
+
+/// The chosen experts and their weights, `[T, K]` each.
+fn route(f: &mut Block<'_>, m: &Moe, x: ValueId) -> (ValueId, ValueId) {
+    let d = f.size(x, 1);
+    let w = f.tensor("weight", &[m.experts, d]);
+    let z = f.contract("td,ed->te", &[x, w]);
+    let p = match m.score {
+        Score::Softmax => f.op(Softmax, &[z]),
+        Score::Sigmoid => f.map(MapFn::Sigmoid, &[z]),
+    };
+    let ranked = match m.choice {
+        Choice::Greedy => p,
+        Choice::BestOfGroups(groups) => close_groups(f, p, groups, 1),
+        Choice::Biased(groups) => {
+            let bias = f.tensor("e_score_correction_bias", &[m.experts]);
+            let bias = f.cast(bias, DType::F32);
+            let shape = f.shape(p).to_vec();
+            let bias = f.broadcast(bias, &shape, &[1]);
+            let biased = f.add(p, bias);
+            close_groups(f, biased, groups, 2)
+        }
+    };
+    let chosen = f.op(TopK { k: m.per_token }, &[ranked]);
+    let mut weights = f.op(Gather { axis: 1, batch: 1 }, &[p, chosen]);
+    if m.normalise {
+        let sum = f.reduce(ReduceKind::Sum, &[1], weights);
+        let sum = f.add_scalar(sum, SUM_EPS);
+        let shape = f.shape(weights).to_vec();
+        let sum = f.broadcast(sum, &shape, &[0]);
+        weights = f.map(MapFn::Div, &[weights, sum]);
+    }
+    if m.factor != 1.0 {
+        weights = f.mul_scalar(weights, m.factor);
+    }
+    (chosen, weights)
+}
+
+/// Scores with -∞ for the experts outside the `kept` groups whose `best` best experts have the largest sum.
+fn close_groups(f: &mut Block<'_>, scores: ValueId, groups: Groups, best: usize) -> ValueId {
+    if groups.kept == groups.count {
+        return scores;
+    }
+    let shape = f.shape(scores).to_vec();
+    let t = Dim::from(Sym::T);
+    let size = f.size(scores, 1) / groups.count;
+    let grouped_shape: [Dim; 3] = [t.clone(), groups.count.into(), size.into()];
+    let grouped = f.reshape(scores, &grouped_shape);
+    let merit = match best {
+        1 => f.reduce(ReduceKind::Max, &[2], grouped),
+        _ => {
+            let top = f.op(TopK { k: best }, &[grouped]);
+            let top = f.op(Gather { axis: 2, batch: 2 }, &[grouped, top]);
+            f.reduce(ReduceKind::Sum, &[2], top)
+        }
+    };
+    let kept = f.op(TopK { k: groups.kept }, &[merit]);
+    // A group is open if it is one of those kept.
+    let pairs: [Dim; 3] = [t, groups.kept.into(), groups.count.into()];
+    let all = f.iota(groups.count, 0);
+    let all = f.broadcast(all, &pairs, &[2]);
+    let kept = f.broadcast(kept, &pairs, &[0, 1]);
+    let same = f.map(MapFn::Eq, &[kept, all]);
+    let open = f.reduce(ReduceKind::Max, &[1], same);
+    let open = f.broadcast(open, &grouped_shape, &[0, 1]);
+    let closed = f.scalar_like(grouped, f64::NEG_INFINITY);
+    let masked = f.map(MapFn::Select, &[open, grouped, closed]);
+    f.reshape(masked, &shape)
+}
+
+/// `Σ_j w_j (silu(x Wg_eᵀ) · x Wu_eᵀ) Wd_eᵀ` over the chosen experts `e`.
+fn experts(f: &mut Block<'_>, m: &Moe, x: ValueId, chosen: ValueId, weights: ValueId) -> ValueId {
+    let d = f.size(x, 1);
+    let (e, inner) = (m.experts, m.width);
+    let of = |f: &mut Block<'_>, name: &str, shape: [usize; 2]| {
+        let stack = f.matrix(&format!("{{0..{e}}}.{name}"), &[e, shape[0], shape[1]]);
+        f.op(Gather { axis: 0, batch: 0 }, &[stack, chosen])
+    };
+    let gate = of(f, "gate_proj", [inner, d]);
+    let gate = f.contract("td,tkfd->tkf", &[x, gate]);
+    let up = of(f, "up_proj", [inner, d]);
+    let up = f.contract("td,tkfd->tkf", &[x, up]);
+    let gate = silu(f, gate);
+    let inner_rows = f.mul(gate, up);
+    let down = of(f, "down_proj", [d, inner]);
+    let y = f.contract("tkf,tkdf->tkd", &[inner_rows, down]);
+    f.contract("tkd,tk->td", &[y, weights])
+}
