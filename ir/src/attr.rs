@@ -1,6 +1,7 @@
 //! Attributes: the values in braces after an op's operands, in a form that prints and parses without knowing the op.
 
 use hadal_types::{DType, Dim, Sym};
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// A real number that can be compared and hashed by its bits, so that ops can be e-graph nodes.
@@ -98,6 +99,15 @@ impl From<&str> for Attr {
     }
 }
 impl Attr {
+    /// Adds the symbols of the sizes in it to `out`.
+    pub fn symbols(&self, out: &mut BTreeSet<Sym>) {
+        match self {
+            Attr::Dim(d) => out.extend(d.terms().iter().map(|(s, _)| *s)),
+            Attr::List(items) => items.iter().for_each(|i| i.symbols(out)),
+            Attr::Real(_) | Attr::Str(_) | Attr::Word(_) => {}
+        }
+    }
+
     /// A list of things that are attributes.
     pub fn list<T: Into<Attr>>(items: impl IntoIterator<Item = T>) -> Self {
         Attr::List(items.into_iter().map(Into::into).collect())

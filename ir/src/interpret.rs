@@ -32,6 +32,16 @@ pub enum EvalError {
         /// Given.
         found: usize,
     },
+    /// A slice leaves its operand.
+    #[error("a slice from {start} to {end} leaves an axis of {size}")]
+    Slice {
+        /// First element.
+        start: i64,
+        /// Last element.
+        end: i64,
+        /// Elements there are.
+        size: usize,
+    },
     /// No such function.
     #[error("there is no function @{0}")]
     NoFunction(String),
@@ -75,8 +85,7 @@ impl<'a, W: WeightSource> Interpreter<'a, W> {
         Interpreter { module, weights, states: BTreeMap::new() }
     }
 
-    /// Evaluates `func`. States that do not exist yet begin with the size their type has under `bindings` (which must
-    /// then be empty, as `P = 0` makes them) .
+    /// Evaluates `func`. States that do not exist yet hold no rows, or zeros where their size is fixed.
     pub fn run(
         &mut self,
         func: &str,
@@ -99,13 +108,7 @@ impl<'a, W: WeightSource> Interpreter<'a, W> {
             let ty = func.ty(s.value);
             let tensor = match self.states.get(&name) {
                 Some(held) => held.clone(),
-                None => {
-                    Tensor::from_bytes(ty.dtype, &shape_of(ty, bindings)?, &[]).ok_or_else(|| EvalError::Argument {
-                        name: name.clone(),
-                        expected: ty.substitute(bindings),
-                        found: TensorType::new(ty.dtype, [0]),
-                    })?
-                }
+                None => empty_state(&name, ty, bindings)?,
             };
             check(&name, ty, &tensor, bindings)?;
             values[s.value.index()] = Some(tensor);
@@ -114,7 +117,7 @@ impl<'a, W: WeightSource> Interpreter<'a, W> {
             let args: Vec<&Tensor> = inst.args.iter().map(|a| values[a.index()].as_ref().expect("verified")).collect();
             match &inst.kind {
                 InstKind::Op(op) => {
-                    let result = eval_op(op, &args, func.ty(inst.results[0]), bindings);
+                    let result = eval_op(op, &args, func.ty(inst.results[0]), bindings)?;
                     values[inst.results[0].index()] = Some(result);
                 }
                 InstKind::Call(call) => {
@@ -134,6 +137,22 @@ impl<'a, W: WeightSource> Interpreter<'a, W> {
     }
 }
 
+/// What a state holds before anything was written: no rows, or zeros where its size is fixed.
+fn empty_state(name: &str, ty: &TensorType, bindings: &Bindings) -> Result<Tensor, EvalError> {
+    let shape = shape_of(ty, bindings)?;
+    let fixed = ty.shape.first().is_none_or(|d| d.as_const().is_some());
+    if !fixed && shape[0] != 0 {
+        let rows = std::iter::once(Dim::from(0)).chain(ty.shape[1..].iter().cloned());
+        let found = TensorType { dtype: ty.dtype, shape: rows.collect() };
+        return Err(EvalError::Argument { name: name.to_owned(), expected: ty.substitute(bindings), found });
+    }
+    let n = shape.iter().product();
+    Ok(match ty.dtype.is_float() {
+        true => Tensor::real(ty.dtype, &shape, vec![0.0; n]),
+        false => Tensor::int(ty.dtype, &shape, vec![0; n]),
+    })
+}
+
 /// Evaluates a function that has no weights, states or calls.
 pub fn eval_func(func: &Func, args: &[Tensor], bindings: &Bindings) -> Result<Vec<Tensor>, EvalError> {
     let calls = func.insts.iter().any(|i| matches!(i.kind, InstKind::Call(_)));
@@ -144,13 +163,23 @@ pub fn eval_func(func: &Func, args: &[Tensor], bindings: &Bindings) -> Result<Ve
     for inst in &func.insts {
         let InstKind::Op(op) = &inst.kind else { unreachable!("no calls") };
         let args: Vec<&Tensor> = inst.args.iter().map(|a| values[a.index()].as_ref().expect("verified")).collect();
-        values[inst.results[0].index()] = Some(eval_op(op, &args, func.ty(inst.results[0]), bindings));
+        values[inst.results[0].index()] = Some(eval_op(op, &args, func.ty(inst.results[0]), bindings)?);
     }
     Ok(func.results.iter().map(|(_, v)| values[v.index()].clone().expect("verified")).collect())
 }
 
-fn eval_op(op: &Op, args: &[&Tensor], ty: &TensorType, bindings: &Bindings) -> Tensor {
-    op.eval(args, ty, bindings)
+fn eval_op(op: &Op, args: &[&Tensor], ty: &TensorType, bindings: &Bindings) -> Result<Tensor, EvalError> {
+    // The one thing that types with symbols cannot exclude.
+    if let Op::Slice(slice) = op {
+        let (start, len) = (slice.start.eval(bindings), slice.len.eval(bindings));
+        let (start, len) = (start.map_err(EvalError::Unbound)?, len.map_err(EvalError::Unbound)?);
+        let end = start.saturating_add((len - 1).saturating_mul(slice.step as i64));
+        let size = args[0].shape[slice.axis];
+        if len > 0 && (start < 0 || end >= size as i64) {
+            return Err(EvalError::Slice { start, end, size });
+        }
+    }
+    Ok(op.eval(args, ty, bindings))
 }
 
 fn bind_params(func: &Func, args: &[Tensor], bindings: &Bindings) -> Result<Vec<Option<Tensor>>, EvalError> {

@@ -173,8 +173,13 @@ impl Checker<'_> {
     }
 
     fn symbols(&mut self, symbols: &BTreeMap<Sym, Range>) {
-        let used: BTreeSet<Sym> =
+        let mut used: BTreeSet<Sym> =
             self.func.values.iter().flat_map(|v| &v.ty.shape).flat_map(|d| d.terms()).map(|(s, _)| *s).collect();
+        for inst in &self.func.insts {
+            if let InstKind::Op(op) = &inst.kind {
+                op.attrs().iter().for_each(|(_, attr)| attr.symbols(&mut used));
+            }
+        }
         for sym in used {
             if !symbols.contains_key(&sym) {
                 self.fault(None, format!("symbol `{sym}` is not declared"));

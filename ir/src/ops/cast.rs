@@ -1,5 +1,5 @@
-//! `cast %x {to = bf16}`: another element format. Reals round to nearest even; reals to integers truncate; a truth
-//! value becomes 0 or 1.
+//! `cast %x {to = bf16}`: another element format. Reals round to nearest even; reals to integers truncate and
+//! saturate, integers to integers wrap; a truth value becomes 0 or 1.
 //!
 //! - C1: no cast to a truth value (compare instead).
 
@@ -37,10 +37,30 @@ impl OpDef for Cast {
         // f32 is the working format: widening to it loses nothing, and the reference keeps its extra precision.
         let round = |v: f64| if self.to == DType::F32 { v } else { self.to.round(v) };
         match (&x.data, self.to.is_float()) {
-            (Data::Int(v), false) => Tensor::int(self.to, shape, v.clone()),
-            (Data::Real(v), false) => Tensor::int(self.to, shape, v.iter().map(|x| *x as i64).collect()),
+            (Data::Int(v), false) => Tensor::int(self.to, shape, v.iter().map(|x| wrap(self.to, *x)).collect()),
+            (Data::Real(v), false) => Tensor::int(self.to, shape, v.iter().map(|x| saturate(self.to, *x)).collect()),
             (_, true) => Tensor::real(self.to, shape, (0..x.len()).map(|i| round(x.at(i))).collect()),
         }
+    }
+}
+
+/// `x` modulo the size of an integer format.
+pub(crate) fn wrap(to: DType, x: i64) -> i64 {
+    match to {
+        DType::U8 => x as u8 as i64,
+        DType::I8 => x as i8 as i64,
+        DType::I32 => x as i32 as i64,
+        _ => x,
+    }
+}
+
+/// `x` towards zero, and at most what an integer format holds.
+fn saturate(to: DType, x: f64) -> i64 {
+    match to {
+        DType::U8 => x as u8 as i64,
+        DType::I8 => x as i8 as i64,
+        DType::I32 => x as i32 as i64,
+        _ => x as i64,
     }
 }
 
@@ -54,6 +74,10 @@ mod tests {
         let x = Tensor::real(DType::F32, &[2], vec![1.003, -2.7]);
         assert_eq!(run(Cast { to: DType::BF16 }, &[&x]).unwrap().reals(), [1.0, -2.703125]);
         assert_eq!(run(Cast { to: DType::I32 }, &[&x]).unwrap().ints(), [1, -2]);
+        let big = Tensor::real(DType::F32, &[1], vec![3e9]);
+        assert_eq!(run(Cast { to: DType::I32 }, &[&big]).unwrap().ints(), [i32::MAX as i64]);
+        let wide = Tensor::int(DType::I64, &[1], vec![5_000_000_000]);
+        assert_eq!(run(Cast { to: DType::I32 }, &[&wide]).unwrap().ints(), [705_032_704]);
     }
 
     #[test]

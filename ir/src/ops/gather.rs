@@ -9,7 +9,7 @@
 //! - C3: indices are integers.
 
 use super::*;
-use crate::tensor::{coordinates, position};
+use crate::tensor::{Data, coordinates, position};
 
 /// See the module documentation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -52,7 +52,14 @@ impl OpDef for Gather {
     fn eval(&self, args: &[&Tensor], _: &TensorType, shape: &[usize], _: &Bindings) -> Tensor {
         let (x, i) = (args[0], args[1]);
         let chosen = i.shape.len() - self.batch;
-        let last = x.shape[self.axis].saturating_sub(1) as i64;
+        let Some(last) = x.shape[self.axis].checked_sub(1).map(|n| n as i64) else {
+            // Nothing to choose from: zeros, so that a gather is total.
+            let n = shape.iter().product();
+            return match &x.data {
+                Data::Real(_) => Tensor::real(x.dtype, shape, vec![0.0; n]),
+                Data::Int(_) => Tensor::int(x.dtype, shape, vec![0; n]),
+            };
+        };
         let mut at = Vec::new();
         x.pick(shape, |n| {
             coordinates(shape, n, &mut at);
@@ -80,6 +87,8 @@ mod tests {
         let x = Tensor::real(DType::F32, &[3, 2], (0..6).map(f64::from).collect());
         let i = Tensor::int(DType::I32, &[2], vec![2, 9]);
         assert_eq!(run(Gather { axis: 0, batch: 0 }, &[&x, &i]).unwrap().reals(), [4., 5., 4., 5.]);
+        let none = Tensor::real(DType::F32, &[0, 1], vec![]);
+        assert_eq!(run(Gather { axis: 0, batch: 0 }, &[&none, &i]).unwrap().reals(), [0., 0.]);
     }
 
     #[test]

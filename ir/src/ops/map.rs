@@ -6,6 +6,7 @@
 //!   functions reals, `and`, `or`, `not` truth values; `select` takes a truth value first.
 
 use super::*;
+use crate::ops::cast::wrap;
 use crate::tensor::Data;
 use hadal_types::DType;
 
@@ -43,7 +44,7 @@ functions! {
     Tanh "tanh" 1 "hyperbolic tangent", Sigmoid "sigmoid" 1 "`1/(1+e^-x)`", Floor "floor" 1 "largest integer below",
     Not "not" 1 "negation",
     Add "add" 2 "`x+y`", Sub "sub" 2 "`x-y`", Mul "mul" 2 "`x·y`", Div "div" 2 "`x/y`, truncating for integers",
-    Max "max" 2 "larger", Min "min" 2 "smaller", Lt "lt" 2 "`x<y`", Le "le" 2 "`x≤y`", Eq "eq" 2 "`x=y`",
+    Max "max" 2 "`x` if `x>y`, else `y`", Min "min" 2 "`x` if `x<y`, else `y`", Lt "lt" 2 "`x<y`", Le "le" 2 "`x≤y`", Eq "eq" 2 "`x=y`",
     And "and" 2 "both", Or "or" 2 "either",
     Select "select" 3 "second operand where the first is true, else the third",
 }
@@ -84,8 +85,9 @@ impl MapFn {
             Sub => x - y,
             Mul => x * y,
             Div => x / y,
-            Max => x.max(y),
-            Min => x.min(y),
+            Max if x > y => x,
+            Min if x < y => x,
+            Max | Min => y,
             Lt => (x < y) as u8 as f64,
             Le => (x <= y) as u8 as f64,
             Eq => (x == y) as u8 as f64,
@@ -182,7 +184,7 @@ impl OpDef for Map {
                 }
             }
             Data::Int(x) => {
-                let values = (0..n).map(|i| self.f.int(x[i], second.map_or(0, |t| t.ints()[i])));
+                let values = (0..n).map(|i| wrap(out.dtype, self.f.int(x[i], second.map_or(0, |t| t.ints()[i]))));
                 Tensor::int(out.dtype, shape, values.collect())
             }
         }

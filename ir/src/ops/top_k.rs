@@ -44,7 +44,8 @@ impl OpDef for TopK {
         let mut values = Vec::new();
         for row in 0..args[0].len() / n {
             let mut order: Vec<usize> = (0..n).collect();
-            let at = |i: usize| args[0].at(row * n + i);
+            // Zeros are equal whatever their sign, and NaN is below every number.
+            let at = |i: usize| Some(args[0].at(row * n + i) + 0.0).filter(|v| !v.is_nan()).unwrap_or(f64::NEG_INFINITY);
             order.sort_by(|a, b| at(*b).total_cmp(&at(*a)).then(a.cmp(b)));
             values.extend(order[..self.k].iter().map(|i| *i as i64));
         }
@@ -65,6 +66,8 @@ mod tests {
     fn ties_go_to_the_lower_index() {
         let x = Tensor::real(DType::F32, &[2, 4], vec![1., 3., 3., 2., 0., 0., -1., 5.]);
         assert_eq!(run(TopK { k: 2 }, &[&x]).unwrap().ints(), [1, 2, 3, 0]);
+        let odd = Tensor::real(DType::F32, &[3], vec![f64::NAN, -0.0, 0.0]);
+        assert_eq!(run(TopK { k: 2 }, &[&odd]).unwrap().ints(), [1, 2]);
     }
 
     #[test]
