@@ -46,6 +46,9 @@ pub fn module(module: &Module) -> Result<(), Faults> {
             faults.push(Fault { func: Some(f.name.clone()), inst: None, message: "defined twice".into() });
         }
     }
+    for (sym, range) in module.symbols.iter().filter(|(_, r)| r.min > r.max) {
+        faults.push(Fault { func: None, inst: None, message: format!("symbol `{sym}` in {range} has no value") });
+    }
     let mut names = BTreeSet::new();
     for e in &module.entries {
         let mut fault = |message| faults.push(Fault { func: None, inst: None, message });

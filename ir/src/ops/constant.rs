@@ -1,6 +1,6 @@
 //! `constant {value = 0.5, dtype = f32}`: a scalar; `constant {values = [1.0, 2.0], dtype = f32}`: a vector.
 //!
-//! - C1: integer formats hold whole numbers, and `bool` 0 or 1.
+//! - C1: integer formats hold whole numbers within their range (i64: within ±2^53), and `bool` 0 or 1.
 
 use super::*;
 use crate::attr::Real;
@@ -51,8 +51,15 @@ impl OpDef for Constant {
     fn infer(&self, args: &[TensorType]) -> Result<TensorType, Violation> {
         arity(args, 0)?;
         for Real(v) in &self.values {
-            let fits =
-                self.dtype.is_float() || (v.fract() == 0.0 && (self.dtype != DType::Bool || matches!(*v, 0. | 1.)));
+            let (low, high) = match self.dtype {
+                DType::Bool => (0.0, 1.0),
+                DType::U8 => (0.0, 255.0),
+                DType::I8 => (-128.0, 127.0),
+                DType::I32 => (i32::MIN as f64, i32::MAX as f64),
+                // Held as a real, which has 53 bits.
+                _ => (-9007199254740992.0, 9007199254740992.0),
+            };
+            let fits = self.dtype.is_float() || (v.fract() == 0.0 && (low..=high).contains(v));
             ensure!(fits, "C1", "{v} as {}", self.dtype);
         }
         let shape = if self.scalar { vec![] } else { vec![self.values.len()] };

@@ -88,6 +88,13 @@ pub fn print_func(func: &Func) -> String {
     out
 }
 
+/// Whether `name` reads back as a value's own name.
+fn is_word(name: &str) -> bool {
+    let mut chars = name.chars();
+    let first = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    first && chars.all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+}
+
 /// A name for every value: its own where that is free, else a number in order of definition.
 fn value_names(func: &Func) -> Vec<String> {
     let mut names = vec![String::new(); func.values.len()];
@@ -96,7 +103,7 @@ fn value_names(func: &Func) -> Vec<String> {
     let inputs = func.params.iter().copied();
     let inputs = inputs.chain(func.weights.iter().map(|w| w.value)).chain(func.states.iter().map(|s| s.value));
     for v in inputs.chain(func.insts.iter().flat_map(|i| i.results.iter().copied())) {
-        let own = func.values[v.index()].name.as_deref().filter(|n| taken.insert(n));
+        let own = func.values[v.index()].name.as_deref().filter(|n| is_word(n) && taken.insert(n));
         names[v.index()] = match own {
             Some(n) => format!("%{n}"),
             None => {
