@@ -60,13 +60,12 @@ struct Shared {
     job: UnsafeCell<Job>,
     threads: usize,
     stop: AtomicBool,
-    /// Workers asleep on `work`.
+    /// Threads asleep on `changed`.
     sleepers: AtomicU32,
-    /// Whether the calling thread is asleep on `finished`.
+    /// Whether the calling thread is one of them.
     caller_sleeps: AtomicBool,
     lock: Mutex<()>,
-    work: Condvar,
-    finished: Condvar,
+    changed: Condvar,
 }
 
 struct Job {
@@ -102,6 +101,9 @@ impl Word {
     fn taken(self) -> u16 {
         self.0 as u16
     }
+    fn has_pieces(self) -> bool {
+        self.taken() < self.pieces()
+    }
 }
 
 impl Pool {
@@ -119,8 +121,7 @@ impl Pool {
             sleepers: AtomicU32::new(0),
             caller_sleeps: AtomicBool::new(false),
             lock: Mutex::new(()),
-            work: Condvar::new(),
-            finished: Condvar::new(),
+            changed: Condvar::new(),
         });
         let start = |worker: usize| {
             let shared = Arc::clone(&shared);
@@ -162,7 +163,7 @@ impl Pool {
             if shared.work_on(0) {
                 idle = 0;
             } else {
-                shared.wait(&mut idle, || shared.sleep_until_finished(end));
+                shared.wait(&mut idle, || shared.caller_sleep(end));
             }
         }
     }
@@ -171,8 +172,7 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        drop(self.shared.lock.lock());
-        self.shared.work.notify_all();
+        self.shared.wake_all();
         for worker in self.workers.drain(..) {
             let _ = worker.join();
         }
@@ -186,7 +186,7 @@ impl Shared {
             if self.work_on(worker) {
                 idle = 0;
             } else {
-                self.wait(&mut idle, || self.sleep_until_work());
+                self.wait(&mut idle, || self.sleep(|word| word.has_pieces() || self.stop.load(Ordering::SeqCst)));
             }
         }
     }
@@ -194,7 +194,7 @@ impl Shared {
     /// Takes and runs one piece of the current step, if one is left. Opens the next step where it was the last.
     fn work_on(&self, worker: usize) -> bool {
         let word = Word(self.word.load(Ordering::Acquire));
-        if word.taken() >= word.pieces() {
+        if !word.has_pieces() {
             return false;
         }
         let next = Word::new(word.step(), word.pieces(), word.taken() + 1);
@@ -227,8 +227,7 @@ impl Shared {
         if index == len {
             self.word.store(Word::new(step, 0, 0).0, Ordering::SeqCst);
             if self.caller_sleeps.load(Ordering::SeqCst) {
-                drop(self.lock.lock());
-                self.finished.notify_all();
+                self.wake_all();
             }
             return;
         }
@@ -238,8 +237,7 @@ impl Shared {
         let pieces = s.grid.clamp(1, most as i64) as u16;
         self.word.store(Word::new(step, pieces, 0).0, Ordering::SeqCst);
         if pieces > 1 && self.sleepers.load(Ordering::SeqCst) > 0 {
-            drop(self.lock.lock());
-            self.work.notify_all();
+            self.wake_all();
         }
     }
 
@@ -255,30 +253,28 @@ impl Shared {
         }
     }
 
-    /// Sleeps until a step with pieces to share is opened. Registering before looking (here) and looking after
-    /// storing (in `open`), both sequentially consistent, means that one of the two sees the other.
-    fn sleep_until_work(&self) {
+    /// Sleeps until `wanted`. Registering before looking (here) and looking after storing (in `open`), both sequentially
+    /// consistent, means that one of the two sees the other.
+    fn sleep(&self, wanted: impl Fn(Word) -> bool) {
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        let idle = || {
-            let word = Word(self.word.load(Ordering::SeqCst));
-            word.taken() >= word.pieces() && !self.stop.load(Ordering::SeqCst)
-        };
-        while idle() {
-            guard = self.work.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        while !wanted(Word(self.word.load(Ordering::SeqCst))) {
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// The calling thread's sleep, until the whole job is finished: the others have been at it for long and wake each
-    /// other.
-    fn sleep_until_finished(&self, end: u32) {
-        let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The calling thread's sleep: until the job is finished or there is a piece to take.
+    fn caller_sleep(&self, end: u32) {
         self.caller_sleeps.store(true, Ordering::SeqCst);
-        while Word(self.word.load(Ordering::SeqCst)).step() != end {
-            guard = self.finished.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.sleep(|word| word.has_pieces() || word.step() == end);
         self.caller_sleeps.store(false, Ordering::SeqCst);
+    }
+
+    /// Taking the lock first makes sure that whoever is about to sleep already does.
+    fn wake_all(&self) {
+        drop(self.lock.lock());
+        self.changed.notify_all();
     }
 }
 

@@ -50,7 +50,7 @@ unsafe impl Sync for Program {}
 impl Program {
     /// Loads the compiled file at `path`.
     pub fn open(path: &Path) -> Result<Arc<Program>, Error> {
-        Self::load(path, open(path)?).map(Arc::new)
+        Self::from_file(path, open(path)?)
     }
 
     /// Loads the payload of the program that is running.
@@ -59,10 +59,12 @@ impl Program {
         let path = std::env::current_exe().unwrap_or_else(|_| this.to_path_buf());
         // Opened by the link, which works even where the file was since renamed or replaced; named as people know it.
         let file = File::open(this).map_err(|source| Error::Io { path: path.clone(), source })?;
-        Self::load(&path, file).map(Arc::new)
+        Self::from_file(&path, file)
     }
 
-    fn load(path: &Path, opened: File) -> Result<Program, Error> {
+    /// Loads a compiled file that is open already (it need not have a name any more); `path` is what errors call it, and
+    /// what the paths of external weights are relative to.
+    pub fn from_file(path: &Path, opened: File) -> Result<Arc<Program>, Error> {
         let at = |source| Error::Io { path: path.to_path_buf(), source };
         let file = map(&opened).map_err(at)?;
         let refused = |source| Error::Artifact { path: path.to_path_buf(), source };
@@ -94,7 +96,7 @@ impl Program {
         });
         let kernels = kernels.collect();
         let mapped = Mapped { path: path.to_path_buf(), file, artifact, _code: code, _external: external };
-        Ok(Program { manifest, kernels, weights, memory: Memory::Mapped(Box::new(mapped)) })
+        Ok(Arc::new(Program { manifest, kernels, weights, memory: Memory::Mapped(Box::new(mapped)) }))
     }
 
     /// A program from functions of this process and weights in memory, for tests and embedding. The places of the
@@ -114,6 +116,11 @@ impl Program {
         };
         refuse("kernels", manifest.kernels.len(), kernels.len())?;
         refuse("weights", manifest.weights.len(), weights.len())?;
+        let faults = hadal_artifact::check(&manifest, u64::MAX, u64::MAX);
+        if !faults.is_empty() {
+            let source = hadal_artifact::Error::Inconsistent { faults };
+            return Err(Error::Artifact { path: "(memory)".into(), source });
+        }
         // Held as u64 for alignment.
         let copy = |bytes: &[u8]| {
             let mut words = vec![0u64; bytes.len().div_ceil(8)];

@@ -254,11 +254,11 @@ fn check_buffers(
 ) -> Result<(), Error> {
     for (port, ty) in ports.iter().zip(types) {
         let expected = ty.bytes(values) as u64;
-        let (start, found) = given.next().unwrap_or((std::ptr::null_mut(), 0));
-        let aligned = (start as usize).is_multiple_of(port.ty.dtype.bits().div_ceil(8) as usize);
-        if found as u64 != expected || !aligned {
+        let buffer = given.next();
+        let aligned = |start: *mut u8| (start as usize).is_multiple_of(port.ty.dtype.bits().div_ceil(8) as usize);
+        if !buffer.is_some_and(|(start, found)| found as u64 == expected && aligned(start)) {
             let (entry, port) = (entry.name.clone(), port.name.clone());
-            return Err(Error::Buffer { entry, port, expected, found: found as u64 });
+            return Err(Error::Buffer { entry, port, expected, found: buffer.map_or(0, |(_, n)| n as u64) });
         }
     }
     Ok(())

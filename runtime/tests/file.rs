@@ -8,8 +8,11 @@
 use hadal_runtime::Program;
 use hadal_runtime::artifact::*;
 use hadal_types::{DType, Dim, Sym, TensorType};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
 use tempfile::TempDir;
 
 const VOCAB: usize = 1792;
@@ -165,8 +168,19 @@ impl Compiled {
         Compiled { folder, path }
     }
 
+    /// Starts it. Another test's thread may be starting a program just when our file was open for writing, and hold it
+    /// open for a moment; the system then calls it busy.
+    fn start(&self, args: &[&str]) -> Child {
+        loop {
+            match Command::new(&self.path).args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() {
+                Err(e) if e.kind() == ErrorKind::ExecutableFileBusy => sleep(Duration::from_millis(5)),
+                result => return result.unwrap(),
+            }
+        }
+    }
+
     fn run(&self, args: &[&str]) -> Output {
-        Command::new(&self.path).args(args).output().unwrap()
+        self.start(args).wait_with_output().unwrap()
     }
 
     /// Standard output of a run that succeeds.
@@ -315,12 +329,7 @@ fn failures_while_running_are_status_1() {
 #[test]
 fn a_closed_pipe_is_no_error() {
     let m = Compiled::new();
-    let mut child = Command::new(&m.path)
-        .args(["generate", "--tokens", "3", "-n", "60"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = m.start(&["generate", "--tokens", "3", "-n", "60"]);
     drop(child.stdout.take());
     let out = child.wait_with_output().unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -95,6 +95,10 @@ fn wrong_calls_are_refused_and_change_nothing() {
 fn what_cannot_be_run_is_refused_at_once() {
     let paged = toy::with(|m| m.states[0].page_rows = 16);
     assert!(matches!(Session::new(paged, Pool::new(1)), Err(Error::Paged { .. })));
+    let functions = vec![];
+    // SAFETY: there is nothing to run.
+    let none = unsafe { hadal_runtime::Program::from_parts(toy::manifest(), functions, &[]) };
+    assert_eq!(none.err().unwrap().to_string(), "the manifest has 4 kernels, 0 were given");
     let huge = toy::with(|m| m.arena_bytes = u64::MAX / 2);
     assert!(matches!(Session::new(huge, Pool::new(1)), Err(Error::Memory { .. })));
 }

@@ -331,3 +331,40 @@ fn a_file_larger_than_the_disk_is_refused_before_anything_is_written() {
     assert!(matches!(error, Err(Error::DiskFull { .. } | Error::Io { .. })), "{error:?}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+/// Not a test by itself: writes a file and never ends, to be killed by the test below.
+#[test]
+#[ignore = "run by a_killed_writer_leaves_nothing"]
+fn endless_writer() {
+    let folder = std::path::PathBuf::from(std::env::var_os(ENDLESS).unwrap());
+    let manifest = sample();
+    let parts = Parts { runner: b"run", manifest: &manifest, code: &[0xc3; 80], blobs: &blobs() };
+    let mut endless = |i: usize, out: &mut dyn Write| {
+        twenty(i, out)?;
+        std::fs::write(folder.join("begun"), [])?;
+        std::thread::sleep(std::time::Duration::from_secs(60));
+        Err(io::Error::from(io::ErrorKind::TimedOut))
+    };
+    write(&folder.join("model"), &parts, &mut endless).unwrap();
+}
+
+const ENDLESS: &str = "HADAL_TEST_ENDLESS_WRITER";
+
+#[test]
+fn a_killed_writer_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "tests::endless_writer"])
+        .env(ENDLESS, folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !folder.path().join("begun").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "the writer ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["begun"]);
+}
