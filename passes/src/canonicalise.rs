@@ -1,0 +1,83 @@
+//! `canonicalise`: one form for what can be said in several ways, and no more than is used.
+//!
+//! ```text
+//! %0 = reshape %x {shape = [T, 2, 4]}        %0 = reshape %x {shape = [T, 8]}
+//! %1 = reshape %0 {shape = [T, 8]}      ->   return %0
+//! return %1
+//! ```
+//!
+//! Applies the directed laws of [`rules::CANONICAL`] wherever they fire, computes equal things once, and drops what
+//! nothing uses. Weights that nothing uses go too; states stay. Exact: results keep their bits.
+
+use crate::edit::Edit;
+use crate::rule::{Rule, Term, V};
+use crate::rules;
+use hadal_ir::{Func, InstKind, Module, ValueId};
+use std::collections::BTreeMap;
+
+/// How often each law fired, by name.
+pub type Fired = BTreeMap<&'static str, usize>;
+
+/// Most rounds over one function; directed laws need two or three.
+const ROUNDS: usize = 16;
+
+/// Canonicalises every function.
+pub fn run(module: &Module) -> (Module, Fired) {
+    let mut fired = Fired::new();
+    let funcs = module.funcs.iter().map(|f| func(f, &mut fired)).collect();
+    (Module { funcs, ..module.clone() }, fired)
+}
+
+/// Canonicalises one function, adding to `fired`.
+pub fn func(old: &Func, fired: &mut Fired) -> Func {
+    let mut current = old.clone();
+    for _ in 0..ROUNDS {
+        let before: usize = fired.values().sum();
+        current = round(&current, fired);
+        if fired.values().sum::<usize>() == before {
+            break;
+        }
+    }
+    current
+}
+
+fn round(old: &Func, fired: &mut Fired) -> Func {
+    let (mut edit, mut map) = Edit::like(old);
+    for inst in &old.insts {
+        let args: Vec<ValueId> = inst.args.iter().map(|a| map[a.index()].expect("defined before use")).collect();
+        match &inst.kind {
+            InstKind::Call(_) => {
+                for (r, new) in inst.results.iter().zip(edit.call(old, inst, args)) {
+                    map[r.index()] = Some(new);
+                }
+            }
+            InstKind::Op(op) => {
+                let term = Term::New(op.clone(), args.iter().map(|a| Term::Old(V(a.0))).collect());
+                let name = old.values[inst.results[0].index()].name.as_deref();
+                let new = simplify(&mut edit, &term, &inst.origin, name, fired);
+                map[inst.results[0].index()] = Some(new);
+            }
+        }
+    }
+    edit.finish(old, &map)
+}
+
+/// Adds a term with the laws applied from the inside out.
+fn simplify(edit: &mut Edit, term: &Term, origin: &[String], name: Option<&str>, fired: &mut Fired) -> ValueId {
+    let (op, args) = match term {
+        Term::Old(v) => return ValueId(v.0),
+        Term::New(op, args) => (op, args),
+    };
+    let args: Vec<V> = args.iter().map(|a| V(simplify(edit, a, origin, None, fired).0)).collect();
+    for rule in all() {
+        if let Some(better) = (rule.apply)(edit, op, &args).into_iter().next() {
+            *fired.entry(rule.name).or_default() += 1;
+            return simplify(edit, &better, origin, name, fired);
+        }
+    }
+    edit.op(op.clone(), args.iter().map(|v| ValueId(v.0)).collect(), origin, name)
+}
+
+fn all() -> impl Iterator<Item = &'static Rule> {
+    rules::CANONICAL.iter().flat_map(|theme| theme.iter())
+}

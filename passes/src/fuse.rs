@@ -1,0 +1,43 @@
+//! `fuse`: cuts every function into kernels, each one launch. See `docs/src/design/program.md`.
+//!
+//! ```text
+//! func @f(%x: f32[T, 8]) -> (y: f32[T, 8]) {      kernel @add_rms_norm(…) -> (…) { add; rms_norm }
+//!   add; rms_norm; contract; reshape         ->   kernel @contract_bf16_td_fd(…) -> (…) { contract }
+//! }                                               func @f(…) { call; call; reshape }
+//! ```
+//!
+//! Needs nothing on entry. On exit graph functions hold only calls and `reshape`, and equal kernels are one function.
+//! Exact: every op is still there, in some kernel.
+//!
+//! Views, constants, and casts, dequantisation and gathers of weights are *carried*: never computed on their own but
+//! repeated in each kernel that reads them. All other ops begin as kernels of their own, which are then joined:
+//!
+//! 1. elementwise ops of one shape, where one is only used by the other;
+//! 2. a contraction with the elementwise ops on its result;
+//! 3. anything but contractions and attention, where the joined kernel still has as many independent rows
+//!    ([`hadal_ir::fusion`]) as either part.
+//!
+//! What follows from weights alone becomes a `fold`, computed when compiling.
+
+mod emit;
+mod group;
+
+use emit::Kernels;
+use group::Grouping;
+use hadal_ir::{FuncKind, Module};
+
+/// See the module documentation.
+pub fn run(module: &Module) -> Module {
+    let mut kernels = Kernels::default();
+    let mut graphs = Vec::new();
+    for func in &module.funcs {
+        if func.kind != FuncKind::Graph {
+            kernels.keep(func);
+            continue;
+        }
+        let grouping = Grouping::of(func);
+        graphs.push(emit::graph(func, &grouping, &mut kernels));
+    }
+    let funcs = kernels.into_funcs().into_iter().chain(graphs).collect();
+    Module { symbols: module.symbols.clone(), funcs, entries: module.entries.clone() }
+}

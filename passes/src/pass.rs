@@ -1,0 +1,112 @@
+//! The list of passes, and running some of them by name.
+
+use crate::canonicalise::{self, Fired};
+use crate::{Error, Options, fuse, specialise};
+use hadal_ir::target::Target;
+use hadal_ir::{InstKind, Module, verify};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// One pass over a module.
+pub struct Pass {
+    /// Name on the command line.
+    pub name: &'static str,
+    /// What it does, in a line.
+    pub summary: &'static str,
+    run: fn(&Module, &Target, &Options) -> (Module, Details),
+}
+
+/// What a pass has to say besides its result.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Details {
+    /// How often each law fired, or added something new.
+    pub fired: Fired,
+}
+
+/// What a pass did.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PassReport {
+    /// The pass.
+    pub pass: &'static str,
+    /// Ops and calls before.
+    pub before: usize,
+    /// Ops and calls after.
+    pub after: usize,
+    /// How long it took.
+    pub time: Duration,
+    /// What else there is to say.
+    pub details: Details,
+}
+
+/// Every pass from module to module, in the order of the pipeline.
+pub const PASSES: &[Pass] = &[
+    Pass {
+        name: "specialise",
+        summary: "copy functions per entry and replace the symbols it fixes",
+        run: |m, _, _| (specialise::run(m), Details::default()),
+    },
+    Pass {
+        name: "canonicalise",
+        summary: "bring equal things to one form, and drop what nothing uses",
+        run: |m, _, _| {
+            let (module, fired) = canonicalise::run(m);
+            (module, Details { fired })
+        },
+    },
+    Pass {
+        name: "fuse",
+        summary: "cut functions into kernels, each one launch",
+        run: |m, _, _| (fuse::run(m), Details::default()),
+    },
+];
+
+/// Runs one pass, with the verifier after it.
+pub(crate) fn run_pass(
+    pass: &Pass,
+    module: &Module,
+    target: &Target,
+    options: &Options,
+) -> Result<(Module, PassReport), Error> {
+    let start = Instant::now();
+    let (out, details) = (pass.run)(module, target, options);
+    let time = start.elapsed();
+    verify::module(&out).map_err(|faults| Error::Broken { pass: pass.name, faults })?;
+    let report = PassReport { pass: pass.name, before: ops(module), after: ops(&out), time, details };
+    Ok((out, report))
+}
+
+/// Runs passes by name, in the order given.
+pub fn run_passes<'n>(
+    module: &Module,
+    names: impl IntoIterator<Item = &'n str>,
+    target: &Target,
+    options: &Options,
+) -> Result<(Module, Vec<PassReport>), Error> {
+    verify::module(module).map_err(Error::Malformed)?;
+    let mut module = module.clone();
+    let mut reports = Vec::new();
+    for name in names {
+        let pass = PASSES.iter().find(|p| p.name == name).ok_or_else(|| Error::UnknownPass(name.to_owned()))?;
+        let (next, report) = run_pass(pass, &module, target, options)?;
+        module = next;
+        reports.push(report);
+    }
+    Ok((module, reports))
+}
+
+fn ops(module: &Module) -> usize {
+    let kinds = module.funcs.iter().flat_map(|f| &f.insts).map(|i| &i.kind);
+    kinds.filter(|k| matches!(k, InstKind::Op(_) | InstKind::Call(_))).count()
+}
+
+impl fmt::Display for PassReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} -> {} ops in {:.1} ms", self.pass, self.before, self.after, self.time.as_secs_f64() * 1e3)?;
+        let fired: BTreeMap<_, _> = self.details.fired.iter().filter(|(_, n)| **n > 0).collect();
+        for (i, (name, n)) in fired.into_iter().enumerate() {
+            write!(f, "{} {name} {n}", if i > 0 { "," } else { ";" })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! `specialise`: every entry gets its own copies of the functions it reaches, with the symbols it fixes replaced.
+//!
+//! ```text
+//! entry decode = @main where T = 1        entry decode = @main.decode where T = 1
+//! func @main(%x: f32[T, 8])          ->   func @main.decode(%x: f32[1, 8])
+//! ```
+//!
+//! Entries with equal ranges share their copies, so a layer is there once per distinct binding however many entries or
+//! calls reach it. Afterwards no function is shared between bindings, so each can be rewritten for its own.
+
+use hadal_ir::attr::{Attr, Attrs};
+use hadal_ir::{Bindings, Func, InstKind, Module, Op, Range, Sym};
+use std::collections::BTreeMap;
+
+/// See the module documentation. Functions that no entry reaches are left out.
+pub fn run(module: &Module) -> Module {
+    let mut out = Module { symbols: module.symbols.clone(), ..Module::default() };
+    let mut made: BTreeMap<(String, Vec<(Sym, i64, i64)>), String> = BTreeMap::new();
+    for entry in &module.entries {
+        let ranges = ranges(module, &entry.ranges);
+        let key: Vec<_> = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
+        let fixed: Bindings = ranges.iter().filter(|(_, r)| r.min == r.max).map(|(s, r)| (*s, r.min)).collect();
+        let mut copier = Copier { module, out: &mut out, made: &mut made, key, fixed, suffix: &entry.name };
+        let func = copier.copy(&entry.func);
+        out.entries.push(hadal_ir::Entry { func, ..entry.clone() });
+    }
+    out
+}
+
+/// The module's ranges, narrowed by an entry's.
+pub fn ranges(module: &Module, narrower: &BTreeMap<Sym, Range>) -> BTreeMap<Sym, Range> {
+    let mut all = module.symbols.clone();
+    all.extend(narrower.iter().map(|(s, r)| (*s, *r)));
+    all
+}
+
+struct Copier<'a> {
+    module: &'a Module,
+    out: &'a mut Module,
+    made: &'a mut BTreeMap<(String, Vec<(Sym, i64, i64)>), String>,
+    key: Vec<(Sym, i64, i64)>,
+    fixed: Bindings,
+    suffix: &'a str,
+}
+
+impl Copier<'_> {
+    fn copy(&mut self, name: &str) -> String {
+        let key = (name.to_owned(), self.key.clone());
+        if let Some(known) = self.made.get(&key) {
+            return known.clone();
+        }
+        let Some(func) = self.module.func(name) else { return name.to_owned() };
+        let mut copy = substitute(func, &self.fixed);
+        for inst in &mut copy.insts {
+            if let InstKind::Call(call) = &mut inst.kind {
+                call.func = self.copy(&call.func);
+            }
+        }
+        let taken = |out: &Module, n: &str| out.func(n).is_some();
+        let mut fresh = format!("{name}.{}", self.suffix);
+        while taken(self.out, &fresh) {
+            fresh.push('_');
+        }
+        copy.name = fresh.clone();
+        self.out.funcs.push(copy);
+        self.made.insert(key, fresh.clone());
+        fresh
+    }
+}
+
+/// A copy of `func` with the symbols in `bindings` replaced by their values.
+pub fn substitute(func: &Func, bindings: &Bindings) -> Func {
+    let mut out = func.clone();
+    out.values.iter_mut().for_each(|v| v.ty = v.ty.substitute(bindings));
+    for inst in &mut out.insts {
+        if let InstKind::Op(op) = &mut inst.kind {
+            *op = substitute_op(op, bindings);
+        }
+    }
+    out
+}
+
+fn substitute_op(op: &Op, bindings: &Bindings) -> Op {
+    fn attr(a: Attr, bindings: &Bindings) -> Attr {
+        match a {
+            Attr::Dim(d) => Attr::Dim(d.substitute(bindings)),
+            Attr::List(items) => Attr::List(items.into_iter().map(|a| attr(a, bindings)).collect()),
+            other => other,
+        }
+    }
+    let attrs = op.attrs().into_iter().map(|(n, a)| (n.to_owned(), attr(a, bindings))).collect();
+    let again = Op::from_text(op.mnemonic(), Attrs(attrs));
+    again.and_then(Result::ok).expect("an op's own attributes make it again")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hadal_ir::text::{parse_module, print_module};
+
+    #[test]
+    fn one_copy_per_binding() {
+        let module = parse_module(
+            "symbols P in 0..7, T in 1..8
+            func @layer(%x: f32[T, 8]) -> (y: i32[T]) {
+              %0 = iota {len = T, start = P} : i32[T]
+              return %0 }
+            func @main(%x: f32[T, 8]) -> (y: i32[T]) {
+              %0 = call @layer(%x) at \"a.\" : i32[T]
+              %1 = call @layer(%x) at \"b.\" : i32[T]
+              return %1 }
+            entry decode = @main where T = 1
+            entry prefill = @main where T in 1..8
+            entry logits = @layer where T in 1..8",
+        )
+        .unwrap();
+        let out = run(&module);
+        hadal_ir::verify::module(&out).unwrap();
+        let names: Vec<&str> = out.funcs.iter().map(|f| f.name.as_str()).collect();
+        assert_eq!(names, ["layer.decode", "main.decode", "layer.prefill", "main.prefill"]);
+        assert!(print_module(&out).contains("%0 = iota {len = 1, start = P} : i32[1]"));
+        assert_eq!(out.entry("logits").unwrap().func, "layer.prefill");
+    }
+}
