@@ -25,6 +25,7 @@ pub mod llama;
 mod model;
 pub mod qwen;
 mod registry;
+pub mod stats;
 mod weights;
 
 pub use blocks::rope::AttnFactor;

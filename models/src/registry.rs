@@ -115,6 +115,6 @@ fn find(config: &Config) -> Result<(Recognised, &'static Family)> {
 }
 
 /// The error that the sizes of `config` do not fit together.
-pub(crate) fn graph_error(config: &Config, source: hadal_ir::builder::BuildError) -> Error {
-    Error::Graph { file: config.file().into(), source: Box::new(source) }
+pub(crate) fn graph_error(config: &Config, source: Box<hadal_ir::builder::BuildError>) -> Error {
+    Error::Graph { file: config.file().into(), source }
 }

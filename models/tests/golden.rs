@@ -133,3 +133,16 @@ fn the_other_reading_of_attn_factor() {
     let all = f.run(&mut it, "logits", 0, &[ids(&f.tokens("input_ids"))]);
     f.compare("logits_attn_factor", all[0].reals(), f.golden("logits_attn_factor").reals());
 }
+
+/// Every fixture of one of these families below the folder `HADAL_FIXTURES`.
+#[test]
+#[ignore = "needs a folder of fixtures in HADAL_FIXTURES"]
+fn fixtures_elsewhere() {
+    let root = PathBuf::from(std::env::var("HADAL_FIXTURES").expect("HADAL_FIXTURES names a folder"));
+    let mut names: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|e| e.unwrap().path()).collect();
+    names.sort();
+    for dir in names.iter().filter(|d| Config::read(d).is_ok_and(|c| hadal_models::recognise(&c).is_ok())) {
+        println!("{}", dir.display());
+        passes(dir.to_str().unwrap());
+    }
+}

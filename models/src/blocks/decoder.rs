@@ -124,7 +124,7 @@ pub struct Bounds {
 /// - `logits`: tokens to the logits of every position and the hidden states after the final norm;
 /// - `prefill`: tokens to the logits of the last one; `decode`: the same of one token;
 /// - `mtp` (and `mtp1`, …): tokens and hidden states to the logits of the tokens after the next ones.
-pub fn assemble(decoder: &dyn Decoder, formats: &Formats<'_>, bounds: &Bounds) -> Result<Module, BuildError> {
+pub fn assemble(decoder: &dyn Decoder, formats: &Formats<'_>, bounds: &Bounds) -> Result<Module, Box<BuildError>> {
     let frame = decoder.frame();
     let chunk = Range { min: 1, max: bounds.max_chunk as i64 };
     let mut module = Module::default();
@@ -182,7 +182,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// The function for `layer`, shared with every layer that is the same.
-    fn layer(&mut self, layer: usize) -> Result<Func, BuildError> {
+    fn layer(&mut self, layer: usize) -> Result<Func, Box<BuildError>> {
         let kind = self.decoder.kind(layer);
         let mut f = self.block(kind, &layer_prefix(layer));
         let x = f.param("x", self.rows(self.decoder.frame().hidden));
@@ -210,14 +210,14 @@ impl<'a> Assembly<'a> {
         self.module.entries.push(Entry { name: name.into(), func, ranges: [(Sym::T, tokens)].into() });
     }
 
-    fn add(&mut self, f: Block<'_>) -> Result<String, BuildError> {
+    fn add(&mut self, f: Block<'_>) -> Result<String, Box<BuildError>> {
         let func = f.finish()?;
         let name = func.name.clone();
         self.module.funcs.push(func);
         Ok(name)
     }
 
-    fn main(&mut self, name: &str, layers: &[Func], rows: Rows) -> Result<String, BuildError> {
+    fn main(&mut self, name: &str, layers: &[Func], rows: Rows) -> Result<String, Box<BuildError>> {
         let frame = self.decoder.frame();
         let mut f = self.block(name, "");
         let tokens = self.tokens(&mut f);
@@ -243,7 +243,7 @@ impl<'a> Assembly<'a> {
     ///
     /// `z = eh_proj [enorm(E[t]) ; hnorm(h)]`, `logits = shared_head(norm(layer(z)))`. The hidden state is the one after
     /// the final norm, and row `i` stands at position `P + i`.
-    fn mtp(&mut self, name: &str, layer: usize) -> Result<String, BuildError> {
+    fn mtp(&mut self, name: &str, layer: usize) -> Result<String, Box<BuildError>> {
         let frame = self.decoder.frame();
         let func = self.layer(layer)?;
         let prefix = layer_prefix(layer);

@@ -131,7 +131,7 @@ impl<'a> Block<'a> {
     }
 
     /// The function, or the first broken constraint.
-    pub fn finish(self) -> Result<Func, BuildError> {
-        self.builder.finish()
+    pub fn finish(self) -> Result<Func, Box<BuildError>> {
+        self.builder.finish().map_err(Box::new)
     }
 }

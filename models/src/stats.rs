@@ -1,0 +1,215 @@
+//! What a model weighs and costs, counted on its graph.
+//!
+//! Nothing is a formula per architecture: parameters are the weights that entries read, a weight that is only read by
+//! `gather` counts with the rows that one token chooses, and FLOPs are those of the ops as the graph has them. On a
+//! model's own graph that is the plain form; [`cost`] counts an optimised module in the same way.
+
+use crate::formats::SCALE;
+use crate::model::{Model, Param, params};
+use hadal_ir::module::{Func, InstKind, Module};
+use hadal_ir::ops::Op;
+use hadal_types::{Bindings, DType, Sym};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Sizes of a model.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Stats {
+    /// Parameters of the main model, scales of quantised weights not counted.
+    pub main: u64,
+    /// Of those, read for one token: of embedding and experts only the rows chosen.
+    pub active: u64,
+    /// Parameters of the multi-token prediction layers that are their own.
+    pub mtp: u64,
+    /// Their copies of the embedding and the head.
+    pub mtp_copies: u64,
+    /// Scales of quantised weights.
+    pub scales: u64,
+    /// Bytes in each format, over everything.
+    pub bytes: Vec<(DType, u64)>,
+    /// Elements that the main model's states grow by with every token.
+    pub state_elements: u64,
+    /// The same for the multi-token prediction layers.
+    pub mtp_state_elements: u64,
+}
+
+impl Stats {
+    /// Bytes that the main model's states grow by with every token, with states in `dtype`.
+    pub fn state_bytes_per_token(&self, dtype: DType) -> u64 {
+        dtype.bytes(self.state_elements)
+    }
+
+    /// Bytes of all weights.
+    pub fn total_bytes(&self) -> u64 {
+        self.bytes.iter().map(|(_, n)| n).sum()
+    }
+}
+
+/// What one call of an entry costs.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Cost {
+    /// Floating-point operations, a multiply-add counting two; what depends on weights alone is not counted.
+    pub flops: f64,
+    /// Bytes of weights read, of stacks only what is chosen (at most: tokens may choose the same).
+    pub weight_bytes: f64,
+    /// Bytes of states read.
+    pub state_bytes_read: f64,
+    /// Bytes of states written.
+    pub state_bytes_written: f64,
+}
+
+impl Cost {
+    /// All bytes moved.
+    pub fn bytes(&self) -> f64 {
+        self.weight_bytes + self.state_bytes_read + self.state_bytes_written
+    }
+}
+
+/// Counts a model's sizes.
+pub fn stats(model: &Model) -> Stats {
+    let module = &model.module;
+    let roots = |mtp: bool| {
+        let chosen = module.entries.iter().filter(move |e| e.name.starts_with("mtp") == mtp);
+        chosen.map(|e| e.func.as_str())
+    };
+    let main = params(module, roots(false));
+    let main_names: BTreeSet<&str> = main.iter().map(|p| p.name.as_str()).collect();
+    let (copies, own): (Vec<_>, Vec<_>) = params(module, roots(true))
+        .into_iter()
+        .filter(|p| !main_names.contains(p.name.as_str()))
+        .partition(|p| p.name.ends_with(".embed_tokens.weight") || p.name.ends_with(".shared_head.head.weight"));
+    let is_scale = |p: &&Param| p.name.ends_with(SCALE);
+    let sum = |all: &[Param]| all.iter().filter(|p| !is_scale(p)).map(elements).sum();
+    let mut bytes: Vec<(DType, u64)> = Vec::new();
+    for p in &model.params {
+        let n = p.ty.dtype.bytes(elements(p));
+        match bytes.iter_mut().find(|(d, _)| *d == p.ty.dtype) {
+            Some((_, sum)) => *sum += n,
+            None => bytes.push((p.ty.dtype, n)),
+        }
+    }
+    bytes.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+
+    let one: Bindings = [(Sym::T, 1), (Sym::P, 0)].into();
+    let mut active = BTreeMap::new();
+    if let Some(entry) = module.entry("decode") {
+        visit(module, &entry.func, "", &mut |prefix, func| {
+            for (w, part) in func.weights.iter().zip(parts_read(func, &one)) {
+                let known = active.entry(format!("{prefix}{}", w.name)).or_insert(0.0_f64);
+                *known = known.max(part);
+            }
+        });
+    }
+    let read = |p: &Param| (elements(p) as f64 * active.get(&p.name).copied().unwrap_or(0.0)).round() as u64;
+
+    Stats {
+        main: sum(&main),
+        active: main.iter().filter(|p| !is_scale(p)).map(read).sum(),
+        mtp: sum(&own),
+        mtp_copies: sum(&copies),
+        scales: model.params.iter().filter(is_scale).map(elements).sum(),
+        bytes,
+        state_elements: roots(false).next().map_or(0, |root| state_growth(module, root)),
+        mtp_state_elements: roots(true).map(|root| state_growth(module, root)).sum(),
+    }
+}
+
+/// Counts one call of `entry` with `tokens` new tokens after `past` others; `None` if there is no such entry.
+pub fn cost(module: &Module, entry: &str, tokens: usize, past: usize) -> Option<Cost> {
+    let bindings: Bindings = [(Sym::T, tokens as i64), (Sym::P, past as i64)].into();
+    let mut total = Cost::default();
+    visit(module, &module.entry(entry)?.func, "", &mut |_, func| {
+        let count = |v| func.ty(v).count(&bindings).unwrap_or(0.0);
+        let bytes = |v, n: f64| func.ty(v).dtype.bytes(n as u64) as f64;
+        total.flops += flops(func, &bindings);
+        for (w, part) in func.weights.iter().zip(parts_read(func, &bindings)) {
+            total.weight_bytes += bytes(w.value, count(w.value) * part);
+        }
+        for s in &func.states {
+            total.state_bytes_read += bytes(s.value, count(s.value));
+            total.state_bytes_written += bytes(s.next, count(s.next) - count(s.value));
+        }
+    });
+    Some(total)
+}
+
+fn elements(p: &Param) -> u64 {
+    p.ty.count(&Bindings::new()).map_or(0, |n| n as u64)
+}
+
+/// Calls `f` with every instance of every function that `root` reaches.
+fn visit(module: &Module, root: &str, prefix: &str, f: &mut impl FnMut(&str, &Func)) {
+    let Some(func) = module.func(root) else { return };
+    f(prefix, func);
+    for inst in &func.insts {
+        if let InstKind::Call(call) = &inst.kind {
+            visit(module, &call.func, &format!("{prefix}{}", call.prefix), f);
+        }
+    }
+}
+
+fn state_growth(module: &Module, root: &str) -> u64 {
+    let mut sum = 0.0;
+    visit(module, root, "", &mut |_, func| {
+        for s in &func.states {
+            let at = |p: i64| func.ty(s.value).count(&[(Sym::T, 1), (Sym::P, p)].into()).unwrap_or(0.0);
+            sum += at(1) - at(0);
+        }
+    });
+    sum as u64
+}
+
+/// For every value, the weights it is made of, where it is made of weights alone.
+fn made_of_weights(func: &Func) -> Vec<Option<Vec<usize>>> {
+    let mut made: Vec<Option<Vec<usize>>> = vec![None; func.values.len()];
+    for (i, w) in func.weights.iter().enumerate() {
+        made[w.value.index()] = Some(vec![i]);
+    }
+    for inst in &func.insts {
+        let parts: Option<Vec<&Vec<usize>>> = inst.args.iter().map(|a| made[a.index()].as_ref()).collect();
+        if let (InstKind::Op(_), Some(parts)) = (&inst.kind, parts)
+            && !parts.is_empty()
+        {
+            let all = parts.into_iter().flatten().copied().collect();
+            made[inst.results[0].index()] = Some(all);
+        }
+    }
+    made
+}
+
+/// The part of each weight that a call reads: all of it, or only what `gather` chooses.
+fn parts_read(func: &Func, bindings: &Bindings) -> Vec<f64> {
+    let made = made_of_weights(func);
+    let mut parts = vec![0.0_f64; func.weights.len()];
+    let mut read = |value: usize, part: f64| {
+        for w in made[value].iter().flatten() {
+            parts[*w] = parts[*w].max(part);
+        }
+    };
+    for inst in func.insts.iter().filter(|i| !i.results.iter().all(|r| made[r.index()].is_some())) {
+        for (n, arg) in inst.args.iter().enumerate() {
+            let part = match (&inst.kind, n) {
+                (InstKind::Op(Op::Gather(g)), 0) => {
+                    let chosen = func.ty(inst.args[1]).count(bindings).unwrap_or(0.0);
+                    let rows = func.ty(*arg).shape[g.axis].eval(bindings).unwrap_or(1) as f64;
+                    (chosen / rows.max(1.0)).min(1.0)
+                }
+                _ => 1.0,
+            };
+            read(arg.index(), part);
+        }
+    }
+    func.results.iter().for_each(|(_, v)| read(v.index(), 1.0));
+    parts
+}
+
+fn flops(func: &Func, bindings: &Bindings) -> f64 {
+    let made = made_of_weights(func);
+    let cost = |inst: &hadal_ir::Inst| match &inst.kind {
+        InstKind::Op(op) if !inst.args.is_empty() && made[inst.results[0].index()].is_none() => {
+            let args: Vec<_> = inst.args.iter().map(|a| func.ty(*a).clone()).collect();
+            op.flops(&args, func.ty(inst.results[0]), bindings)
+        }
+        _ => 0.0,
+    };
+    func.insts.iter().map(cost).sum()
+}
