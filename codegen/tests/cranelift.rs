@@ -189,3 +189,13 @@ fn kernels_are_packed_at_64_bytes() {
     assert_eq!(packed.offsets[1] % 64, 0);
     assert_eq!(&packed.code[packed.offsets[1]..], &kernels[1].code[..]);
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn arbitrary_kernels_agree(bytes in proptest::collection::vec(0u8.., 0..400), seed in 0u64..1000) {
+        let kernel = arbitrary::kernel(&bytes);
+        agree(&kernel, &Bindings::from([(Sym::T, arbitrary::ROWS)]), &arbitrary::arguments(seed));
+    }
+}

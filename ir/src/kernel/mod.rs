@@ -21,6 +21,7 @@
 //!   even; the 8- and 4-bit formats saturate. Any format goes to f32 exactly (i64, i32 and f64 round).
 //! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left.
 
+pub mod arbitrary;
 mod build;
 pub mod interpret;
 pub mod text;
