@@ -1,6 +1,7 @@
 //! Kernel IR to machine code. Knows no graph op and no device; the artifact crate says what comes out.
 
 pub mod cranelift;
+pub mod kernels;
 pub mod math;
 
 use hadal_ir::kernel::verify::VerifyError;

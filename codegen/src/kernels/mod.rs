@@ -4,6 +4,7 @@
 //! well-known shapes fast; the general loop generator ([`loops`]) compiles every kernel function, so removing a
 //! special generator makes programs slower, never wrong.
 
+pub mod contract;
 pub mod index;
 pub mod loops;
 
@@ -43,6 +44,14 @@ pub enum Error {
         /// The function.
         func: String,
     },
+    /// An op whose decomposition needs sizes that are not known.
+    #[error("@{func}: `{op}` has no decomposition for these shapes")]
+    NoPrimitives {
+        /// The function.
+        func: String,
+        /// The op.
+        op: &'static str,
+    },
     /// Indices of a reshape that are no affine forms of the symbols.
     #[error("@{func}: the reshape of {from:?} to {to:?} needs products of symbols")]
     SymbolProduct {
@@ -67,7 +76,7 @@ pub enum Error {
 type Special = fn(&Func, &Target) -> Option<Result<Generated, Error>>;
 
 /// The special generators, in the order they are asked.
-const SPECIAL: &[Special] = &[];
+const SPECIAL: &[Special] = &[contract::generate];
 
 /// The kernel of a kernel function, by the first generator that knows it.
 pub fn select(func: &Func, target: &Target) -> Result<Generated, Error> {

@@ -69,12 +69,16 @@ pub fn check_generated(func: &Func, generated: &Generated, bindings: &Bindings, 
     let mut interpreted = buffers.clone();
     interpret::run(kernel, bindings, &mut interpreted).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
     let mut compiled = buffers;
-    hadal_codegen::cranelift::jit::run(kernel, bindings, &mut compiled, &[1, 3]).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    hadal_codegen::cranelift::jit::run(kernel, bindings, &mut compiled, &[1, 3])
+        .unwrap_or_else(|e| panic!("{e}\n{kernel}"));
     for (who, buffers) in [("interpreter", &interpreted), ("machine code", &compiled)] {
         for (i, want) in expected.iter().enumerate() {
             let got = &buffers[func.params.len() + i];
             let unset = got.initialised.iter().position(|set| !set);
-            assert!(who != "interpreter" || unset.is_none(), "element {unset:?} of result {i} is not written\n{kernel}");
+            assert!(
+                who != "interpreter" || unset.is_none(),
+                "element {unset:?} of result {i} is not written\n{kernel}"
+            );
             let got = Tensor::from_bytes(want.dtype, &want.shape, &got.bytes).unwrap();
             let unit = match want.dtype {
                 DType::BF16 => 1.0 / 128.0,
