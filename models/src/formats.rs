@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::config_reader::Object;
 use crate::error::Result;
+use hadal_ir::module::expand_weight_name;
 use hadal_types::DType;
 
 /// Formats of a linear layer's weights that contractions read as they are.
@@ -101,18 +102,19 @@ pub struct Formats<'a> {
 }
 
 impl Formats<'_> {
-    /// The format for all of `names` together (a stack): their own where they agree, else f32, which holds them all.
-    /// Tensors that are absent, or stored in a format that cannot be a weight, count with the announced format, so
-    /// that the comparison with the checkpoint reports them.
-    pub fn of(&self, names: &[String]) -> DType {
-        let one = |name: &String| {
-            let usable = |d: &DType| match name.ends_with(SCALE) {
-                true => SCALES.contains(d),
-                false => PLAIN.contains(d) || *d == DType::F8E4M3,
-            };
-            self.oracle.dtype(name).filter(usable).unwrap_or_else(|| self.plan.dtype(name))
+    /// The format of the weight `name`. For a stack it is that of its tensors where they agree, else f32, which holds
+    /// them all. Tensors that are absent, or stored in a format that cannot be a weight, count with the announced
+    /// format, so that the comparison with the checkpoint reports them.
+    pub fn of(&self, name: &str) -> DType {
+        if !self.oracle.complete() {
+            return self.plan.dtype(name);
+        }
+        let usable = |d: &DType| match name.ends_with(SCALE) {
+            true => SCALES.contains(d),
+            false => PLAIN.contains(d) || *d == DType::F8E4M3,
         };
-        let mut formats = names.iter().map(one);
+        let names = expand_weight_name(name);
+        let mut formats = names.iter().map(|n| self.oracle.dtype(n).filter(usable).unwrap_or(self.plan.dtype(n)));
         let first = formats.next().unwrap_or(self.plan.dtype);
         if formats.all(|d| d == first) { first } else { DType::F32 }
     }
@@ -122,11 +124,13 @@ impl Formats<'_> {
         !self.oracle.complete() || self.oracle.dtype(name).is_some()
     }
 
-    /// The block that shares a scale in the weights `names`: where scales are stored beside them, or where they are in
-    /// e4m3 and the configuration says that there should be scales.
-    pub fn block(&self, names: &[String]) -> Option<[usize; 2]> {
-        let scaled = names.iter().any(|n| self.oracle.dtype(&format!("{n}{SCALE}")).is_some());
-        let announced = || self.plan.block.filter(|_| self.of(names) == DType::F8E4M3);
-        if scaled { Some(self.plan.block.unwrap_or([128, 128])) } else { announced() }
+    /// The block that shares a scale in the weight `name`: where scales are stored beside it, or where it is in e4m3
+    /// and the configuration says that there should be scales.
+    pub fn block(&self, name: &str) -> Option<[usize; 2]> {
+        let stored = |n: String| self.oracle.dtype(&format!("{n}{SCALE}")).is_some();
+        if self.oracle.complete() && expand_weight_name(name).into_iter().any(stored) {
+            return Some(self.plan.block.unwrap_or([128, 128]));
+        }
+        self.plan.block.filter(|_| self.of(name) == DType::F8E4M3)
     }
 }

@@ -71,6 +71,8 @@ pub struct Model {
     pub eos: Vec<usize>,
     /// Whether the head is the embedding.
     pub tied: bool,
+    /// Rows and columns that share a scale, where the configuration announces quantised weights.
+    pub block: Option<[usize; 2]>,
     /// Every weight that some entry reads, once, by name.
     pub params: Vec<Param>,
     /// Keys of the configuration that nobody asked for: a newer release may mean something by them.
@@ -99,6 +101,7 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
         bos: frame.bos,
         eos: frame.eos.clone(),
         tied: frame.tied,
+        block: frame.plan.block,
         unread: config.unread(),
     })
 }

@@ -4,6 +4,7 @@ use hadal_models::config_reader::Config;
 use hadal_models::stats::{Stats, cost, stats};
 use hadal_models::{BuildOptions, Error, Model, Planned, Result, build, recognise};
 use hadal_types::DType;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -165,7 +166,7 @@ fn dense_keys_are_strict() {
             ("architectures", json!(["GPT2LMHeadModel"]), "architectures", "\"LlamaForCausalLM\""),
             ("model_type", json!("qwen2"), "model_type", "\"llama\""),
             ("hidden_act", json!("gelu"), "hidden_act", "\"silu\""),
-            ("hidden_act", json!(null), "hidden_act", "\"silu\""),
+            ("hidden_act", json!(true), "hidden_act", "\"silu\""),
             ("vocab_size", json!(0), "vocab_size", "from 1 to"),
             ("vocab_size", json!(1e30), "vocab_size", "from 1 to"),
             ("hidden_size", json!("4096"), "hidden_size", "from 1 to"),
@@ -264,4 +265,43 @@ fn keys_nobody_reads_are_listed() {
     let mut config: Value = serde_json::from_str(&text("deepseek-v2-lite")).unwrap();
     config["hyper_connections"] = json!(4);
     assert_eq!(planned(&config.to_string()).unwrap().unread, ["hyper_connections"]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any keys, wherever they stand, may hold anything: the answer is a sound graph or an error.
+    #[test]
+    fn no_configuration_panics(
+        release in 0..RELEASES.len(),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), value()), 1..4),
+    ) {
+        let mut config: Value = serde_json::from_str(&text(RELEASES[release].0)).unwrap();
+        for (key, new) in changes {
+            let object = config.as_object_mut().unwrap();
+            let key = object.keys().nth(key.index(object.len())).unwrap().clone();
+            match object[&key].as_object_mut() {
+                Some(inner) if new.is_number() => inner.values_mut().for_each(|v| *v = new.clone()),
+                _ => drop(object.insert(key, new)),
+            }
+        }
+        if let Ok(model) = planned(&config.to_string()) {
+            hadal_ir::verify::module(&model.module).unwrap();
+            stats(&model);
+        }
+    }
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (0u64..20).prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        (0..63).prop_map(|n| Value::from(1u64 << n)),
+        "[a-z_]{0,8}".prop_map(Value::from),
+        prop::collection::vec(0u64..300, 0..4).prop_map(Value::from),
+        Just(json!({"type": "yarn", "factor": 1e-300, "mscale_all_dim": 1e300})),
+    ]
 }

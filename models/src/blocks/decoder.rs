@@ -43,7 +43,7 @@ impl Frame {
     /// Reads the keys common to all these families, and refuses what none of them computes.
     pub fn read(o: &Object<'_>) -> Result<Frame> {
         // The same function under its two names.
-        o.require_str_in("hidden_act", &["silu", "swish"])?;
+        o.str_in_or("hidden_act", &["silu", "swish"], "silu")?;
         if o.bool_or("use_sliding_window", false)? {
             return Err(o.error("use_sliding_window", "false, as attention windows are not supported"));
         }

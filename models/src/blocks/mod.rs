@@ -12,7 +12,7 @@ pub mod rope;
 
 use crate::formats::{Formats, SCALE};
 use hadal_ir::builder::{BuildError, Builder};
-use hadal_ir::module::{Func, ValueId, expand_weight_name, stack_range};
+use hadal_ir::module::{Func, ValueId};
 use hadal_ir::ops::Dequantize;
 use hadal_types::{DType, TensorType};
 use std::ops::{Deref, DerefMut};
@@ -68,7 +68,7 @@ impl<'a> Block<'a> {
     /// A weight as it is stored; `{0..64}` in `name` stacks 64 of them under the first axis.
     pub fn tensor(&mut self, name: &str, shape: &[usize]) -> ValueId {
         let name = format!("{}{name}", self.path);
-        let dtype = self.formats.of(&self.stored_names(&name));
+        let dtype = self.formats.of(&format!("{}{name}", self.at));
         self.builder.weight(&name, TensorType::new(dtype, shape.iter().copied()))
     }
 
@@ -77,7 +77,7 @@ impl<'a> Block<'a> {
     pub fn matrix(&mut self, name: &str, shape: &[usize]) -> ValueId {
         let name = format!("{name}.weight");
         let stored = self.tensor(&name, shape);
-        let Some([rows, columns]) = self.formats.block(&self.stored_names(&format!("{}{name}", self.path))) else {
+        let Some([rows, columns]) = self.formats.block(&format!("{}{}{name}", self.at, self.path)) else {
             return stored;
         };
         let mut block = vec![1; shape.len() - 2];
@@ -90,23 +90,28 @@ impl<'a> Block<'a> {
     /// `y = x Wᵀ (+ b)` with the weight `name.weight` of `outputs` rows.
     pub fn linear(&mut self, x: ValueId, name: &str, outputs: usize, bias: bool) -> ValueId {
         let inputs = self.size(x, 1);
+        self.enter(name);
         let w = self.matrix(name, &[outputs, inputs]);
-        let y = self.contract("td,fd->tf", &[x, w]);
-        if !bias {
-            return y;
+        let mut y = self.contract("td,fd->tf", &[x, w]);
+        if bias {
+            let b = self.tensor(&format!("{name}.bias"), &[outputs]);
+            let b = self.cast(b, DType::F32);
+            let shape = self.shape(y).to_vec();
+            let b = self.broadcast(b, &shape, &[1]);
+            y = self.add(y, b);
         }
-        let b = self.tensor(&format!("{name}.bias"), &[outputs]);
-        let b = self.cast(b, DType::F32);
-        let shape = self.shape(y).to_vec();
-        let b = self.broadcast(b, &shape, &[1]);
-        self.add(y, b)
+        self.leave();
+        y
     }
 
     /// `x · rsqrt(mean(x²) + eps) · g` over the last axis, with `g = name.weight`.
     pub fn norm(&mut self, x: ValueId, name: &str, eps: f64) -> ValueId {
         let size = self.size(x, self.shape(x).len() - 1);
         let g = self.tensor(&format!("{name}.weight"), &[size]);
-        self.rms_norm(x, g, eps)
+        self.enter(name);
+        let y = self.rms_norm(x, g, eps);
+        self.leave();
+        y
     }
 
     /// The rows of the state `name` so far, with `rows` behind them, as f32.
@@ -120,14 +125,6 @@ impl<'a> Block<'a> {
     fn size(&self, x: ValueId, axis: usize) -> usize {
         let size = self.shape(x)[axis].as_const().and_then(|n| usize::try_from(n).ok());
         size.expect("blocks take values with constant feature sizes")
-    }
-
-    fn stored_names(&self, name: &str) -> Vec<String> {
-        let full = format!("{}{name}", self.at);
-        match stack_range(&full) {
-            Some(_) => expand_weight_name(&full),
-            None => vec![full],
-        }
     }
 
     /// The function, or the first broken constraint.
