@@ -1,6 +1,8 @@
 //! Kernels used by tests, and tests of builder and text.
 
+use super::interpret::{Buffer, RunFault};
 use super::*;
+use hadal_types::Bindings;
 
 /// A small kernel with most kinds of statement.
 pub(super) fn sample() -> Kernel {
@@ -35,4 +37,273 @@ fn sample_prints_and_parses() {
     assert_eq!(again, kernel, "{printed}");
     assert_eq!(again.to_string(), printed);
     assert_eq!(kernel.scratch_bytes().unwrap().to_string(), "8*T+67");
+}
+
+fn faults(kernel: &Kernel) -> String {
+    verify::verify(kernel).iter().map(|e| format!("{e}\n")).collect()
+}
+
+fn run(kernel: &Kernel, args: &mut [Buffer]) -> Result<(), RunFault> {
+    interpret::run(kernel, &Bindings::from([(Sym::T, 2)]), args).map_err(|e| e.fault)
+}
+
+/// A kernel over `x: f32[4]`, read and written, and `y: f32[4]`, written, with a grid of T.
+fn on_buffers(body: impl FnOnce(&mut Builder, Buf, Buf, Value)) -> Kernel {
+    let mut b = Builder::new("k");
+    let x = b.param("x", DType::F32, [4], Access::ReadWrite);
+    let y = b.param("y", DType::F32, [4], Access::Write);
+    let g = b.grid([Sym::T])[0];
+    body(&mut b, x, y, g);
+    b.finish()
+}
+
+fn run_on_buffers(body: impl FnOnce(&mut Builder, Buf, Buf, Value)) -> Result<(), RunFault> {
+    let kernel = on_buffers(body);
+    assert_eq!(faults(&kernel), "");
+    run(&kernel, &mut [Buffer::from_f32(&[1.0, 2.0, 3.0, 4.0]), Buffer::uninit(DType::F32, 4)])
+}
+
+#[test]
+fn sample_is_well_formed_and_runs() {
+    let kernel = sample();
+    assert_eq!(faults(&kernel), "");
+    let x: Vec<u8> = (0..40).flat_map(|i| half::bf16::from_f32(i as f32 / 32.0).to_le_bytes()).collect();
+    let mut args = [Buffer::from_bytes(DType::BF16, x), Buffer::uninit(DType::F32, 2)];
+    run(&kernel, &mut args).unwrap();
+    let squares = |lo: i32, hi: i32| (lo..hi).map(|i| (i as f32 / 32.0).powi(2)).sum::<f32>();
+    assert_eq!(args[1].to_f32(), [squares(0, 20).exp(), squares(20, 40).sqrt()]);
+}
+
+#[test]
+fn out_of_bounds_is_found_with_index_and_extent() {
+    let fault = run_on_buffers(|b, x, y, g| {
+        let three = b.const_i64(3);
+        let at = b.add(g, three);
+        let v = b.load(x, &[at], 1);
+        b.store(y, &[g], v);
+    });
+    let expected = RunFault::OutOfBounds { buffer: "x".into(), at: vec![4], dim: 0, index: 4, extent: 4 };
+    assert_eq!(fault, Err(expected));
+}
+
+#[test]
+fn masked_lanes_touch_nothing() {
+    let ok = run_on_buffers(|b, x, y, g| {
+        let (two, four, fill) = (b.const_i64(2), b.const_i64(4), b.const_f32(9.0));
+        let at = b.add(g, two);
+        let mask = b.lanes_below(at, four, 4);
+        let v = b.load_masked(x, &[at], mask, Some(fill));
+        let v = b.extract(v, 3);
+        b.store(y, &[g], v);
+    });
+    assert_eq!(ok, Ok(()));
+}
+
+#[test]
+fn uninitialised_reads_are_found() {
+    let fault = run_on_buffers(|b, _, y, g| {
+        let zero = b.const_i64(0);
+        let tmp = b.alloc("tmp", DType::F32, [2]);
+        let v = b.load(tmp, &[zero], 1);
+        b.store(y, &[g], v);
+    });
+    assert_eq!(fault, Err(RunFault::Uninitialised { buffer: "tmp".into(), at: vec![0] }));
+}
+
+#[test]
+fn grid_indices_must_not_meet() {
+    let same = run_on_buffers(|b, _, y, _| {
+        let (zero, v) = (b.const_i64(0), b.const_f32(1.0));
+        b.store(y, &[zero], v);
+    });
+    assert!(matches!(same, Err(RunFault::Race { .. })), "{same:?}");
+    let neighbour = run_on_buffers(|b, x, _, g| {
+        let one = b.const_i64(1);
+        let next = b.add(g, one);
+        let v = b.load(x, &[next], 1);
+        b.store(x, &[g], v);
+    });
+    assert!(matches!(neighbour, Err(RunFault::Race { .. })), "{neighbour:?}");
+}
+
+/// Each of four threads writes its element of a shared tile and reads its neighbour's.
+fn neighbours(barrier: Option<Scope>) -> Result<(), RunFault> {
+    run_on_buffers(|b, x, _, g| {
+        let (zero, one, four) = (b.const_i64(0), b.const_i64(1), b.const_i64(4));
+        let tile = b.alloc_in(Space::Shared, Swizzle::B128, "tile", DType::F32, [4]);
+        let first = b.eq(g, zero);
+        b.for_each(zero, four, 1, LoopKind::Thread, |b, t| {
+            let v = b.load(x, &[t], 1);
+            b.store(tile, &[t], v);
+            if let Some(scope) = barrier {
+                b.barrier(scope);
+            }
+            let next = b.add(t, one);
+            let next = b.rem(next, four);
+            let v = b.load(tile, &[next], 1);
+            b.if_then(first, |b| b.store(x, &[t], v));
+        });
+    })
+}
+
+#[test]
+fn threads_need_barriers() {
+    assert!(matches!(neighbours(None), Err(RunFault::Race { .. } | RunFault::Uninitialised { .. })));
+    // The second grid index reads what the first wrote.
+    assert!(matches!(neighbours(Some(Scope::Block)), Err(RunFault::Race { buffer, .. }) if buffer == "x"));
+    let divergent = run_on_buffers(|b, _, _, _| {
+        let (zero, four) = (b.const_i64(0), b.const_i64(4));
+        b.for_each(zero, four, 1, LoopKind::Thread, |b, t| {
+            let some = b.gt(t, zero);
+            b.if_then(some, |b| b.barrier(Scope::Block));
+        });
+    });
+    assert_eq!(divergent, Err(RunFault::DivergentBarrier { arrived: 3, expected: 4 }));
+}
+
+/// Copies `x` to a shared tile and reads it, after `wait` did its part.
+fn copied(completion: Completion, wait: impl FnOnce(&mut Builder)) -> Result<(), RunFault> {
+    let mut b = Builder::new("copy");
+    let x = b.param("x", DType::F32, [4], Access::Read);
+    let y = b.param("y", DType::F32, [4], Access::Write);
+    b.grid([1]);
+    let zero = b.const_i64(0);
+    let tile = b.alloc_in(Space::Shared, Swizzle::None, "tile", DType::F32, [2, 4]);
+    b.async_copy((tile, &[zero, zero]), (x, &[zero]), 4, completion);
+    wait(&mut b);
+    let v = b.load(tile, &[zero, zero], 4);
+    b.store(y, &[zero], v);
+    let kernel = b.finish();
+    assert_eq!(faults(&kernel), "");
+    let mut args = [Buffer::from_f32(&[1.0, 2.0, 3.0, 4.0]), Buffer::uninit(DType::F32, 4)];
+    run(&kernel, &mut args)?;
+    assert_eq!(args[0], args[1]);
+    Ok(())
+}
+
+#[test]
+fn asynchronous_copies_are_waited_for() {
+    let early = copied(Completion::Group, |b| b.async_commit());
+    assert_eq!(early, Err(RunFault::Uninitialised { buffer: "tile".into(), at: vec![0, 0] }));
+    let uncommitted = copied(Completion::Group, |b| b.async_wait(Completion::Group, 0));
+    assert!(matches!(uncommitted, Err(RunFault::Uninitialised { .. })));
+    let group = copied(Completion::Group, |b| {
+        b.async_commit();
+        b.async_wait(Completion::Group, 0);
+    });
+    assert_eq!(group, Ok(()));
+    assert_eq!(copied(Completion::Mbarrier(1), |b| b.async_wait(Completion::Mbarrier(1), 0)), Ok(()));
+    let other = copied(Completion::Mbarrier(1), |b| b.async_wait(Completion::Mbarrier(2), 0));
+    assert!(matches!(other, Err(RunFault::Uninitialised { .. })));
+}
+
+#[test]
+fn tiles_are_multiplied() {
+    let mut b = Builder::new("tiles");
+    let a = b.param("a", DType::F32, [2, 2], Access::Read);
+    let w = b.param("w", DType::F32, [2, 2], Access::Read);
+    let d = b.param("d", DType::F32, [2, 2], Access::ReadWrite);
+    b.grid([1]);
+    let zero = b.const_i64(0);
+    let place = |buf| Place { buf, index: vec![zero, zero] };
+    b.mma(Mma { m: 2, n: 2, k: 2, d: place(d), a: place(a), b: place(w), b_rows_are_k: false });
+    let kernel = b.finish();
+    assert_eq!(text::parse(&kernel.to_string()).unwrap(), kernel);
+    let mut args = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [100.0, 0.0, 0.0, 0.0]].map(|x| Buffer::from_f32(&x));
+    run(&kernel, &mut args).unwrap();
+    assert_eq!(args[2].to_f32(), [117.0, 23.0, 39.0, 53.0]);
+}
+
+#[test]
+fn endless_work_and_division_by_zero_stop() {
+    let fault = run_on_buffers(|b, _, _, g| {
+        let zero = b.const_i64(0);
+        b.div(g, zero);
+    });
+    assert_eq!(fault, Err(RunFault::DivisionByZero));
+    let kernel = on_buffers(|b, _, _, g| {
+        let end = b.const_i64(i64::MAX);
+        b.for_each(g, end, 1, LoopKind::Serial, |_, _| {});
+    });
+    let mut args = [Buffer::from_f32(&[0.0; 4]), Buffer::uninit(DType::F32, 4)];
+    let error = interpret::run_range(&kernel, &Bindings::from([(Sym::T, 1)]), &mut args, 0..1, 1000).unwrap_err();
+    assert_eq!(error.fault, RunFault::Steps { limit: 1000 });
+}
+
+#[test]
+fn all_mistakes_are_found_at_once() {
+    let kernel = on_buffers(|b, x, y, g| {
+        let (one, whole) = (b.const_f32(1.0), b.const_i32(1));
+        b.op(Op::Binary(BinaryOp::Add, one, whole), ValueType::scalar(DType::F32));
+        b.load(y, &[g], 1);
+        b.load(x, &[g, g], 1);
+        b.op(Op::GridIndex(7), ValueType::INDEX);
+        b.for_each(g, g, 0, LoopKind::Unroll, |_, _| {});
+        b.stmt(Stmt::Store { place: Place { buf: x, index: vec![g] }, value: whole, mask: None });
+        b.op(Op::Unary(UnaryOp::Neg, Value(3)), ValueType::vector(DType::F32, 3));
+    });
+    let found = faults(&kernel);
+    for part in [
+        "operand %2 has type i32, expected f32",
+        "y is write",
+        "x has 1 dimensions, indexed with 2",
+        "the grid has 1 dimensions, not a number 7",
+        "stride 0 is not positive",
+        "x holds f32, not i32",
+        "f32x3 is not a type",
+    ] {
+        assert!(found.contains(part), "{part}:\n{found}");
+    }
+    let mut broken = sample();
+    broken.body.stmts.remove(0);
+    assert!(faults(&broken).contains("is not defined here"), "{}", faults(&broken));
+}
+
+#[test]
+fn parse_errors_say_where_and_what() {
+    let head = "kernel @k\nparam x : f32[4] read\ngrid 4\n{\n  %0 = grid 0 : i64\n";
+    for (text, line, column, expected) in [
+        ("kernel k".to_string(), 1, 8, "`@`"),
+        ("kernel @k\nparam x : f33[4] read".into(), 2, 11, "a format such as f32 or bf16"),
+        ("kernel @k\nparam x : f32[4] maybe".into(), 2, 18, "read, write or read_write"),
+        (format!("{head}  %1 = load y[%0] : f32"), 6, 13, "the name of a buffer"),
+        (format!("{head}  %1 = neg %7 : f32"), 6, 12, "a value defined above"),
+        (format!("{head}  %1 = frob %0 : f32"), 6, 8, "an operation"),
+        (format!("{head}  %1 = const 1.5 : i64"), 6, 14, "a constant of a type that has them (i64)"),
+        (format!("{head}  %1 = const 1 : f32x1"), 6, 18, "a type such as f32 or i64x4"),
+        (head.to_string(), 6, 1, "a statement"),
+    ] {
+        let error = text::parse(&text).unwrap_err();
+        assert_eq!((error.line, error.column), (line, column), "{error}\n{text}");
+        assert!(error.expected.starts_with(expected), "{error}");
+    }
+    let deep = format!("{head}{}", "if %0 {".repeat(100_000));
+    assert_eq!(text::parse(&deep).unwrap_err().expected, "at most 64 nested blocks");
+}
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_kernels_print_parse_and_run(bytes in proptest::collection::vec(0u8.., 0..300)) {
+        let kernel = arbitrary::kernel(&bytes);
+        assert_eq!(faults(&kernel), "", "{kernel}");
+        let printed = kernel.to_string();
+        let again = text::parse(&printed).unwrap_or_else(|e| panic!("{e}\n{printed}"));
+        assert_eq!(again.to_string(), printed);
+        assert!(again == kernel, "{printed}");
+        let symbols = Bindings::from([(Sym::T, arbitrary::ROWS)]);
+        interpret::run(&kernel, &symbols, &mut arbitrary::arguments(1)).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    }
+
+    #[test]
+    fn damaged_text_gives_no_panic(bytes in proptest::collection::vec(0u8.., 0..60), at in 0usize..4000, with in ".{0,3}") {
+        let mut printed = arbitrary::kernel(&bytes).to_string();
+        let at = at % printed.len();
+        if printed.is_char_boundary(at) {
+            printed.replace_range(at..at + 1, &with);
+        }
+        if let Ok(kernel) = text::parse(&printed) {
+            verify::verify(&kernel);
+            assert_eq!(text::parse(&kernel.to_string()).unwrap(), kernel);
+        }
+    }
 }
