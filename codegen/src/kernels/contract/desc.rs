@@ -57,13 +57,12 @@ impl Desc {
     /// Reads a kernel function; `None` where it is anything but such a product-sum.
     pub fn of(func: &Func) -> Option<Desc> {
         let mut t = Tracer::new(func)?;
-        let mut contracts = func.insts.iter().filter_map(|i| match t.def(i.results[0])? {
+        let contracts = func.insts.iter().filter_map(|i| match t.def(i.results[0])? {
             (Op::Contract(c), inst) => Some((c, inst)),
             _ => None,
         });
-        let (contract, inst) = contracts.next()?;
-        let (None, [a, b]) = (contracts.next(), inst.args.as_slice()) else { return None };
-        drop(contracts);
+        let [(contract, inst)] = contracts.collect::<Vec<_>>()[..] else { return None };
+        let [a, b] = inst.args.as_slice() else { return None };
         let types: Vec<TensorType> = inst.args.iter().map(|a| t.ty(*a).clone()).collect();
         let sizes = contract.sizes(&types);
         let summed = contract.summed();

@@ -104,7 +104,7 @@ pub fn trace(t: &mut Tracer<'_>, root: ValueId, coords: Vec<Affine>) -> Option<E
             }
             Op::Reshape(r) => (t.vars.reshape(&coords, &t.ty(*first).shape, &r.shape)?, node),
             Op::Transpose(p) => (p.perm.iter().map(|i| coords[*i].clone()).collect(), node),
-            Op::Append if chain.contains_key(&inst.args[1]) && of_chain.len() == 1 => {
+            Op::Append(_) if chain.contains_key(&inst.args[1]) && of_chain.len() == 1 => {
                 let mut coords = coords;
                 coords[0] = coords[0].clone().add(&t.ty(inst.args[0]).shape[0].clone().into());
                 (coords, node)

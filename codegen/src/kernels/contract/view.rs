@@ -332,10 +332,8 @@ impl<'a> Tracer<'a> {
                     coords[..g.batch].iter().chain(&coords[g.axis..g.axis + chosen]).cloned().collect();
                 let index = self.access(args[1], at)?;
                 let size = x.shape[g.axis].clone();
-                let row = self.vars.derived(
-                    VarKind::Gather { index: Box::new(index), last: size.clone() - 1i64 },
-                    size,
-                );
+                let row =
+                    self.vars.derived(VarKind::Gather { index: Box::new(index), last: size.clone() - 1i64 }, size);
                 let mut out = coords.to_vec();
                 out.splice(g.axis..g.axis + chosen, [Affine::var(row)]);
                 out
@@ -449,7 +447,8 @@ mod tests {
         let mut vars = Vars::default();
         let t = vars.letter('t', hadal_types::Sym::T.into());
         let k = vars.letter('k', 12.into());
-        let (from, to) = ([Dim::from(hadal_types::Sym::T), 12.into()], [hadal_types::Sym::T.into(), 3.into(), 4.into()]);
+        let (from, to) =
+            ([Dim::from(hadal_types::Sym::T), 12.into()], [hadal_types::Sym::T.into(), 3.into(), 4.into()]);
         let c = vars.reshape(&[Affine::var(t), Affine::var(k)], &from, &to).unwrap();
         assert_eq!(vars.show(&c[0]), "t");
         assert!(vars.stride(&c[1], k).is_none(), "a cut letter has no stride");

@@ -1,0 +1,643 @@
+//! Kernel IR for a product-sum under a schedule.
+
+use super::desc::{Desc, Flat};
+use super::epilogue::{Along, Node, along, emit_map};
+use super::schedule::{Form, Schedule, steps, vector_epilogue};
+use super::view::{Access, Affine, Var, VarKind, Vars};
+use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
+use hadal_types::DType;
+
+/// Values of variables while emitting.
+#[derive(Clone)]
+pub struct Env<'a> {
+    /// What the variables mean.
+    pub vars: &'a Vars,
+    /// Buffers by parameter.
+    pub bufs: &'a [Buf],
+    bound: Vec<Option<Value>>,
+}
+
+impl<'a> Env<'a> {
+    /// Nothing bound yet.
+    pub fn new(vars: &'a Vars, bufs: &'a [Buf]) -> Env<'a> {
+        Env { vars, bufs, bound: vec![None; vars.list.len()] }
+    }
+
+    /// With a letter bound.
+    pub fn with(&self, var: Var, value: Value) -> Env<'a> {
+        let mut env = self.clone();
+        env.bound[var] = Some(value);
+        env
+    }
+
+    /// The value of a variable; letters that are not bound are zero.
+    fn var(&self, b: &mut Builder, var: Var) -> Value {
+        if let Some(value) = self.bound[var] {
+            return value;
+        }
+        match &self.vars.list[var].kind {
+            VarKind::Letter(_) => b.const_i64(0),
+            VarKind::Gather { index, last } => {
+                let at = self.at(b, &index.at);
+                let loaded = b.load(self.bufs[index.param], &[at], 1);
+                let loaded = b.cast(loaded, DType::I64);
+                let (zero, last) = (b.const_i64(0), b.dim(last));
+                let low = b.max(loaded, zero);
+                b.min(low, last)
+            }
+            VarKind::Div(of, by) => {
+                let (of, by) = (self.at(b, of), b.const_i64(*by));
+                b.div(of, by)
+            }
+            VarKind::Rem(of, by) => {
+                let (of, by) = (self.at(b, of), b.const_i64(*by));
+                b.rem(of, by)
+            }
+        }
+    }
+
+    /// The value of a form.
+    pub fn at(&self, b: &mut Builder, form: &Affine) -> Value {
+        let mut sum = b.dim(&form.offset);
+        for (var, k) in &form.terms {
+            let (v, k) = (self.var(b, *var), b.dim(k));
+            let term = b.mul(v, k);
+            sum = b.add(sum, term);
+        }
+        sum
+    }
+
+    /// Consecutive elements as f32, `lanes` of them or as many as the mask has; without their scale.
+    pub fn load(&self, b: &mut Builder, access: &Access, lanes: u32, mask: Option<Value>) -> Value {
+        let at = self.at(b, &access.at);
+        load_f32(b, self.bufs[access.param], at, lanes, mask)
+    }
+
+    /// The scale of an access, one f32; `None` where it has none.
+    pub fn scale(&self, b: &mut Builder, access: &Access) -> Option<Value> {
+        access.scale.as_ref().map(|s| self.load(b, s, 1, None))
+    }
+
+    /// Elements with their scale, along `lane` if it moves them.
+    fn read(&self, b: &mut Builder, access: &Access, lane: Option<(Var, u32)>, mask: Option<Value>) -> Value {
+        let lanes = match lane {
+            Some((var, lanes)) if along(self.vars, access, var) == Along::Consecutive => lanes,
+            _ => 1,
+        };
+        let x = self.load(b, access, lanes, mask.filter(|_| lanes > 1));
+        match self.scale(b, access) {
+            Some(scale) => b.mul(x, scale),
+            None => x,
+        }
+    }
+}
+
+/// Consecutive elements as f32.
+pub fn load_f32(b: &mut Builder, buf: Buf, at: Value, lanes: u32, mask: Option<Value>) -> Value {
+    let x = match mask {
+        Some(mask) => b.load_masked(buf, &[at], mask, None),
+        None => b.load(buf, &[at], lanes),
+    };
+    b.cast(x, DType::F32)
+}
+
+/// Declares the buffers, in order.
+pub fn declare(b: &mut Builder, params: &[Flat]) -> Vec<Buf> {
+    params.iter().map(|p| b.param(p.name.clone(), p.dtype, [p.count.clone()], p.rights)).collect()
+}
+
+/// Emits `desc` under one of its candidate schedules.
+pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
+    let mut b = Builder::new(desc.name.clone());
+    let bufs = declare(&mut b, &desc.params);
+    let mut env = Env::new(&desc.vars, &bufs);
+    for letter in &s.grid {
+        let value = b.grid_dim(desc.size(*letter).clone());
+        env = env.with(*letter, value);
+    }
+    let size = |n: Var| desc.size(n).as_const();
+    let (lo, hi) = match (s.cols, s.block) {
+        (None, _) => (b.const_i64(0), b.const_i64(1)),
+        (Some(n), None) => (b.const_i64(0), b.dim(desc.size(n))),
+        (Some(n), Some(block)) => {
+            let count = size(n).unwrap_or(0);
+            let cell = b.grid_dim((count + block - 1) / block);
+            let (unit, end) = (b.const_i64(block), b.const_i64(count));
+            let lo = b.mul(cell, unit);
+            let hi = b.add(lo, unit);
+            (lo, if count % block == 0 { hi } else { b.min(hi, end) })
+        }
+    };
+    let lanes = if s.form == Form::Outer { s.lanes as i64 } else { 1 };
+    let fits = |width: usize| {
+        let width = width as i64 * lanes;
+        s.cols.is_none_or(|n| size(n).is_some_and(|n| n % width == 0) && s.block.is_none_or(|block| block % width == 0))
+    };
+    let ragged = !fits(s.strip) || (s.rows.is_some() && !fits(s.tile.1));
+    let staged = s.form == Form::Dot && s.strip > 1 && s.cols.is_some_and(|n| vector_epilogue(desc, n));
+    let stage = staged.then(|| b.alloc("sums", DType::F32, [(s.tile.0 * s.strip) as i64]));
+    Emitter { desc, s, lo, hi, ragged, stage }.cell(&mut b, &env);
+    b.finish()
+}
+
+struct Emitter<'a> {
+    desc: &'a Desc,
+    s: &'a Schedule,
+    /// Columns of this grid index.
+    lo: Value,
+    hi: Value,
+    /// Whether tiles may overhang the columns.
+    ragged: bool,
+    /// Where the sums of a dot tile meet, `strip` columns for every row, so that the epilogue runs on vectors.
+    stage: Option<Buf>,
+}
+
+/// A block of the streamed operand in f32: elements of a column are consecutive.
+#[derive(Clone, Copy)]
+struct Converted {
+    buf: Buf,
+    /// Elements from one column to the next.
+    stride: i64,
+}
+
+/// One row of an operand in the innermost loop of the dot form.
+struct Row<'a> {
+    buf: Buf,
+    base: Value,
+    /// Where to look up its scale.
+    scaled: Option<(Env<'a>, &'a Access)>,
+}
+
+impl Row<'_> {
+    /// The vector at `k`, scaled.
+    fn load(&self, b: &mut Builder, k: Value, lanes: u32, mask: Option<Value>, scale: Option<Value>) -> Value {
+        let at = b.add(self.base, k);
+        let x = load_f32(b, self.buf, at, lanes, mask);
+        match scale {
+            Some(scale) => b.mul(x, scale),
+            None => x,
+        }
+    }
+}
+
+/// One vector step of the summed letter: where it is, which lanes are valid, scales of the rows, what is carried.
+type Step<'f> = &'f dyn Fn(&mut Builder, Value, Option<Value>, &[Option<Value>], &[Value]) -> Vec<Value>;
+
+impl<'a> Emitter<'a> {
+    fn streamed(&self) -> &'a Access {
+        &self.desc.operands[self.s.streamed]
+    }
+
+    fn reused(&self) -> &'a Access {
+        &self.desc.operands[1 - self.s.streamed]
+    }
+
+    /// All columns and rows of one grid index.
+    fn cell(&self, b: &mut Builder, env: &Env<'a>) {
+        let Some(rows) = self.s.rows else {
+            let rows = [env.clone()];
+            return self.columns(b, |b, n| self.chunk(b, &rows, n, self.s.strip, None));
+        };
+        let size = self.desc.size(rows);
+        let total = b.dim(size);
+        let always = size.as_const().is_some_and(|n| self.s.convert.is_some_and(|least| n >= least));
+        match self.s.convert {
+            None => self.row_tiles(b, env, rows, None),
+            Some(_) if always => self.convert(b, env, rows),
+            Some(least) => {
+                let least = b.const_i64(least);
+                let many = b.ge(total, least);
+                b.if_else(
+                    many,
+                    |b| {
+                        self.convert(b, env, rows);
+                        Vec::new()
+                    },
+                    |b| {
+                        let first = b.const_i64(0);
+                        self.single_rows(b, env, rows, first, None);
+                        Vec::new()
+                    },
+                );
+            }
+        }
+    }
+
+    /// Converts the block's columns to f32, then runs all rows on them.
+    fn convert(&self, b: &mut Builder, env: &Env<'a>, rows: Var) {
+        let (s, desc) = (self.s, self.desc);
+        let (Some(cols), Some(block), Some(k)) = (s.cols, s.block, desc.size(s.lane).as_const()) else { return };
+        let stride = (k + i64::from(s.lanes) - 1) / i64::from(s.lanes) * i64::from(s.lanes);
+        let buf = b.alloc("block", DType::F32, [block * stride]);
+        b.for_each(self.lo, self.hi, 1, LoopKind::Serial, |b, n| {
+            let from = self.row(b, env.with(cols, n), self.streamed());
+            let (column, stride) = (b.sub(n, self.lo), b.const_i64(stride));
+            let to = b.mul(column, stride);
+            let rows = [from];
+            self.segments(b, &rows, Vec::new(), &|b, k, mask, scales, _| {
+                let x = rows[0].load(b, k, s.lanes, mask, scales[0]);
+                let to = b.add(to, k);
+                b.store(buf, &[to], x);
+                Vec::new()
+            });
+        });
+        self.row_tiles(b, env, rows, Some(Converted { buf, stride }));
+    }
+
+    /// All rows, in tiles and then one by one.
+    fn row_tiles(&self, b: &mut Builder, env: &Env<'a>, rows: Var, converted: Option<Converted>) {
+        let (height, width) = self.s.tile;
+        let size = self.desc.size(rows);
+        let zero = b.const_i64(0);
+        if size.as_const().is_some_and(|n| n < height as i64) {
+            return self.single_rows(b, env, rows, zero, converted);
+        }
+        let (total, unit) = (b.dim(size), b.const_i64(height as i64));
+        let tiles = b.div(total, unit);
+        let end = b.mul(tiles, unit);
+        b.for_each(zero, end, height as i64, LoopKind::Serial, |b, m| {
+            let envs: Vec<Env<'a>> = (0..height as i64)
+                .map(|i| {
+                    let i = b.const_i64(i);
+                    let m = b.add(m, i);
+                    env.with(rows, m)
+                })
+                .collect();
+            self.columns(b, |b, n| self.chunk(b, &envs, n, width, converted));
+        });
+        if size.as_const().is_none_or(|n| n % height as i64 != 0) {
+            self.single_rows(b, env, rows, end, converted);
+        }
+    }
+
+    /// Rows from `first` on, one by one: a strip of columns stays in the nearest cache for all of them.
+    fn single_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var, first: Value, converted: Option<Converted>) {
+        let strip = self.s.strip;
+        if self.desc.size(rows).is(1) {
+            let rows = [env.with(rows, first)];
+            return self.columns(b, |b, n| self.chunk(b, &rows, n, strip, converted));
+        }
+        let total = b.dim(self.desc.size(rows));
+        self.columns(b, |b, n| {
+            b.for_each(first, total, 1, LoopKind::Serial, |b, m| {
+                self.chunk(b, &[env.with(rows, m)], n, strip, converted);
+            });
+        });
+    }
+
+    /// Calls `f` with the first column of every strip.
+    fn columns(&self, b: &mut Builder, f: impl Fn(&mut Builder, Value)) {
+        if self.s.cols.is_none() {
+            return f(b, self.lo);
+        }
+        let unit = if self.s.form == Form::Outer { i64::from(self.s.lanes) } else { 1 };
+        b.for_each(self.lo, self.hi, self.s.strip as i64 * unit, LoopKind::Serial, |b, n| f(b, n));
+    }
+
+    /// A strip of columns for some rows, in tiles of `width` columns or vectors.
+    fn chunk(&self, b: &mut Builder, rows: &[Env<'a>], n: Value, width: usize, converted: Option<Converted>) {
+        match self.s.form {
+            Form::Dot => self.dot_chunk(b, rows, n, width, converted),
+            Form::Outer => self.outer_chunk(b, rows, n, width),
+        }
+    }
+
+    // ---- dot form ----
+
+    fn dot_chunk(&self, b: &mut Builder, rows: &[Env<'a>], first: Value, width: usize, converted: Option<Converted>) {
+        let strip = self.s.strip;
+        let (zero, end) = (b.const_i64(0), b.const_i64(strip as i64));
+        let tile = |b: &mut Builder, offset: Value| {
+            let n = b.add(first, offset);
+            let sums = self.dot_tile(b, rows, n, width, converted);
+            for (r, env) in rows.iter().enumerate() {
+                for j in 0..width {
+                    let (sum, step) = (sums[r * width + j], b.const_i64(j as i64));
+                    if let Some(stage) = self.stage {
+                        let row = b.const_i64((r * strip + j) as i64);
+                        let to = b.add(offset, row);
+                        b.store(stage, &[to], sum);
+                        continue;
+                    }
+                    let Some(cols) = self.s.cols else {
+                        self.epilogue(b, env, sum, None, None);
+                        continue;
+                    };
+                    let n = b.add(n, step);
+                    let env = env.with(cols, n);
+                    if self.ragged {
+                        let inside = b.lt(n, self.hi);
+                        b.if_then(inside, |b| self.epilogue(b, &env, sum, None, None));
+                    } else {
+                        self.epilogue(b, &env, sum, None, None);
+                    }
+                }
+            }
+        };
+        if width == strip {
+            tile(b, zero);
+        } else {
+            b.for_each(zero, end, width as i64, LoopKind::Serial, tile);
+        }
+        if let (Some(stage), Some(cols)) = (self.stage, self.s.cols) {
+            let mask = self.ragged.then(|| b.lanes_below(first, self.hi, strip as u32));
+            for (r, env) in rows.iter().enumerate() {
+                let from = b.const_i64((r * strip) as i64);
+                let sums = b.load(stage, &[from], strip as u32);
+                self.epilogue(b, &env.with(cols, first), sums, Some((cols, strip as u32)), mask);
+            }
+        }
+    }
+
+    /// The sums of `rows` and `width` columns from `n` on. Columns that overhang repeat the last one.
+    fn dot_tile(
+        &self,
+        b: &mut Builder,
+        rows: &[Env<'a>],
+        n: Value,
+        width: usize,
+        converted: Option<Converted>,
+    ) -> Vec<Value> {
+        let one = b.const_i64(1);
+        let last = b.sub(self.hi, one);
+        let columns: Vec<Value> = (0..width as i64)
+            .map(|j| {
+                let j = b.const_i64(j);
+                let n = b.add(n, j);
+                if self.ragged { b.min(n, last) } else { n }
+            })
+            .collect();
+        let zero = b.const_f32(0.0);
+        let zero = b.splat(zero, self.s.lanes);
+        let init = vec![zero; rows.len() * width];
+        let sums = self.nest(b, &mut Vec::new(), init, &|b, outer, sums| {
+            let bind = |env: &Env<'a>| outer.iter().fold(env.clone(), |env, (var, value)| env.with(*var, *value));
+            let mut all: Vec<Row<'a>> = rows.iter().map(|env| self.row(b, bind(env), self.reused())).collect();
+            for n in &columns {
+                all.push(match (converted, self.s.cols) {
+                    (Some(c), _) => {
+                        let (column, stride) = (b.sub(*n, self.lo), b.const_i64(c.stride));
+                        Row { buf: c.buf, base: b.mul(column, stride), scaled: None }
+                    }
+                    (None, Some(cols)) => self.row(b, bind(&rows[0]).with(cols, *n), self.streamed()),
+                    (None, None) => self.row(b, bind(&rows[0]), self.streamed()),
+                });
+            }
+            self.segments(b, &all, sums, &|b, k, mask, scales, sums| {
+                let lanes = self.s.lanes;
+                let x: Vec<Value> =
+                    all.iter().zip(scales).map(|(row, scale)| row.load(b, k, lanes, mask, *scale)).collect();
+                let (x, w) = x.split_at(rows.len());
+                sums.iter().enumerate().map(|(i, sum)| b.fma(x[i / width], w[i % width], *sum)).collect()
+            })
+        });
+        sums.into_iter().map(|sum| b.reduce_lanes(ReduceOp::Add, sum)).collect()
+    }
+
+    fn row(&self, b: &mut Builder, env: Env<'a>, access: &'a Access) -> Row<'a> {
+        let base = env.at(b, &access.at);
+        Row { buf: env.bufs[access.param], base, scaled: access.scale.is_some().then_some((env, access)) }
+    }
+
+    /// Loops over the summed letters but the innermost.
+    fn nest(
+        &self,
+        b: &mut Builder,
+        outer: &mut Vec<(Var, Value)>,
+        carried: Vec<Value>,
+        inner: &dyn Fn(&mut Builder, &[(Var, Value)], Vec<Value>) -> Vec<Value>,
+    ) -> Vec<Value> {
+        if outer.len() + 1 >= self.s.sums.len() {
+            return inner(b, outer, carried);
+        }
+        let var = self.s.sums[outer.len()];
+        let (zero, end) = (b.const_i64(0), b.dim(self.desc.size(var)));
+        b.for_loop(zero, end, 1, LoopKind::Serial, &carried, |b, value, carried| {
+            outer.push((var, value));
+            let next = self.nest(b, outer, carried.to_vec(), inner);
+            outer.pop();
+            next
+        })
+    }
+
+    /// Runs the innermost summed letter in vectors, cut where scales change.
+    fn segments(&self, b: &mut Builder, rows: &[Row<'a>], init: Vec<Value>, step: Step<'_>) -> Vec<Value> {
+        let (desc, k) = (self.desc, self.s.lane);
+        let size = desc.size(k);
+        let zero = b.const_i64(0);
+        let segment = |b: &mut Builder, lo: Value, hi: Value, length: Option<i64>, carried: Vec<Value>| {
+            let scales: Vec<Option<Value>> = rows
+                .iter()
+                .map(|r| r.scaled.as_ref().and_then(|(env, access)| env.with(k, lo).scale(b, access)))
+                .collect();
+            self.vectors(b, (lo, hi, length), carried, &|b, k, mask, carried| step(b, k, mask, &scales, carried))
+        };
+        let stepped = rows.iter().find_map(|r| {
+            let (env, access) = r.scaled.as_ref()?;
+            let scale = access.scale.as_deref().filter(|s| desc.vars.reads(s, k))?;
+            Some((env, steps(desc, scale, k, &[])?))
+        });
+        let Some((env, steps)) = stepped else {
+            let end = b.dim(size);
+            return segment(b, zero, end, size.as_const(), init);
+        };
+        let block = b.const_i64(steps.block);
+        if let (true, Some(n)) = (steps.aligned, size.as_const()) {
+            let (whole, rest) = (b.const_i64(n / steps.block * steps.block), n % steps.block);
+            let mut sums = init;
+            if n >= steps.block {
+                sums = b.for_loop(zero, whole, steps.block, LoopKind::Serial, &sums, |b, lo, sums| {
+                    let hi = b.add(lo, block);
+                    segment(b, lo, hi, Some(steps.block), sums.to_vec())
+                });
+            }
+            if rest > 0 {
+                let end = b.const_i64(n);
+                sums = segment(b, whole, end, Some(rest), sums);
+            }
+            return sums;
+        }
+        // The first block may have begun before zero.
+        let (end, rest) = (b.dim(size), env.at(b, &steps.rest));
+        let gone = b.rem(rest, block);
+        let first = b.sub(zero, gone);
+        b.for_loop(first, end, steps.block, LoopKind::Serial, &init, |b, start, sums| {
+            let next = b.add(start, block);
+            let (lo, hi) = (b.max(start, zero), b.min(next, end));
+            segment(b, lo, hi, None, sums.to_vec())
+        })
+    }
+
+    /// Runs `lo..hi` in vectors, two at a time; a last one is masked.
+    fn vectors(
+        &self,
+        b: &mut Builder,
+        (lo, hi, length): (Value, Value, Option<i64>),
+        init: Vec<Value>,
+        step: &dyn Fn(&mut Builder, Value, Option<Value>, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let lanes = i64::from(self.s.lanes);
+        let mut sums = init;
+        let mut at = lo;
+        for unit in [2 * lanes, lanes] {
+            // What is left for this unit: all of it, then less than two vectors.
+            let left = |n: i64| if unit == lanes { n % (2 * lanes) } else { n };
+            if length.is_some_and(|n| left(n) < unit) {
+                continue;
+            }
+            let (left, size) = (b.sub(hi, at), b.const_i64(unit));
+            let whole = b.div(left, size);
+            let whole = b.mul(whole, size);
+            let end = b.add(at, whole);
+            sums = b.for_loop(at, end, unit, LoopKind::Serial, &sums, |b, k, sums| {
+                let mut sums = sums.to_vec();
+                for i in 0..unit / lanes {
+                    let offset = b.const_i64(i * lanes);
+                    let k = b.add(k, offset);
+                    sums = step(b, k, None, &sums);
+                }
+                sums
+            });
+            at = end;
+        }
+        let tail = |b: &mut Builder, sums: &[Value]| {
+            let mask = b.lanes_below(at, hi, self.s.lanes);
+            step(b, at, Some(mask), sums)
+        };
+        match length.map(|n| n % lanes) {
+            Some(0) => sums,
+            Some(_) => tail(b, &sums),
+            None => {
+                let more = b.lt(at, hi);
+                b.if_else(more, |b| tail(b, &sums), |_| sums.clone())
+            }
+        }
+    }
+
+    // ---- outer form ----
+
+    fn outer_chunk(&self, b: &mut Builder, rows: &[Env<'a>], first: Value, width: usize) {
+        let lanes = i64::from(self.s.lanes);
+        let end = b.const_i64(self.s.strip as i64 * lanes);
+        let end = b.add(first, end);
+        let whole = |b: &mut Builder| {
+            if width == self.s.strip {
+                return self.outer_tile(b, rows, first, width, None);
+            }
+            b.for_each(first, end, width as i64 * lanes, LoopKind::Serial, |b, n| {
+                self.outer_tile(b, rows, n, width, None);
+            });
+        };
+        if !self.ragged {
+            return whole(b);
+        }
+        let fits = b.le(end, self.hi);
+        b.if_else(
+            fits,
+            |b| {
+                whole(b);
+                Vec::new()
+            },
+            |b| {
+                b.for_each(first, self.hi, lanes, LoopKind::Serial, |b, n| {
+                    let mask = b.lanes_below(n, self.hi, self.s.lanes);
+                    self.outer_tile(b, rows, n, 1, Some(mask));
+                });
+                Vec::new()
+            },
+        );
+    }
+
+    /// Results of `rows` and `width` vectors of columns from `n` on.
+    fn outer_tile(&self, b: &mut Builder, rows: &[Env<'a>], n: Value, width: usize, mask: Option<Value>) {
+        let (s, lanes) = (self.s, self.s.lanes);
+        let columns: Vec<Value> = (0..width as i64)
+            .map(|j| {
+                let j = b.const_i64(j * i64::from(lanes));
+                b.add(n, j)
+            })
+            .collect();
+        let zero = b.const_f32(0.0);
+        let zero = b.splat(zero, lanes);
+        let step = |b: &mut Builder, outer: &[(Var, Value)], sums: &[Value]| {
+            let bind = |env: &Env<'a>| outer.iter().fold(env.clone(), |env, (var, value)| env.with(*var, *value));
+            let w: Vec<Value> = columns
+                .iter()
+                .map(|n| {
+                    let env = bind(&rows[0]).with(s.lane, *n);
+                    let w = env.load(b, self.streamed(), lanes, mask);
+                    match env.scale(b, self.streamed()) {
+                        Some(scale) => b.mul(w, scale),
+                        None => w,
+                    }
+                })
+                .collect();
+            let x: Vec<Value> = rows.iter().map(|env| bind(env).read(b, self.reused(), None, None)).collect();
+            sums.iter().enumerate().map(|(i, sum)| b.fma(x[i / width], w[i % width], *sum)).collect::<Vec<_>>()
+        };
+        let init = vec![zero; rows.len() * width];
+        let sums = match s.sums.last() {
+            None => step(b, &[], &init),
+            Some(k) => self.nest(b, &mut Vec::new(), init, &|b, outer, sums| {
+                let (zero, end) = (b.const_i64(0), b.dim(self.desc.size(*k)));
+                b.for_loop(zero, end, 1, LoopKind::Serial, &sums, |b, value, sums| {
+                    let mut outer = outer.to_vec();
+                    outer.push((*k, value));
+                    step(b, &outer, sums)
+                })
+            }),
+        };
+        let vectors = vector_epilogue(self.desc, s.lane);
+        for (i, sum) in sums.into_iter().enumerate() {
+            let (env, n) = (&rows[i / width], columns[i % width]);
+            if vectors {
+                self.epilogue(b, &env.with(s.lane, n), sum, Some((s.lane, lanes)), mask);
+                continue;
+            }
+            for lane in 0..lanes {
+                let (sum, step) = (b.extract(sum, lane), b.const_i64(i64::from(lane)));
+                let n = b.add(n, step);
+                let env = env.with(s.lane, n);
+                if mask.is_some() {
+                    let inside = b.lt(n, self.hi);
+                    b.if_then(inside, |b| self.epilogue(b, &env, sum, None, None));
+                } else {
+                    self.epilogue(b, &env, sum, None, None);
+                }
+            }
+        }
+    }
+
+    // ---- epilogue ----
+
+    /// From the finished sums to memory. `lane` is the letter along the lanes of `sum`.
+    fn epilogue(&self, b: &mut Builder, env: &Env<'a>, sum: Value, lane: Option<(Var, u32)>, mask: Option<Value>) {
+        let epilogue = &self.desc.epilogue;
+        let mut values: Vec<Value> = Vec::new();
+        for node in &epilogue.nodes {
+            let value = match node {
+                Node::Sum => sum,
+                Node::Const(x) => b.const_f32(*x),
+                Node::Load(access) => env.read(b, access, lane, mask),
+                Node::Cast(to, x) => {
+                    let narrow = b.cast(values[*x], *to);
+                    b.cast(narrow, DType::F32)
+                }
+                Node::Map(f, args) => {
+                    let args: Vec<Value> = args.iter().map(|a| values[*a]).collect();
+                    emit_map(b, *f, &args)
+                }
+            };
+            values.push(value);
+        }
+        for output in &epilogue.outputs {
+            let at = env.at(b, &output.at);
+            let value = values[output.node];
+            let value = b.splat(value, lane.map_or(1, |(_, lanes)| lanes));
+            match mask {
+                Some(mask) => b.store_masked(env.bufs[output.param], &[at], value, mask),
+                None => b.store(env.bufs[output.param], &[at], value),
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Product-sums of two operands: matrix times vector, matrix times matrix, batched, per expert, with block-scaled
+//! weights, and an elementwise epilogue.
+//!
+//! [`Desc`] says what is computed, as addresses in parameters: chains of views, casts, block scales and gathers over
+//! parameters are composed into affine forms of the contraction's letters ([`view`]), never materialised.
+//! [`schedule`] chooses how; [`emit`] writes the kernel.
+//!
+//! **Numbers.** An element is `x · w` with `w = q · s` rounded once to f32 where it is block-scaled, added by fused
+//! multiply-add into f32. The dot form keeps `lanes` partial sums (lane `i` takes summed elements `i, i + lanes, …`, in
+//! order) and combines halves at the end; the outer form adds in order. Neither depends on the tile, so a row has the
+//! same bits whatever `T` is and however the grid is cut.
+//!
+//! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
+//! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:
+//! `docs/perf/kernels-cpu.md`.
+
+pub mod desc;
+pub mod emit;
+pub mod epilogue;
+pub mod schedule;
+pub mod view;
+
+#[cfg(test)]
+mod tests;
+
+pub use desc::Desc;
+pub use schedule::Schedule;
+
+use super::{Error, Generated, Target};
+use hadal_ir::Func;
+
+/// The kernel of a product-sum; `None` for other functions.
+pub fn generate(func: &Func, _target: &Target) -> Option<Result<Generated, Error>> {
+    let desc = Desc::of(func)?;
+    let schedule = schedule::select(&desc)?;
+    let kernel = emit::emit(&desc, &schedule);
+    Some(Ok(Generated { kernel, generator: "contract", schedule: schedule.show(&desc) }))
+}

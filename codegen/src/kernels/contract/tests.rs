@@ -1,0 +1,288 @@
+use super::schedule::candidates;
+use super::{Desc, emit};
+use hadal_ir::kernel::Kernel;
+use hadal_ir::kernel::interpret::{Buffer, run};
+use hadal_ir::{Bindings, Func, Tensor, interpret};
+use hadal_types::{DType, Sym};
+
+/// Deterministic elements in the given format, the small numbers that all formats can tell apart.
+fn tensor(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+    let n: usize = shape.iter().product();
+    let next = |i: usize| {
+        let x = (seed.wrapping_mul(0x9E37_79B9) + i as u64).wrapping_mul(0xD134_2543_DE82_EF95).rotate_left(23);
+        (x.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 40) as f64 / (1u64 << 24) as f64
+    };
+    match dtype {
+        DType::I32 | DType::I64 => Tensor::int(dtype, shape, (0..n).map(|i| (next(i) * 8.0) as i64 - 1).collect()),
+        DType::F8E8M0 => Tensor::real(dtype, shape, (0..n).map(|i| (next(i) * 6.0 - 3.0).floor().exp2()).collect()),
+        _ => Tensor::real(dtype, shape, (0..n).map(|i| dtype.round(next(i) * 2.0 - 1.0)).collect()),
+    }
+}
+
+/// The function's parameters with these symbols.
+fn arguments(func: &Func, bindings: &Bindings, seed: u64) -> Vec<Tensor> {
+    let shape = |v| func.ty(v).eval_shape(bindings).unwrap();
+    func.params.iter().zip(0..).map(|(p, i)| tensor(func.ty(*p).dtype, &shape(*p), seed * 31 + i)).collect()
+}
+
+/// Runs the kernel in the interpreter; results in order.
+fn interpreted(kernel: &Kernel, func: &Func, args: &[Tensor], bindings: &Bindings) -> Vec<Buffer> {
+    let mut buffers: Vec<Buffer> = args.iter().map(|t| Buffer::from_bytes(t.dtype, t.to_bytes())).collect();
+    for (_, r) in &func.results {
+        let ty = func.ty(*r);
+        buffers.push(Buffer::uninit(ty.dtype, ty.eval_shape(bindings).unwrap().iter().product()));
+    }
+    run(kernel, bindings, &mut buffers).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    buffers.split_off(args.len())
+}
+
+/// All candidate schedules agree with the graph interpreter, and (compiled) with the kernel interpreter bit for bit.
+fn check(text: &str, bindings: &[(Sym, i64)], tolerance: f64) -> Vec<String> {
+    let func = function(text);
+    let bindings: Bindings = bindings.iter().copied().collect();
+    check_func(&func, &bindings, tolerance, 7)
+}
+
+fn function(text: &str) -> Func {
+    let module = hadal_ir::text::parse_module(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    hadal_ir::verify::module(&module).unwrap();
+    module.funcs[0].clone()
+}
+
+fn check_func(func: &Func, bindings: &Bindings, tolerance: f64, seed: u64) -> Vec<String> {
+    let args = arguments(func, bindings, seed);
+    let expected = interpret::eval_func(func, &args, bindings).unwrap();
+    let desc = Desc::of(func).expect("a product-sum");
+    let schedules = candidates(&desc);
+    assert!(!schedules.is_empty(), "no schedule for\n{desc}");
+    for s in &schedules {
+        let kernel = emit::emit(&desc, s);
+        let errors = hadal_ir::kernel::verify::verify(&kernel);
+        assert!(errors.is_empty(), "{errors:?}\n{kernel}");
+        let results = interpreted(&kernel, func, &args, bindings);
+        for ((buffer, expected), output) in results.iter().zip(&expected).zip(&desc.epilogue.outputs) {
+            let found = Tensor::from_bytes(expected.dtype, &expected.shape, &buffer.bytes).unwrap();
+            let step = match output.dtype {
+                DType::F32 => 0.0,
+                DType::BF16 => 1.0 / 128.0,
+                _ => 1.0 / 8.0,
+            };
+            let mut written = 0;
+            for i in (0..expected.len()).filter(|i| buffer.initialised[*i]) {
+                let (e, f) = (expected.at(i), found.at(i));
+                written += 1;
+                assert!(
+                    (e - f).abs() <= tolerance * (1.0 + e.abs()) + step * e.abs(),
+                    "element {i}: {e} expected, {f} found, {}\n{desc}\n{kernel}",
+                    s.show(&desc)
+                );
+            }
+            assert!(written > 0 || expected.is_empty());
+        }
+        compiled(&desc, &kernel, func, &args, bindings, &results);
+    }
+    schedules.iter().map(|s| s.show(&desc)).collect()
+}
+
+/// Machine code writes the same bits (but for transcendental functions) as the interpreter, with the grid cut or whole.
+fn compiled(desc: &Desc, kernel: &Kernel, func: &Func, args: &[Tensor], bindings: &Bindings, expected: &[Buffer]) {
+    let mut buffers: Vec<Buffer> = args.iter().map(|t| Buffer::from_bytes(t.dtype, t.to_bytes())).collect();
+    for (_, r) in &func.results {
+        let ty = func.ty(*r);
+        buffers.push(Buffer::uninit(ty.dtype, ty.eval_shape(bindings).unwrap().iter().product()));
+    }
+    crate::cranelift::jit::run(kernel, bindings, &mut buffers, &[1, 3]).unwrap();
+    for (found, expected) in buffers[args.len()..].iter().zip(expected) {
+        // Transcendental functions are correctly rounded in the interpreter and within 2 ulp in code.
+        let close = || {
+            let (a, b) = (found.to_f32(), expected.to_f32());
+            desc.epilogue.is_heavy() && a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-6 * (1.0 + b.abs()))
+        };
+        assert!(found.bytes == expected.bytes || close(), "code differs from the interpreter\n{desc}\n{kernel}");
+    }
+}
+
+/// One kernel function: parameters, body, result type.
+fn kernel(params: &str, body: &str, result: &str) -> String {
+    format!("symbols P in 0..64, T in 1..64\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n")
+}
+
+fn rows(x: &str, w: &str, n: usize) -> String {
+    let body = format!("  %y = contract %x, %w {{spec = \"td,fd->tf\"}} : f32[T, {n}]");
+    kernel(&format!("%x: {x}, %w: {w}"), &body, &format!("f32[T, {n}]"))
+}
+
+#[test]
+fn matrix_times_rows() {
+    for t in [1, 3, 4, 9, 13] {
+        let schedules = check(&rows("f32[T, 37]", "bf16[21, 37]", 21), &[(Sym::T, t)], 1e-5);
+        assert!(schedules[0].contains("convert Some(8)"), "{schedules:?}");
+        check(&rows("f32[T, 64]", "f32[32, 64]", 32), &[(Sym::T, t)], 1e-5);
+        check(&rows("bf16[T, 16]", "f16[5, 16]", 5), &[(Sym::T, t)], 1e-5);
+        check(&rows("f32[T, 3]", "f8e4m3[40, 3]", 40), &[(Sym::T, t)], 1e-5);
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_every_batch() {
+    for (w, n) in [("bf16[21, 37]", 21), ("f32[32, 37]", 32)] {
+        let func = function(&rows("f32[T, 37]", w, n));
+        let desc = Desc::of(&func).unwrap();
+        for s in candidates(&desc) {
+            let kernel = emit::emit(&desc, &s);
+            let run = |t: i64| {
+                let bindings = Bindings::from([(Sym::T, t)]);
+                let all = arguments(&func, &Bindings::from([(Sym::T, 13)]), 3);
+                let x = Tensor::real(DType::F32, &[t as usize, 37], all[0].reals()[..t as usize * 37].to_vec());
+                interpreted(&kernel, &func, &[x, all[1].clone()], &bindings).remove(0).bytes
+            };
+            let all = run(13);
+            for t in [1, 3, 7, 8] {
+                let some = run(t);
+                assert_eq!(all[..some.len()], some, "{}", s.show(&desc));
+            }
+        }
+    }
+}
+
+#[test]
+fn block_scales_ragged_and_shifted() {
+    let body = |spec: &str| {
+        format!(
+            "  %1 = dequantize %q, %s {{block = [4, 8]}} : f32[10, 20]
+  %2 = slice %1 {{axis = 0, start = 3, len = 6}} : f32[6, 20]
+  %3 = slice %2 {{axis = 1, start = 5, len = 13}} : f32[6, 13]
+  %y = contract %x, %3 {{spec = \"{spec}\"}} : f32[T, 6]"
+        )
+    };
+    for t in [1, 9] {
+        let text = kernel("%x: f32[T, 13], %q: f8e4m3[10, 20], %s: f32[3, 3]", &body("td,fd->tf"), "f32[T, 6]");
+        check(&text, &[(Sym::T, t)], 1e-5);
+        let whole = "  %1 = dequantize %q, %s {block = [4, 8]} : f32[10, 20]
+  %y = contract %x, %1 {spec = \"td,fd->tf\"} : f32[T, 10]";
+        let text = kernel("%x: f32[T, 20], %q: f8e4m3[10, 20], %s: f8e8m0[3, 3]", whole, "f32[T, 10]");
+        let schedules = check(&text, &[(Sym::T, t)], 1e-5);
+        assert!(schedules[0].starts_with("dot") && schedules[0].contains("convert Some"), "{schedules:?}");
+        // The other way round: the summed letter is the blocks' first axis.
+        let turned = "  %1 = dequantize %q, %s {block = [4, 8]} : f32[10, 20]
+  %y = contract %x, %1 {spec = \"td,df->tf\"} : f32[T, 20]";
+        let text = kernel("%x: f32[T, 10], %q: f8e4m3[10, 20], %s: f32[3, 3]", turned, "f32[T, 20]");
+        assert!(check(&text, &[(Sym::T, t)], 1e-5)[0].starts_with("outer"));
+    }
+}
+
+#[test]
+fn absorbed_weights_are_slices_of_a_reshape() {
+    let body = "  %1 = dequantize %q, %s {block = [4, 8]} : f32[14, 16]
+  %2 = reshape %1 {shape = [2, 7, 16]} : f32[2, 7, 16]
+  %3 = slice %2 {axis = 1, start = 0, len = 3} : f32[2, 3, 16]
+  %y = contract %x, %3 {spec = \"thd,hdc->thc\"} : f32[T, 2, 16]";
+    let text = kernel("%x: f32[T, 2, 3], %q: f8e4m3[14, 16], %s: f32[4, 2]", body, "f32[T, 2, 16]");
+    let out = "  %1 = reshape %w {shape = [2, 7, 16]} : bf16[2, 7, 16]
+  %2 = slice %1 {axis = 1, start = 3, len = 4} : bf16[2, 4, 16]
+  %3 = contract %x, %2 {spec = \"thc,hdc->thd\"} : f32[T, 2, 4]
+  %y = reshape %3 {shape = [T, 8]} : f32[T, 8]";
+    let out = kernel("%x: f32[T, 2, 16], %w: bf16[14, 16]", out, "f32[T, 8]");
+    for t in [1, 5, 9] {
+        check(&text, &[(Sym::T, t)], 1e-5);
+        check(&out, &[(Sym::T, t)], 1e-5);
+    }
+}
+
+#[test]
+fn merged_heads_are_one_summed_letter() {
+    let body = "  %1 = reshape %x {shape = [T, 12]} : f32[T, 12]
+  %y = contract %1, %w {spec = \"td,fd->tf\"} : f32[T, 9]";
+    check(&kernel("%x: f32[T, 3, 4], %w: f32[9, 12]", body, "f32[T, 9]"), &[(Sym::T, 6)], 1e-5);
+}
+
+#[test]
+fn experts_chosen_by_indices() {
+    let body = "  %1 = dequantize %q, %s {block = [1, 4, 8]} : f32[5, 10, 12]
+  %2 = gather %1, %e {axis = 0} : f32[T, 2, 10, 12]
+  %3 = contract %x, %2 {spec = \"td,tkfd->tkf\"} : f32[T, 2, 10]
+  %4 = broadcast %p {shape = [T, 2, 10], dims = [0, 1]} : f32[T, 2, 10]
+  %y = mul %3, %4 : f32[T, 2, 10]";
+    let params = "%x: f32[T, 12], %q: f8e4m3[5, 10, 12], %s: f32[5, 3, 2], %e: i32[T, 2], %p: f32[T, 2]";
+    let up = kernel(params, body, "f32[T, 2, 10]");
+    let down = "  %1 = gather %w, %e {axis = 0} : bf16[T, 2, 6, 10]
+  %y = contract %x, %1 {spec = \"tkf,tkdf->td\"} : f32[T, 6]";
+    let down = kernel("%x: f32[T, 2, 10], %w: bf16[5, 6, 10], %e: i64[T, 2]", down, "f32[T, 6]");
+    let weighted = kernel(
+        "%x: f32[T, 2, 10], %p: f32[T, 2]",
+        "  %y = contract %x, %p {spec = \"tkd,tk->td\"} : f32[T, 10]",
+        "f32[T, 10]",
+    );
+    for t in [1, 4] {
+        check(&up, &[(Sym::T, t)], 1e-5);
+        check(&down, &[(Sym::T, t)], 1e-5);
+        check(&weighted, &[(Sym::T, t)], 1e-5);
+    }
+}
+
+#[test]
+fn epilogues_and_appends() {
+    let body = "  %1 = contract %x, %w {spec = \"td,fd->tf\"} : f32[T, 12]
+  %2 = cast %b {to = f32} : f32[12]
+  %3 = broadcast %2 {shape = [T, 12], dims = [1]} : f32[T, 12]
+  %4 = add %1, %3 : f32[T, 12]
+  %5 = sigmoid %4 : f32[T, 12]
+  %6 = mul %4, %5 : f32[T, 12]
+  %y = add %6, %r : f32[T, 12]";
+    let bias = kernel("%x: f32[T, 8], %w: bf16[12, 8], %b: bf16[12], %r: f32[T, 12]", body, "f32[T, 12]");
+    let rows = "  %1 = contract %x, %w {spec = \"td,fd->tf\"} : f32[T, 12]
+  %2 = reshape %1 {shape = [T, 3, 4]} : f32[T, 3, 4]
+  %y = append %k, %2 : bf16[P+T, 3, 4]";
+    let rows = kernel("%x: f32[T, 8], %w: f32[12, 8], %k: bf16[P, 3, 4]", rows, "bf16[P+T, 3, 4]");
+    let turned = "  %1 = contract %x, %w {spec = \"td,fd->tf\"} : f32[T, 12]
+  %y = transpose %1 {perm = [1, 0]} : f32[12, T]";
+    let turned = kernel("%x: f32[T, 8], %w: f32[12, 8]", turned, "f32[12, T]");
+    for t in [1, 5, 8] {
+        check(&bias, &[(Sym::T, t)], 1e-5);
+        check(&turned, &[(Sym::T, t)], 1e-5);
+        for p in [0, 3] {
+            check(&rows, &[(Sym::T, t), (Sym::P, p)], 1e-5);
+        }
+    }
+}
+
+#[test]
+fn symbolic_columns_and_sums() {
+    let keys = kernel(
+        "%q: f32[T, 3, 8], %k: bf16[P+T, 3, 8]",
+        "  %y = contract %q, %k {spec = \"thd,shd->ths\"} : f32[T, 3, P+T]",
+        "f32[T, 3, P+T]",
+    );
+    // A product of symbols has no affine size, so one of the two is fixed here.
+    let one = keys.replace("[T, 3", "[2, 3");
+    let weighted = kernel(
+        "%w: f32[2, 3, P+T], %v: bf16[P+T, 3, 12]",
+        "  %y = contract %w, %v {spec = \"ths,shc->thc\"} : f32[2, 3, 12]",
+        "f32[2, 3, 12]",
+    );
+    assert!(Desc::of(&function(&keys)).is_none());
+    for (t, p) in [(1, 0), (5, 2), (3, 9)] {
+        check(&one, &[(Sym::T, t), (Sym::P, p)], 1e-5);
+        check(&weighted, &[(Sym::T, t), (Sym::P, p)], 1e-5);
+    }
+}
+
+#[test]
+fn other_functions_are_refused() {
+    let refused = |params: &str, body: &str, result: &str| {
+        let func = function(&kernel(params, body, result));
+        assert!(Desc::of(&func).and_then(|d| super::schedule::select(&d)).is_none(), "{body}");
+    };
+    refused("%x: f32[4]", "  %y = exp %x : f32[4]", "f32[4]");
+    refused(
+        "%x: f32[T, 8], %w: f32[6, 8]",
+        "  %1 = contract %x, %w {spec = \"td,fd->tf\"} : f32[T, 6]\n  %y = reduce %1 {kind = sum, axes = [1]} : f32[T]",
+        "f32[T]",
+    );
+    refused(
+        "%x: f32[T, 8], %w: f32[6, 8]",
+        "  %1 = exp %x : f32[T, 8]\n  %y = contract %1, %w {spec = \"td,fd->tf\"} : f32[T, 6]",
+        "f32[T, 6]",
+    );
+    refused("%x: f32[8, 4], %w: f32[4, 8]", "  %y = contract %x, %w {spec = \"ab,bc->\"} : f32[]", "f32[]");
+}
