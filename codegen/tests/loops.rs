@@ -4,7 +4,8 @@ mod kernels;
 
 use hadal_codegen::kernels::{Target, loops};
 use hadal_ir::{Bindings, Func, Sym, text};
-use kernels::check;
+use kernels::{check, check_generated, random};
+use proptest::prelude::*;
 
 fn func(body: &str) -> Func {
     let text = format!("symbols P in 0..8, T in 1..8\n{body}");
@@ -22,13 +23,166 @@ fn both(body: &str) -> String {
     format!("# {}\n{}", generated.schedule, generated.kernel)
 }
 
+/// The kernel's text where results agree.
+fn text_of(name: &str, body: &str) -> String {
+    both(&format!("kernel @{name}{body}"))
+}
+
 #[test]
 fn rms_norm() {
-    let text = both(
-        "kernel @rms_norm(%x: f32[T, 40], %w: bf16[40]) -> (y: f32[T, 40]) {
+    let text = text_of(
+        "rms_norm",
+        "(%x: f32[T, 40], %w: bf16[40]) -> (y: f32[T, 40]) {
           %1 = rms_norm %x, %w {eps = 1e-6} : f32[T, 40]
           return %1
         }",
     );
     println!("{text}");
+}
+
+#[test]
+fn softmax() {
+    let text = text_of(
+        "softmax",
+        "(%x: f32[T, 3, P+T]) -> (y: bf16[T, 3, P+T]) {
+          %1 = softmax %x : f32[T, 3, P+T]
+          %2 = cast %1 {to = bf16} : bf16[T, 3, P+T]
+          return %2
+        }",
+    );
+    println!("{text}");
+}
+
+#[test]
+fn rope() {
+    for interleaved in [false, true] {
+        let text = text_of(
+            "rope",
+            &format!(
+                "(%x: bf16[T, 3, 20], %c: f32[T, 8], %s: f32[T, 8]) -> (y: bf16[T, 3, 20]) {{
+          %0 = cast %x {{to = f32}} : f32[T, 3, 20]
+          %1 = slice %0 {{axis = 2, start = 0, len = 4}} : f32[T, 3, 4]
+          %2 = slice %0 {{axis = 2, start = 4, len = 16}} : f32[T, 3, 16]
+          %3 = rope %2, %c, %s {{interleaved = {interleaved}}} : f32[T, 3, 16]
+          %4 = concat %1, %3 {{axis = 2}} : f32[T, 3, 20]
+          %5 = cast %4 {{to = bf16}} : bf16[T, 3, 20]
+          return %5
+        }}"
+            ),
+        );
+        println!("{text}");
+    }
+}
+
+#[test]
+fn router() {
+    let text = text_of(
+        "router",
+        "(%x: f32[T, 32], %bias: f32[32]) -> (i: i32[T, 4], w: f32[T, 4]) {
+          %0 = sigmoid %x : f32[T, 32]
+          %1 = broadcast %bias {shape = [T, 32], dims = [1]} : f32[T, 32]
+          %2 = add %0, %1 : f32[T, 32]
+          %3 = reshape %2 {shape = [T, 4, 8]} : f32[T, 4, 8]
+          %4 = top_k %3 {k = 2} : i32[T, 4, 2]
+          %5 = gather %3, %4 {axis = 2, batch = 2} : f32[T, 4, 2]
+          %6 = reduce %5 {kind = sum, axes = [2]} : f32[T, 4]
+          %7 = top_k %6 {k = 2} : i32[T, 2]
+          %8 = iota {len = 4, start = 0} : i32[4]
+          %9 = broadcast %8 {shape = [T, 4, 2], dims = [1]} : i32[T, 4, 2]
+          %10 = broadcast %7 {shape = [T, 4, 2], dims = [0, 2]} : i32[T, 4, 2]
+          %11 = eq %9, %10 : bool[T, 4, 2]
+          %12 = reduce %11 {kind = max, axes = [2]} : bool[T, 4]
+          %13 = broadcast %12 {shape = [T, 4, 8], dims = [0, 1]} : bool[T, 4, 8]
+          %14 = constant {value = -inf, dtype = f32} : f32[]
+          %15 = broadcast %14 {shape = [T, 4, 8], dims = []} : f32[T, 4, 8]
+          %16 = select %13, %3, %15 : f32[T, 4, 8]
+          %17 = reshape %16 {shape = [T, 32]} : f32[T, 32]
+          %18 = top_k %17 {k = 4} : i32[T, 4]
+          %19 = gather %0, %18 {axis = 1, batch = 1} : f32[T, 4]
+          %20 = reduce %19 {kind = sum, axes = [1]} : f32[T]
+          %21 = broadcast %20 {shape = [T, 4], dims = [0]} : f32[T, 4]
+          %22 = div %19, %21 : f32[T, 4]
+          return %18, %22
+        }",
+    );
+    println!("{text}");
+}
+
+#[test]
+fn embedding() {
+    let text = text_of(
+        "embedding",
+        "(%table: bf16[50, 24], %ids: i32[T]) -> (y: f32[T, 24]) {
+          %0 = gather %table, %ids {axis = 0} : bf16[T, 24]
+          %1 = cast %0 {to = f32} : f32[T, 24]
+          return %1
+        }",
+    );
+    println!("{text}");
+}
+
+#[test]
+fn appends() {
+    let text = text_of(
+        "appends",
+        "(%state: bf16[P, 24], %x: f32[T, 24], %z: f32[T, 24]) -> (s: bf16[P+T, 24], y: f32[T, 24]) {
+          %0 = sigmoid %x : f32[T, 24]
+          %1 = mul %x, %0 : f32[T, 24]
+          %2 = mul %1, %z : f32[T, 24]
+          %3 = append %state, %2 : bf16[P+T, 24]
+          return %3, %2
+        }",
+    );
+    println!("{text}");
+}
+
+#[test]
+fn long_rows_are_shared() {
+    let text = text_of(
+        "gate",
+        "(%x: f32[1, 20480], %z: f32[1, 20480]) -> (y: f32[1, 20480]) {
+          %0 = sigmoid %x : f32[1, 20480]
+          %1 = mul %x, %0 : f32[1, 20480]
+          %2 = mul %1, %z : f32[1, 20480]
+          return %2
+        }",
+    );
+    println!("{text}");
+}
+
+#[test]
+fn dequantized_product() {
+    let text = text_of(
+        "product",
+        "(%x: f32[T, 40], %w: f8e4m3[24, 40], %s: f32[3, 3]) -> (y: f32[T, 24]) {
+          %0 = dequantize %w, %s {block = [8, 16]} : f32[24, 40]
+          %1 = contract %x, %0 {spec = \"td,fd->tf\"} : f32[T, 24]
+          return %1
+        }",
+    );
+    println!("{text}");
+}
+
+#[test]
+fn attention() {
+    let text = text_of("attention", "(%q: f32[T, 2, 8], %k: bf16[P+T, 2, 8], %v: bf16[P+T, 2, 8]) -> (y: f32[T, 2, 8]) {
+          %0 = attention %q, %k, %v {terms = [\"thd,shd\"], value = \"shd\", output = \"thd\", scale = 0.3, causal = true} : f32[T, 2, 8]
+          return %0
+        }");
+    println!("{text}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_functions(seed in any::<u64>(), steps in 1..12usize, t in 1..=6i64, p in 0..=7i64) {
+        let (func, tolerances) = random::function(seed, steps);
+        hadal_ir::verify::func(&func).unwrap();
+        let generated = loops::emit(&func, &Target::default());
+        let generated = generated.unwrap_or_else(|e| panic!("{e}\n{}", text::print_func(&func)));
+        for (t, p) in [(t, p), (1, 0)] {
+            check_generated(&func, &generated, &Bindings::from([(Sym::T, t), (Sym::P, p)]), seed, &tolerances);
+        }
+    }
 }
