@@ -46,7 +46,7 @@ const LOG: [f32; 9] = [
     0.142_195_52,
     -0.124_055_89,
     0.118_881_63,
-    -0.116_756_514,
+    -0.116_756_51,
     0.067_466_386,
 ];
 /// `(tanh x - x) / x³` in x², for |x| up to 0.62.
@@ -159,8 +159,7 @@ impl Expander {
         let r = self.binary(BinaryOp::Add, f, r);
         let r = self.fma(e, high, r);
         // Zero, negative numbers, infinity and NaN.
-        let (infinity, lowest, nan) =
-            (self.f(x, f32::INFINITY), self.f(x, f32::NEG_INFINITY), self.f(x, f32::NAN));
+        let (infinity, lowest, nan) = (self.f(x, f32::INFINITY), self.f(x, f32::NEG_INFINITY), self.f(x, f32::NAN));
         let is_zero = self.compare(CompareOp::Eq, x, zero);
         let is_positive = self.compare(CompareOp::Gt, x, zero);
         let is_finite = self.compare(CompareOp::Lt, x, infinity);

@@ -70,8 +70,8 @@ impl Lower<'_, '_> {
         }
         let result = from.with_elem(to);
         match (from.elem, to) {
-            (elem, DType::F32) => self.to_f32(elem, from.lanes, regs),
-            (DType::F32, _) => self.from_f32(to, from.lanes, regs),
+            (elem, DType::F32) => self.widen_to_f32(elem, from.lanes, regs),
+            (DType::F32, _) => self.narrow_from_f32(to, from.lanes, regs),
             (DType::Bool, DType::I32) => {
                 let one = self.splat32(I32X4, 1);
                 regs.iter().map(|m| self.b.ins().band(*m, one)).collect()
@@ -134,7 +134,7 @@ impl Lower<'_, '_> {
     }
 
     /// Interleaves with zeros below: each unit of `bytes` bytes moves to the top of a unit twice as wide.
-    fn to_top(&mut self, ty: Type, bytes: u8, high: bool, x: V) -> V {
+    fn raise(&mut self, ty: Type, bytes: u8, high: bool, x: V) -> V {
         let zero = self.vector_const(I8X16, [0; 16]);
         let start = if high { 8 } else { 0 };
         let order = std::array::from_fn(|i| {
@@ -145,22 +145,22 @@ impl Lower<'_, '_> {
     }
 
     /// 16-bit lanes moved to the top of 32-bit lanes.
-    fn halves_to_top(&mut self, lanes: u32, regs: &[V]) -> Vec<V> {
+    fn raise_halves(&mut self, lanes: u32, regs: &[V]) -> Vec<V> {
         let all: Vec<(V, bool)> = regs.iter().flat_map(|x| [(*x, false), (*x, true)]).collect();
         let needed = lanes.div_ceil(4) as usize;
-        all.into_iter().take(needed).map(|(x, high)| self.to_top(I32X4, 2, high, x)).collect()
+        all.into_iter().take(needed).map(|(x, high)| self.raise(I32X4, 2, high, x)).collect()
     }
 
     /// 8-bit lanes moved to the top of 32-bit lanes.
-    fn bytes_to_top(&mut self, lanes: u32, regs: &[V]) -> Vec<V> {
+    fn raise_bytes(&mut self, lanes: u32, regs: &[V]) -> Vec<V> {
         let all: Vec<(V, bool)> = regs.iter().flat_map(|x| [(*x, false), (*x, true)]).collect();
         let needed = lanes.div_ceil(8) as usize;
-        let halves: Vec<V> = all.into_iter().take(needed).map(|(x, high)| self.to_top(I16X8, 1, high, x)).collect();
-        self.halves_to_top(lanes, &halves)
+        let halves: Vec<V> = all.into_iter().take(needed).map(|(x, high)| self.raise(I16X8, 1, high, x)).collect();
+        self.raise_halves(lanes, &halves)
     }
 
     fn widen_bytes(&mut self, signed: bool, lanes: u32, regs: &[V]) -> Vec<V> {
-        let top = self.bytes_to_top(lanes, regs);
+        let top = self.raise_bytes(lanes, regs);
         let shift = |this: &mut Self, x: V| match signed {
             true => this.b.ins().sshr_imm_u(x, 24),
             false => this.b.ins().ushr_imm_u(x, 24),
@@ -168,31 +168,31 @@ impl Lower<'_, '_> {
         top.into_iter().map(|x| shift(self, x)).collect()
     }
 
-    pub(super) fn to_f32(&mut self, elem: DType, lanes: u32, regs: &[V]) -> Vec<V> {
+    pub(super) fn widen_to_f32(&mut self, elem: DType, lanes: u32, regs: &[V]) -> Vec<V> {
         match elem {
             DType::BF16 => {
-                let top = self.halves_to_top(lanes, regs);
+                let top = self.raise_halves(lanes, regs);
                 top.into_iter().map(|x| self.bits(x, F32X4)).collect()
             }
             DType::F16 => {
-                let top = self.halves_to_top(lanes, regs);
+                let top = self.raise_halves(lanes, regs);
                 // Infinities and NaNs come out as 65536 and more: give them the largest exponent.
                 top.into_iter().map(|x| self.widen(x, 3, 0x8fff_e000, 112, Some((65536.0, 0x7f80_0000)))).collect()
             }
             DType::F8E4M3 => {
                 let halves = self.e4m3_halves(lanes, regs);
-                let top = self.halves_to_top(lanes, &halves);
+                let top = self.raise_halves(lanes, &halves);
                 let scale = self.splat32(F32X4, (120 + 127) << 23);
                 let small: Vec<V> = top.into_iter().map(|x| self.bits(x, F32X4)).collect();
                 small.into_iter().map(|x| self.b.ins().fmul(x, scale)).collect()
             }
             DType::F4E2M1 => {
-                let top = self.bytes_to_top(lanes, regs);
+                let top = self.raise_bytes(lanes, regs);
                 let moved: Vec<V> = top.into_iter().map(|x| self.b.ins().ishl_imm_u(x, 4)).collect();
                 moved.into_iter().map(|x| self.widen(x, 6, 0x81c0_0000, 126, None)).collect()
             }
             DType::F8E8M0 => {
-                let top = self.bytes_to_top(lanes, regs);
+                let top = self.raise_bytes(lanes, regs);
                 top.into_iter().map(|x| self.widen_e8m0(x)).collect()
             }
             DType::U8 | DType::I8 => {
@@ -222,7 +222,7 @@ impl Lower<'_, '_> {
             let magnitude = self.b.ins().band(*reg, largest);
             let nan = self.b.ins().icmp(IntCC::Equal, magnitude, largest);
             for (high, start) in [(false, 0), (true, 8)] {
-                let top = self.to_top(I16X8, 1, high, *reg);
+                let top = self.raise(I16X8, 1, high, *reg);
                 let moved = self.b.ins().sshr_imm_u(top, 4);
                 let keep = self.vector_const(I16X8, std::array::from_fn(|i| if i % 2 == 0 { 0xf0 } else { 0x87 }));
                 let value = self.b.ins().band(moved, keep);
@@ -266,7 +266,7 @@ impl Lower<'_, '_> {
         self.bits(value, F32X4)
     }
 
-    fn from_f32(&mut self, to: DType, lanes: u32, regs: &[V]) -> Vec<V> {
+    fn narrow_from_f32(&mut self, to: DType, lanes: u32, regs: &[V]) -> Vec<V> {
         match to {
             DType::BF16 => {
                 let wide: Vec<V> = regs.iter().map(|x| self.narrow_bf16(*x)).collect();

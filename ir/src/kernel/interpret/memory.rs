@@ -121,7 +121,7 @@ impl Memory {
             }
             flat = flat * extent as u64 + *index as u64;
         }
-        if whole && flat * self.dtype.bits() % 8 != 0 {
+        if whole && !(flat * self.dtype.bits()).is_multiple_of(8) {
             return Err(RunFault::Misaligned { buffer: self.name.clone(), at });
         }
         Ok(flat)
