@@ -1,6 +1,7 @@
 //! Making a function from another, op by op, sharing equal ops.
 
-use crate::rule::{Site, Term, V};
+use crate::rule::{Site, V};
+use hadal_ir::attr::Attr;
 use hadal_ir::module::{State, Weight};
 use hadal_ir::{Func, Inst, InstKind, Op, TensorType, ValueId};
 use std::collections::HashMap;
@@ -57,17 +58,6 @@ impl Edit {
         self.func.insts.push(Inst { kind, args: key.1.clone(), results: vec![result], origin: sorted });
         self.known.insert(key, result);
         result
-    }
-
-    /// Adds the ops of a term.
-    pub fn term(&mut self, term: &Term, origin: &[String]) -> ValueId {
-        match term {
-            Term::Old(v) => ValueId(v.0),
-            Term::New(op, args) => {
-                let args = args.iter().map(|a| self.term(a, origin)).collect();
-                self.op(op.clone(), args, origin, None)
-            }
-        }
     }
 
     /// Adds a copy of a call, with its operands replaced.
@@ -159,4 +149,16 @@ pub(crate) fn without_dead_code(func: &Func) -> Func {
         *s = State { value, name: s.name.clone(), next: map[s.next.index()] };
     }
     out
+}
+
+/// Whether an op's attributes depend on symbols.
+pub(crate) fn mentions_symbols(op: &Op) -> bool {
+    fn symbolic(attr: &Attr) -> bool {
+        match attr {
+            Attr::Dim(d) => d.as_const().is_none(),
+            Attr::List(items) => items.iter().any(symbolic),
+            Attr::Real(_) | Attr::Str(_) | Attr::Word(_) => false,
+        }
+    }
+    op.attrs().iter().any(|(_, a)| symbolic(a))
 }

@@ -7,6 +7,7 @@
 
 pub mod canonicalise;
 mod edit;
+pub mod egraph;
 mod error;
 pub mod fuse;
 pub mod pass;

@@ -1,9 +1,10 @@
 //! The list of passes, and running some of them by name.
 
 use crate::canonicalise::{self, Fired};
+use crate::egraph::{self, Search};
 use crate::{Error, Options, fuse, specialise};
 use hadal_ir::target::Target;
-use hadal_ir::{InstKind, Module, verify};
+use hadal_ir::{FuncKind, InstKind, Module, verify};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ pub struct Pass {
 pub struct Details {
     /// How often each law fired, or added something new.
     pub fired: Fired,
+    /// What searches for alternatives found.
+    pub searches: Vec<Search>,
 }
 
 /// What a pass did.
@@ -51,8 +54,13 @@ pub const PASSES: &[Pass] = &[
         summary: "bring equal things to one form, and drop what nothing uses",
         run: |m, _, _| {
             let (module, fired) = canonicalise::run(m);
-            (module, Details { fired })
+            (module, Details { fired, ..Details::default() })
         },
+    },
+    Pass {
+        name: "rewrite",
+        summary: "find alternatives by law, and choose by cost for each entry's sizes",
+        run: rewrite,
     },
     Pass {
         name: "fuse",
@@ -60,6 +68,22 @@ pub const PASSES: &[Pass] = &[
         run: |m, _, _| (fuse::run(m), Details::default()),
     },
 ];
+
+fn rewrite(module: &Module, target: &Target, options: &Options) -> (Module, Details) {
+    let mut details = Details::default();
+    let mut out = Module { funcs: Vec::new(), ..module.clone() };
+    for func in &module.funcs {
+        if func.kind != FuncKind::Graph {
+            out.funcs.push(func.clone());
+            continue;
+        }
+        let bindings = options.typical(module, &func.name);
+        let (func, search) = egraph::func(func, target, &bindings, options.limits, &mut details.fired);
+        out.funcs.push(func);
+        details.searches.push(search);
+    }
+    (out, details)
+}
 
 /// Runs one pass, with the verifier after it.
 pub(crate) fn run_pass(
@@ -106,6 +130,11 @@ impl fmt::Display for PassReport {
         let fired: BTreeMap<_, _> = self.details.fired.iter().filter(|(_, n)| **n > 0).collect();
         for (i, (name, n)) in fired.into_iter().enumerate() {
             write!(f, "{} {name} {n}", if i > 0 { "," } else { ";" })?;
+        }
+        for s in &self.details.searches {
+            let (before, after) = (s.before * 1e6, s.after * 1e6);
+            write!(f, "\n  @{}: {} nodes in {} classes, {} rounds, {:?}", s.func, s.nodes, s.classes, s.rounds, s.stop)?;
+            write!(f, "; {before:.1} -> {after:.1} us")?;
         }
         Ok(())
     }

@@ -1,23 +1,33 @@
 //! The pipeline, from a model's module to a program.
 
+use crate::egraph::Limits;
 use crate::pass::{PassReport, run_passes};
+use crate::specialise::ranges;
 use crate::{Error, plan};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
-use hadal_ir::{Module, Sym};
+use hadal_ir::{Bindings, InstKind, Module, Sym};
+use std::collections::BTreeSet;
 
 /// Choices that a user can make.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Options {
     /// Most rows a state can hold: `P + T` never exceeds it. `None`: as the ranges of `P` and `T` allow.
     pub max_context: Option<i64>,
+    /// Whether to look for cheaper forms.
+    pub rewrite: bool,
+    /// When that search stops.
+    pub limits: Limits,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { max_context: None }
+        Options { max_context: None, rewrite: true, limits: Limits::default() }
     }
 }
+
+/// Keys that a typical call looks at, for costs.
+const TYPICAL_CONTEXT: i64 = 4096;
 
 impl Options {
     /// Most rows a state can hold.
@@ -25,6 +35,33 @@ impl Options {
         let most = |s: Sym| module.symbols.get(&s).map_or(0, |r| r.max);
         self.max_context.unwrap_or_else(|| most(Sym::P).saturating_add(most(Sym::T)))
     }
+
+    /// Sizes to cost a function for: those of the first entry that reaches it, with the most new tokens it takes and a
+    /// context of some thousands.
+    pub fn typical(&self, module: &Module, func: &str) -> Bindings {
+        let entry = module.entries.iter().find(|e| reaches(module, &e.func, func));
+        let ranges = entry.map_or_else(|| module.symbols.clone(), |e| ranges(module, &e.ranges));
+        let mut out: Bindings = ranges.iter().map(|(s, r)| (*s, r.max)).collect();
+        if let (Some(p), Some(t)) = (ranges.get(&Sym::P), ranges.get(&Sym::T)) {
+            let rows = self.context(module).min(TYPICAL_CONTEXT);
+            let at_t = t.max.min(rows).max(t.min);
+            out.extend([(Sym::T, at_t), (Sym::P, (rows - at_t).clamp(p.min, p.max))]);
+        }
+        out
+    }
+}
+
+/// Whether `from` is `to` or calls it, however deep.
+fn reaches(module: &Module, from: &str, to: &str) -> bool {
+    let calls = |f: &str| -> BTreeSet<String> {
+        let insts = module.func(f).map(|f| f.insts.as_slice()).unwrap_or_default();
+        let callees = insts.iter().filter_map(|i| match &i.kind {
+            InstKind::Call(c) => Some(c.func.clone()),
+            InstKind::Op(_) => None,
+        });
+        callees.collect()
+    };
+    from == to || calls(from).iter().any(|c| reaches(module, c, to))
 }
 
 /// A module cut into kernels, and how it came to be.
@@ -40,7 +77,9 @@ pub struct Fused {
 
 /// Rewrites a model's module for a machine and cuts it into kernels.
 pub fn optimise(module: &Module, target: &Target, options: &Options) -> Result<Fused, Error> {
-    let (optimised, mut reports) = run_passes(module, ["specialise", "canonicalise"], target, options)?;
+    let rewriting: &[&str] = if options.rewrite { &["rewrite", "canonicalise"] } else { &[] };
+    let steps = ["specialise", "canonicalise"].iter().chain(rewriting).copied();
+    let (optimised, mut reports) = run_passes(module, steps, target, options)?;
     let (fused, more) = run_passes(&optimised, ["fuse"], target, options)?;
     reports.extend(more);
     Ok(Fused { optimised, module: fused, reports })

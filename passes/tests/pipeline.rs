@@ -13,6 +13,10 @@ fn every_stage_computes_the_same() {
     let module = parse(LATENT);
     let before = sequence(&module);
     let (fused, program) = compile(&module, &cpu(), &Options::default()).unwrap();
+    for r in &fused.reports {
+        println!("{r}");
+    }
+    println!("{}", print_module(&fused.optimised));
     assert_all_close(&before, &sequence(&fused.optimised), 1e-9, "optimised");
     assert_all_close(&before, &sequence(&fused.module), 1e-9, "fused");
     assert_all_close(&before, &planned_sequence(&module, &program), 1e-4, "planned");

@@ -1,7 +1,7 @@
 //! Which ops share a kernel.
 
 use super::emit::kernel;
-use hadal_ir::attr::Attr;
+use crate::edit::mentions_symbols;
 use hadal_ir::fusion::row_axes;
 use hadal_ir::{Func, InstKind, Op, ValueId};
 use petgraph::algo::has_path_connecting;
@@ -109,7 +109,7 @@ impl<'a> Grouping<'a> {
             if let InstKind::Op(op) = &inst.kind {
                 let result = inst.results[0];
                 let sized = self.func.ty(result).shape.iter().all(|d| d.as_const().is_some());
-                let fixed = sized && op.attrs().iter().all(|(_, a)| !has_symbols(a));
+                let fixed = sized && !mentions_symbols(op);
                 self.constant[result.index()] = fixed && inst.args.iter().all(|a| self.constant[a.index()]);
             }
         }
@@ -322,14 +322,5 @@ impl<'a> Grouping<'a> {
             }
         }
         (graph, nodes)
-    }
-}
-
-/// Whether an attribute depends on a symbol.
-fn has_symbols(attr: &Attr) -> bool {
-    match attr {
-        Attr::Dim(d) => d.as_const().is_none(),
-        Attr::List(items) => items.iter().any(has_symbols),
-        Attr::Real(_) | Attr::Str(_) | Attr::Word(_) => false,
     }
 }

@@ -1,0 +1,338 @@
+//! `rewrite`: alternatives by law, chosen by cost. The only place that knows egg.
+//!
+//! ```text
+//! k = contract(c, U); attention(q, k, …)     ->     attention(contract(q, U), c, …)      where that costs less
+//! ```
+//!
+//! Each function is rewritten on its own: its ops go into an e-graph, calls and inputs are leaves around it. The laws
+//! of [`rules::EXPLORED`](crate::rules::EXPLORED) are applied to everything, round by round, until nothing is new or a
+//! limit of nodes or rounds is met (never of time, so that the same input gives the same output). What a law makes is
+//! first simplified by the canonical laws. Then [`extract`] picks one op per class so that the whole costs least, at
+//! sizes typical for the entry that the function belongs to.
+//!
+//! Classes carry their type, whether they follow from weights alone, and the places in the model they came from. Two
+//! classes of different types are never united: that would be a bug of the law, and stops with its name.
+//!
+//! Reassociating: sums may be taken in another order.
+
+mod cost;
+mod extract;
+
+use crate::canonicalise::Fired;
+use crate::edit::mentions_symbols;
+use crate::rule::{Rule, Site, Term, V};
+use crate::rules;
+use egg::{Analysis, DidMerge, EGraph, Id, Language};
+use hadal_ir::ops::Contract;
+use hadal_ir::target::Target;
+use hadal_ir::{Bindings, Func, InstKind, Op, TensorType, ValueId};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// When to stop looking for alternatives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Most e-nodes.
+    pub nodes: usize,
+    /// Most rounds.
+    pub rounds: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { nodes: 20_000, rounds: 12 }
+    }
+}
+
+/// Why the search stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// Nothing new could be found.
+    Saturated,
+    /// Too many nodes.
+    Nodes,
+    /// Too many rounds.
+    Rounds,
+}
+
+/// What happened to one function.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Search {
+    /// Its name.
+    pub func: String,
+    /// E-nodes at the end.
+    pub nodes: usize,
+    /// Classes at the end.
+    pub classes: usize,
+    /// Rounds made.
+    pub rounds: usize,
+    /// Why there were no more.
+    pub stop: Stop,
+    /// Seconds by the cost model of what was written.
+    pub before: f64,
+    /// Seconds by the cost model of what was chosen.
+    pub after: f64,
+}
+
+/// An op over classes, or a value that comes from outside.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+struct Node {
+    head: Head,
+    args: Vec<Id>,
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum Head {
+    Input(ValueId),
+    Op(Op),
+}
+
+impl Language for Node {
+    type Discriminant = &'static str;
+
+    fn discriminant(&self) -> &'static str {
+        match &self.head {
+            Head::Input(_) => "input",
+            Head::Op(op) => op.mnemonic(),
+        }
+    }
+
+    fn matches(&self, other: &Self) -> bool {
+        self.head == other.head && self.args.len() == other.args.len()
+    }
+
+    fn children(&self) -> &[Id] {
+        &self.args
+    }
+
+    fn children_mut(&mut self) -> &mut [Id] {
+        &mut self.args
+    }
+}
+
+/// What is known of a class.
+#[derive(Clone, Debug)]
+struct Fact {
+    ty: TensorType,
+    /// Follows from weights and constants alone.
+    constant: bool,
+    /// Places in the model.
+    origin: BTreeSet<String>,
+}
+
+/// Types and constness of inputs, for new nodes.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    inputs: BTreeMap<ValueId, (TensorType, bool)>,
+}
+
+impl Analysis<Node> for Facts {
+    type Data = Fact;
+
+    fn make(graph: &mut EGraph<Node, Self>, node: &Node, _: Id) -> Fact {
+        match &node.head {
+            Head::Input(v) => {
+                let (ty, constant) = graph.analysis.inputs[v].clone();
+                Fact { ty, constant, origin: BTreeSet::new() }
+            }
+            Head::Op(op) => {
+                let types: Vec<TensorType> = node.args.iter().map(|a| graph[*a].data.ty.clone()).collect();
+                let ty = op.infer(&types).expect("terms are checked before they are added");
+                let constant = !mentions_symbols(op) && node.args.iter().all(|a| graph[*a].data.constant);
+                Fact { ty, constant, origin: BTreeSet::new() }
+            }
+        }
+    }
+
+    fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
+        assert_eq!(a.ty, b.ty, "classes of two types were united");
+        let before = (a.constant, a.origin.len());
+        a.constant |= b.constant;
+        let (b_constant, b_origins) = (b.constant, b.origin.len());
+        a.origin.extend(b.origin);
+        DidMerge((a.constant, a.origin.len()) != before, (a.constant, a.origin.len()) != (b_constant, b_origins))
+    }
+}
+
+type Graph = EGraph<Node, Facts>;
+
+/// What laws see of the e-graph; remembers which classes they looked through.
+struct View<'a> {
+    graph: &'a Graph,
+    seen: RefCell<BTreeSet<V>>,
+}
+
+impl<'a> View<'a> {
+    fn of(graph: &'a Graph) -> Self {
+        View { graph, seen: RefCell::default() }
+    }
+}
+
+fn id(v: V) -> Id {
+    Id::from(v.0 as usize)
+}
+
+fn v(id: Id) -> V {
+    V(usize::from(id) as u32)
+}
+
+impl Site for View<'_> {
+    fn ty(&self, at: V) -> &TensorType {
+        &self.graph[id(at)].data.ty
+    }
+
+    fn forms(&self, at: V) -> Vec<(&Op, Vec<V>)> {
+        self.seen.borrow_mut().insert(at);
+        let form = |n: &'_ Node| n.args.iter().map(|a| v(*a)).collect();
+        let ops = self.graph[id(at)].nodes.iter().filter_map(move |n| match &n.head {
+            Head::Op(op) => Some((op, form(n))),
+            Head::Input(_) => None,
+        });
+        ops.collect()
+    }
+}
+
+/// Rewrites one function for the sizes in `bindings`.
+pub fn func(old: &Func, target: &Target, bindings: &Bindings, limits: Limits, fired: &mut Fired) -> (Func, Search) {
+    let (mut graph, classes) = build(old);
+    let originals: BTreeSet<Node> = graph.classes().flat_map(|c| c.nodes.iter().cloned()).collect();
+    let (rounds, stop) = saturate(&mut graph, limits, fired);
+    let roots: Vec<Id> = extract::roots(old).into_iter().map(|r| graph.find(classes[&r])).collect();
+    let (choice, before, after) = extract::choose(&graph, &originals, &roots, target, bindings);
+    let new = extract::rebuild(old, &graph, &classes, &choice);
+    let search = Search {
+        func: old.name.clone(),
+        nodes: graph.total_number_of_nodes(),
+        classes: graph.number_of_classes(),
+        rounds,
+        stop,
+        before,
+        after,
+    };
+    (new, search)
+}
+
+/// The e-graph of a function, and the class of each value.
+fn build(func: &Func) -> (Graph, BTreeMap<ValueId, Id>) {
+    let mut facts = Facts::default();
+    let mut outside: Vec<ValueId> = func.params.clone();
+    outside.extend(func.weights.iter().map(|w| w.value));
+    outside.extend(func.states.iter().map(|s| s.value));
+    let calls = func.insts.iter().filter(|i| matches!(i.kind, InstKind::Call(_)));
+    outside.extend(calls.flat_map(|i| i.results.iter().copied()));
+    for v in &outside {
+        let constant = func.weights.iter().any(|w| w.value == *v);
+        facts.inputs.insert(*v, (func.ty(*v).clone(), constant));
+    }
+    let mut graph = Graph::new(facts);
+    let mut classes: BTreeMap<ValueId, Id> = BTreeMap::new();
+    for v in outside {
+        classes.insert(v, graph.add(Node { head: Head::Input(v), args: vec![] }));
+    }
+    for inst in &func.insts {
+        if let InstKind::Op(op) = &inst.kind {
+            let args = inst.args.iter().map(|a| classes[a]).collect();
+            let class = graph.add(Node { head: Head::Op(spelled(op)), args });
+            graph[class].data.origin.extend(inst.origin.iter().cloned());
+            classes.insert(inst.results[0], class);
+        }
+    }
+    graph.rebuild();
+    (graph, classes)
+}
+
+/// The op with canonical letters, so that equal contractions are one node.
+fn spelled(op: &Op) -> Op {
+    let Op::Contract(c) = op else { return op.clone() };
+    let mut names: BTreeMap<char, char> = BTreeMap::new();
+    let mut free = ('a'..='z').chain('A'..='Z');
+    for l in c.inputs.iter().flat_map(|i| i.chars()) {
+        if !names.contains_key(&l) {
+            let Some(next) = free.next() else { return op.clone() };
+            names.insert(l, next);
+        }
+    }
+    let rename = |s: &String| s.chars().map(|l| names[&l]).collect();
+    Contract { inputs: c.inputs.iter().map(rename).collect(), output: rename(&c.output) }.into()
+}
+
+/// Applies every law everywhere until nothing is new.
+fn saturate(graph: &mut Graph, limits: Limits, fired: &mut Fired) -> (usize, Stop) {
+    for round in 0..limits.rounds {
+        let mut found: Vec<(&'static Rule, Id, Term, BTreeSet<String>)> = Vec::new();
+        let mut order: Vec<Id> = graph.classes().map(|c| c.id).collect();
+        order.sort_unstable();
+        for class in order {
+            for node in &graph[class].nodes {
+                let Head::Op(op) = &node.head else { continue };
+                let args: Vec<V> = node.args.iter().map(|a| v(*a)).collect();
+                for rule in rules::EXPLORED.iter().flat_map(|theme| theme.iter()) {
+                    let view = View::of(graph);
+                    for term in (rule.apply)(&view, op, &args) {
+                        let mut origin = graph[class].data.origin.clone();
+                        let leaves = leaves(&term);
+                        for through in view.seen.borrow().difference(&leaves) {
+                            origin.extend(graph[id(*through)].data.origin.iter().cloned());
+                        }
+                        found.push((rule, class, term, origin));
+                    }
+                }
+            }
+        }
+        let mut new = false;
+        for (rule, class, term, origin) in found {
+            let before = graph.total_size();
+            let made = add(graph, &term, &origin, 0);
+            assert_eq!(graph[made].data.ty, graph[class].data.ty, "law `{}` changes the type", rule.name);
+            let united = graph.union(made, class);
+            if united || graph.total_size() > before {
+                *fired.entry(rule.name).or_default() += 1;
+                new = true;
+            }
+            if graph.total_size() > limits.nodes {
+                graph.rebuild();
+                return (round + 1, Stop::Nodes);
+            }
+        }
+        graph.rebuild();
+        if !new {
+            return (round + 1, Stop::Saturated);
+        }
+    }
+    (limits.rounds, Stop::Rounds)
+}
+
+fn leaves(term: &Term) -> BTreeSet<V> {
+    match term {
+        Term::Old(v) => BTreeSet::from([*v]),
+        Term::New(_, args) => args.iter().flat_map(leaves).collect(),
+    }
+}
+
+/// Deepest chain of simplifications of one new op.
+const DEPTH: usize = 16;
+
+/// Adds a term, simplified by the canonical laws, unless it is there already.
+fn add(graph: &mut Graph, term: &Term, origin: &BTreeSet<String>, depth: usize) -> Id {
+    let (op, args) = match term {
+        Term::Old(at) => return graph.find(id(*at)),
+        Term::New(op, args) => (op, args),
+    };
+    let args: Vec<Id> = args.iter().map(|a| add(graph, a, origin, depth)).collect();
+    if depth < DEPTH {
+        let view = View::of(graph);
+        let operands: Vec<V> = args.iter().map(|a| v(*a)).collect();
+        let laws = rules::CANONICAL.iter().flat_map(|theme| theme.iter());
+        let simpler = laws.into_iter().find_map(|r| (r.apply)(&view, op, &operands).into_iter().next());
+        if let Some(simpler) = simpler {
+            return add(graph, &simpler, origin, depth + 1);
+        }
+    }
+    let mut node = Node { head: Head::Op(spelled(op)), args };
+    if let Some(known) = graph.lookup(&mut node) {
+        return known;
+    }
+    let class = graph.add(node);
+    graph[class].data.origin = origin.clone();
+    class
+}
