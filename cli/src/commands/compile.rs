@@ -1,0 +1,174 @@
+//! `hadal compile`: a checkpoint becomes one executable file.
+
+use crate::commands::dump;
+use crate::driver::{Compiled, compile};
+use crate::failure::Failure;
+use crate::input::Input;
+use crate::options::CompileArgs;
+use crate::units;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Compile a checkpoint into one executable file.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  hadal compile DeepSeek-R1-Distill-Qwen-1.5B -o r1\n  ./r1 generate --chat \
+    \"Why is the sky blue?\"\n  hadal compile config.json --plan-only --emit plan=dumps")]
+pub struct Args {
+    /// A checkpoint folder, or with --plan-only a bare config.json.
+    path: PathBuf,
+    /// The file to write.
+    #[arg(short, long, required_unless_present = "plan_only")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// Also write the text of a stage (graph, optimized, kernels, plan, clif, asm) into a folder [default: beside the
+    /// output]. May be given several times.
+    #[arg(long, value_name = "STAGE[=DIR]")]
+    emit: Vec<String>,
+    /// Do everything but write weights; needs no checkpoint.
+    #[arg(long)]
+    plan_only: bool,
+    /// `embedded` copies the weights into the file; `external` leaves those that need no change in the checkpoint's
+    /// files, which must then stay where they are.
+    #[arg(long, value_enum, default_value_t = Weights::Embedded)]
+    weights: Weights,
+    /// Print a report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where weights go.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Weights {
+    /// Into the compiled file.
+    Embedded,
+    /// They stay in the checkpoint.
+    External,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let start = Instant::now();
+    let emits = args.emit.iter().map(|e| dump::parse_emit(e)).collect::<Result<Vec<_>, _>>()?;
+    let input = Input::open(&args.path)?;
+    if input.checkpoint.is_none() && !args.plan_only {
+        let help = "give the folder with the weights, or --plan-only";
+        return Err(Failure::input(format!("{}: a configuration without weights", args.path.display())).help(help));
+    }
+    let mut options = args.compile.options();
+    options.external_weights = args.weights == Weights::External;
+    options.disassembly = emits.iter().any(|(stage, _)| *stage == dump::Stage::Asm);
+    let compiled = compile(&input, &options)?;
+    for (stage, folder) in &emits {
+        let folder = folder.clone().or_else(|| Some(args.output.as_ref()?.parent()?.to_path_buf()));
+        dump::write(&compiled, *stage, &folder.unwrap_or_default())?;
+    }
+    let mut size = None;
+    if let (false, Some(output)) = (args.plan_only, &args.output) {
+        size = Some(write(&compiled, &input, output)?);
+    }
+    if args.json {
+        println!("{}", report_json(&compiled, size, start.elapsed().as_secs_f64()));
+    } else {
+        eprint!("{}", report(&compiled));
+        match (size, &args.output) {
+            (Some(size), Some(output)) => {
+                let (size, time) = (units::bytes(size as f64), units::seconds(start.elapsed().as_secs_f64()));
+                eprintln!("  file       {} ({size}) in {time}", output.display());
+            }
+            _ => eprintln!("  planned in {}", units::seconds(start.elapsed().as_secs_f64())),
+        }
+    }
+    Ok(())
+}
+
+/// Writes the compiled file with a progress bar.
+pub fn write(compiled: &Compiled, input: &Input, output: &Path) -> Result<u64, Failure> {
+    let bar = ProgressBar::new(compiled.manifest.embedded_bytes());
+    let style = ProgressStyle::with_template("  weights    {bar:32} {bytes}/{total_bytes} {bytes_per_sec}")
+        .expect("a well-formed template");
+    bar.set_style(style);
+    let size = compiled.write(input, output, &mut |n| bar.inc(n));
+    bar.finish_and_clear();
+    size
+}
+
+/// A few lines: what happened at each stage.
+pub fn report(c: &Compiled) -> String {
+    let m = &c.manifest;
+    let time = |stage: &str| {
+        let t = c.times.iter().find(|(s, _)| *s == stage).map_or(0.0, |(_, t)| t.as_secs_f64());
+        units::seconds(t)
+    };
+    let ops: usize = c.model.module.funcs.iter().map(|f| f.insts.len()).sum();
+    let mut out = format!(
+        "  graph      {}: {} functions, {ops} steps for {} layers ({})\n",
+        m.model.architecture,
+        c.model.module.funcs.len(),
+        c.model.layers,
+        time("graph")
+    );
+    let found: Vec<String> = rules_fired(c).into_iter().map(|(rule, n)| format!("{rule} ×{n}")).collect();
+    out += &format!("  rewrites   {} ({})\n", if found.is_empty() { "none".into() } else { found.join(", ") }, time("passes"));
+    let count = |generator: &str| c.kernels.iter().filter(|k| k.generated.generator == generator).count();
+    let mut generators: Vec<&str> = c.kernels.iter().map(|k| k.generated.generator).collect();
+    generators.sort_unstable();
+    generators.dedup();
+    let kinds: Vec<String> = generators.iter().map(|g| format!("{} {g}", count(g))).collect();
+    out += &format!(
+        "  kernels    {} distinct ({}), {} of code ({})\n",
+        c.kernels.len(),
+        kinds.join(", "),
+        units::bytes(c.code.len() as f64),
+        time("code")
+    );
+    for e in &m.entries {
+        out += &format!("  entry      {:<8} {} launches\n", e.name, e.launches.len());
+    }
+    let state: u64 = m.states.iter().map(|s| s.row_bytes().unwrap_or(0)).sum();
+    out += &format!(
+        "  memory     {} working, {} per token of context, at most {} tokens\n",
+        units::bytes(m.arena_bytes as f64),
+        units::bytes(state as f64),
+        m.model.max_context
+    );
+    let weights: f64 = m.weights.iter().map(|w| w.bytes as f64).sum();
+    out + &format!("  weights    {} in {} tensors\n", units::bytes(weights), m.weights.len())
+}
+
+/// Rules of the e-graph whose result was chosen or applied, with how often.
+pub fn rules_fired(c: &Compiled) -> Vec<(String, usize)> {
+    let mut all: std::collections::BTreeMap<String, usize> = Default::default();
+    for (rule, n) in c.passes.iter().flat_map(|p| &p.details.fired) {
+        *all.entry((*rule).to_owned()).or_default() += n;
+    }
+    all.into_iter().collect()
+}
+
+fn report_json(c: &Compiled, size: Option<u64>, seconds: f64) -> serde_json::Value {
+    let m = &c.manifest;
+    serde_json::json!({
+        "architecture": m.model.architecture,
+        "layers": c.model.layers,
+        "functions": c.model.module.funcs.len(),
+        "rules": rules_fired(c).into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        "kernels": c.kernels.iter().map(|k| serde_json::json!({
+            "name": k.func,
+            "generator": k.generated.generator,
+            "schedule": k.generated.schedule,
+            "code_bytes": k.compiled.code.len(),
+        })).collect::<Vec<_>>(),
+        "entries": m.entries.iter().map(|e| serde_json::json!({"name": e.name, "launches": e.launches.len()}))
+            .collect::<Vec<_>>(),
+        "code_bytes": c.code.len(),
+        "arena_bytes": m.arena_bytes,
+        "state_bytes_per_token": m.states.iter().map(|s| s.row_bytes().unwrap_or(0)).sum::<u64>(),
+        "weight_bytes": m.weights.iter().map(|w| w.bytes).sum::<u64>(),
+        "max_context": m.model.max_context,
+        "stage_seconds": c.times.iter().map(|(s, t)| ((*s).to_owned(), t.as_secs_f64()))
+            .collect::<std::collections::BTreeMap<_, _>>(),
+        "file_bytes": size,
+        "seconds": seconds,
+    })
+}

@@ -1,0 +1,163 @@
+//! `hadal dump`: the text of any stage.
+
+use crate::driver::{Compiled, compile};
+use crate::failure::Failure;
+use crate::input::Input;
+use crate::options::CompileArgs;
+use hadal_codegen::cranelift::{CpuTarget, clif_text};
+use hadal_ir::{Module, text};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Print the text of a stage: what a model looks like between checkpoint and machine code.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  hadal dump DeepSeek-V3 --stage optimized --entry decode\n  hadal dump config.json \
+    --stage kernels\n\nThe text of `graph` and `optimized` can be read back by `hadal opt` and `hadal eval`.")]
+pub struct Args {
+    /// A checkpoint folder or a bare config.json.
+    path: PathBuf,
+    /// The stage.
+    #[arg(long, value_enum)]
+    stage: Stage,
+    /// Only what this entry (prefill, decode, …) needs.
+    #[arg(long)]
+    entry: Option<String>,
+    #[command(flatten)]
+    compile: CompileArgs,
+}
+
+/// What can be shown.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// The graph as the model file builds it.
+    Graph,
+    /// After rewriting, before fusion.
+    Optimized,
+    /// Kernel functions, then the kernel IR made of each.
+    Kernels,
+    /// Buffers and launches.
+    Plan,
+    /// Cranelift's input.
+    Clif,
+    /// Assembler.
+    Asm,
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Stage::Graph => "graph",
+            Stage::Optimized => "optimized",
+            Stage::Kernels => "kernels",
+            Stage::Plan => "plan",
+            Stage::Clif => "clif",
+            Stage::Asm => "asm",
+        }
+    }
+
+    fn file_name(self) -> &'static str {
+        match self {
+            Stage::Graph => "01-graph.hir",
+            Stage::Optimized => "02-optimized.hir",
+            Stage::Kernels => "03-kernels.hir",
+            Stage::Plan => "04-plan.txt",
+            Stage::Clif => "05-clif.txt",
+            Stage::Asm => "06-asm.txt",
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let input = Input::open(&args.path)?;
+    let mut options = args.compile.options();
+    options.disassembly = args.stage == Stage::Asm;
+    let compiled = compile(&input, &options)?;
+    if let Some(entry) = &args.entry
+        && compiled.program.plan(entry).is_none()
+    {
+        let has: Vec<&str> = compiled.program.plans.iter().map(|p| p.entry.as_str()).collect();
+        return Err(Failure::usage(format!("there is no entry `{entry}`; this model has {}", has.join(", "))));
+    }
+    print!("{}", stage_text(&compiled, args.stage, args.entry.as_deref())?);
+    Ok(())
+}
+
+/// Reads `STAGE` or `STAGE=DIR`.
+pub fn parse_emit(text: &str) -> Result<(Stage, Option<PathBuf>), Failure> {
+    let (stage, folder) = match text.split_once('=') {
+        Some((stage, folder)) => (stage, Some(PathBuf::from(folder))),
+        None => (text, None),
+    };
+    let all = <Stage as clap::ValueEnum>::value_variants();
+    let known = all.iter().find(|s| s.name() == stage).copied();
+    let names: Vec<&str> = all.iter().map(|s| s.name()).collect();
+    let stage = known.ok_or_else(|| Failure::usage(format!("--emit {text}: stages are {}", names.join(", "))))?;
+    Ok((stage, folder))
+}
+
+/// Writes a stage's text into `folder`.
+pub fn write(compiled: &Compiled, stage: Stage, folder: &Path) -> Result<(), Failure> {
+    let at = |e: std::io::Error| Failure::failed(format!("{}: {e}", folder.display()));
+    if !folder.as_os_str().is_empty() {
+        std::fs::create_dir_all(folder).map_err(at)?;
+    }
+    std::fs::write(folder.join(stage.file_name()), stage_text(compiled, stage, None)?).map_err(at)
+}
+
+/// The text of a stage, of one entry or of all.
+pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<String, Failure> {
+    let kernels = || {
+        let used: Option<BTreeSet<&str>> = entry.and_then(|e| c.program.plan(e)).map(|plan| {
+            plan.launches.iter().map(|l| l.kernel.as_str()).collect()
+        });
+        c.kernels.iter().filter(move |k| used.as_ref().is_none_or(|u| u.contains(k.func.as_str())))
+    };
+    Ok(match stage {
+        Stage::Graph => text::print_module(&reachable(&c.model.module, entry)),
+        Stage::Optimized => text::print_module(&reachable(&c.optimised, entry)),
+        Stage::Kernels => {
+            let mut out = text::print_module(&reachable(&c.program.module, entry));
+            for k in kernels() {
+                out += &format!("\n// {}: {}\n", k.generated.generator, k.generated.schedule);
+                out += &k.generated.kernel.to_string();
+            }
+            out
+        }
+        Stage::Plan => match entry.and_then(|e| c.program.plan(e)) {
+            Some(plan) => plan.to_string(),
+            None => c.program.to_string(),
+        },
+        Stage::Clif => {
+            let mut out = String::new();
+            for k in kernels() {
+                let clif = clif_text(&k.generated.kernel, &CpuTarget::X86_64_V3);
+                out += &format!("; {}\n{}\n", k.func, clif.map_err(|e| Failure::internal("lowering a kernel", e))?);
+            }
+            out
+        }
+        Stage::Asm => {
+            kernels().map(|k| format!("; {}\n{}\n", k.func, k.compiled.disassembly.as_deref().unwrap_or(""))).collect()
+        }
+    })
+}
+
+/// The part of a module that `entry` needs.
+fn reachable(module: &Module, entry: Option<&str>) -> Module {
+    let Some(entry) = entry.and_then(|e| module.entry(e)) else { return module.clone() };
+    let mut needed = BTreeSet::new();
+    let mut open = vec![entry.func.as_str()];
+    while let Some(name) = open.pop() {
+        let Some(func) = module.func(name).filter(|f| needed.insert(f.name.as_str())) else { continue };
+        for inst in &func.insts {
+            if let hadal_ir::InstKind::Call(call) = &inst.kind {
+                open.push(&call.func);
+            }
+        }
+    }
+    Module {
+        symbols: module.symbols.clone(),
+        funcs: module.funcs.iter().filter(|f| needed.contains(f.name.as_str())).cloned().collect(),
+        entries: vec![entry.clone()],
+    }
+}

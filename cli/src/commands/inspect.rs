@@ -1,0 +1,155 @@
+//! `hadal inspect`: what a model is, before or after compiling.
+
+use crate::driver::build_model;
+use crate::failure::Failure;
+use crate::input::Input;
+use crate::options::CompileArgs;
+use crate::units::{bytes, count, grouped};
+use hadal_models::Model;
+use hadal_models::stats::{Cost, Stats, cost, stats};
+use hadal_types::DType;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Say what a checkpoint, a configuration or a compiled file is: architecture and why, parameters, bytes, cost a token.
+#[derive(clap::Args)]
+#[command(after_help = "Example: hadal inspect tests/fixtures/configs/deepseek-r1.json")]
+pub struct Args {
+    /// A checkpoint folder, a bare config.json, or a compiled file.
+    path: PathBuf,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// Tokens already in the context, for the costs.
+    #[arg(long, default_value_t = 4096)]
+    context: u32,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let json = args.path.extension().is_some_and(|e| e == "json");
+    if args.path.is_file() && !json {
+        return compiled_file(&args.path, args.json);
+    }
+    let input = Input::open(&args.path)?;
+    let model = build_model(&input, &args.compile.options())?;
+    let report = Report::new(&model, args.context as usize);
+    match args.json {
+        true => println!("{:#}", report.json(&model)),
+        false => report.print(&model),
+    }
+    Ok(())
+}
+
+/// A compiled file says for itself what it is.
+fn compiled_file(path: &Path, json: bool) -> Result<(), Failure> {
+    let program = hadal_runtime::Program::open(path).map_err(Failure::input)?;
+    let m = program.manifest();
+    let weights: u64 = m.weights.iter().map(|w| w.bytes).sum();
+    let state: u64 = m.states.iter().map(|s| s.row_bytes().unwrap_or(0)).sum();
+    if json {
+        let value = json!({
+            "compiled": true,
+            "name": m.model.name,
+            "architecture": m.model.architecture,
+            "producer": m.producer,
+            "target": {"arch": m.target.arch, "features": m.target.features},
+            "vocab": m.model.vocab,
+            "max_context": m.model.max_context,
+            "kernels": m.kernels.len(),
+            "weight_bytes": weights,
+            "state_bytes_per_token": state,
+            "arena_bytes": m.arena_bytes,
+        });
+        println!("{value:#}");
+        return Ok(());
+    }
+    println!("{}: compiled by {}", m.model.name, m.producer);
+    println!("  architecture  {}", m.model.architecture);
+    println!("  target        {} with {}", m.target.arch, m.target.features.join(", "));
+    println!("  kernels       {}", m.kernels.len());
+    println!("  weights       {} in {} tensors", bytes(weights as f64), m.weights.len());
+    println!("  states        {} a token, at most {} tokens", bytes(state as f64), m.model.max_context);
+    println!("  for more, run the file: {} info", path.display());
+    Ok(())
+}
+
+/// What `inspect` says of a model.
+struct Report {
+    stats: Stats,
+    context: usize,
+    decode: Option<Cost>,
+    prefill: Option<(usize, Cost)>,
+}
+
+impl Report {
+    fn new(model: &Model, context: usize) -> Report {
+        let chunk = model.max_context.min(512);
+        Report {
+            stats: stats(model),
+            context,
+            decode: cost(&model.module, "decode", 1, context),
+            prefill: cost(&model.module, "prefill", chunk, 0).map(|c| (chunk, c)),
+        }
+    }
+
+    fn print(&self, model: &Model) {
+        let s = &self.stats;
+        println!("architecture  {} ({})", model.name, model.why);
+        println!("layers        {}, hidden size {}, vocabulary {}", model.layers, model.hidden, model.vocab);
+        println!("parameters    {} ({})", grouped(s.main), count(s.main as f64));
+        println!("  active      {} a token", grouped(s.active));
+        if s.mtp > 0 {
+            println!("  MTP         {} more, and {} in copies of embedding and head", grouped(s.mtp), grouped(s.mtp_copies));
+        }
+        let formats: Vec<String> = s.bytes.iter().map(|(d, n)| format!("{} in {d}", bytes(*n as f64))).collect();
+        println!("stored        {} ({})", bytes(s.total_bytes() as f64), formats.join(", "));
+        let (bf16, f32) = (s.state_bytes_per_token(DType::BF16), s.state_bytes_per_token(DType::F32));
+        println!("state         {} elements a token: {} B in bf16, {} B in f32", grouped(s.state_elements), grouped(bf16), grouped(f32));
+        if let Some(c) = &self.decode {
+            println!(
+                "decode        {}FLOP and {} a token at context {}",
+                spaced(c.flops),
+                bytes(c.bytes()),
+                self.context
+            );
+        }
+        if let Some((chunk, c)) = &self.prefill {
+            let n = *chunk as f64;
+            println!("prefill       {}FLOP and {} a token, {chunk} at once", spaced(c.flops / n), bytes(c.bytes() / n));
+        }
+        if !model.unread.is_empty() {
+            println!("not used      {}", model.unread.join(", "));
+        }
+    }
+
+    fn json(&self, model: &Model) -> Value {
+        let s = &self.stats;
+        let costs = |c: &Cost| json!({"flops": c.flops, "weight_bytes": c.weight_bytes, "bytes": c.bytes()});
+        json!({
+            "architecture": model.name,
+            "why": model.why,
+            "layers": model.layers,
+            "hidden_size": model.hidden,
+            "vocab": model.vocab,
+            "max_position": model.max_position,
+            "parameters": {"main": s.main, "active": s.active, "mtp": s.mtp, "mtp_copies": s.mtp_copies},
+            "bytes": s.bytes.iter().map(|(d, n)| (d.name().to_owned(), json!(n))).collect::<serde_json::Map<_, _>>(),
+            "state": {
+                "elements_per_token": s.state_elements,
+                "bytes_per_token_bf16": s.state_bytes_per_token(DType::BF16),
+                "bytes_per_token_f32": s.state_bytes_per_token(DType::F32),
+            },
+            "decode": self.decode.as_ref().map(|c| json!({"context": self.context, "per_token": costs(c)})),
+            "prefill": self.prefill.as_ref().map(|(n, c)| json!({"tokens": n, "total": costs(c)})),
+            "unused_keys": model.unread,
+        })
+    }
+}
+
+fn spaced(n: f64) -> String {
+    let text = count(n);
+    if text.ends_with(|c: char| c.is_ascii_digit()) { text + " " } else { text }
+}

@@ -1,0 +1,49 @@
+//! `hadal opt`: passes on a text file.
+
+use crate::failure::{Failure, read_text};
+use hadal_ir::{text, verify};
+use std::path::PathBuf;
+
+/// Run passes on a graph file and print the result.
+#[derive(clap::Args)]
+#[command(after_help = "Example: hadal opt layer.hir --passes canonicalise,rewrite")]
+pub struct Args {
+    /// A file in the graph IR's text form.
+    #[arg(required_unless_present = "list")]
+    file: Option<PathBuf>,
+    /// Passes, in order.
+    #[arg(long, value_delimiter = ',', required_unless_present = "list")]
+    passes: Vec<String>,
+    /// The machine that costs are for.
+    #[arg(long, default_value = "cpu")]
+    target: String,
+    /// List the passes instead.
+    #[arg(long)]
+    list: bool,
+    /// Say on standard error what each pass did.
+    #[arg(long)]
+    report: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    if args.list {
+        for pass in hadal_passes::PASSES {
+            println!("{:<20} {}", pass.name, pass.summary);
+        }
+        return Ok(());
+    }
+    let Some(file) = &args.file else { return Err(Failure::usage("a file is needed")) };
+    let at = |e: &dyn std::fmt::Display| Failure::input(format!("{}: {e}", file.display()));
+    let module = text::parse_module(&read_text(file)?).map_err(|e| at(&e))?;
+    verify::module(&module).map_err(|e| at(&e))?;
+    let target = hadal_ir::target::Target::by_name(&args.target)
+        .ok_or_else(|| Failure::usage(format!("there is no target `{}`", args.target)))?;
+    let names = args.passes.iter().map(String::as_str);
+    let (module, reports) = hadal_passes::run_passes(&module, names, &target, &Default::default()).map_err(|e| at(&e))?;
+    if args.report {
+        reports.iter().for_each(|r| eprintln!("{r}"));
+    }
+    print!("{}", text::print_module(&module));
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! `hadal verify`: compiled programs against golden tensors.
+
+use crate::failure::Failure;
+use crate::golden::{self, Outcome};
+use crate::options::CompileArgs;
+use std::path::PathBuf;
+
+/// Compile checkpoints and compare what they compute with golden tensors of an independent implementation.
+#[derive(clap::Args)]
+#[command(after_help = "Example: hadal verify tests/fixtures/v3 tests/fixtures/llama-dense\n\nEach folder holds a \
+    checkpoint, golden.safetensors and, for the tolerance, golden.json. Exit code 0 only if everything checked holds.")]
+pub struct Args {
+    /// Folders with a checkpoint and golden.safetensors.
+    #[arg(required = true)]
+    folders: Vec<PathBuf>,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// Threads [default: all cores].
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print JSON, one array over all folders.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    let mut outcomes = Vec::new();
+    let mut failure = None;
+    for folder in &args.folders {
+        match golden::verify(folder, &args.compile.options(), args.threads) {
+            Ok(outcome) => {
+                if !args.json {
+                    print(&outcome);
+                }
+                outcomes.push(outcome);
+            }
+            // One folder that cannot be read does not hide what the others say.
+            Err(e) => {
+                eprintln!("{}: error: {e}", folder.display());
+                failure = Some(e);
+            }
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&outcomes).expect("plain data"));
+    }
+    if let Some(e) = failure {
+        return Err(Failure { message: "not every folder could be verified".into(), help: None, code: e.code });
+    }
+    let failed = outcomes.iter().filter(|o| !o.pass).count();
+    match failed {
+        0 => Ok(()),
+        n => Err(Failure::failed(format!("{n} of {} folders do not agree with their golden tensors", outcomes.len()))),
+    }
+}
+
+fn print(o: &Outcome) {
+    println!("{}: {}  [{}]", o.path, if o.pass { "ok" } else { "FAILED" }, o.architecture);
+    for c in &o.checks {
+        let verdict = if c.pass { "" } else { "  FAILED" };
+        println!(
+            "  {:<20} max abs error {:.2e} of {:.2e} allowed, arg-max agrees in {}/{} rows{verdict}",
+            c.tensor, c.max_abs_error, c.tolerance, c.argmax_agree, c.rows
+        );
+    }
+    if let Some((hits, of)) = o.greedy {
+        println!("  {:<20} {hits}/{of} tokens{}", "greedy", if hits == of { "" } else { "  FAILED" });
+    }
+    if !o.unchecked.is_empty() {
+        println!("  not checked: {}", o.unchecked.join(", "));
+    }
+}

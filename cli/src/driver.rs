@@ -1,0 +1,411 @@
+//! From an input to a compiled program, stage by stage. Each stage keeps what it made, so that `dump` can show it and
+//! the report can count it.
+
+use crate::failure::Failure;
+use crate::input::Input;
+use hadal_artifact as artifact;
+use hadal_codegen::cranelift::{self, CompiledKernel, CpuTarget};
+use hadal_codegen::kernels::{self, Generated};
+use hadal_ir::module::FuncKind;
+use hadal_ir::plan::{Place, Plan, Program};
+use hadal_ir::target::Target;
+use hadal_ir::interpret::{WeightSource, eval_func};
+use hadal_ir::{Bindings, Module, Sym, Tensor, TensorType};
+use hadal_models::checkpoint::{Checkpoint, check};
+use hadal_models::{BuildOptions, CheckpointWeights, Model, Planned};
+use hadal_passes::PassReport;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What to compile for.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Options {
+    /// Most tokens in the states.
+    pub max_context: Option<usize>,
+    /// Most tokens of one call.
+    pub max_chunk: usize,
+    /// The machine.
+    pub target: String,
+    /// Leave tensors that need no change in the checkpoint's own files.
+    pub external_weights: bool,
+    /// Keep assembler text of the kernels.
+    pub disassembly: bool,
+    /// What to make of a non-standard `attn_factor`.
+    pub attn_factor: hadal_models::AttnFactor,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            max_context: None,
+            max_chunk: 512,
+            target: "cpu".into(),
+            external_weights: false,
+            disassembly: false,
+            attn_factor: hadal_models::AttnFactor::default(),
+        }
+    }
+}
+
+/// Longest context compiled for where nobody says: states and working memory are sized for it.
+pub const DEFAULT_CONTEXT: usize = 4096;
+
+/// One kernel on its way to machine code.
+#[derive(Clone, Debug)]
+pub struct BuiltKernel {
+    /// The kernel function's name.
+    pub func: String,
+    /// Its kernel IR, and which generator made it.
+    pub generated: Generated,
+    /// Its code.
+    pub compiled: CompiledKernel,
+}
+
+/// A compiled program, all of it but the weights' bytes.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    /// The graph as built.
+    pub model: Model,
+    /// The graph after rewriting.
+    pub optimised: Module,
+    /// Kernels, memory and launches.
+    pub program: Program,
+    /// One per kernel function, in the module's order.
+    pub kernels: Vec<BuiltKernel>,
+    /// What each pass did.
+    pub passes: Vec<PassReport>,
+    /// How long each stage took.
+    pub times: Vec<(&'static str, Duration)>,
+    /// The plan of the compiled file.
+    pub manifest: artifact::Manifest,
+    /// Machine code of all kernels.
+    pub code: Vec<u8>,
+}
+
+/// Compiles `input`, up to the weights' bytes. Tensors are checked before anything else is done.
+pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
+    let target = Target::by_name(&options.target).ok_or_else(|| {
+        let known: Vec<String> = Target::all().into_iter().map(|t| t.name).collect();
+        Failure::usage(format!("there is no target `{}`; known are {}", options.target, known.join(", ")))
+    })?;
+    let mut times = Vec::new();
+    let mut timed = |what: &'static str, start: Instant| times.push((what, start.elapsed()));
+
+    let start = Instant::now();
+    let model = build_model(input, options)?;
+    timed("graph", start);
+
+    let start = Instant::now();
+    let pass_options = hadal_passes::Options { max_context: Some(model.max_context as i64), ..Default::default() };
+    let (fused, program) = hadal_passes::compile(&model.module, &target, &pass_options)
+        .map_err(|e| Failure::internal("optimising", e))?;
+    timed("passes", start);
+
+    let start = Instant::now();
+    let cpu = CpuTarget::X86_64_V3;
+    let kernels = build_kernels(&program.module, &cpu, options.disassembly)?;
+    timed("code", start);
+
+    let packed = cranelift::pack(kernels.iter().map(|k| &k.compiled));
+    let manifest = manifest(input, &model, &program, &kernels, &packed.offsets, &cpu, options)?;
+    let (optimised, passes) = (fused.optimised, fused.reports);
+    Ok(Compiled { model, optimised, program, kernels, passes, times, manifest, code: packed.code })
+}
+
+/// The graph of `input`, its tensors checked where there are any.
+pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
+    let mut build = BuildOptions {
+        max_context: options.max_context,
+        max_chunk: options.max_chunk,
+        attn_factor: options.attn_factor,
+        ..BuildOptions::default()
+    };
+    if build.max_context.is_none() {
+        let limit = input.config.object().optional_usize("max_position_embeddings")?;
+        build.max_context = Some(limit.unwrap_or(DEFAULT_CONTEXT).min(DEFAULT_CONTEXT));
+    }
+    let model = match &input.checkpoint {
+        Some(checkpoint) => {
+            let model = hadal_models::build(&input.config, checkpoint, &build)?;
+            check(checkpoint, &model.expected_tensors())?;
+            model
+        }
+        None => hadal_models::build(&input.config, &Planned, &build)?,
+    };
+    hadal_ir::verify::module(&model.module).map_err(|e| Failure::internal("building the graph", e))?;
+    Ok(model)
+}
+
+/// Compiles every kernel function, on all cores.
+fn build_kernels(module: &Module, cpu: &CpuTarget, disassembly: bool) -> Result<Vec<BuiltKernel>, Failure> {
+    let funcs: Vec<_> = module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).collect();
+    let target = kernels::Target::default();
+    let one = |func: &&hadal_ir::Func| -> Result<BuiltKernel, Failure> {
+        let generated = kernels::select(func, &target).map_err(|e| Failure::internal("generating a kernel", e))?;
+        let compiled = cranelift::compile_with(&generated.kernel, cpu, disassembly)
+            .map_err(|e| Failure::internal("compiling a kernel", e))?;
+        Ok(BuiltKernel { func: func.name.clone(), generated, compiled })
+    };
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let Some(func) = funcs.get(i) else { return done };
+            done.push((i, one(func)));
+        }
+    };
+    let mut all: Vec<(usize, Result<BuiltKernel, Failure>)> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        handles.into_iter().flat_map(|h| h.join().expect("workers return their errors")).collect()
+    });
+    all.sort_by_key(|(i, _)| *i);
+    all.into_iter().map(|(_, built)| built).collect()
+}
+
+/// The compiled file's plan.
+fn manifest(
+    input: &Input,
+    model: &Model,
+    program: &Program,
+    kernels: &[BuiltKernel],
+    offsets: &[usize],
+    cpu: &CpuTarget,
+    options: &Options,
+) -> Result<artifact::Manifest, Failure> {
+    let largest = Bindings::from([(Sym::T, options.max_chunk.min(model.max_context) as i64), (Sym::P, model.max_context as i64)]);
+    let origins = kernel_origins(program);
+    let kernel_list = kernels.iter().zip(offsets).map(|(k, offset)| artifact::Kernel {
+        name: k.func.clone(),
+        offset: *offset as u64,
+        bytes: k.compiled.code.len() as u64,
+        scratch_bytes: k.compiled.scratch_bytes.eval(&largest).unwrap_or(0).max(0) as u64,
+        symbols: k.generated.kernel.symbols.clone(),
+        params: k.generated.kernel.params.iter().map(kernel_param).collect(),
+        origin: origins.get(k.func.as_str()).cloned().unwrap_or_default(),
+    });
+    let mut files = Vec::new();
+    let weights = program.weights.iter().map(|w| weight(w, input.checkpoint.as_ref(), options, &mut files));
+    let mut weights = weights.collect::<Result<Vec<_>, _>>()?;
+    for (i, fold) in program.folds.iter().enumerate() {
+        weights.push(embedded(format!("fold{i} @{}", fold.func), &fold.ty));
+    }
+    let states = program.states.iter().map(|s| {
+        let row_shape: Vec<u64> = s.row.shape.iter().map(|d| d.as_const().unwrap_or(0) as u64).collect();
+        let row_bytes = s.row.dtype.bytes(row_shape.iter().product());
+        let rows = s.rows as u64;
+        artifact::State {
+            name: s.name.clone(),
+            dtype: s.row.dtype,
+            row_shape,
+            rows,
+            page_rows: rows,
+            bytes: row_bytes * rows,
+        }
+    });
+    let by_name = |name: &str| kernels.iter().position(|k| k.func == name).expect("every kernel function was built");
+    let entries = program.plans.iter().map(|plan| entry(plan, program, kernels, &by_name));
+    let stop = if input.stop.is_empty() { model.eos.iter().map(|t| *t as u32).collect() } else { input.stop.clone() };
+    let mut manifest = artifact::Manifest {
+        producer: format!("hadal {}", env!("CARGO_PKG_VERSION")),
+        target: artifact::Target {
+            arch: cpu.arch.into(),
+            features: cpu.features.iter().map(|f| (*f).to_owned()).collect(),
+        },
+        model: artifact::Model {
+            name: input.name.clone(),
+            architecture: format!("{} ({})", model.name, model.why),
+            vocab: model.vocab as u64,
+            max_context: model.max_context as u64,
+            max_chunk: options.max_chunk.min(model.max_context) as u64,
+            bos: model.bos.map(|t| t as u32),
+            stop,
+            sampling: input.sampling.clone(),
+        },
+        kernels: kernel_list.collect(),
+        weights,
+        files,
+        states: states.collect(),
+        entries: entries.collect(),
+        arena_bytes: program.arena_bytes(),
+        facts: Vec::new(),
+    };
+    manifest.place_embedded_weights();
+    Ok(manifest)
+}
+
+fn kernel_param(p: &hadal_ir::kernel::Param) -> artifact::Param {
+    use hadal_ir::kernel::Access;
+    let access = match p.access {
+        Access::Read => artifact::Access::Read,
+        Access::Write => artifact::Access::Write,
+        Access::ReadWrite => artifact::Access::ReadWrite,
+    };
+    artifact::Param { name: p.name.clone(), access, ty: TensorType { dtype: p.dtype, shape: p.shape.clone() } }
+}
+
+/// The model paths that each kernel serves, for people: the first few.
+fn kernel_origins(program: &Program) -> std::collections::BTreeMap<&str, String> {
+    let mut all: std::collections::BTreeMap<&str, Vec<&str>> = Default::default();
+    for launch in program.plans.iter().flat_map(|p| &p.launches) {
+        let known = all.entry(&launch.kernel).or_default();
+        for o in &launch.origin {
+            if known.len() < 4 && !known.contains(&o.as_str()) {
+                known.push(o);
+            }
+        }
+    }
+    all.into_iter().map(|(k, v)| (k, v.join(", "))).collect()
+}
+
+fn embedded(name: String, ty: &TensorType) -> artifact::Weight {
+    let shape: Vec<u64> = ty.shape.iter().map(|d| d.as_const().unwrap_or(0).max(0) as u64).collect();
+    let bytes = ty.dtype.bytes(shape.iter().product());
+    artifact::Weight { name, dtype: ty.dtype, shape, bytes, place: artifact::Place::Embedded { offset: 0 } }
+}
+
+/// A weight in the compiled file, or where it lies in the checkpoint if it may stay there.
+fn weight(
+    w: &hadal_ir::plan::Weight,
+    checkpoint: Option<&Checkpoint>,
+    options: &Options,
+    files: &mut Vec<artifact::ExternalFile>,
+) -> Result<artifact::Weight, Failure> {
+    let mut out = embedded(w.name.clone(), &w.ty);
+    let (true, Some(checkpoint)) = (options.external_weights, checkpoint) else { return Ok(out) };
+    let Some(stored) = checkpoint.tensor(&w.name) else { return Ok(out) };
+    let aligned = stored.offset % w.ty.dtype.bits().div_ceil(8) == 0;
+    if stored.dtype != w.ty.dtype || stored.bytes.len() as u64 != out.bytes || !aligned {
+        return Ok(out);
+    }
+    let Ok(path) = stored.file.canonicalize() else { return Ok(out) };
+    let path = path.to_string_lossy().into_owned();
+    let file = match files.iter().position(|f| f.path == path) {
+        Some(known) => known,
+        None => {
+            files.push(external_file(path, stored.file)?);
+            files.len() - 1
+        }
+    };
+    out.place = artifact::Place::External { file: file as u32, offset: stored.offset };
+    Ok(out)
+}
+
+/// A shard, recognised later by its size and its header.
+fn external_file(path: String, file: &Path) -> Result<artifact::ExternalFile, Failure> {
+    let at = |e: std::io::Error| Failure::input(format!("{}: {e}", file.display()));
+    let mut opened = std::fs::File::open(file).map_err(at)?;
+    let bytes = opened.metadata().map_err(at)?.len();
+    let mut length = [0u8; 8];
+    std::io::Read::read_exact(&mut opened, &mut length).map_err(at)?;
+    let header_bytes = u64::from_le_bytes(length).saturating_add(8).min(bytes);
+    let mut header = length.to_vec();
+    std::io::Read::read_to_end(&mut std::io::Read::take(&mut opened, header_bytes - 8), &mut header).map_err(at)?;
+    let header_checksum = artifact::checksum(&header);
+    Ok(artifact::ExternalFile { path, bytes, header_bytes, header_checksum })
+}
+
+fn entry(
+    plan: &Plan,
+    program: &Program,
+    kernels: &[BuiltKernel],
+    by_name: &dyn Fn(&str) -> usize,
+) -> artifact::Entry {
+    let port = |p: &hadal_ir::plan::Port| artifact::Port { name: p.name.clone(), ty: p.ty.clone() };
+    let arg = |place: &Place| match *place {
+        Place::Buffer(i) => artifact::Arg::arena(plan.buffers[i].offset),
+        Place::Weight(i) => artifact::Arg::of(artifact::Space::Weight(i as u32)),
+        Place::Fold(i) => artifact::Arg::of(artifact::Space::Weight((program.weights.len() + i) as u32)),
+        Place::State(i) => artifact::Arg::of(artifact::Space::State(i as u32)),
+        Place::Input(i) => artifact::Arg::of(artifact::Space::Input(i as u32)),
+        Place::Output(i) => artifact::Arg::of(artifact::Space::Output(i as u32)),
+    };
+    let launches = plan.launches.iter().map(|l| {
+        let kernel = by_name(&l.kernel);
+        artifact::Launch {
+            kernel: kernel as u32,
+            args: l.args.iter().map(arg).collect(),
+            grid: kernels[kernel].generated.kernel.grid.clone(),
+        }
+    });
+    artifact::Entry {
+        name: plan.entry.clone(),
+        symbols: plan.ranges.iter().map(|(s, r)| artifact::SymbolRange { sym: *s, lo: r.min, hi: r.max }).collect(),
+        inputs: plan.inputs.iter().map(port).collect(),
+        outputs: plan.outputs.iter().map(port).collect(),
+        launches: launches.collect(),
+        weight_bytes_read: None,
+        flops: None,
+    }
+}
+
+/// The program that every compiled file begins with.
+pub const RUNNER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hadal-run"));
+
+impl Compiled {
+    /// Writes the compiled file, all or nothing. Returns its length.
+    pub fn write(&self, input: &Input, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<u64, Failure> {
+        let parts = self.parts(input);
+        Ok(artifact::write(path, &parts, &mut |i, out| self.write_weight(input, i, out, progress))?)
+    }
+
+    /// Puts the compiled file into memory, where it can be opened by the path returned as long as the file is held.
+    pub fn in_memory(&self, input: &Input) -> Result<(std::fs::File, PathBuf), Failure> {
+        use std::os::fd::AsRawFd;
+        let fd = rustix::fs::memfd_create("hadal", rustix::fs::MemfdFlags::empty())
+            .map_err(|e| Failure::failed(format!("no memory file: {e}")))?;
+        let mut file = std::fs::File::from(fd);
+        let parts = self.parts(input);
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, &mut file);
+        artifact::write_to(&mut out, &parts, &mut |i, out| self.write_weight(input, i, out, &mut |_| {}))?;
+        out.flush().map_err(|e| Failure::failed(format!("the program does not fit into memory: {e}")))?;
+        drop(out);
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        Ok((file, path))
+    }
+
+    fn parts<'a>(&'a self, input: &'a Input) -> artifact::Parts<'a> {
+        artifact::Parts { runner: RUNNER, manifest: &self.manifest, code: &self.code, blobs: &input.blobs }
+    }
+
+    /// Evaluates a tensor that is computed from weights alone.
+    fn fold(&self, index: usize, source: &CheckpointWeights<'_>) -> Result<Tensor, String> {
+        let fold = &self.program.folds[index];
+        let func = self.program.module.func(&fold.func).ok_or_else(|| format!("@{} does not exist", fold.func))?;
+        let arg = |place: &Place| match *place {
+            Place::Weight(i) => {
+                let w = &self.program.weights[i];
+                source.weight(&w.name, &w.ty)
+            }
+            Place::Fold(i) if i < index => self.fold(i, source),
+            _ => Err(format!("{place} is not known when compiling")),
+        };
+        let args = fold.args.iter().map(arg).collect::<Result<Vec<_>, _>>()?;
+        let mut results = eval_func(func, &args, &Bindings::new()).map_err(|e| e.to_string())?;
+        Ok(results.swap_remove(fold.result))
+    }
+
+    /// Writes the bytes of one embedded weight.
+    fn write_weight(
+        &self,
+        input: &Input,
+        index: usize,
+        out: &mut dyn Write,
+        progress: &mut dyn FnMut(u64),
+    ) -> std::io::Result<()> {
+        let other = |e: String| std::io::Error::other(e);
+        let checkpoint = input.checkpoint.as_ref().ok_or_else(|| other("there are no weights".into()))?;
+        let source = CheckpointWeights(checkpoint);
+        match self.program.weights.get(index) {
+            Some(w) => source.write_to(&w.name, &w.ty, &mut &mut *out).map_err(other)?,
+            None => {
+                let fold = self.fold(index - self.program.weights.len(), &source).map_err(other)?;
+                out.write_all(&fold.to_bytes())?;
+            }
+        }
+        progress(self.manifest.weights[index].bytes);
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! What a command ends with when it cannot do what was asked: a message, what to do next, and a stable exit code.
+
+use std::fmt;
+
+/// Exit codes, the same for every command and for compiled files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Code {
+    /// What was checked does not hold (a failed verification), or running failed.
+    Failed = 1,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// A file that was given is missing, damaged or not supported.
+    BadInput = 3,
+    /// hadal itself is wrong: please report it.
+    Internal = 4,
+}
+
+/// A command's failure.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub code: Code,
+    /// What is wrong, naming file and place.
+    pub message: String,
+    /// What to do next, where there is something to do.
+    pub help: Option<String>,
+}
+
+impl Failure {
+    /// A fault of a file or folder that was given.
+    pub fn input(message: impl fmt::Display) -> Failure {
+        Failure { code: Code::BadInput, message: message.to_string(), help: None }
+    }
+
+    /// Something that was run or checked failed.
+    pub fn failed(message: impl fmt::Display) -> Failure {
+        Failure { code: Code::Failed, message: message.to_string(), help: None }
+    }
+
+    /// The command line makes no sense.
+    pub fn usage(message: impl fmt::Display) -> Failure {
+        Failure { code: Code::Usage, message: message.to_string(), help: None }
+    }
+
+    /// A stage of the compiler produced something the next refuses: a bug here.
+    pub fn internal(stage: &str, message: impl fmt::Display) -> Failure {
+        let help = "this is a bug in hadal; please report it with the command and the model's config.json".to_owned();
+        Failure { code: Code::Internal, message: format!("{stage}: {message}"), help: Some(help) }
+    }
+
+    /// The same with advice.
+    pub fn help(mut self, help: impl fmt::Display) -> Failure {
+        self.help = Some(help.to_string());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.message)?;
+        match &self.help {
+            Some(help) => write!(f, "\n  help: {help}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<hadal_models::Error> for Failure {
+    fn from(e: hadal_models::Error) -> Failure {
+        Failure::input(e)
+    }
+}
+
+impl From<hadal_artifact::Error> for Failure {
+    fn from(e: hadal_artifact::Error) -> Failure {
+        Failure::input(e)
+    }
+}
+
+impl From<hadal_runtime::Error> for Failure {
+    fn from(e: hadal_runtime::Error) -> Failure {
+        Failure::failed(e)
+    }
+}
+
+/// Reads a text file, naming it in the error.
+pub fn read_text(path: &std::path::Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|e| Failure::input(format!("{}: {e}", path.display())))
+}

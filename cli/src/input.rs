@@ -1,0 +1,110 @@
+//! What a user points at: a checkpoint folder, a bare `config.json`, or the embedded demo.
+
+use crate::failure::Failure;
+use hadal_artifact::{SamplingDefaults, blob};
+use hadal_models::checkpoint::Checkpoint;
+use hadal_models::config_reader::{Config, Object};
+use std::path::Path;
+
+/// A model on disk or in memory, not yet compiled.
+pub struct Input {
+    /// The folder's name.
+    pub name: String,
+    /// Its configuration.
+    pub config: Config,
+    /// Its tensors; a bare configuration has none.
+    pub checkpoint: Option<Checkpoint>,
+    /// Tokenizer, template and the like, as they are.
+    pub blobs: Vec<(String, Vec<u8>)>,
+    /// How it asks to be sampled.
+    pub sampling: SamplingDefaults,
+    /// Tokens that end generation, where `generation_config.json` says.
+    pub stop: Vec<u32>,
+}
+
+/// Files carried along unchanged.
+const BLOBS: [&str; 4] = [blob::TOKENIZER, blob::TOKENIZER_CONFIG, blob::CHAT_TEMPLATE, blob::GENERATION_CONFIG];
+/// Longest file carried along: the largest published tokenizer has 20 MB.
+const MAX_BLOB: u64 = 256 << 20;
+
+impl Input {
+    /// Opens a folder with a checkpoint, or a configuration alone.
+    pub fn open(path: &Path) -> Result<Input, Failure> {
+        if !path.exists() {
+            return Err(Failure::input(format!("{}: no such file or folder", path.display())));
+        }
+        if path.is_file() {
+            let json = path.extension().is_some_and(|e| e == "json");
+            if !json {
+                let help = "give the folder that holds config.json and the safetensors files, or a config.json";
+                return Err(Failure::input(format!("{}: not a checkpoint folder", path.display())).help(help));
+            }
+            let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+            return Input::new(name, Config::read(path)?, None, Vec::new());
+        }
+        let config = Config::read(path)?;
+        let checkpoint = Checkpoint::open(path)?;
+        let mut blobs = Vec::new();
+        for name in BLOBS {
+            let file = path.join(name);
+            let Ok(metadata) = file.metadata() else { continue };
+            if metadata.len() > MAX_BLOB {
+                return Err(Failure::input(format!("{}: {} bytes is too long", file.display(), metadata.len())));
+            }
+            let bytes = std::fs::read(&file).map_err(|e| Failure::input(format!("{}: {e}", file.display())))?;
+            blobs.push((name.to_owned(), bytes));
+        }
+        let name = path.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+        Input::new(name.unwrap_or_else(|| "model".into()), config, Some(checkpoint), blobs)
+    }
+
+    /// The small trained model that comes with hadal.
+    pub fn demo() -> Result<Input, Failure> {
+        macro_rules! file {
+            ($name:literal) => {
+                include_bytes!(concat!("../../models/demo/", $name)).as_slice()
+            };
+        }
+        let config = Config::parse("config.json (embedded)", file!("config.json"))?;
+        let checkpoint = Checkpoint::from_memory([
+            ("model-00001-of-000002.safetensors", file!("model-00001-of-000002.safetensors")),
+            ("model-00002-of-000002.safetensors", file!("model-00002-of-000002.safetensors")),
+        ])?;
+        let blobs = vec![
+            (blob::TOKENIZER.to_owned(), file!("tokenizer.json").to_vec()),
+            (blob::TOKENIZER_CONFIG.to_owned(), file!("tokenizer_config.json").to_vec()),
+            (blob::GENERATION_CONFIG.to_owned(), file!("generation_config.json").to_vec()),
+        ];
+        Input::new("hadal-demo".into(), config, Some(checkpoint), blobs)
+    }
+
+    fn new(
+        name: String,
+        config: Config,
+        checkpoint: Option<Checkpoint>,
+        blobs: Vec<(String, Vec<u8>)>,
+    ) -> Result<Input, Failure> {
+        let (mut sampling, mut stop) = (SamplingDefaults::default(), Vec::new());
+        if let Some((name, bytes)) = blobs.iter().find(|(n, _)| n == blob::GENERATION_CONFIG) {
+            let parsed = Config::parse(name.as_str(), bytes)?;
+            (sampling, stop) = generation_defaults(&parsed.object())?;
+        }
+        Ok(Input { name, config, checkpoint, blobs, sampling, stop })
+    }
+}
+
+/// Reads `generation_config.json`: `do_sample: false` means greedy whatever else it says.
+fn generation_defaults(o: &Object) -> Result<(SamplingDefaults, Vec<u32>), Failure> {
+    let real = |key| -> Result<Option<f32>, Failure> { Ok(o.optional_f64(key)?.map(|v| v as f32)) };
+    let mut sampling = SamplingDefaults {
+        temperature: real("temperature")?,
+        top_k: o.optional_usize_in("top_k", 0..=u32::MAX as usize)?.map(|k| k as u32).filter(|k| *k > 0),
+        top_p: real("top_p")?,
+        min_p: real("min_p")?,
+    };
+    if !o.bool_or("do_sample", sampling.temperature.is_some())? {
+        sampling = SamplingDefaults { temperature: Some(0.0), ..SamplingDefaults::default() };
+    }
+    let stop = o.usize_list("eos_token_id")?.unwrap_or_default();
+    Ok((sampling, stop.into_iter().map(|t| t as u32).collect()))
+}

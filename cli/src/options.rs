@@ -1,0 +1,46 @@
+//! Arguments that several commands share.
+
+use crate::driver::Options;
+use hadal_models::AttnFactor;
+
+/// What to compile for.
+#[derive(clap::Args, Clone, Debug)]
+pub struct CompileArgs {
+    /// The machine to compile for.
+    #[arg(long, default_value = "cpu")]
+    pub target: String,
+    /// Most tokens a sequence can hold [default: the model's own limit, at most 4096].
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=(1 << 24)))]
+    pub max_context: Option<u32>,
+    /// Most tokens of a prompt that are run at once.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub max_chunk: u32,
+    /// How to read a non-standard `rope_scaling.attn_factor` (R1-0528-Qwen3).
+    #[arg(long, value_enum, default_value_t = AttnFactorArg::Ignore)]
+    pub attn_factor: AttnFactorArg,
+}
+
+/// The two readings in use.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AttnFactorArg {
+    /// As transformers does: the key is not known, the magnitude is 0.1·ln(factor) + 1.
+    Ignore,
+    /// As it was meant: it multiplies that magnitude (to 1.0 in the one release that has it).
+    Apply,
+}
+
+impl CompileArgs {
+    /// The driver's options.
+    pub fn options(&self) -> Options {
+        Options {
+            max_context: self.max_context.map(|n| n as usize),
+            max_chunk: self.max_chunk as usize,
+            target: self.target.clone(),
+            attn_factor: match self.attn_factor {
+                AttnFactorArg::Ignore => AttnFactor::Ignore,
+                AttnFactorArg::Apply => AttnFactor::Apply,
+            },
+            ..Options::default()
+        }
+    }
+}
