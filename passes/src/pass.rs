@@ -133,7 +133,11 @@ impl fmt::Display for PassReport {
         }
         for s in &self.details.searches {
             let (before, after) = (s.before * 1e6, s.after * 1e6);
-            write!(f, "\n  @{}: {} nodes in {} classes, {} rounds, {:?}", s.func, s.nodes, s.classes, s.rounds, s.stop)?;
+            write!(
+                f,
+                "\n  @{}: {} nodes in {} classes, {} rounds, {:?}",
+                s.func, s.nodes, s.classes, s.rounds, s.stop
+            )?;
             write!(f, "; {before:.1} -> {after:.1} us")?;
         }
         Ok(())

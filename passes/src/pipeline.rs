@@ -18,16 +18,15 @@ pub struct Options {
     pub rewrite: bool,
     /// When that search stops.
     pub limits: Limits,
+    /// Keys that a typical call looks at, for costs; less where the context is shorter.
+    pub typical_context: i64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { max_context: None, rewrite: true, limits: Limits::default() }
+        Options { max_context: None, rewrite: true, limits: Limits::default(), typical_context: 4096 }
     }
 }
-
-/// Keys that a typical call looks at, for costs.
-const TYPICAL_CONTEXT: i64 = 4096;
 
 impl Options {
     /// Most rows a state can hold.
@@ -43,7 +42,7 @@ impl Options {
         let ranges = entry.map_or_else(|| module.symbols.clone(), |e| ranges(module, &e.ranges));
         let mut out: Bindings = ranges.iter().map(|(s, r)| (*s, r.max)).collect();
         if let (Some(p), Some(t)) = (ranges.get(&Sym::P), ranges.get(&Sym::T)) {
-            let rows = self.context(module).min(TYPICAL_CONTEXT);
+            let rows = self.context(module).min(self.typical_context);
             let at_t = t.max.min(rows).max(t.min);
             out.extend([(Sym::T, at_t), (Sym::P, (rows - at_t).clamp(p.min, p.max))]);
         }

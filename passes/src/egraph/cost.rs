@@ -2,7 +2,8 @@
 //! launch.
 //!
 //! Views, casts, dequantisation and gathers of weights are done by whoever reads them, so they cost nothing but the
-//! bytes their source has. Elementwise ops are mostly done by a neighbour: they cost their traffic, not a launch. What
+//! bytes their source has; a concat, whose reader has to ask for every element where it comes from, costs its traffic.
+//! Elementwise ops are mostly done by a neighbour: they cost their traffic, not a launch. What
 //! follows from weights alone is computed when compiling: it costs the bytes that have to be stored and read.
 
 use super::{Graph, Head, Node};
@@ -88,12 +89,15 @@ impl<'a> Costs<'a> {
     /// Seconds that `node` of `class` adds to a function.
     pub fn own(&self, class: Id, node: &Node) -> f64 {
         let Head::Op(op) = &node.head else { return 0.0 };
-        if self.is_carried(op, node) {
-            return 0.0;
-        }
         let fact = &self.graph[class].data;
         let size = |ty: &TensorType| self.count(ty) * ty.dtype.bits() as f64 / 8.0;
         let out = size(&fact.ty);
+        if matches!(op, Op::Concat(_)) && !fact.constant {
+            return out / self.target.bandwidth;
+        }
+        if self.is_carried(op, node) {
+            return 0.0;
+        }
         if fact.constant {
             return self.target.seconds(0.0, out);
         }

@@ -9,6 +9,7 @@ use super::cost::Costs;
 use super::{Graph, Head, Node};
 use crate::edit::Edit;
 use egg::{Id, Language};
+use hadal_ir::ops::{Attention, Contract};
 use hadal_ir::target::Target;
 use hadal_ir::{Bindings, Func, InstKind, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,15 +38,15 @@ pub(super) fn choose(
     bindings: &Bindings,
 ) -> (Choice, f64, f64) {
     let costs = Costs::of(graph, target, bindings);
-    let written: BTreeSet<Node> =
-        originals.iter().map(|n| n.clone().map_children(|c| graph.find(c))).collect();
+    let written: BTreeSet<Node> = originals.iter().map(|n| n.clone().map_children(|c| graph.find(c))).collect();
     let mut options = Options::new();
     for class in graph.classes() {
         let mut nodes: Vec<Node> = class.nodes.iter().map(|n| n.clone().map_children(|c| graph.find(c))).collect();
         nodes.sort();
         nodes.dedup();
         // Contractions gathered only to be nested otherwise are no kernels.
-        let usable = |n: &Node| n.args.len() <= 2 || written.contains(n) || !matches!(n.head, Head::Op(Op::Contract(_)));
+        let usable =
+            |n: &Node| n.args.len() <= 2 || written.contains(n) || !matches!(n.head, Head::Op(Op::Contract(_)));
         nodes.retain(usable);
         let priced = nodes.into_iter().map(|n| (n.clone(), costs.own(class.id, &n)));
         options.insert(class.id, priced.collect());
@@ -156,7 +157,8 @@ fn improve(options: &Options, mut choice: Choice, roots: &[Id]) -> (Choice, f64)
 /// The function that computes what `old` does by the chosen nodes. Calls stay in order.
 pub(super) fn rebuild(old: &Func, graph: &Graph, classes: &BTreeMap<ValueId, Id>, choice: &Choice) -> Func {
     let (edit, map) = Edit::like(old);
-    let mut builder = Rebuild { old, graph, classes, choice, edit, map, done: BTreeMap::new(), letters: hints(old, graph, classes) };
+    let mut builder =
+        Rebuild { old, graph, classes, choice, edit, map, done: BTreeMap::new(), letters: hints(old, graph, classes) };
     for (i, inst) in old.insts.iter().enumerate() {
         if let InstKind::Call(_) = inst.kind {
             builder.call(i);
@@ -229,40 +231,66 @@ impl Rebuild<'_> {
     }
 }
 
-/// The letters that the axes of each class had in the function as it was written.
+/// The letters that the axes of each class had in the function as it was written: those of contractions, and what
+/// follows for operands and results of ops that keep axes.
 fn hints(old: &Func, graph: &Graph, classes: &BTreeMap<ValueId, Id>) -> BTreeMap<Id, Vec<char>> {
-    let mut out = BTreeMap::new();
-    for inst in &old.insts {
-        if let InstKind::Op(Op::Contract(c)) = &inst.kind {
+    let mut out: BTreeMap<Id, Vec<char>> = BTreeMap::new();
+    let ops = || old.insts.iter().filter_map(|i| if let InstKind::Op(op) = &i.kind { Some((i, op)) } else { None });
+    for (inst, op) in ops() {
+        if let Op::Contract(c) = op {
             let operands = inst.args.iter().zip(&c.inputs).chain([(&inst.results[0], &c.output)]);
             for (v, letters) in operands {
                 out.entry(graph.find(classes[v])).or_insert_with(|| letters.chars().collect());
             }
         }
     }
+    let keeps_axes = |op: &Op| !matches!(op, Op::Contract(_) | Op::Transpose(_) | Op::Reshape(_));
+    for (inst, _) in ops().collect::<Vec<_>>().into_iter().rev().filter(|(_, op)| keeps_axes(op)) {
+        let Some(known) = out.get(&graph.find(classes[&inst.results[0]])).cloned() else { continue };
+        for a in inst.args.iter().filter(|a| old.ty(**a).rank() == known.len()) {
+            out.entry(graph.find(classes[a])).or_insert_with(|| known.clone());
+        }
+    }
     out
 }
 
-/// A contraction with the letters its operands had in the function as it was written, as far as they do not clash.
+/// The op with letters that its operands had in the function as it was written, as far as they do not clash.
 fn readable(op: &Op, class: Id, node: &Node, hints: &BTreeMap<Id, Vec<char>>) -> Op {
-    let Op::Contract(c) = op else { return op.clone() };
+    let spelled: Vec<&String> = match op {
+        Op::Contract(c) => c.inputs.iter().collect(),
+        Op::Attention(a) => a.terms.iter().flat_map(|(q, k)| [q, k]).chain([&a.value]).collect(),
+        _ => return op.clone(),
+    };
+    let output = match op {
+        Op::Contract(c) => Some(&c.output),
+        _ => None,
+    };
     let mut names: BTreeMap<char, char> = BTreeMap::new();
-    let known = node.args.iter().zip(&c.inputs).rev().chain([(&class, &c.output)]);
-    for (at, letters) in known.collect::<Vec<_>>().into_iter().rev() {
+    let known = output.map(|o| (&class, o)).into_iter().chain(node.args.iter().zip(spelled.iter().copied()));
+    for (at, letters) in known {
         for (letter, hint) in letters.chars().zip(hints.get(at).into_iter().flatten()) {
             if !names.values().any(|n| n == hint) {
                 names.entry(letter).or_insert(*hint);
             }
         }
     }
-    let mut free = ('a'..='z').chain('A'..='Z');
-    for l in c.inputs.iter().flat_map(|i| i.chars()) {
+    for l in spelled.iter().flat_map(|s| s.chars()) {
         if !names.contains_key(&l) {
-            let taken: Vec<char> = names.values().copied().collect();
-            let Some(fresh) = free.find(|f| !taken.contains(f)) else { return op.clone() };
+            let free = ('a'..='z').chain('A'..='Z').find(|f| !names.values().any(|n| n == f));
+            let Some(fresh) = free else { return op.clone() };
             names.insert(l, fresh);
         }
     }
-    let rename = |s: &String| s.chars().map(|l| names[&l]).collect();
-    hadal_ir::ops::Contract { inputs: c.inputs.iter().map(rename).collect(), output: rename(&c.output) }.into()
+    let rename = |s: &String| s.chars().map(|l| names[&l]).collect::<String>();
+    match op {
+        Op::Contract(c) => Contract { inputs: c.inputs.iter().map(rename).collect(), output: rename(&c.output) }.into(),
+        Op::Attention(a) => Attention {
+            terms: a.terms.iter().map(|(q, k)| (rename(q), rename(k))).collect(),
+            value: rename(&a.value),
+            output: rename(&a.output),
+            ..a.clone()
+        }
+        .into(),
+        other => other.clone(),
+    }
 }

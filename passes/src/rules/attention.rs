@@ -121,8 +121,13 @@ impl Weights {
         let (value_letters, value) = framed_by(key, result, &self.value, value);
         operands.push(value);
         let own = format!("{query}{heads}{result}");
-        let attention =
-            Attention { terms: letters, value: value_letters, output: own.clone(), scale: Real(scale), causal: mask.is_some() };
+        let attention = Attention {
+            terms: letters,
+            value: value_letters,
+            output: own.clone(),
+            scale: Real(scale),
+            causal: mask.is_some(),
+        };
         let attention = Term::new(attention, operands);
         if own == output {
             return Some(attention);
@@ -196,7 +201,8 @@ fn sums(site: &dyn Site, scores: V, letters: &str, most: usize) -> Vec<Vec<Score
 /// A contraction as query and key: the key is the operand that has the last axis of the scores.
 fn score_terms(c: &Contract, args: &[V], letters: &str) -> Option<ScoreTerm> {
     // Summed letters are digits for now, which no contraction uses.
-    let names: Vec<(char, char)> = c.output.chars().zip(letters.chars()).chain(c.summed().chars().zip('0'..='9')).collect();
+    let names: Vec<(char, char)> =
+        c.output.chars().zip(letters.chars()).chain(c.summed().chars().zip('0'..='9')).collect();
     let renamed = |s: &str| -> String {
         s.chars().filter_map(|l| names.iter().find(|(from, _)| *from == l).map(|n| n.1)).collect()
     };

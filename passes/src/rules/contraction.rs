@@ -88,7 +88,9 @@ fn distribute(site: &dyn Site, op: &Op, args: &[V]) -> Vec<Term> {
     for (i, a) in args.iter().enumerate() {
         for (inner, parts) in site.forms(*a) {
             let Op::Concat(concat) = inner else { continue };
-            let Some(letter) = c.inputs[i].chars().nth(concat.axis).filter(|l| !c.output.contains(*l)) else { continue };
+            let Some(letter) = c.inputs[i].chars().nth(concat.axis).filter(|l| !c.output.contains(*l)) else {
+                continue;
+            };
             let mut start = Dim::default();
             let mut sum: Option<Term> = None;
             for part in &parts {
