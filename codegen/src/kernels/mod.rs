@@ -4,12 +4,13 @@
 //! well-known shapes fast; the general loop generator ([`loops`]) compiles every kernel function, so removing a
 //! special generator makes programs slower, never wrong.
 
+pub mod attention;
 pub mod contract;
 pub mod index;
 pub mod loops;
 
 use hadal_ir::{Func, kernel};
-use hadal_types::Dim;
+use hadal_types::{DType, Dim};
 
 /// What generators know about the machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +63,14 @@ pub enum Error {
         /// Result shape.
         to: Vec<Dim>,
     },
+    /// A result in a packed format, whose elements cannot be written one by one.
+    #[error("@{func}: a result of {dtype} elements, which share bytes")]
+    PackedResult {
+        /// The function.
+        func: String,
+        /// The format.
+        dtype: DType,
+    },
     /// Scratch memory whose size is no affine form of the symbols.
     #[error("@{func}: scratch of shape {shape:?} has no affine size")]
     Scratch {
@@ -76,7 +85,7 @@ pub enum Error {
 type Special = fn(&Func, &Target) -> Option<Result<Generated, Error>>;
 
 /// The special generators, in the order they are asked.
-const SPECIAL: &[Special] = &[contract::generate];
+const SPECIAL: &[Special] = &[attention::generate, contract::generate];
 
 /// The kernel of a kernel function, by the first generator that knows it.
 pub fn select(func: &Func, target: &Target) -> Result<Generated, Error> {

@@ -1,8 +1,8 @@
 //! Kernel IR for a product-sum under a schedule.
 
 use super::desc::{Desc, Flat};
-use super::epilogue::{Along, Node, along, emit_map};
-use super::schedule::{Form, Schedule, steps, vector_epilogue};
+use super::epilogue::{Along, Epilogue, Node, along, emit_map, on_vectors};
+use super::schedule::{Form, Schedule, steps};
 use super::view::{Access, Affine, Var, VarKind, Vars};
 use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
 use hadal_types::DType;
@@ -106,6 +106,54 @@ pub fn declare(b: &mut Builder, params: &[Flat]) -> Vec<Buf> {
     params.iter().map(|p| b.param(p.name.clone(), p.dtype, [p.count.clone()], p.rights)).collect()
 }
 
+/// Runs `lo..hi` (`length` elements, where known) in vectors, two at a time; a last one is masked. `step` gets the
+/// position, the mask and what is carried.
+pub fn in_vectors(
+    b: &mut Builder,
+    lanes: u32,
+    (lo, hi, length): (Value, Value, Option<i64>),
+    init: Vec<Value>,
+    step: &dyn Fn(&mut Builder, Value, Option<Value>, &[Value]) -> Vec<Value>,
+) -> Vec<Value> {
+    let mask_lanes = lanes;
+    let lanes = i64::from(lanes);
+    let mut sums = init;
+    let mut at = lo;
+    for unit in [2 * lanes, lanes] {
+        // What is left for this unit: all of it, then less than two vectors.
+        let left = |n: i64| if unit == lanes { n % (2 * lanes) } else { n };
+        if length.is_some_and(|n| left(n) < unit) {
+            continue;
+        }
+        let (left, size) = (b.sub(hi, at), b.const_i64(unit));
+        let whole = b.div(left, size);
+        let whole = b.mul(whole, size);
+        let end = b.add(at, whole);
+        sums = b.for_loop(at, end, unit, LoopKind::Serial, &sums, |b, k, sums| {
+            let mut sums = sums.to_vec();
+            for i in 0..unit / lanes {
+                let offset = b.const_i64(i * lanes);
+                let k = b.add(k, offset);
+                sums = step(b, k, None, &sums);
+            }
+            sums
+        });
+        at = end;
+    }
+    let tail = |b: &mut Builder, sums: &[Value]| {
+        let mask = b.lanes_below(at, hi, mask_lanes);
+        step(b, at, Some(mask), sums)
+    };
+    match length.map(|n| n % lanes) {
+        Some(0) => sums,
+        Some(_) => tail(b, &sums),
+        None => {
+            let more = b.lt(at, hi);
+            b.if_else(more, |b| tail(b, &sums), |_| sums.clone())
+        }
+    }
+}
+
 /// Emits `desc` under one of its candidate schedules.
 pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
     let mut b = Builder::new(desc.name.clone());
@@ -134,7 +182,8 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
         s.cols.is_none_or(|n| size(n).is_some_and(|n| n % width == 0) && s.block.is_none_or(|block| block % width == 0))
     };
     let ragged = !fits(s.strip) || (s.rows.is_some() && !fits(s.tile.1));
-    let staged = s.form == Form::Dot && s.strip > 1 && s.cols.is_some_and(|n| vector_epilogue(desc, n));
+    let staged =
+        s.form == Form::Dot && s.strip > 1 && s.cols.is_some_and(|n| on_vectors(&desc.vars, &desc.epilogue, n));
     let stage = staged.then(|| b.alloc("sums", DType::F32, [(s.tile.0 * s.strip) as i64]));
     Emitter { desc, s, lo, hi, ragged, stage }.cell(&mut b, &env);
     b.finish()
@@ -320,16 +369,16 @@ impl<'a> Emitter<'a> {
                         continue;
                     }
                     let Some(cols) = self.s.cols else {
-                        self.epilogue(b, env, sum, None, None);
+                        finish(b, &self.desc.epilogue, env, sum, None, None);
                         continue;
                     };
                     let n = b.add(n, step);
                     let env = env.with(cols, n);
                     if self.ragged {
                         let inside = b.lt(n, self.hi);
-                        b.if_then(inside, |b| self.epilogue(b, &env, sum, None, None));
+                        b.if_then(inside, |b| finish(b, &self.desc.epilogue, &env, sum, None, None));
                     } else {
-                        self.epilogue(b, &env, sum, None, None);
+                        finish(b, &self.desc.epilogue, &env, sum, None, None);
                     }
                 }
             }
@@ -344,7 +393,7 @@ impl<'a> Emitter<'a> {
             for (r, env) in rows.iter().enumerate() {
                 let from = b.const_i64((r * strip) as i64);
                 let sums = b.load(stage, &[from], strip as u32);
-                self.epilogue(b, &env.with(cols, first), sums, Some((cols, strip as u32)), mask);
+                finish(b, &self.desc.epilogue, &env.with(cols, first), sums, Some((cols, strip as u32)), mask);
             }
         }
     }
@@ -430,7 +479,9 @@ impl<'a> Emitter<'a> {
                 .iter()
                 .map(|r| r.scaled.as_ref().and_then(|(env, access)| env.with(k, lo).scale(b, access)))
                 .collect();
-            self.vectors(b, (lo, hi, length), carried, &|b, k, mask, carried| step(b, k, mask, &scales, carried))
+            in_vectors(b, self.s.lanes, (lo, hi, length), carried, &|b, k, mask, carried| {
+                step(b, k, mask, &scales, carried)
+            })
         };
         let stepped = rows.iter().find_map(|r| {
             let (env, access) = r.scaled.as_ref()?;
@@ -466,52 +517,6 @@ impl<'a> Emitter<'a> {
             let (lo, hi) = (b.max(start, zero), b.min(next, end));
             segment(b, lo, hi, None, sums.to_vec())
         })
-    }
-
-    /// Runs `lo..hi` in vectors, two at a time; a last one is masked.
-    fn vectors(
-        &self,
-        b: &mut Builder,
-        (lo, hi, length): (Value, Value, Option<i64>),
-        init: Vec<Value>,
-        step: &dyn Fn(&mut Builder, Value, Option<Value>, &[Value]) -> Vec<Value>,
-    ) -> Vec<Value> {
-        let lanes = i64::from(self.s.lanes);
-        let mut sums = init;
-        let mut at = lo;
-        for unit in [2 * lanes, lanes] {
-            // What is left for this unit: all of it, then less than two vectors.
-            let left = |n: i64| if unit == lanes { n % (2 * lanes) } else { n };
-            if length.is_some_and(|n| left(n) < unit) {
-                continue;
-            }
-            let (left, size) = (b.sub(hi, at), b.const_i64(unit));
-            let whole = b.div(left, size);
-            let whole = b.mul(whole, size);
-            let end = b.add(at, whole);
-            sums = b.for_loop(at, end, unit, LoopKind::Serial, &sums, |b, k, sums| {
-                let mut sums = sums.to_vec();
-                for i in 0..unit / lanes {
-                    let offset = b.const_i64(i * lanes);
-                    let k = b.add(k, offset);
-                    sums = step(b, k, None, &sums);
-                }
-                sums
-            });
-            at = end;
-        }
-        let tail = |b: &mut Builder, sums: &[Value]| {
-            let mask = b.lanes_below(at, hi, self.s.lanes);
-            step(b, at, Some(mask), sums)
-        };
-        match length.map(|n| n % lanes) {
-            Some(0) => sums,
-            Some(_) => tail(b, &sums),
-            None => {
-                let more = b.lt(at, hi);
-                b.if_else(more, |b| tail(b, &sums), |_| sums.clone())
-            }
-        }
     }
 
     // ---- outer form ----
@@ -587,11 +592,11 @@ impl<'a> Emitter<'a> {
                 })
             }),
         };
-        let vectors = vector_epilogue(self.desc, s.lane);
+        let vectors = on_vectors(&self.desc.vars, &self.desc.epilogue, s.lane);
         for (i, sum) in sums.into_iter().enumerate() {
             let (env, n) = (&rows[i / width], columns[i % width]);
             if vectors {
-                self.epilogue(b, &env.with(s.lane, n), sum, Some((s.lane, lanes)), mask);
+                finish(b, &self.desc.epilogue, &env.with(s.lane, n), sum, Some((s.lane, lanes)), mask);
                 continue;
             }
             for lane in 0..lanes {
@@ -600,44 +605,48 @@ impl<'a> Emitter<'a> {
                 let env = env.with(s.lane, n);
                 if mask.is_some() {
                     let inside = b.lt(n, self.hi);
-                    b.if_then(inside, |b| self.epilogue(b, &env, sum, None, None));
+                    b.if_then(inside, |b| finish(b, &self.desc.epilogue, &env, sum, None, None));
                 } else {
-                    self.epilogue(b, &env, sum, None, None);
+                    finish(b, &self.desc.epilogue, &env, sum, None, None);
                 }
             }
         }
     }
+}
 
-    // ---- epilogue ----
-
-    /// From the finished sums to memory. `lane` is the letter along the lanes of `sum`.
-    fn epilogue(&self, b: &mut Builder, env: &Env<'a>, sum: Value, lane: Option<(Var, u32)>, mask: Option<Value>) {
-        let epilogue = &self.desc.epilogue;
-        let mut values: Vec<Value> = Vec::new();
-        for node in &epilogue.nodes {
-            let value = match node {
-                Node::Sum => sum,
-                Node::Const(x) => b.const_f32(*x),
-                Node::Load(access) => env.read(b, access, lane, mask),
-                Node::Cast(to, x) => {
-                    let narrow = b.cast(values[*x], *to);
-                    b.cast(narrow, DType::F32)
-                }
-                Node::Map(f, args) => {
-                    let args: Vec<Value> = args.iter().map(|a| values[*a]).collect();
-                    emit_map(b, *f, &args)
-                }
-            };
-            values.push(value);
-        }
-        for output in &epilogue.outputs {
-            let at = env.at(b, &output.at);
-            let value = values[output.node];
-            let value = b.splat(value, lane.map_or(1, |(_, lanes)| lanes));
-            match mask {
-                Some(mask) => b.store_masked(env.bufs[output.param], &[at], value, mask),
-                None => b.store(env.bufs[output.param], &[at], value),
+/// From the finished sums to memory. `lane` is the letter along the lanes of `sum`.
+pub fn finish(
+    b: &mut Builder,
+    epilogue: &Epilogue,
+    env: &Env<'_>,
+    sum: Value,
+    lane: Option<(Var, u32)>,
+    mask: Option<Value>,
+) {
+    let mut values: Vec<Value> = Vec::new();
+    for node in &epilogue.nodes {
+        let value = match node {
+            Node::Sum => sum,
+            Node::Const(x) => b.const_f32(*x),
+            Node::Load(access) => env.read(b, access, lane, mask),
+            Node::Cast(to, x) => {
+                let narrow = b.cast(values[*x], *to);
+                b.cast(narrow, DType::F32)
             }
+            Node::Map(f, args) => {
+                let args: Vec<Value> = args.iter().map(|a| values[*a]).collect();
+                emit_map(b, *f, &args)
+            }
+        };
+        values.push(value);
+    }
+    for output in &epilogue.outputs {
+        let at = env.at(b, &output.at);
+        let value = values[output.node];
+        let value = b.splat(value, lane.map_or(1, |(_, lanes)| lanes));
+        match mask {
+            Some(mask) => b.store_masked(env.bufs[output.param], &[at], value, mask),
+            None => b.store(env.bufs[output.param], &[at], value),
         }
     }
 }

@@ -5,7 +5,7 @@ use hadal_ir::kernel::{Builder, Value};
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::Op;
 use hadal_ir::ops::map::MapFn;
-use hadal_types::{DType, Dim, Sym};
+use hadal_types::DType;
 use std::collections::BTreeMap;
 
 /// One step of the epilogue; operands are earlier nodes.
@@ -161,7 +161,7 @@ pub fn is_real(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E8M0)
 }
 
-/// An elementwise function on f32 lanes; `None` gives no value for functions on truth values with wrong operands.
+/// An elementwise function, lane by lane.
 pub fn emit_map(b: &mut Builder, f: MapFn, x: &[Value]) -> Value {
     use MapFn::*;
     match f {
@@ -200,11 +200,6 @@ pub fn emit_map(b: &mut Builder, f: MapFn, x: &[Value]) -> Value {
     }
 }
 
-/// Whether every symbol of a size is one that grids and loops may use.
-pub fn known(d: &Dim) -> bool {
-    d.terms().iter().all(|(s, _)| [Sym::T, Sym::P, Sym::B].contains(s))
-}
-
 /// How an address changes over the lanes of a vector along `var`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Along {
@@ -226,4 +221,10 @@ pub fn along(vars: &Vars, access: &Access, var: Var) -> Along {
         Some(k) if k.is(1) && unscaled => Along::Consecutive,
         _ => Along::Other,
     }
+}
+
+/// Whether the epilogue and all stores can be done on vectors along `var`.
+pub fn on_vectors(vars: &Vars, epilogue: &Epilogue, var: Var) -> bool {
+    let loads = epilogue.loads().all(|a| along(vars, a, var) != Along::Other);
+    loads && epilogue.outputs.iter().all(|o| vars.stride(&o.at, var).is_some_and(|s| s.is(1)))
 }

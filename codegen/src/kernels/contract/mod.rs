@@ -21,7 +21,7 @@ pub mod schedule;
 pub mod view;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use desc::Desc;
 pub use schedule::Schedule;

@@ -11,7 +11,6 @@
 //! tile variants of one kernel agree to the last bit.
 
 use super::desc::{Desc, Role};
-use super::epilogue::{Along, along};
 use super::view::{Access, Affine, Var, VarKind};
 use hadal_types::{DType, Dim};
 use std::fmt;
@@ -243,12 +242,6 @@ pub fn steps(desc: &Desc, scale: &Access, k: Var, tile: &[Option<Var>]) -> Optio
     });
     let aligned = multiple(&rest.offset) && rest.terms.values().all(multiple);
     (!depends_on_k && shared).then_some(Steps { block: *block, rest, aligned })
-}
-
-/// Whether the epilogue and all stores can be done on vectors along `var`.
-pub fn vector_epilogue(desc: &Desc, var: Var) -> bool {
-    let loads = desc.epilogue.loads().all(|a| along(&desc.vars, a, var) != Along::Other);
-    loads && desc.epilogue.outputs.iter().all(|o| desc.vars.stride(&o.at, var).is_some_and(|s| s.is(1)))
 }
 
 impl Schedule {

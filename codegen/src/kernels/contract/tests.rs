@@ -20,13 +20,13 @@ fn tensor(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
 }
 
 /// The function's parameters with these symbols.
-fn arguments(func: &Func, bindings: &Bindings, seed: u64) -> Vec<Tensor> {
+pub(crate) fn arguments(func: &Func, bindings: &Bindings, seed: u64) -> Vec<Tensor> {
     let shape = |v| func.ty(v).eval_shape(bindings).unwrap();
     func.params.iter().zip(0..).map(|(p, i)| tensor(func.ty(*p).dtype, &shape(*p), seed * 31 + i)).collect()
 }
 
 /// Runs the kernel in the interpreter; results in order.
-fn interpreted(kernel: &Kernel, func: &Func, args: &[Tensor], bindings: &Bindings) -> Vec<Buffer> {
+pub(crate) fn interpreted(kernel: &Kernel, func: &Func, args: &[Tensor], bindings: &Bindings) -> Vec<Buffer> {
     let mut buffers: Vec<Buffer> = args.iter().map(|t| Buffer::from_bytes(t.dtype, t.to_bytes())).collect();
     for (_, r) in &func.results {
         let ty = func.ty(*r);
@@ -43,7 +43,7 @@ fn check(text: &str, bindings: &[(Sym, i64)], tolerance: f64) -> Vec<String> {
     check_func(&func, &bindings, tolerance, 7)
 }
 
-fn function(text: &str) -> Func {
+pub(crate) fn function(text: &str) -> Func {
     let module = hadal_ir::text::parse_module(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     hadal_ir::verify::module(&module).unwrap();
     module.funcs[0].clone()
@@ -60,32 +60,40 @@ fn check_func(func: &Func, bindings: &Bindings, tolerance: f64, seed: u64) -> Ve
         let errors = hadal_ir::kernel::verify::verify(&kernel);
         assert!(errors.is_empty(), "{errors:?}\n{kernel}");
         let results = interpreted(&kernel, func, &args, bindings);
-        for ((buffer, expected), output) in results.iter().zip(&expected).zip(&desc.epilogue.outputs) {
-            let found = Tensor::from_bytes(expected.dtype, &expected.shape, &buffer.bytes).unwrap();
-            let step = match output.dtype {
-                DType::F32 => 0.0,
-                DType::BF16 => 1.0 / 128.0,
-                _ => 1.0 / 8.0,
-            };
-            let mut written = 0;
-            for i in (0..expected.len()).filter(|i| buffer.initialised[*i]) {
-                let (e, f) = (expected.at(i), found.at(i));
-                written += 1;
-                assert!(
-                    (e - f).abs() <= tolerance * (1.0 + e.abs()) + step * e.abs(),
-                    "element {i}: {e} expected, {f} found, {}\n{desc}\n{kernel}",
-                    s.show(&desc)
-                );
-            }
-            assert!(written > 0 || expected.is_empty());
+        for (buffer, expected) in results.iter().zip(&expected) {
+            close(buffer, expected, tolerance, &|| format!("{}\n{desc}\n{kernel}", s.show(&desc)));
         }
-        compiled(&desc, &kernel, func, &args, bindings, &results);
+        compiled(&kernel, func, &args, bindings, &results, desc.epilogue.is_heavy());
     }
     schedules.iter().map(|s| s.show(&desc)).collect()
 }
 
+/// What was written is what was expected, up to `tolerance` and the rounding of the result's format.
+pub(crate) fn close(buffer: &Buffer, expected: &Tensor, tolerance: f64, what: &dyn Fn() -> String) {
+    let found = Tensor::from_bytes(expected.dtype, &expected.shape, &buffer.bytes).unwrap();
+    let step = match expected.dtype {
+        DType::F32 => 0.0,
+        DType::BF16 => 1.0 / 128.0,
+        _ => 1.0 / 8.0,
+    };
+    let written = || (0..expected.len()).filter(|i| buffer.initialised[*i]);
+    for i in written() {
+        let (e, f) = (expected.at(i), found.at(i));
+        let near = (e - f).abs() <= tolerance * (1.0 + e.abs()) + step * e.abs();
+        assert!(near, "element {i}: {e} expected, {f} found, {}", what());
+    }
+    assert!(written().count() > 0 || expected.is_empty());
+}
+
 /// Machine code writes the same bits (but for transcendental functions) as the interpreter, with the grid cut or whole.
-fn compiled(desc: &Desc, kernel: &Kernel, func: &Func, args: &[Tensor], bindings: &Bindings, expected: &[Buffer]) {
+pub(crate) fn compiled(
+    kernel: &Kernel,
+    func: &Func,
+    args: &[Tensor],
+    bindings: &Bindings,
+    expected: &[Buffer],
+    approximate: bool,
+) {
     let mut buffers: Vec<Buffer> = args.iter().map(|t| Buffer::from_bytes(t.dtype, t.to_bytes())).collect();
     for (_, r) in &func.results {
         let ty = func.ty(*r);
@@ -96,14 +104,14 @@ fn compiled(desc: &Desc, kernel: &Kernel, func: &Func, args: &[Tensor], bindings
         // Transcendental functions are correctly rounded in the interpreter and within 2 ulp in code.
         let close = || {
             let (a, b) = (found.to_f32(), expected.to_f32());
-            desc.epilogue.is_heavy() && a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-6 * (1.0 + b.abs()))
+            approximate && a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-6 * (1.0 + b.abs()))
         };
-        assert!(found.bytes == expected.bytes || close(), "code differs from the interpreter\n{desc}\n{kernel}");
+        assert!(found.bytes == expected.bytes || close(), "code differs from the interpreter\n{kernel}");
     }
 }
 
 /// One kernel function: parameters, body, result type.
-fn kernel(params: &str, body: &str, result: &str) -> String {
+pub(crate) fn kernel(params: &str, body: &str, result: &str) -> String {
     format!("symbols P in 0..64, T in 1..64\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n")
 }
 
