@@ -149,9 +149,9 @@ impl Builder {
     }
 
     /// The function, or the first broken constraint.
-    pub fn finish(self) -> Result<Func, BuildError> {
+    pub fn finish(self) -> Result<Func, Box<BuildError>> {
         match self.error {
-            Some(error) => Err(error),
+            Some(error) => Err(Box::new(error)),
             None => Ok(self.func),
         }
     }

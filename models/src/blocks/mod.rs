@@ -129,6 +129,6 @@ impl<'a> Block<'a> {
 
     /// The function, or the first broken constraint.
     pub fn finish(self) -> Result<Func, Box<BuildError>> {
-        self.builder.finish().map_err(Box::new)
+        self.builder.finish()
     }
 }
