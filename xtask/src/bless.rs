@@ -8,9 +8,13 @@ use std::fs;
 /// Rewrites every generated file.
 pub fn run() -> Result {
     step("formatting", "cargo", &["fmt", "--all"], &[])?;
-    let page = op_pages()?;
-    fs::write(root().join("docs/src/ops.md"), page).map_err(|e| e.to_string())?;
+    pages()?;
     step("snapshots", "cargo", &["test", "--workspace"], &[("INSTA_UPDATE", "always"), ("HADAL_BLESS", "1")])
+}
+
+/// Rewrites the op pages.
+pub fn pages() -> Result {
+    fs::write(root().join("docs/src/ops.md"), op_pages()?).map_err(|e| e.to_string())
 }
 
 /// Fails where a generated file is not what would be generated now.

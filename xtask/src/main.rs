@@ -35,7 +35,11 @@ enum Task {
     /// Formatting and lints only.
     Check,
     /// Rewrite what is generated: formatting, op pages, status page, snapshots. Read the diff.
-    Bless,
+    Bless {
+        /// Only the op pages.
+        #[arg(long)]
+        pages: bool,
+    },
     /// Measure decode and prefill speed of the demo model and of a random 1.5B checkpoint; see docs/perf/.
     Bench {
         /// Leave out the 1.5B checkpoint (3.5 GB on disk).
@@ -49,7 +53,8 @@ fn main() -> ExitCode {
         Task::Setup { without_llvm } => setup::run(without_llvm),
         Task::Test { without_llvm } => test(without_llvm),
         Task::Check => check(),
-        Task::Bless => bless::run(),
+        Task::Bless { pages: true } => bless::pages(),
+        Task::Bless { pages: false } => bless::run(),
         Task::Bench { demo_only } => bench(demo_only),
     };
     match result {
