@@ -63,9 +63,9 @@ pub enum Error {
         /// Another.
         second: TensorType,
     },
-    /// A weight whose size depends on a symbol.
-    #[error("weight `{name}` has the symbolic type {ty}")]
-    SymbolicWeight {
+    /// A weight, or a row of a state, whose size depends on a symbol.
+    #[error("weight or state row `{name}` has the symbolic type {ty}")]
+    Symbolic {
         /// Full name.
         name: String,
         /// Its type.

@@ -52,6 +52,8 @@ struct Planner<'a> {
     plan: Plan,
     /// States that this entry has appended to.
     appended: BTreeMap<usize, usize>,
+    /// Buffers whose memory the caller provides.
+    given: BTreeMap<usize, Place>,
 }
 
 impl<'a> Planner<'a> {
@@ -68,7 +70,7 @@ impl<'a> Planner<'a> {
             lower_bound: 0,
             launches: vec![],
         };
-        Planner { program, module, entry: entry.clone(), plan, appended: BTreeMap::new() }
+        Planner { program, module, entry: entry.clone(), plan, appended: BTreeMap::new(), given: BTreeMap::new() }
     }
 
     fn run(mut self) -> Result<Plan, Error> {
@@ -84,6 +86,7 @@ impl<'a> Planner<'a> {
         for ((name, v), loc) in func.results.iter().zip(results) {
             self.output(name, func.ty(*v), loc);
         }
+        self.give();
         place(&mut self.plan.buffers);
         self.plan.arena_bytes = self.plan.buffers.iter().map(|b| b.offset + b.bytes).max().unwrap_or(0);
         let live = |at: usize| {
@@ -202,7 +205,7 @@ impl<'a> Planner<'a> {
 
     fn weight(&mut self, name: String, ty: &TensorType) -> Result<usize, Error> {
         if ty.shape.iter().any(|d| d.as_const().is_none()) {
-            return Err(Error::SymbolicWeight { name, ty: ty.clone() });
+            return Err(Error::Symbolic { name, ty: ty.clone() });
         }
         let weights = &mut self.program.weights;
         if let Some(i) = weights.iter().position(|w| w.name == name) {
@@ -217,6 +220,9 @@ impl<'a> Planner<'a> {
 
     fn state(&mut self, name: String, ty: &TensorType) -> Result<usize, Error> {
         let row = TensorType { dtype: ty.dtype, shape: ty.shape.get(1..).unwrap_or_default().to_vec() };
+        if row.shape.iter().any(|d| d.as_const().is_none()) {
+            return Err(Error::Symbolic { name, ty: row });
+        }
         let rows = self.plan.max_context;
         let states = &mut self.program.states;
         if let Some(i) = states.iter().position(|s| s.name == name) {
@@ -231,36 +237,37 @@ impl<'a> Planner<'a> {
 
     /// Makes a value an output: its buffer becomes the caller's, or it is copied there.
     fn output(&mut self, name: &str, ty: &TensorType, loc: Loc) {
-        let index = self.plan.outputs.len();
+        let output = Place::Output(self.plan.outputs.len());
         self.plan.outputs.push(Port { name: name.to_owned(), ty: ty.clone() });
-        let output = Place::Output(index);
         match loc.place {
-            Place::Buffer(b) if self.plan.buffers[b].bytes > 0 || self.writer(b).is_some() => {
-                self.move_buffer(b, output);
+            Place::Buffer(b) if !self.given.contains_key(&b) => {
+                self.given.insert(b, output);
             }
             place => {
                 let kernel = self.copy_kernel(ty);
+                if let Place::Buffer(b) = place {
+                    self.plan.buffers[b].last = self.plan.launches.len();
+                }
                 self.plan.launches.push(Launch { kernel, args: vec![place, output], origin: vec![] });
             }
         }
     }
 
-    fn writer(&self, buffer: usize) -> Option<usize> {
-        let wanted = Place::Buffer(buffer);
-        self.plan.launches.iter().position(|l| l.args.contains(&wanted))
-    }
-
-    /// Puts a buffer's value in the caller's memory, and takes the buffer out of the plan.
-    fn move_buffer(&mut self, buffer: usize, to: Place) {
-        self.plan.buffers.remove(buffer);
-        let places = self.plan.launches.iter_mut().flat_map(|l| &mut l.args);
-        for place in places {
-            match place {
-                Place::Buffer(b) if *b == buffer => *place = to,
-                Place::Buffer(b) if *b > buffer => *b -= 1,
-                _ => {}
+    /// Takes the buffers out of the plan whose memory is the caller's.
+    fn give(&mut self) {
+        let mut places = Vec::new();
+        let mut kept = 0;
+        for b in 0..self.plan.buffers.len() {
+            places.push(self.given.get(&b).copied().unwrap_or(Place::Buffer(kept)));
+            kept += usize::from(!self.given.contains_key(&b));
+        }
+        for place in self.plan.launches.iter_mut().flat_map(|l| &mut l.args) {
+            if let Place::Buffer(b) = place {
+                *place = places[*b];
             }
         }
+        let mut b = 0..;
+        self.plan.buffers.retain(|_| !self.given.contains_key(&b.next().expect("endless")));
     }
 
     fn copy_kernel(&mut self, ty: &TensorType) -> String {

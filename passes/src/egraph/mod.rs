@@ -336,3 +336,98 @@ fn add(graph: &mut Graph, term: &Term, origin: &BTreeSet<String>, depth: usize) 
     graph[class].data.origin = origin.clone();
     class
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hadal_ir::text::parse_module;
+    use hadal_ir::{Sym, Tensor};
+
+    fn noise(ty: &TensorType, bindings: &Bindings, seed: usize) -> Tensor {
+        let shape = ty.eval_shape(bindings).unwrap();
+        let n: usize = shape.iter().product();
+        let values = (0..n).map(|i| ((i * 7919 + seed * 104729 + 13) % 1009) as f64 / 500.0 - 1.0);
+        Tensor::real(ty.dtype, &shape, values.map(|v| ty.dtype.round(v)).collect())
+    }
+
+    /// Evaluates all nodes of all classes, each over any values found for its operands: all must agree.
+    fn every_node_agrees(text: &str, bindings: &Bindings) -> usize {
+        let module = parse_module(text).unwrap();
+        let (mut graph, _) = build(&module.funcs[0]);
+        let (_, stop) = saturate(&mut graph, Limits::default(), &mut Fired::new());
+        assert_eq!(stop, Stop::Saturated);
+        let mut values: BTreeMap<Id, Tensor> = BTreeMap::new();
+        let mut checked: BTreeSet<Node> = BTreeSet::new();
+        let mut changed = true;
+        while std::mem::take(&mut changed) {
+            for class in graph.classes() {
+                for node in &class.nodes {
+                    let args: Option<Vec<&Tensor>> = node.args.iter().map(|a| values.get(&graph.find(*a))).collect();
+                    let Some(args) = args.filter(|_| !checked.contains(node)) else { continue };
+                    let value = match &node.head {
+                        Head::Input(v) => noise(&class.data.ty, bindings, v.index()),
+                        Head::Op(op) => op.eval(&args, &class.data.ty, bindings),
+                    };
+                    if let Some(known) = values.get(&class.id) {
+                        assert_eq!(known.shape, value.shape);
+                        for i in 0..known.len() {
+                            let (x, y) = (known.at(i), value.at(i));
+                            assert!(x == y || (x - y).abs() < 1e-9 * (1.0 + x.abs()), "{node:?}: {x} and {y}");
+                        }
+                    } else {
+                        values.insert(class.id, value);
+                    }
+                    checked.insert(node.clone());
+                    changed = true;
+                }
+            }
+        }
+        assert!(graph.classes().all(|c| c.nodes.iter().all(|n| checked.contains(n))));
+        graph.total_number_of_nodes()
+    }
+
+    const LATENT: &str = r#"symbols P in 0..9, T in 1..9
+        func @f(%x: f32[T, 5], %qr: f32[T, 2, 2], %c: f32[P+T, 3], %r: f32[P+T, 2]) -> (o: f32[T, 4]) {
+          weight %wq = "q" : f32[6, 5]
+          weight %w = "kv_b" : f32[8, 3]
+          weight %wo = "o" : f32[4, 2]
+          %q0 = contract %x, %wq {spec = "td,fd->tf"} : f32[T, 6]
+          %q1 = reshape %q0 {shape = [T, 2, 3]} : f32[T, 2, 3]
+          %q = concat %q1, %qr {axis = 2} : f32[T, 2, 5]
+          %kv0 = contract %c, %w {spec = "sc,fc->sf"} : f32[P+T, 8]
+          %kv = reshape %kv0 {shape = [P+T, 2, 4]} : f32[P+T, 2, 4]
+          %kn = slice %kv {axis = 2, start = 0, len = 3} : f32[P+T, 2, 3]
+          %v = slice %kv {axis = 2, start = 3, len = 1} : f32[P+T, 2, 1]
+          %rb = broadcast %r {shape = [P+T, 2, 2], dims = [0, 2]} : f32[P+T, 2, 2]
+          %k = concat %kn, %rb {axis = 2} : f32[P+T, 2, 5]
+          %s0 = contract %q, %k {spec = "thd,shd->hts"} : f32[2, T, P+T]
+          %f = constant {value = 0.4, dtype = f32} : f32[]
+          %fb = broadcast %f {shape = [2, T, P+T], dims = []} : f32[2, T, P+T]
+          %s1 = mul %s0, %fb : f32[2, T, P+T]
+          %s2 = causal_mask %s1 {query = 1, key = 2} : f32[2, T, P+T]
+          %p = softmax %s2 : f32[2, T, P+T]
+          %o = contract %p, %v {spec = "hts,shv->thv"} : f32[T, 2, 1]
+          %of = reshape %o {shape = [T, 2]} : f32[T, 2]
+          %y = contract %of, %wo {spec = "td,fd->tf"} : f32[T, 4]
+          return %y
+        }"#;
+
+    #[test]
+    fn all_that_is_found_is_equal() {
+        for (p, t) in [(0, 1), (0, 4), (3, 2), (5, 1)] {
+            let nodes = every_node_agrees(LATENT, &Bindings::from([(Sym::P, p), (Sym::T, t)]));
+            assert!((60..300).contains(&nodes), "{nodes} nodes");
+        }
+    }
+
+    #[test]
+    fn limits_are_kept() {
+        let module = parse_module(LATENT).unwrap();
+        let target = Target::by_name("cpu").unwrap();
+        let bindings = Bindings::from([(Sym::P, 5), (Sym::T, 1)]);
+        let stop = |limits| func(&module.funcs[0], &target, &bindings, limits, &mut Fired::new()).1.stop;
+        assert_eq!(stop(Limits { nodes: 40, rounds: 12 }), Stop::Nodes);
+        assert_eq!(stop(Limits { nodes: 20_000, rounds: 1 }), Stop::Rounds);
+        assert_eq!(stop(Limits::default()), Stop::Saturated);
+    }
+}
