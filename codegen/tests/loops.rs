@@ -2,7 +2,7 @@
 
 mod kernels;
 
-use hadal_codegen::kernels::{Target, loops};
+use hadal_codegen::kernels::{Error, Target, loops};
 use hadal_ir::{Bindings, Func, Sym, text};
 use kernels::{check, check_generated, random};
 use proptest::prelude::*;
@@ -173,16 +173,34 @@ fn attention() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_functions(seed in any::<u64>(), steps in 1..12usize, t in 1..=6i64, p in 0..=7i64) {
         let (func, tolerances) = random::function(seed, steps);
         hadal_ir::verify::func(&func).unwrap();
         let generated = loops::emit(&func, &Target::default());
+        // A selection that is read everywhere and has two symbolic sizes cannot be held.
+        if let Err(Error::Scratch { shape, .. }) = &generated {
+            prop_assert!(shape.iter().filter(|d| d.as_const().is_none()).count() > 1);
+            return Ok(());
+        }
         let generated = generated.unwrap_or_else(|e| panic!("{e}\n{}", text::print_func(&func)));
         for (t, p) in [(t, p), (1, 0)] {
             check_generated(&func, &generated, &Bindings::from([(Sym::T, t), (Sym::P, p)]), seed, &tolerances);
         }
+    }
+}
+
+#[test]
+fn one_seed() {
+    let Ok(text) = std::env::var("SEED") else { return };
+    let n: Vec<u64> = text.split(' ').map(|x| x.parse().unwrap()).collect();
+    let (func, tolerances) = random::function(n[0], n[1] as usize);
+    eprintln!("{}", text::print_func(&func));
+    let generated = loops::emit(&func, &Target::default()).unwrap();
+    eprintln!("{}", generated.kernel);
+    for (t, p) in [(n[2] as i64, n[3] as i64), (1, 0)] {
+        check_generated(&func, &generated, &Bindings::from([(Sym::T, t), (Sym::P, p)]), n[0], &tolerances);
     }
 }

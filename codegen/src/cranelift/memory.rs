@@ -133,7 +133,8 @@ impl Lower<'_, '_> {
             for (_, term) in terms {
                 flat = self.b.ins().iadd(flat, term);
             }
-            let bytes = self.b.ins().ushr_imm_u(flat, 1);
+            // A masked vector may begin before its buffer.
+            let bytes = self.b.ins().sshr_imm_u(flat, 1);
             let base = self.b.ins().iadd(base, bytes);
             return Address { base, offset: 0, depth, flat: Some(flat) };
         }

@@ -43,6 +43,10 @@ pub fn function(seed: u64, steps: usize) -> (Func, Vec<f64>) {
     let mut tolerances = Vec::new();
     for (i, known) in chosen.iter().enumerate() {
         let mut id = known.id;
+        // Small formats are read; what is written in them would be rounded coarsely, or wrap.
+        if g.b.ty(id).dtype.bits() == 8 && g.b.ty(id).dtype != DType::Bool || g.b.ty(id).dtype.bits() < 8 {
+            id = g.b.cast(id, DType::F32);
+        }
         if g.n.below(5) == 0 {
             id = g.appended(id).unwrap_or(id);
         }
@@ -106,7 +110,8 @@ impl Generator {
         let bits = bits.filter(fits);
         let error = if bits.is_some() { 0.0 } else { error + most * 2e-7 };
         let small = self.b.shape(id).iter().map(largest).product::<f64>() <= 4000.0;
-        let good = most < 1e5 && error < 1e-2 && small && self.b.shape(id).len() <= 5;
+        let narrow = self.b.ty(id).dtype.is_int() && self.b.ty(id).dtype.bits() == 8;
+        let good = most < if narrow { 127.0 } else { 1e5 } && error < 1e-2 && small && self.b.shape(id).len() <= 5;
         if good {
             self.all.push(Known { id, most, bits, error });
         }
@@ -121,7 +126,8 @@ impl Generator {
     /// A value of the same shape and format.
     fn partner(&mut self, x: Known) -> Known {
         let ty = self.b.ty(x.id).clone();
-        let same: Vec<Known> = self.all.iter().filter(|k| *self.b.ty(k.id) == ty).copied().collect();
+        let same = self.all.iter().filter(|k| *self.b.ty(k.id) == ty).copied();
+        let same: Vec<Known> = same.chain([x]).collect();
         match self.n.below(3) {
             0 => {
                 let value = self.n.below(7) as f64 - 3.0;

@@ -497,8 +497,8 @@ impl Lower<'_> {
                     Source::Param(_) => index.clone(),
                     Source::Held(h) => self.draft.kept(*h, index),
                 };
-                // A guard alone may depend on it.
-                !self.nodes.index_deps(&index).contains(&v) || self.in_order(v, &index, self.nodes.format(*from))
+                // Also where only the guard depends on it: a masked load is of consecutive elements.
+                self.in_order(v, &index, self.nodes.format(*from))
             }
             Node::Index(e) => self.linear(v, e),
             Node::Const(_)

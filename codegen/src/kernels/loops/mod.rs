@@ -20,7 +20,7 @@ use hadal_ir::builder::decompose_func;
 use hadal_ir::kernel::UnaryOp;
 use hadal_ir::ops::{Op, Tier};
 use hadal_ir::{Func, FuncKind, InstKind, ValueId};
-use hadal_types::Dim;
+use hadal_types::{DType, Dim};
 use nodes::{Id, Node, Nodes, Part, Source, Wish};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -116,6 +116,10 @@ pub fn emit(func: &Func, target: &Target) -> Result<Generated, Error> {
         {
             return Err(Error::NoPrimitives { func: func.name.clone(), op: op.mnemonic() });
         }
+    }
+    let packed = |d: &DType| d.bits() < 8;
+    if let Some(dtype) = func.results.iter().map(|(_, v)| func.ty(*v).dtype).find(packed) {
+        return Err(Error::PackedResult { func: func.name.clone(), dtype });
     }
     let sinks = sinks(func);
     let grids = grids(func, &sinks);
@@ -254,9 +258,10 @@ fn draft<'a>(func: &'a Func, held: &'a BTreeSet<ValueId>, sinks: &[Sink], grid: 
         let (rest, more) = nodes.loops_over(&sink.shape[index.len()..]);
         index.extend(rest);
         vars.extend(more);
-        let parts = nodes.nest(&index, vars, |nodes, at| Work::Element {
-            root: nodes.eval(sink.value, at, None),
-            index: at.to_vec(),
+        let format = func.ty(func.results[i].1).dtype;
+        let parts = nodes.nest(&index, vars, |nodes, at| {
+            let root = nodes.eval(sink.value, at, None);
+            Work::Element { root: nodes.stored(root, format), index: at.to_vec() }
         });
         nests.push(Nest { dest: Dest::Result(i), parts });
     }

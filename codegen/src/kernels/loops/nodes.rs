@@ -14,7 +14,7 @@ use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
 use hadal_ir::ops::*;
 use hadal_ir::{Func, InstKind, ValueId};
-use hadal_types::{DType, Dim};
+use hadal_types::{DType, Dim, Sym};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -235,10 +235,10 @@ impl<'a> Nodes<'a> {
             if self.ty(a) == to {
                 return a;
             }
-            // Widening to f32 loses nothing, so narrowing again gives back the same.
-            if let Node::Cast(inner, DType::F32) = *self.node(a)
+            // Widening loses nothing, so narrowing again gives back the same.
+            if let Node::Cast(inner, wide) = *self.node(a)
                 && self.ty(inner) == to
-                && to.is_float()
+                && (wide == DType::F32 && to.is_float() || wide == DType::I64 && to.is_int())
             {
                 return inner;
             }
@@ -360,8 +360,8 @@ impl<'a> Nodes<'a> {
             };
             let mut wishes: Vec<&Wish> = self.wishes[first..].iter().filter(own).collect();
             wishes.sort_by_key(|w| match w {
+                Wish::Break(..) => 0,
                 Wish::Split(_, n) => *n,
-                Wish::Break(..) => i64::MAX,
             });
             let Some(wish) = wishes.first().filter(|_| depth + parts.len() + open.len() < MAX_CUTS).copied() else {
                 parts.push(Part { vars, built });
@@ -454,7 +454,11 @@ impl<'a> Nodes<'a> {
         match op {
             Op::Map(map) => {
                 let values: Vec<Id> = args.iter().map(|a| self.eval(*a, at, guard)).collect();
-                self.map(map.f, &values)
+                let y = self.map(map.f, &values);
+                let overflows =
+                    matches!(map.f, MapFn::Neg | MapFn::Abs | MapFn::Add | MapFn::Sub | MapFn::Mul | MapFn::Div);
+                let dtype = func.ty(v).dtype;
+                if overflows && dtype.is_int() { self.round(y, dtype) } else { y }
             }
             Op::Cast(_) => {
                 let a = self.eval(args[0], at, guard);
@@ -502,8 +506,17 @@ impl<'a> Nodes<'a> {
                 let row = self.binary(BinaryOp::Min, row, last);
                 let row = self.binary(BinaryOp::Max, row, zero);
                 let mut at = at.to_vec();
-                at.splice(op.axis..op.axis + chosen, [Expr::term(Atom::Data(row, size), 1.into())]);
-                self.eval(args[0], &at, guard)
+                at.splice(op.axis..op.axis + chosen, [Expr::term(Atom::Data(row, size.clone()), 1.into())]);
+                if never_empty(&size) {
+                    return self.eval(args[0], &at, guard);
+                }
+                // Where there is nothing to choose from the element is zero.
+                let count = self.index(size.into());
+                let some = self.compare(CompareOp::Lt, zero, count);
+                let guard = guard.map_or(some, |g| self.binary(BinaryOp::And, g, some));
+                let x = self.eval(args[0], &at, Some(guard));
+                let nothing = self.number(0.0, self.ty(x));
+                self.select(some, x, nothing)
             }
             Op::Iota(op) => self.index(at[0].offset(&op.start)),
             Op::Constant(op) => {
@@ -550,14 +563,20 @@ impl<'a> Nodes<'a> {
 
     /// `a` in another format of the graph, in the format computed in.
     fn round(&mut self, a: Id, to: DType) -> Id {
-        let wide = self.cast(a, working(to));
-        match to {
+        let narrow = match to {
             DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 => {
-                let narrow = self.cast(wide, to);
-                self.cast(narrow, DType::F32)
+                let wide = self.cast(a, DType::F32);
+                self.cast(wide, to)
             }
-            _ => wide,
-        }
+            DType::U8 | DType::I8 | DType::I32 => self.cast(a, to),
+            DType::Bool | DType::I64 | DType::F32 | DType::F64 => a,
+        };
+        self.cast(narrow, working(to))
+    }
+
+    /// `a` as an element of a buffer of that format. What is rounded to it already is not rounded again.
+    pub fn stored(&mut self, a: Id, format: DType) -> Id {
+        self.cast(a, format)
     }
 
     /// One of `args` joined along `axis`; with `append` the second operand is rounded to that format.
@@ -615,16 +634,21 @@ impl<'a> Nodes<'a> {
         result.unwrap_or(0)
     }
 
-    /// Wishes for a cut where `e`, one loop variable and constants, crosses `point`.
+    /// Wishes for a cut where `e` crosses `point`, if that is between two iterations of a loop.
     fn border(&mut self, e: &Expr, point: &Dim) {
-        if let [(Atom::Var(v), k)] = &e.terms[..]
-            && k.is(1)
-        {
-            let at = point.clone() - e.constant.clone();
-            let inside = at_most(&0.into(), &at) && at_most(&at, &self.space.extents[*v as usize]);
-            if inside && !at.is(0) && at != self.space.extents[*v as usize] {
-                self.wishes.push(Wish::Break(*v, at));
-            }
+        let Some((atom, k)) = e.terms.iter().max_by_key(|(_, k)| k.as_const()) else { return };
+        let (Atom::Var(v), Some(k)) = (atom, k.as_const()) else { return };
+        // Inner loops stay within one iteration of this one.
+        let mut inner = e.clone();
+        inner.terms.retain(|(a, _)| a != atom);
+        inner.constant = 0.into();
+        if k < 1 || !self.space.within(&inner, &k.into()) {
+            return;
+        }
+        let Some(at) = (point.clone() - e.constant.clone()).div_exact(k) else { return };
+        let extent = &self.space.extents[*v as usize];
+        if at_most(&0.into(), &at) && at_most(&at, extent) && !at.is(0) && at != *extent {
+            self.wishes.push(Wish::Break(*v, at));
         }
     }
 
@@ -680,6 +704,12 @@ impl<'a> Nodes<'a> {
             MapFn::Select => self.select(x[0], x[1], x[2]),
         }
     }
+}
+
+/// Whether a size is at least 1 in every call: there is always a new token, though there may be no old one.
+fn never_empty(size: &Dim) -> bool {
+    let least = size.terms().iter().map(|(s, _)| (*s, i64::from(*s != Sym::P))).collect();
+    size.terms().iter().all(|(_, k)| *k >= 0) && size.eval(&least).is_ok_and(|n| n >= 1)
 }
 
 /// The operation that combines two elements of a reduction.
