@@ -113,7 +113,7 @@ pub fn in_vectors(
     lanes: u32,
     (lo, hi, length): (Value, Value, Option<i64>),
     init: Vec<Value>,
-    step: &dyn Fn(&mut Builder, Value, Option<Value>, &[Value]) -> Vec<Value>,
+    step: Step<'_>,
 ) -> Vec<Value> {
     let mask_lanes = lanes;
     let lanes = i64::from(lanes);
@@ -218,19 +218,15 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// The vector at `k`, scaled.
-    fn load(&self, b: &mut Builder, k: Value, lanes: u32, mask: Option<Value>, scale: Option<Value>) -> Value {
+    /// The vector at `k`, unscaled.
+    fn load(&self, b: &mut Builder, k: Value, lanes: u32, mask: Option<Value>) -> Value {
         let at = b.add(self.base, k);
-        let x = load_f32(b, self.buf, at, lanes, mask);
-        match scale {
-            Some(scale) => b.mul(x, scale),
-            None => x,
-        }
+        load_f32(b, self.buf, at, lanes, mask)
     }
 }
 
-/// One vector step of the summed letter: where it is, which lanes are valid, scales of the rows, what is carried.
-type Step<'f> = &'f dyn Fn(&mut Builder, Value, Option<Value>, &[Option<Value>], &[Value]) -> Vec<Value>;
+/// One vector step of the summed letter: where it is, which lanes are valid, what is carried.
+type Step<'f> = &'f dyn Fn(&mut Builder, Value, Option<Value>, &[Value]) -> Vec<Value>;
 
 impl<'a> Emitter<'a> {
     fn streamed(&self) -> &'a Access {
@@ -282,10 +278,11 @@ impl<'a> Emitter<'a> {
             let from = self.row(b, env.with(cols, n), self.streamed());
             let (column, stride) = (b.sub(n, self.lo), b.const_i64(stride));
             let to = b.mul(column, stride);
-            let rows = [from];
-            self.segments(b, &rows, Vec::new(), &|b, k, mask, scales, _| {
-                let x = rows[0].load(b, k, s.lanes, mask, scales[0]);
+            let (zero, end) = (b.const_i64(0), b.const_i64(k));
+            in_vectors(b, s.lanes, (zero, end, Some(k)), Vec::new(), &|b, k, mask, _| {
+                let x = from.load(b, k, s.lanes, mask);
                 let to = b.add(to, k);
+                // Masked-off lanes are zero, and there is room for them.
                 b.store(buf, &[to], x);
                 Vec::new()
             });
@@ -423,22 +420,19 @@ impl<'a> Emitter<'a> {
             let bind = |env: &Env<'a>| outer.iter().fold(env.clone(), |env, (var, value)| env.with(*var, *value));
             let mut all: Vec<Row<'a>> = rows.iter().map(|env| self.row(b, bind(env), self.reused())).collect();
             for n in &columns {
-                all.push(match (converted, self.s.cols) {
-                    (Some(c), _) => {
+                let env = bind(&rows[0]);
+                let env = self.s.cols.map_or(env.clone(), |cols| env.with(cols, *n));
+                let row = self.row(b, env, self.streamed());
+                all.push(match converted {
+                    Some(c) => {
                         let (column, stride) = (b.sub(*n, self.lo), b.const_i64(c.stride));
-                        Row { buf: c.buf, base: b.mul(column, stride), scaled: None }
+                        Row { buf: c.buf, base: b.mul(column, stride), ..row }
                     }
-                    (None, Some(cols)) => self.row(b, bind(&rows[0]).with(cols, *n), self.streamed()),
-                    (None, None) => self.row(b, bind(&rows[0]), self.streamed()),
+                    None => row,
                 });
             }
-            self.segments(b, &all, sums, &|b, k, mask, scales, sums| {
-                let lanes = self.s.lanes;
-                let x: Vec<Value> =
-                    all.iter().zip(scales).map(|(row, scale)| row.load(b, k, lanes, mask, *scale)).collect();
-                let (x, w) = x.split_at(rows.len());
-                sums.iter().enumerate().map(|(i, sum)| b.fma(x[i / width], w[i % width], *sum)).collect()
-            })
+            let (x, w) = all.split_at(rows.len());
+            self.segments(b, x, w, sums)
         });
         sums.into_iter().map(|sum| b.reduce_lanes(ReduceOp::Add, sum)).collect()
     }
@@ -469,28 +463,48 @@ impl<'a> Emitter<'a> {
         })
     }
 
-    /// Runs the innermost summed letter in vectors, cut where scales change.
-    fn segments(&self, b: &mut Builder, rows: &[Row<'a>], init: Vec<Value>, step: Step<'_>) -> Vec<Value> {
-        let (desc, k) = (self.desc, self.s.lane);
-        let size = desc.size(k);
-        let zero = b.const_i64(0);
-        let segment = |b: &mut Builder, lo: Value, hi: Value, length: Option<i64>, carried: Vec<Value>| {
-            let scales: Vec<Option<Value>> = rows
-                .iter()
-                .map(|r| r.scaled.as_ref().and_then(|(env, access)| env.with(k, lo).scale(b, access)))
-                .collect();
-            in_vectors(b, self.s.lanes, (lo, hi, length), carried, &|b, k, mask, carried| {
-                step(b, k, mask, &scales, carried)
+    /// Adds `x · w` for all pairs over the innermost summed letter. Where there are scales, products of unscaled
+    /// elements are summed while the scales last, then the sum is scaled and added.
+    fn segments(&self, b: &mut Builder, x: &[Row<'a>], w: &[Row<'a>], init: Vec<Value>) -> Vec<Value> {
+        let (desc, k, lanes) = (self.desc, self.s.lane, self.s.lanes);
+        let products = |b: &mut Builder, range: (Value, Value, Option<i64>), init: Vec<Value>| {
+            in_vectors(b, lanes, range, init, &|b, k, mask, sums| {
+                let x: Vec<Value> = x.iter().map(|row| row.load(b, k, lanes, mask)).collect();
+                let w: Vec<Value> = w.iter().map(|row| row.load(b, k, lanes, mask)).collect();
+                sums.iter().enumerate().map(|(i, sum)| b.fma(x[i / w.len()], w[i % w.len()], *sum)).collect()
             })
         };
-        let stepped = rows.iter().find_map(|r| {
-            let (env, access) = r.scaled.as_ref()?;
+        let size = desc.size(k);
+        let (zero, end) = (b.const_i64(0), b.dim(size));
+        let scaled = |rows: &[Row<'a>]| rows.iter().find_map(|r| r.scaled.clone());
+        if scaled(x).is_none() && scaled(w).is_none() {
+            return products(b, (zero, end, size.as_const()), init);
+        }
+        let segment = |b: &mut Builder, (lo, hi, length): (Value, Value, Option<i64>), sums: &[Value]| {
+            let none = b.const_f32(0.0);
+            let none = b.splat(none, lanes);
+            let parts = products(b, (lo, hi, length), vec![none; sums.len()]);
+            let mut scales = |rows: &[Row<'a>]| -> Vec<Option<Value>> {
+                let scale = |r: &Row<'a>| r.scaled.as_ref().and_then(|(env, a)| env.with(k, lo).scale(b, a));
+                rows.iter().map(scale).collect()
+            };
+            let (of_x, of_w) = (scales(x), scales(w));
+            let pairs = parts.into_iter().zip(sums).enumerate().map(|(i, (part, sum))| {
+                let scale = match (of_x[i / w.len()], of_w[i % w.len()]) {
+                    (Some(a), Some(c)) => b.mul(a, c),
+                    (Some(scale), None) | (None, Some(scale)) => scale,
+                    (None, None) => return b.add(part, *sum),
+                };
+                b.fma(part, scale, *sum)
+            });
+            pairs.collect::<Vec<_>>()
+        };
+        let stepped = scaled(x).into_iter().chain(scaled(w)).find_map(|(env, access)| {
             let scale = access.scale.as_deref().filter(|s| desc.vars.reads(s, k))?;
             Some((env, steps(desc, scale, k, &[])?))
         });
         let Some((env, steps)) = stepped else {
-            let end = b.dim(size);
-            return segment(b, zero, end, size.as_const(), init);
+            return segment(b, (zero, end, size.as_const()), &init);
         };
         let block = b.const_i64(steps.block);
         if let (true, Some(n)) = (steps.aligned, size.as_const()) {
@@ -499,23 +513,19 @@ impl<'a> Emitter<'a> {
             if n >= steps.block {
                 sums = b.for_loop(zero, whole, steps.block, LoopKind::Serial, &sums, |b, lo, sums| {
                     let hi = b.add(lo, block);
-                    segment(b, lo, hi, Some(steps.block), sums.to_vec())
+                    segment(b, (lo, hi, Some(steps.block)), sums)
                 });
             }
-            if rest > 0 {
-                let end = b.const_i64(n);
-                sums = segment(b, whole, end, Some(rest), sums);
-            }
-            return sums;
+            return if rest > 0 { segment(b, (whole, end, Some(rest)), &sums) } else { sums };
         }
         // The first block may have begun before zero.
-        let (end, rest) = (b.dim(size), env.at(b, &steps.rest));
+        let rest = env.at(b, &steps.rest);
         let gone = b.rem(rest, block);
         let first = b.sub(zero, gone);
         b.for_loop(first, end, steps.block, LoopKind::Serial, &init, |b, start, sums| {
             let next = b.add(start, block);
             let (lo, hi) = (b.max(start, zero), b.min(next, end));
-            segment(b, lo, hi, None, sums.to_vec())
+            segment(b, (lo, hi, None), sums)
         })
     }
 

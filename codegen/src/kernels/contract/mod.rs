@@ -5,10 +5,11 @@
 //! parameters are composed into affine forms of the contraction's letters ([`view`]), never materialised.
 //! [`schedule`] chooses how; [`emit`] writes the kernel.
 //!
-//! **Numbers.** An element is `x · w` with `w = q · s` rounded once to f32 where it is block-scaled, added by fused
-//! multiply-add into f32. The dot form keeps `lanes` partial sums (lane `i` takes summed elements `i, i + lanes, …`, in
-//! order) and combines halves at the end; the outer form adds in order. Neither depends on the tile, so a row has the
-//! same bits whatever `T` is and however the grid is cut.
+//! **Numbers.** Products are added by fused multiply-add into f32. The dot form keeps `lanes` partial sums (lane `i`
+//! takes summed elements `i, i + lanes, …`, in order) and combines halves at the end; the outer form adds in order.
+//! Block scales: the dot form sums the unscaled products of a block, then adds that sum times the scale; the outer form
+//! scales each element first. Nothing of this depends on the tile, so a row has the same bits whatever `T` is and
+//! however the grid is cut.
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:

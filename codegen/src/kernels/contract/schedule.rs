@@ -126,11 +126,10 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
     let mut stepped = 0;
     for a in [w, x] {
         if let Some(s) = a.scale.as_deref().filter(|s| desc.vars.reads(s, k)) {
-            let steps = steps(desc, s, k, &[rows, cols])?;
-            stepped += 1;
-            if stepped > 1 && !steps.aligned {
+            if steps(desc, s, k, &[rows, cols])?.block < i64::from(lanes) {
                 return None;
             }
+            stepped += 1;
         }
     }
     if stepped > 1 {
@@ -138,15 +137,13 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
     }
     let vectors = lanes as usize / 4;
     let sums = sums(desc, k);
-    let block = cols.and_then(|n| block(desc, n, 16));
-    let aligned = match w.scale.as_deref().filter(|s| desc.vars.reads(s, k)) {
-        Some(s) => steps(desc, s, k, &[rows, cols]).is_some_and(|s| s.aligned && s.block % i64::from(lanes) == 0),
-        None => true,
-    };
-    let plain = w.dtype == DType::F32 && w.scale.is_none();
+    // A block of columns should stay in the second-level cache.
+    let long = desc.size(k).as_const().is_some_and(|k| k * 16 > CONVERTED);
+    let block = cols.and_then(|n| block(desc, n, if long { 8 } else { 16 }));
+    let plain = w.dtype == DType::F32;
     let known = desc.size(k).as_const().filter(|k| sums.len() == 1 && k.saturating_mul(16) <= CONVERTED * 4);
     let many = rows.is_some_and(|m| desc.size(m).as_const().is_none_or(|m| m >= 8));
-    let convert = (!plain && aligned && many && known.is_some() && block.is_some()).then_some(8);
+    let convert = (!plain && many && known.is_some() && block.is_some()).then_some(8);
     Some(Schedule {
         form: Form::Dot,
         streamed,

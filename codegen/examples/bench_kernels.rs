@@ -1,0 +1,252 @@
+//! Measures the special CPU kernels against what this machine can do: read bandwidth and the 128-bit multiply-add
+//! rate, both measured in the same run.
+//!
+//! `cargo run --release -p hadal-codegen --example bench_kernels [-- FILTER]`
+
+use hadal_codegen::cranelift::jit::{Aligned, JitFn};
+use hadal_codegen::cranelift::{CpuTarget, compile_with};
+use hadal_codegen::kernels::{Target, attention, contract};
+use hadal_ir::kernel::{Access, Builder, Kernel, LoopKind, ReduceOp};
+use hadal_ir::{Bindings, Func, Sym, text};
+use hadal_types::{DType, Dim};
+
+/// Processor seconds of this thread: other programs do not count.
+fn now() -> f64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one timespec.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
+    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
+}
+
+/// A compiled kernel with buffers.
+struct Runner {
+    jit: JitFn,
+    args: Vec<Aligned>,
+    symbols: Vec<i64>,
+    grid: i64,
+    scratch: Aligned,
+}
+
+impl Runner {
+    fn new(kernel: &Kernel, bindings: &Bindings) -> Runner {
+        let disassemble = std::env::var_os("HADAL_ASM").is_some();
+        let compiled = compile_with(kernel, &CpuTarget::X86_64_V3, disassemble).expect("compiles");
+        if let Some(text) = &compiled.disassembly {
+            println!("{kernel}\n{text}");
+        }
+        let size = |d: &Dim| d.eval(bindings).expect("bound").max(0);
+        let bytes = |p: &hadal_ir::kernel::Param| p.dtype.bytes(p.shape.iter().map(size).product::<i64>() as u64);
+        let args = kernel.params.iter().map(|p| {
+            let mut memory = Aligned::new(bytes(p) as usize);
+            // Small numbers in every format; indices spread.
+            let (unit, step) = (p.dtype.bits().div_ceil(8) as usize, 37usize);
+            for (i, b) in memory.as_mut_slice().chunks_mut(unit).enumerate() {
+                match p.dtype {
+                    DType::F32 => b.copy_from_slice(&(((i * step) % 61) as f32 / 61.0 - 0.5).to_le_bytes()),
+                    DType::BF16 => b.copy_from_slice(&(0x3c00u16 + (i % 7) as u16).to_le_bytes()),
+                    DType::F8E4M3 => b[0] = 0x20 + (i % 16) as u8,
+                    DType::I32 => b.copy_from_slice(&((i as i32 * 7) % 16).to_le_bytes()),
+                    _ => b[0] = 127,
+                }
+            }
+            memory
+        });
+        Runner {
+            jit: JitFn::new(&compiled).expect("maps"),
+            args: args.collect(),
+            symbols: kernel.symbols.iter().map(|s| bindings[s]).collect(),
+            grid: kernel.grid.iter().map(size).product(),
+            scratch: Aligned::new(size(&compiled.scratch_bytes) as usize),
+        }
+    }
+
+    fn run(&mut self) {
+        let pointers: Vec<*mut u8> = self.args.iter_mut().map(Aligned::as_mut_ptr).collect();
+        // SAFETY: buffers and scratch have the sizes that the kernel declares under these symbols, and are apart.
+        unsafe { self.jit.call(&pointers, &self.symbols, 0, self.grid, self.scratch.as_mut_ptr()) }
+    }
+
+    /// Seconds of the fastest of several runs.
+    fn time(&mut self) -> f64 {
+        self.run();
+        let start = now();
+        let mut best = f64::INFINITY;
+        let mut runs = 0;
+        while runs < 5 || (now() - start < 0.5 && runs < 200) {
+            let t = now();
+            self.run();
+            best = best.min(now() - t);
+            runs += 1;
+        }
+        best
+    }
+}
+
+/// Eight independent chains of f32x4 multiply-adds.
+fn peak_kernel(steps: i64) -> Kernel {
+    let mut b = Builder::new("peak");
+    let x = b.param("x", DType::F32, [8i64], Access::Read);
+    let y = b.param("y", DType::F32, [1i64], Access::Write);
+    b.grid([1i64]);
+    let (zero, end) = (b.const_i64(0), b.const_i64(steps));
+    let four = b.const_i64(4);
+    let (p, q) = (b.load(x, &[zero], 4), b.load(x, &[four], 4));
+    let sums = b.for_loop(zero, end, 1, LoopKind::Serial, &[p; 8], |b, _, sums| {
+        sums.iter().map(|s| b.fma(*s, p, q)).collect()
+    });
+    let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("eight");
+    let sum = b.reduce_lanes(ReduceOp::Add, sum);
+    b.store(y, &[zero], sum);
+    b.finish()
+}
+
+/// Adds up a large array: what one thread can read.
+fn read_seconds_per_byte() -> f64 {
+    let data = vec![1u64; 32 << 20];
+    let mut best = f64::INFINITY;
+    for _ in 0..6 {
+        let t = now();
+        let mut sums = [0u64; 16];
+        for chunk in data.chunks_exact(16) {
+            sums.iter_mut().zip(chunk).for_each(|(s, x)| *s = s.wrapping_add(*x));
+        }
+        std::hint::black_box(sums);
+        best = best.min(now() - t);
+    }
+    best / (data.len() * 8) as f64
+}
+
+fn function(params: &str, body: &str, result: &str) -> Func {
+    let source = format!("symbols P in 0..4096, T in 1..4096\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n");
+    text::parse_module(&source).expect("well formed").funcs.remove(0)
+}
+
+/// The function for T = 1: through its text, since attributes hold sizes too.
+fn with_one(func: &Func) -> Func {
+    let source = text::print_func(func).replace("P+T", "P+1").replace("[T", "[1");
+    text::parse_module(&format!("symbols P in 0..4096\n{source}")).expect("well formed").funcs.remove(0)
+}
+
+fn rows(w: &str, n: i64, k: i64) -> Func {
+    let body = format!("  %y = contract %x, %w {{spec = \"td,fd->tf\"}} : f32[T, {n}]");
+    function(&format!("%x: f32[T, {k}], %w: {w}[{n}, {k}]"), &body, &format!("f32[T, {n}]"))
+}
+
+fn scaled(n: i64, k: i64) -> Func {
+    let body = format!(
+        "  %1 = dequantize %q, %s {{block = [128, 128]}} : f32[{n}, {k}]
+  %y = contract %x, %1 {{spec = \"td,fd->tf\"}} : f32[T, {n}]"
+    );
+    let (sn, sk) = ((n + 127) / 128, (k + 127) / 128);
+    let params = format!("%x: f32[T, {k}], %q: f8e4m3[{n}, {k}], %s: f32[{sn}, {sk}]");
+    function(&params, &body, &format!("f32[T, {n}]"))
+}
+
+fn main() {
+    let filter = std::env::args().nth(1).unwrap_or_default();
+    let steps = 4_000_000;
+    let peak = steps as f64 * 8.0 * 8.0 / Runner::new(&peak_kernel(steps), &Bindings::new()).time();
+    let bandwidth = 1.0 / read_seconds_per_byte();
+    println!("128-bit multiply-add peak {:.1} GFLOP/s, read {:.1} GB/s (one thread)", peak / 1e9, bandwidth / 1e9);
+    println!("{:38} {:>10} {:>9} {:>7} {:>9} {:>7}", "kernel", "µs", "GFLOP/s", "peak", "GB/s", "read");
+
+    let report = |name: &str, func: &Func, t: i64, p: i64, flops: f64, bytes: f64| {
+        if !name.contains(&filter) {
+            return;
+        }
+        // As in an entry for decoding, where T is one for good.
+        let mut func = func.clone();
+        if t == 1 {
+            func = with_one(&func);
+        }
+        let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
+        let target = Target::default();
+        if std::env::var_os("HADAL_ALL").is_some() {
+            for (desc, s) in contract::Desc::of(&func).iter().flat_map(|d| contract::schedule::candidates(d).into_iter().map(move |s| (d, s))) {
+                let seconds = Runner::new(&contract::emit::emit(desc, &s), &bindings).time();
+                println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(desc));
+            }
+        }
+        let special = attention::generate(&func, &target).or_else(|| contract::generate(&func, &target));
+        let generated = special.expect("a special kernel").expect("emits");
+        let seconds = Runner::new(&generated.kernel, &bindings).time();
+        let (flops, bytes) = (flops / seconds, bytes / seconds);
+        println!(
+            "{name:38} {:10.1} {:9.1} {:7.2} {:9.1} {:7.2}",
+            seconds * 1e6,
+            flops / 1e9,
+            flops / peak,
+            bytes / 1e9,
+            bytes / bandwidth
+        );
+        if std::env::var_os("HADAL_SCHEDULE").is_some() {
+            println!("    {}", generated.schedule);
+        }
+    };
+
+    // Weights larger than the caches, so that a single row reads memory.
+    for (n, k) in [(8960i64, 1536i64), (1536, 8960), (65536, 1536), (16384, 8192)] {
+        for (dtype, size) in [("bf16", 2.0), ("f32", 4.0)] {
+            if n * k > 40_000_000 && dtype == "f32" && n == 16384 {
+                continue;
+            }
+            let (nk, name) = ((n * k) as f64, format!("rows T=1 {dtype} {n}x{k}"));
+            report(&name, &rows(dtype, n, k), 1, 0, 2.0 * nk, nk * size);
+        }
+        let nk = (n * k) as f64;
+        report(&format!("rows T=1 f8e4m3+scale {n}x{k}"), &scaled(n, k), 1, 0, 2.0 * nk, nk);
+    }
+    for t in [4i64, 16, 512] {
+        for (n, k) in [(8960i64, 1536i64), (1536, 8960)] {
+            let flops = 2.0 * (t * n * k) as f64;
+            for (dtype, size) in [("f32", 4.0), ("bf16", 2.0)] {
+                report(&format!("rows T={t} {dtype} {n}x{k}"), &rows(dtype, n, k), t, 0, flops, (n * k) as f64 * size);
+            }
+            report(&format!("rows T={t} f8e4m3+scale {n}x{k}"), &scaled(n, k), t, 0, flops, (n * k) as f64);
+        }
+    }
+    for t in [1i64, 128] {
+        let absorbed = function(
+            "%x: f32[T, 16, 128], %w: bf16[4096, 512]",
+            "  %1 = reshape %w {shape = [16, 256, 512]} : bf16[16, 256, 512]
+  %2 = slice %1 {axis = 1, start = 0, len = 128} : bf16[16, 128, 512]
+  %y = contract %x, %2 {spec = \"thd,hdc->thc\"} : f32[T, 16, 512]",
+            "f32[T, 16, 512]",
+        );
+        let elements = 16.0 * 128.0 * 512.0;
+        report(&format!("absorbed T={t} bf16 16x128x512"), &absorbed, t, 0, 2.0 * elements * t as f64, elements * 2.0);
+        let experts = function(
+            "%x: f32[T, 2048], %w: bf16[16, 1408, 2048], %e: i32[T, 6]",
+            "  %1 = gather %w, %e {axis = 0} : bf16[T, 6, 1408, 2048]
+  %y = contract %x, %1 {spec = \"td,tkfd->tkf\"} : f32[T, 6, 1408]",
+            "f32[T, 6, 1408]",
+        );
+        let elements = 6.0 * 1408.0 * 2048.0 * t as f64;
+        report(&format!("experts T={t} bf16 6 of 16x1408x2048"), &experts, t, 0, 2.0 * elements, elements * 2.0);
+    }
+    for (t, p) in [(1i64, 2047i64), (512, 0), (128, 1920)] {
+        let keys = |d: f64| -> f64 { (0..t).map(|i| (p + i + 1) as f64).sum::<f64>() * d };
+        let causal = "scale = 0.1, causal = true";
+        let heads = function(
+            "%q: f32[T, 16, 128], %k: bf16[P+T, 16, 128], %v: bf16[P+T, 16, 128]",
+            &format!("  %y = attention %q, %k, %v {{terms = [\"thd,shd\"], value = \"she\", output = \"the\", {causal}}} : f32[T, 16, 128]"),
+            "f32[T, 16, 128]",
+        );
+        let bytes = 16.0 * 256.0 * 2.0 * (t + p) as f64;
+        report(&format!("attention heads T={t} S={}", t + p), &heads, t, p, 2.0 * keys(16.0 * 256.0), bytes);
+        let groups = function(
+            "%q: f32[T, 2, 6, 128], %k: bf16[P+T, 2, 128], %v: bf16[P+T, 2, 128]",
+            &format!("  %y = attention %q, %k, %v {{terms = [\"tgrd,sgd\"], value = \"sge\", output = \"tgre\", {causal}}} : f32[T, 2, 6, 128]"),
+            "f32[T, 2, 6, 128]",
+        );
+        let bytes = 2.0 * 256.0 * 2.0 * (t + p) as f64;
+        report(&format!("attention groups T={t} S={}", t + p), &groups, t, p, 2.0 * keys(12.0 * 256.0), bytes);
+        let latent = function(
+            "%q: f32[T, 16, 512], %r: f32[T, 16, 64], %c: bf16[P+T, 512], %k: bf16[P+T, 64]",
+            &format!("  %y = attention %q, %c, %r, %k, %c {{terms = [\"tha,sa\", \"thb,sb\"], value = \"sa\", output = \"tha\", {causal}}} : f32[T, 16, 512]"),
+            "f32[T, 16, 512]",
+        );
+        let bytes = 576.0 * 2.0 * (t + p) as f64;
+        report(&format!("attention latent T={t} S={}", t + p), &latent, t, p, 2.0 * keys(16.0 * 1088.0), bytes);
+    }
+}
