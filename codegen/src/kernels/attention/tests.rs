@@ -4,6 +4,7 @@ use crate::kernels::contract::tests::{arguments, close, compiled, function, inte
 use hadal_ir::kernel::verify::verify;
 use hadal_ir::{Bindings, interpret};
 use hadal_types::Sym;
+use proptest::prelude::*;
 
 /// All schedules agree with the graph interpreter, and compiled with the kernel interpreter.
 fn check(text: &str, t: i64, p: i64) -> Vec<String> {
@@ -100,5 +101,49 @@ fn a_row_has_the_same_bits_in_every_chunk() {
     let whole = run(0, 40);
     for (p, t) in [(0, 3), (33, 1), (31, 9), (39, 1)] {
         assert_eq!(run(p, t), whole[p * 16..(p + t) * 16], "P={p} T={t}");
+    }
+}
+
+/// Which letters of heads (g: own keys, r: shared ones) and how many terms, in which formats.
+fn case() -> impl Strategy<Value = (String, i64, i64)> {
+    let format = || prop::sample::select(vec!["f32", "bf16", "f16"]);
+    let sizes = (1i64..40, 0i64..70, 1i64..4, 1i64..10, 1i64..20, 1i64..20);
+    (sizes, format(), format(), any::<[bool; 4]>()).prop_map(|((t, p, g, r, d, e), kf, vf, flags)| {
+        let [own, shared, two, causal] = flags;
+        let heads = |own: bool, shared: bool| {
+            let letters = format!("{}{}", if own { "g" } else { "" }, if shared { "r" } else { "" });
+            let sizes = format!(
+                "{}{}",
+                if own { format!("{g}, ") } else { "".into() },
+                match shared {
+                    true => format!("{r}, "),
+                    false => "".into(),
+                }
+            );
+            (letters, sizes)
+        };
+        let ((q, qs), (k, ks)) = (heads(own, shared), heads(own, false));
+        let mut params = format!("%q: f32[T, {qs}{d}], %k: {kf}[P+T, {ks}{d}]");
+        let (mut terms, mut args) = (format!("t{q}a,s{k}a"), "%q, %k".to_owned());
+        if two {
+            params += &format!(", %q2: bf16[T, {qs}5], %k2: f32[P+T, 5]");
+            terms += &format!(" t{q}b,sb");
+            args += ", %q2, %k2";
+        }
+        params += &format!(", %v: {vf}[P+T, {ks}{e}]");
+        let attrs = attention(&terms, &format!("s{k}e"), &format!("t{q}e"));
+        let attrs = attrs.replace("causal = true", &format!("causal = {causal}"));
+        let result = format!("f32[T, {qs}{e}]");
+        let body = format!("  %y = attention {args}, %v {{{attrs}}} : {result}");
+        (kernel(&params, &body, &result), t, p)
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_attentions((text, t, p) in case()) {
+        check(&text, t, p);
     }
 }

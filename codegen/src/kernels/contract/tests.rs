@@ -2,8 +2,10 @@ use super::schedule::candidates;
 use super::{Desc, emit};
 use hadal_ir::kernel::Kernel;
 use hadal_ir::kernel::interpret::{Buffer, run};
+use hadal_ir::ops::{Dequantize, Gather, Transpose};
 use hadal_ir::{Bindings, Func, Tensor, interpret};
-use hadal_types::{DType, Sym};
+use hadal_types::{DType, Dim, Sym, TensorType};
+use proptest::prelude::*;
 
 /// Deterministic elements in the given format, the small numbers that all formats can tell apart.
 fn tensor(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
@@ -293,4 +295,125 @@ fn other_functions_are_refused() {
         "f32[T, 6]",
     );
     refused("%x: f32[8, 4], %w: f32[4, 8]", "  %y = contract %x, %w {spec = \"ab,bc->\"} : f32[]", "f32[]");
+}
+
+/// A random product-sum: how the second operand is stored and reached, and what happens to the sums.
+#[derive(Clone, Debug)]
+struct Case {
+    sizes: [i64; 4],
+    offsets: [i64; 2],
+    formats: [DType; 2],
+    turned: bool,
+    batched: bool,
+    chosen: bool,
+    blocks: Option<[usize; 2]>,
+    epilogue: u8,
+}
+
+impl Case {
+    fn func(&self) -> Func {
+        let [_, n, k, h] = self.sizes;
+        let [skip_n, skip_k] = self.offsets;
+        let t = Dim::from(Sym::T);
+        let mut b = hadal_ir::Builder::new("k");
+        let leading = |first: Option<Dim>, batch: bool| -> Vec<Dim> {
+            first.into_iter().chain(batch.then(|| h.into())).collect()
+        };
+        let mut x_shape = leading(Some(t.clone()), self.batched);
+        x_shape.push(k.into());
+        let x = b.param("x", TensorType { dtype: self.formats[0], shape: x_shape });
+        // The second operand: experts, heads, then columns and summed elements in either order, with a margin.
+        let mut shape = leading(self.chosen.then(|| 5.into()), self.batched);
+        let outer = shape.len();
+        let (rows, columns) = (n + skip_n + 1, k + skip_k + 1);
+        shape.extend(if self.turned { [columns.into(), rows.into()] } else { [Dim::from(rows), columns.into()] });
+        let mut w = b.param("w", TensorType { dtype: self.formats[1], shape: shape.clone() });
+        if let Some(blocks) = self.blocks {
+            let block: Vec<usize> = vec![1; outer].into_iter().chain(blocks).collect();
+            let count = |d: &Dim, b: &usize| (d.as_const().unwrap_or(1) + *b as i64 - 1) / *b as i64;
+            let scales = shape.iter().zip(&block).map(|(d, b)| count(d, b));
+            let s = b.param("s", TensorType::new(DType::F32, scales.collect::<Vec<_>>()));
+            w = b.op(Dequantize { block }, &[w, s]);
+        }
+        if self.turned {
+            let perm = (0..outer).chain([outer + 1, outer]).collect();
+            w = b.op(Transpose { perm }, &[w]);
+        }
+        w = b.slice(w, outer, skip_n, n, 1);
+        w = b.slice(w, outer + 1, skip_k, k, 1);
+        let (mut letters, mut out) = (String::new(), "t".to_owned());
+        if self.chosen {
+            let index = b.param("e", TensorType::new(DType::I32, [t.clone(), 2.into()]));
+            w = b.op(Gather { axis: 0, batch: 0 }, &[w, index]);
+            letters += "te";
+            out += "e";
+        }
+        let head = if self.batched { "h" } else { "" };
+        let spec = format!("t{head}d,{letters}{head}fd->{out}{head}f");
+        let mut y = b.contract(&spec, &[x, w]);
+        let shape = b.shape(y).to_vec();
+        let last = shape.len() - 1;
+        if self.epilogue & 1 != 0 {
+            let bias = b.param("bias", TensorType::new(DType::BF16, [n]));
+            let bias = b.cast(bias, DType::F32);
+            let bias = b.broadcast(bias, &shape, &[last]);
+            y = b.add(y, bias);
+        }
+        if self.epilogue & 2 != 0 {
+            let gate = b.map(hadal_ir::ops::map::MapFn::Sigmoid, &[y]);
+            let scale = b.param("scale", TensorType::new(DType::F32, [t.clone()]));
+            let scale = b.broadcast(scale, &shape, &[0]);
+            let gate = b.mul(gate, scale);
+            y = b.mul(y, gate);
+        }
+        if self.epilogue & 4 != 0 {
+            let perm = (0..last).rev().chain([last]).collect();
+            y = b.op(Transpose { perm }, &[y]);
+        }
+        if self.epilogue & 8 != 0 {
+            y = b.cast(y, DType::BF16);
+        }
+        b.result("y", y);
+        b.finish().expect("well formed")
+    }
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let formats = || prop::sample::select(vec![DType::F32, DType::BF16, DType::F16, DType::F8E4M3]);
+    let blocks = prop::option::of(prop::array::uniform2(prop::sample::select(vec![3usize, 4, 8, 16, 32])));
+    (
+        (1i64..14, 1i64..40, 1i64..50, 1i64..4),
+        [0i64..5, 0i64..5],
+        (formats(), formats()),
+        any::<[bool; 3]>(),
+        blocks,
+        0u8..16,
+    )
+        .prop_map(|((t, n, k, h), offsets, formats, [turned, batched, chosen], blocks, epilogue)| Case {
+            sizes: [t, n, k, h],
+            offsets,
+            formats: [formats.0, formats.1],
+            turned,
+            batched,
+            chosen,
+            blocks,
+            epilogue,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_product_sums(case in cases(), seed in 0u64..1000) {
+        let func = case.func();
+        let bindings = Bindings::from([(Sym::T, case.sizes[0])]);
+        let desc = Desc::of(&func).expect("a product-sum");
+        // Blocks that do not fit vectors are left to the loop generator; nothing else is.
+        if candidates(&desc).is_empty() {
+            prop_assert!(case.blocks.is_some(), "{}", desc);
+            return Ok(());
+        }
+        check_func(&func, &bindings, 2e-5, seed);
+    }
 }
