@@ -15,10 +15,10 @@ use std::collections::BTreeMap;
 /// See the module documentation. Functions that no entry reaches are left out.
 pub fn run(module: &Module) -> Module {
     let mut out = Module { symbols: module.symbols.clone(), ..Module::default() };
-    let mut made: BTreeMap<(String, Vec<(Sym, i64, i64)>), String> = BTreeMap::new();
+    let mut made = Made::new();
     for entry in &module.entries {
         let ranges = ranges(module, &entry.ranges);
-        let key: Vec<_> = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
+        let key: Key = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
         let fixed: Bindings = ranges.iter().filter(|(_, r)| r.min == r.max).map(|(s, r)| (*s, r.min)).collect();
         let mut copier = Copier { module, out: &mut out, made: &mut made, key, fixed, suffix: &entry.name };
         let func = copier.copy(&entry.func);
@@ -34,11 +34,17 @@ pub fn ranges(module: &Module, narrower: &BTreeMap<Sym, Range>) -> BTreeMap<Sym,
     all
 }
 
+/// Ranges of all symbols.
+type Key = Vec<(Sym, i64, i64)>;
+
+/// The copies made: function and ranges to name.
+type Made = BTreeMap<(String, Key), String>;
+
 struct Copier<'a> {
     module: &'a Module,
     out: &'a mut Module,
-    made: &'a mut BTreeMap<(String, Vec<(Sym, i64, i64)>), String>,
-    key: Vec<(Sym, i64, i64)>,
+    made: &'a mut Made,
+    key: Key,
     fixed: Bindings,
     suffix: &'a str,
 }

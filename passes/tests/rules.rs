@@ -117,3 +117,12 @@ fn a_wrong_law_would_be_noticed() {
     };
     assert!(std::panic::catch_unwind(|| hold(&wrong)).is_err());
 }
+
+#[test]
+fn the_book_lists_every_pass_and_law() {
+    let page = include_str!("../../docs/src/passes.md");
+    let names = rules::all().map(|r| r.name).chain(hadal_passes::PASSES.iter().map(|p| p.name));
+    for name in names {
+        assert!(page.contains(&format!("`{name}`")), "docs/src/passes.md does not mention `{name}`");
+    }
+}

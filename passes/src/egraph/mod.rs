@@ -244,14 +244,13 @@ fn build(func: &Func) -> (Graph, BTreeMap<ValueId, Id>) {
 /// The op with canonical letters, so that equal contractions are one node.
 fn spelled(op: &Op) -> Op {
     let Op::Contract(c) = op else { return op.clone() };
-    let mut names: BTreeMap<char, char> = BTreeMap::new();
-    let mut free = ('a'..='z').chain('A'..='Z');
+    let mut seen: Vec<char> = Vec::new();
     for l in c.inputs.iter().flat_map(|i| i.chars()) {
-        if !names.contains_key(&l) {
-            let Some(next) = free.next() else { return op.clone() };
-            names.insert(l, next);
+        if !seen.contains(&l) {
+            seen.push(l);
         }
     }
+    let names: BTreeMap<char, char> = seen.into_iter().zip(('a'..='z').chain('A'..='Z')).collect();
     let rename = |s: &String| s.chars().map(|l| names[&l]).collect();
     Contract { inputs: c.inputs.iter().map(rename).collect(), output: rename(&c.output) }.into()
 }

@@ -234,11 +234,11 @@ fn base_name(func: &Func) -> String {
         words.push(word);
     }
     if words.is_empty() {
-        let carried = func.insts.iter().filter_map(|i| match &i.kind {
+        let carried = func.insts.iter().rev().find_map(|i| match &i.kind {
             InstKind::Op(op) if !matches!(op, Op::Constant(_)) => Some(op.mnemonic().to_owned()),
             _ => None,
         });
-        words.extend(carried.last().or_else(|| Some("constant".to_owned())));
+        words.push(carried.unwrap_or_else(|| "constant".to_owned()));
     }
     words.dedup();
     let long = words.len() > 4;

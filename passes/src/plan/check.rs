@@ -23,7 +23,7 @@ pub fn check(program: &Program, plan: &Plan) -> Result<(), Error> {
                 return Err(wrong(format!("launch {i} reads {place} as {}", kernel.ty(*p).dtype)));
             }
             let computed = matches!(place, Place::Buffer(_) | Place::Output(_));
-            if computed && !written.get(place).is_some_and(|w| *w < i) {
+            if computed && written.get(place).is_none_or(|w| *w >= i) {
                 return Err(wrong(format!("launch {i} reads {place} before it is written")));
             }
             if let Place::Buffer(b) = place

@@ -108,7 +108,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "neutral-element",
-        law: "x + 0 = x - 0 = x · 1 = x / 1 = x",
+        law: "x + 0 = x - 0 = x · 1 = x / 1 = x, up to the sign of a zero",
         class: Exact,
         example: "func @f(%x: f32[A]) -> (y: f32[A]) {
             %0 = constant {value = 1.0, dtype = f32} : f32[]
