@@ -75,7 +75,13 @@ impl From<hadal_models::Error> for Failure {
 
 impl From<hadal_artifact::Error> for Failure {
     fn from(e: hadal_artifact::Error) -> Failure {
-        Failure::input(e)
+        use hadal_artifact::Error as E;
+        match e {
+            E::DiskFull { .. } | E::Io { .. } => Failure::failed(e),
+            E::NotAFile { .. } => Failure::usage(e),
+            E::Inconsistent { .. } | E::Length { .. } => Failure::internal("writing the compiled file", e),
+            _ => Failure::input(e),
+        }
     }
 }
 

@@ -23,11 +23,3 @@ pub mod units;
 pub use driver::{Compiled, Options, compile};
 pub use failure::Failure;
 pub use input::Input;
-
-/// Lets a closed pipe end the program quietly instead of as a panic in `println!`.
-pub fn quiet_on_closed_pipe() {
-    // SAFETY: sets a signal's disposition to the system's default before any other thread exists.
-    unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-    }
-}

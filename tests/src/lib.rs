@@ -1,1 +1,123 @@
-//! (being written)
+//! What the tests of the whole pipeline share: where data lies, how a command is run, how a program in memory is called,
+//! and checkpoints of random numbers.
+
+#[cfg(target_arch = "x86_64")]
+pub mod machine;
+pub mod random_checkpoint;
+
+use hadal::{Failure, Input, Options, compile};
+use hadal_runtime::{Pool, Program, Session};
+use hadal_types::{Bindings, Sym};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+/// The project's folder.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the project is there")
+}
+
+/// A small checkpoint with golden tensors.
+pub fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+/// The trained model.
+pub fn demo_folder() -> PathBuf {
+    root().join("models/demo")
+}
+
+/// Copies the files of `from` (not its folders) to the new folder `to`.
+pub fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a writable folder");
+    for entry in std::fs::read_dir(from).expect("a readable folder") {
+        let path = entry.expect("a readable entry").path();
+        if path.is_file() {
+            std::fs::copy(&path, to.join(path.file_name().expect("files have names"))).expect("copied");
+        }
+    }
+}
+
+/// What a process left.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// The exit code; a signal has none.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// Runs `command` to its end. What it writes must be UTF-8.
+pub fn run(command: &mut Command) -> Ran {
+    let out = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    Ran { code: out.status.code(), stdout: text(out.stdout), stderr: text(out.stderr) }
+}
+
+impl Ran {
+    /// Its standard output, if it succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+/// Compiles `input` into memory.
+pub fn load(input: &Input, options: &Options) -> Result<Arc<Program>, Failure> {
+    let compiled = compile(input, options)?;
+    let (_file, path) = compiled.in_memory(input)?;
+    Ok(Program::open(&path)?)
+}
+
+/// A new sequence of `program`.
+pub fn session(program: &Arc<Program>, threads: usize) -> Session {
+    Session::new(program.clone(), Pool::new(threads)).expect("a sequence fits into memory")
+}
+
+/// Calls an entry on `tokens` and, where it takes more, on rows of reals; gives its outputs, all of which are reals.
+pub fn call(session: &mut Session, entry: &str, tokens: &[u32], more: &[&[f32]]) -> Vec<Vec<f32>> {
+    let index = session.entry(entry).expect("the entry exists");
+    let bindings = Bindings::from([(Sym::P, session.held(index) as i64), (Sym::T, tokens.len() as i64)]);
+    let described = &session.program().manifest().entries[index];
+    let floats = |p: &hadal_artifact::Port| hadal_artifact::tensor_bytes(&p.ty, &bindings).expect("bound") as usize / 4;
+    let mut outputs: Vec<Vec<f32>> = described.outputs.iter().map(|p| vec![0.0; floats(p)]).collect();
+    let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
+    let mut inputs: Vec<&[u8]> = vec![bytemuck::cast_slice(&ids)];
+    inputs.extend(more.iter().map(|m| bytemuck::cast_slice::<f32, u8>(m)));
+    let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(|o| bytemuck::cast_slice_mut(o)).collect();
+    session.run(index, tokens.len(), &inputs, &mut slices).expect("the call is in order");
+    outputs
+}
+
+/// Numbers that look random and are the same everywhere (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// The sequence that belongs to `name`.
+    pub fn of(name: &str, seed: u64) -> Numbers {
+        // FNV-1a.
+        Numbers(name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3)))
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next_u64() % n as u64) as usize
+    }
+
+    /// Between -1 and 1, evenly.
+    pub fn even(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
+}

@@ -1,4 +1,4 @@
-//! The subcommands.
+//! The subcommands, one file each with its arguments, its work and its printing, and the command line over them.
 
 pub mod compile;
 pub mod demo;
@@ -8,3 +8,63 @@ pub mod inspect;
 pub mod opt;
 pub mod run;
 pub mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "hadal",
+    version,
+    about = "Compiles DeepSeek checkpoints into single executable files",
+    after_help = "Begin with `hadal demo`. Exit codes: 0 success, 1 a check or run failed, 2 usage, 3 bad input file, \
+                  4 a bug in hadal."
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Inspect(inspect::Args),
+    Compile(compile::Args),
+    Run(run::Args),
+    Verify(verify::Args),
+    Dump(dump::Args),
+    Opt(opt::Args),
+    Eval(eval::Args),
+}
+
+/// The `hadal` command: does what this process's arguments ask.
+pub fn main() -> ExitCode {
+    plain_signals();
+    let result = match Args::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Compile(args) => compile::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Dump(args) => dump::run(&args),
+        Command::Opt(args) => opt::run(&args),
+        Command::Eval(args) => eval::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}
+
+/// A closed pipe (`hadal dump … | head`) ends the program quietly, as it does any other, instead of as a panic in
+/// `println!`; a file that may not grow further (`ulimit -f`) is an error of the write like any other.
+fn plain_signals() {
+    // SAFETY: sets signals' dispositions to the system's own before any other thread exists.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
