@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 pub fn run(module: &Module, max_context: i64) -> Result<Program, Error> {
     let mut program = Program { module: module.clone(), ..Program::default() };
     for entry in &module.entries {
-        let plan = Planner::new(&mut program, entry, max_context).run()?;
+        let plan = Planner::new(module, &mut program, entry, max_context).run()?;
         program.plans.push(plan);
     }
     for plan in &program.plans {
@@ -46,9 +46,9 @@ impl Loc {
 }
 
 struct Planner<'a> {
+    module: &'a Module,
     program: &'a mut Program,
-    module: Module,
-    entry: Entry,
+    entry: &'a Entry,
     plan: Plan,
     /// States that this entry has appended to.
     appended: BTreeMap<usize, usize>,
@@ -57,11 +57,10 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(program: &'a mut Program, entry: &Entry, max_context: i64) -> Self {
-        let module = program.module.clone();
+    fn new(module: &'a Module, program: &'a mut Program, entry: &'a Entry, max_context: i64) -> Self {
         let plan = Plan {
             entry: entry.name.clone(),
-            ranges: ranges(&module, &entry.ranges),
+            ranges: ranges(module, &entry.ranges),
             max_context,
             inputs: vec![],
             outputs: vec![],
@@ -70,12 +69,11 @@ impl<'a> Planner<'a> {
             lower_bound: 0,
             launches: vec![],
         };
-        Planner { program, module, entry: entry.clone(), plan, appended: BTreeMap::new(), given: BTreeMap::new() }
+        Planner { module, program, entry, plan, appended: BTreeMap::new(), given: BTreeMap::new() }
     }
 
     fn run(mut self) -> Result<Plan, Error> {
-        let module = self.module.clone();
-        let func = module.func(&self.entry.func).ok_or_else(|| Error::NotFused(self.entry.func.clone()))?;
+        let func = self.module.func(&self.entry.func).ok_or_else(|| Error::NotFused(self.entry.func.clone()))?;
         let mut args = Vec::new();
         for (i, p) in func.params.iter().enumerate() {
             let name = func.values[p.index()].name.clone().unwrap_or_else(|| format!("in{i}"));
@@ -111,14 +109,13 @@ impl<'a> Planner<'a> {
             let index = self.state(format!("{prefix}{}", s.name), func.ty(s.value))?;
             locs[s.value.index()] = Some(Loc::at(Place::State(index)));
         }
-        let module = self.module.clone();
         for inst in &func.insts {
             let args: Vec<Loc> = inst.args.iter().map(|a| locs[a.index()].expect("verified")).collect();
             let results = match &inst.kind {
                 InstKind::Op(Op::Reshape(_)) => args,
                 InstKind::Op(_) => return Err(Error::NotFused(func.name.clone())),
                 InstKind::Call(call) => {
-                    let callee = module.func(&call.func).ok_or_else(|| Error::NotFused(call.func.clone()))?;
+                    let callee = self.module.func(&call.func).ok_or_else(|| Error::NotFused(call.func.clone()))?;
                     match callee.kind {
                         FuncKind::Graph => self.func(callee, &format!("{prefix}{}", call.prefix), &args)?,
                         FuncKind::Kernel => self.launch(callee, inst, prefix, &args)?,
