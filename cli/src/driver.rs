@@ -8,10 +8,11 @@ use hadal_codegen::cranelift::{self, CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
 use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
-use hadal_ir::target::Target;
+use hadal_ir::target::{Target, TargetKind};
 use hadal_ir::interpret::{WeightSource, eval_func};
 use hadal_ir::{Bindings, Module, Sym, Tensor, TensorType};
 use hadal_models::checkpoint::{Checkpoint, check};
+use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, CheckpointWeights, Model, Planned};
 use hadal_passes::PassReport;
 use std::io::Write;
@@ -85,10 +86,10 @@ pub struct Compiled {
 
 /// Compiles `input`, up to the weights' bytes. Tensors are checked before anything else is done.
 pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
-    let target = Target::by_name(&options.target).ok_or_else(|| {
-        let known: Vec<String> = Target::all().into_iter().map(|t| t.name).collect();
-        Failure::usage(format!("there is no target `{}`; known are {}", options.target, known.join(", ")))
-    })?;
+    let target = target(&options.target)?;
+    if target.kind != TargetKind::Cpu {
+        return Err(Failure::usage(format!("target `{}`: code is generated for cpu only, so far", target.name)));
+    }
     let mut times = Vec::new();
     let mut timed = |what: &'static str, start: Instant| times.push((what, start.elapsed()));
 
@@ -97,8 +98,7 @@ pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
     timed("graph", start);
 
     let start = Instant::now();
-    let pass_options = hadal_passes::Options { max_context: Some(model.max_context as i64), ..Default::default() };
-    let (fused, program) = hadal_passes::compile(&model.module, &target, &pass_options)
+    let (fused, program) = hadal_passes::compile(&model.module, &target, &pass_options(&model))
         .map_err(|e| Failure::internal("optimising", e))?;
     timed("passes", start);
 
@@ -108,9 +108,22 @@ pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
     timed("code", start);
 
     let packed = cranelift::pack(kernels.iter().map(|k| &k.compiled));
-    let manifest = manifest(input, &model, &program, &kernels, &packed.offsets, &cpu, options)?;
+    let manifest = manifest(input, &model, (&fused.optimised, &program), &kernels, &packed.offsets, &cpu, options)?;
     let (optimised, passes) = (fused.optimised, fused.reports);
     Ok(Compiled { model, optimised, program, kernels, passes, times, manifest, code: packed.code })
+}
+
+/// The machine called `name`.
+pub fn target(name: &str) -> Result<Target, Failure> {
+    Target::by_name(name).ok_or_else(|| {
+        let known: Vec<String> = Target::all().into_iter().map(|t| t.name).collect();
+        Failure::usage(format!("there is no target `{name}`; known are {}", known.join(", ")))
+    })
+}
+
+/// What passes are told of a model.
+pub fn pass_options(model: &Model) -> hadal_passes::Options {
+    hadal_passes::Options { max_context: Some(model.max_context as i64), ..Default::default() }
 }
 
 /// The graph of `input`, its tensors checked where there are any.
@@ -169,7 +182,7 @@ fn build_kernels(module: &Module, cpu: &CpuTarget, disassembly: bool) -> Result<
 fn manifest(
     input: &Input,
     model: &Model,
-    program: &Program,
+    (optimised, program): (&Module, &Program),
     kernels: &[BuiltKernel],
     offsets: &[usize],
     cpu: &CpuTarget,
@@ -206,7 +219,7 @@ fn manifest(
         }
     });
     let by_name = |name: &str| kernels.iter().position(|k| k.func == name).expect("every kernel function was built");
-    let entries = program.plans.iter().map(|plan| entry(plan, program, kernels, &by_name));
+    let entries = program.plans.iter().map(|plan| entry(plan, program, optimised, kernels, &by_name));
     let stop = if input.stop.is_empty() { model.eos.iter().map(|t| *t as u32).collect() } else { input.stop.clone() };
     let mut manifest = artifact::Manifest {
         producer: format!("hadal {}", env!("CARGO_PKG_VERSION")),
@@ -310,6 +323,7 @@ fn external_file(path: String, file: &Path) -> Result<artifact::ExternalFile, Fa
 fn entry(
     plan: &Plan,
     program: &Program,
+    optimised: &Module,
     kernels: &[BuiltKernel],
     by_name: &dyn Fn(&str) -> usize,
 ) -> artifact::Entry {
@@ -330,14 +344,16 @@ fn entry(
             grid: kernels[kernel].generated.kernel.grid.clone(),
         }
     });
+    let tokens = plan.ranges.get(&Sym::T).map_or(1, |r| r.min.max(1));
+    let cost = cost(optimised, &plan.entry, tokens as usize, 0);
     artifact::Entry {
         name: plan.entry.clone(),
         symbols: plan.ranges.iter().map(|(s, r)| artifact::SymbolRange { sym: *s, lo: r.min, hi: r.max }).collect(),
         inputs: plan.inputs.iter().map(port).collect(),
         outputs: plan.outputs.iter().map(port).collect(),
         launches: launches.collect(),
-        weight_bytes_read: None,
-        flops: None,
+        weight_bytes_read: cost.map(|c| c.weight_bytes as u64),
+        flops: cost.map(|c| c.flops as u64),
     }
 }
 

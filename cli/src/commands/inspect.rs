@@ -1,10 +1,11 @@
 //! `hadal inspect`: what a model is, before or after compiling.
 
-use crate::driver::build_model;
+use crate::driver::{build_model, pass_options, target};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::options::CompileArgs;
 use crate::units::{bytes, count, grouped};
+use hadal_ir::Module;
 use hadal_models::Model;
 use hadal_models::stats::{Cost, Stats, cost, stats};
 use hadal_types::DType;
@@ -34,8 +35,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return compiled_file(&args.path, args.json);
     }
     let input = Input::open(&args.path)?;
-    let model = build_model(&input, &args.compile.options())?;
-    let report = Report::new(&model, args.context as usize);
+    let options = args.compile.options();
+    let model = build_model(&input, &options)?;
+    // What a token costs depends on the forms chosen for the machine.
+    let fused = hadal_passes::optimise(&model.module, &target(&options.target)?, &pass_options(&model))
+        .map_err(|e| Failure::internal("optimising", e))?;
+    let report = Report::new(&model, &fused.optimised, args.context as usize);
     match args.json {
         true => println!("{:#}", report.json(&model)),
         false => report.print(&model),
@@ -85,13 +90,13 @@ struct Report {
 }
 
 impl Report {
-    fn new(model: &Model, context: usize) -> Report {
+    fn new(model: &Model, optimised: &Module, context: usize) -> Report {
         let chunk = model.max_context.min(512);
         Report {
             stats: stats(model),
             context,
-            decode: cost(&model.module, "decode", 1, context),
-            prefill: cost(&model.module, "prefill", chunk, 0).map(|c| (chunk, c)),
+            decode: cost(optimised, "decode", 1, context),
+            prefill: cost(optimised, "prefill", chunk, 0).map(|c| (chunk, c)),
         }
     }
 

@@ -37,8 +37,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let at = |e: &dyn std::fmt::Display| Failure::input(format!("{}: {e}", file.display()));
     let module = text::parse_module(&read_text(file)?).map_err(|e| at(&e))?;
     verify::module(&module).map_err(|e| at(&e))?;
-    let target = hadal_ir::target::Target::by_name(&args.target)
-        .ok_or_else(|| Failure::usage(format!("there is no target `{}`", args.target)))?;
+    let target = crate::driver::target(&args.target)?;
     let names = args.passes.iter().map(String::as_str);
     let (module, reports) = hadal_passes::run_passes(&module, names, &target, &Default::default()).map_err(|e| at(&e))?;
     if args.report {
