@@ -91,8 +91,31 @@ fn peak_kernel(steps: i64) -> Kernel {
     let (zero, end) = (b.const_i64(0), b.const_i64(steps));
     let four = b.const_i64(4);
     let (p, q) = (b.load(x, &[zero], 4), b.load(x, &[four], 4));
-    let sums = b.for_loop(zero, end, 1, LoopKind::Serial, &[p; 8], |b, _, sums| {
-        sums.iter().map(|s| b.fma(*s, p, q)).collect()
+    let sums = b
+        .for_loop(zero, end, 1, LoopKind::Serial, &[p; 8], |b, _, sums| sums.iter().map(|s| b.fma(*s, p, q)).collect());
+    let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("eight");
+    let sum = b.reduce_lanes(ReduceOp::Add, sum);
+    b.store(y, &[zero], sum);
+    b.finish()
+}
+
+/// Adds up an array of 256 MiB: what one thread can read.
+fn read_kernel() -> Kernel {
+    let mut b = Builder::new("read");
+    let count = 64i64 << 20;
+    let x = b.param("x", DType::F32, [count], Access::Read);
+    let y = b.param("y", DType::F32, [1i64], Access::Write);
+    b.grid([1i64]);
+    let (zero, end, none) = (b.const_i64(0), b.const_i64(count), b.const_f32(0.0));
+    let none = b.splat(none, 4);
+    let sums = b.for_loop(zero, end, 32, LoopKind::Serial, &[none; 8], |b, i, sums| {
+        let add = |(j, sum): (usize, &_)| {
+            let offset = b.const_i64(4 * j as i64);
+            let at = b.add(i, offset);
+            let v = b.load(x, &[at], 4);
+            b.add(*sum, v)
+        };
+        sums.iter().enumerate().map(add).collect()
     });
     let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("eight");
     let sum = b.reduce_lanes(ReduceOp::Add, sum);
@@ -100,24 +123,10 @@ fn peak_kernel(steps: i64) -> Kernel {
     b.finish()
 }
 
-/// Adds up a large array: what one thread can read.
-fn read_seconds_per_byte() -> f64 {
-    let data = vec![1u64; 32 << 20];
-    let mut best = f64::INFINITY;
-    for _ in 0..6 {
-        let t = now();
-        let mut sums = [0u64; 16];
-        for chunk in data.chunks_exact(16) {
-            sums.iter_mut().zip(chunk).for_each(|(s, x)| *s = s.wrapping_add(*x));
-        }
-        std::hint::black_box(sums);
-        best = best.min(now() - t);
-    }
-    best / (data.len() * 8) as f64
-}
-
 fn function(params: &str, body: &str, result: &str) -> Func {
-    let source = format!("symbols P in 0..4096, T in 1..4096\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n");
+    let source = format!(
+        "symbols P in 0..4096, T in 1..4096\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n"
+    );
     text::parse_module(&source).expect("well formed").funcs.remove(0)
 }
 
@@ -146,7 +155,7 @@ fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let steps = 4_000_000;
     let peak = steps as f64 * 8.0 * 8.0 / Runner::new(&peak_kernel(steps), &Bindings::new()).time();
-    let bandwidth = 1.0 / read_seconds_per_byte();
+    let bandwidth = (256i64 << 20) as f64 / Runner::new(&read_kernel(), &Bindings::new()).time();
     println!("128-bit multiply-add peak {:.1} GFLOP/s, read {:.1} GB/s (one thread)", peak / 1e9, bandwidth / 1e9);
     println!("{:38} {:>10} {:>9} {:>7} {:>9} {:>7}", "kernel", "µs", "GFLOP/s", "peak", "GB/s", "read");
 
@@ -162,7 +171,10 @@ fn main() {
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
         let target = Target::default();
         if std::env::var_os("HADAL_ALL").is_some() {
-            for (desc, s) in contract::Desc::of(&func).iter().flat_map(|d| contract::schedule::candidates(d).into_iter().map(move |s| (d, s))) {
+            for (desc, s) in contract::Desc::of(&func)
+                .iter()
+                .flat_map(|d| contract::schedule::candidates(d).into_iter().map(move |s| (d, s)))
+            {
                 let seconds = Runner::new(&contract::emit::emit(desc, &s), &bindings).time();
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(desc));
             }
@@ -229,21 +241,27 @@ fn main() {
         let causal = "scale = 0.1, causal = true";
         let heads = function(
             "%q: f32[T, 16, 128], %k: bf16[P+T, 16, 128], %v: bf16[P+T, 16, 128]",
-            &format!("  %y = attention %q, %k, %v {{terms = [\"thd,shd\"], value = \"she\", output = \"the\", {causal}}} : f32[T, 16, 128]"),
+            &format!(
+                "  %y = attention %q, %k, %v {{terms = [\"thd,shd\"], value = \"she\", output = \"the\", {causal}}} : f32[T, 16, 128]"
+            ),
             "f32[T, 16, 128]",
         );
         let bytes = 16.0 * 256.0 * 2.0 * (t + p) as f64;
         report(&format!("attention heads T={t} S={}", t + p), &heads, t, p, 2.0 * keys(16.0 * 256.0), bytes);
         let groups = function(
             "%q: f32[T, 2, 6, 128], %k: bf16[P+T, 2, 128], %v: bf16[P+T, 2, 128]",
-            &format!("  %y = attention %q, %k, %v {{terms = [\"tgrd,sgd\"], value = \"sge\", output = \"tgre\", {causal}}} : f32[T, 2, 6, 128]"),
+            &format!(
+                "  %y = attention %q, %k, %v {{terms = [\"tgrd,sgd\"], value = \"sge\", output = \"tgre\", {causal}}} : f32[T, 2, 6, 128]"
+            ),
             "f32[T, 2, 6, 128]",
         );
         let bytes = 2.0 * 256.0 * 2.0 * (t + p) as f64;
         report(&format!("attention groups T={t} S={}", t + p), &groups, t, p, 2.0 * keys(12.0 * 256.0), bytes);
         let latent = function(
             "%q: f32[T, 16, 512], %r: f32[T, 16, 64], %c: bf16[P+T, 512], %k: bf16[P+T, 64]",
-            &format!("  %y = attention %q, %c, %r, %k, %c {{terms = [\"tha,sa\", \"thb,sb\"], value = \"sa\", output = \"tha\", {causal}}} : f32[T, 16, 512]"),
+            &format!(
+                "  %y = attention %q, %c, %r, %k, %c {{terms = [\"tha,sa\", \"thb,sb\"], value = \"sa\", output = \"tha\", {causal}}} : f32[T, 16, 512]"
+            ),
             "f32[T, 16, 512]",
         );
         let bytes = 576.0 * 2.0 * (t + p) as f64;

@@ -239,27 +239,26 @@ impl<'a> Emitter<'a> {
 
     /// All columns and rows of one grid index.
     fn cell(&self, b: &mut Builder, env: &Env<'a>) {
-        let Some(rows) = self.s.rows else {
-            let rows = [env.clone()];
-            return self.columns(b, |b, n| self.chunk(b, &rows, n, self.s.strip, None));
+        let rows = self.s.rows;
+        let all = |b: &mut Builder, converted: Option<Converted>| match rows {
+            Some(rows) => self.row_tiles(b, env, rows, converted),
+            None => self.columns(b, |b, n| self.chunk(b, &[env.clone()], n, self.s.strip, converted)),
         };
-        let size = self.desc.size(rows);
-        let total = b.dim(size);
-        let always = size.as_const().is_some_and(|n| self.s.convert.is_some_and(|least| n >= least));
-        match self.s.convert {
-            None => self.row_tiles(b, env, rows, None),
-            Some(_) if always => self.convert(b, env, rows),
-            Some(least) => {
-                let least = b.const_i64(least);
+        let known = rows.map_or(Some(1), |m| self.desc.size(m).as_const());
+        match (self.s.convert, rows) {
+            (None, _) => all(b, None),
+            (Some(least), _) if least <= 1 || known.is_some_and(|n| n >= least) => self.convert(b, env, &all),
+            (Some(_), None) => all(b, None),
+            (Some(least), Some(rows)) => {
+                let (total, least, first) = (b.dim(self.desc.size(rows)), b.const_i64(least), b.const_i64(0));
                 let many = b.ge(total, least);
                 b.if_else(
                     many,
                     |b| {
-                        self.convert(b, env, rows);
+                        self.convert(b, env, &all);
                         Vec::new()
                     },
                     |b| {
-                        let first = b.const_i64(0);
                         self.single_rows(b, env, rows, first, None);
                         Vec::new()
                     },
@@ -269,25 +268,27 @@ impl<'a> Emitter<'a> {
     }
 
     /// Converts the block's columns to f32, then runs all rows on them.
-    fn convert(&self, b: &mut Builder, env: &Env<'a>, rows: Var) {
+    fn convert(&self, b: &mut Builder, env: &Env<'a>, all: &dyn Fn(&mut Builder, Option<Converted>)) {
         let (s, desc) = (self.s, self.desc);
         let (Some(cols), Some(block), Some(k)) = (s.cols, s.block, desc.size(s.lane).as_const()) else { return };
-        let stride = (k + i64::from(s.lanes) - 1) / i64::from(s.lanes) * i64::from(s.lanes);
+        // As many lanes as one register holds in the stored format.
+        let lanes = (128 / self.streamed().dtype.bits()) as u32;
+        let stride = (k + i64::from(lanes) - 1) / i64::from(lanes) * i64::from(lanes);
         let buf = b.alloc("block", DType::F32, [block * stride]);
         b.for_each(self.lo, self.hi, 1, LoopKind::Serial, |b, n| {
             let from = self.row(b, env.with(cols, n), self.streamed());
             let (column, stride) = (b.sub(n, self.lo), b.const_i64(stride));
             let to = b.mul(column, stride);
             let (zero, end) = (b.const_i64(0), b.const_i64(k));
-            in_vectors(b, s.lanes, (zero, end, Some(k)), Vec::new(), &|b, k, mask, _| {
-                let x = from.load(b, k, s.lanes, mask);
+            in_vectors(b, lanes, (zero, end, Some(k)), Vec::new(), &|b, k, mask, _| {
+                let x = from.load(b, k, lanes, mask);
                 let to = b.add(to, k);
                 // Masked-off lanes are zero, and there is room for them.
                 b.store(buf, &[to], x);
                 Vec::new()
             });
         });
-        self.row_tiles(b, env, rows, Some(Converted { buf, stride }));
+        all(b, Some(Converted { buf, stride }));
     }
 
     /// All rows, in tiles and then one by one.

@@ -140,10 +140,15 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
     // A block of columns should stay in the second-level cache.
     let long = desc.size(k).as_const().is_some_and(|k| k * 16 > CONVERTED);
     let block = cols.and_then(|n| block(desc, n, if long { 8 } else { 16 }));
-    let plain = w.dtype == DType::F32;
+    // Converting costs a write and a read of the second-level cache; bytes take long to convert, and are converted
+    // fastest in whole registers, so for them it always pays.
     let known = desc.size(k).as_const().filter(|k| sums.len() == 1 && k.saturating_mul(16) <= CONVERTED * 4);
-    let many = rows.is_some_and(|m| desc.size(m).as_const().is_none_or(|m| m >= 8));
-    let convert = (!plain && many && known.is_some() && block.is_some()).then_some(8);
+    let least = match w.dtype {
+        DType::F32 => None,
+        d if d.bits() == 8 => Some(1),
+        _ => rows.filter(|m| desc.size(*m).as_const().is_none_or(|m| m >= 4)).map(|_| 4),
+    };
+    let convert = least.filter(|_| known.is_some() && block.is_some());
     Some(Schedule {
         form: Form::Dot,
         streamed,
