@@ -71,7 +71,7 @@ struct Cell<'a> {
 }
 
 fn padded(n: i64, to: u32) -> i64 {
-    (n + i64::from(to) - 1) / i64::from(to) * i64::from(to)
+    n.saturating_add(i64::from(to) - 1) / i64::from(to) * i64::from(to)
 }
 
 impl<'a> Cell<'a> {
@@ -100,10 +100,10 @@ impl<'a> Cell<'a> {
         let converted = desc.terms.iter().zip(0..).map(|(term, i)| {
             let stride = padded(size(term.sum), DOT);
             let pays = term.key.dtype != DType::F32 && rows >= 4;
-            pays.then(|| (b.alloc(format!("keys{i}"), DType::F32, [KEYS * stride]), stride))
+            pays.then(|| (b.alloc(format!("keys{i}"), DType::F32, [stride.saturating_mul(KEYS)]), stride))
         });
         let converted = converted.collect();
-        let mut row = |name: &str, n: i64| b.alloc(name, DType::F32, [rows * n]);
+        let mut row = |name: &str, n: i64| b.alloc(name, DType::F32, [n.saturating_mul(rows)]);
         Cell {
             desc,
             s,
@@ -133,7 +133,7 @@ impl<'a> Cell<'a> {
             let zero = b.const_f32(0.0);
             b.store(self.total, &[r], zero);
         });
-        let all = b.const_i64(self.s.rows() * self.width);
+        let all = b.const_i64(self.width.saturating_mul(self.s.rows()));
         b.for_each(zero, all, i64::from(WIDE), LoopKind::Serial, |b, i| b.store(self.output, &[i], none));
         b.for_each(zero, self.keys, KEYS, LoopKind::Serial, |b, start| {
             let (left, block) = (b.sub(self.keys, start), b.const_i64(KEYS));

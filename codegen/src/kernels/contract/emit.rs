@@ -169,7 +169,7 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
         (Some(n), None) => (b.const_i64(0), b.dim(desc.size(n))),
         (Some(n), Some(block)) => {
             let count = size(n).unwrap_or(0);
-            let cell = b.grid_dim((count + block - 1) / block);
+            let cell = b.grid_dim(count.saturating_add(block - 1) / block);
             let (unit, end) = (b.const_i64(block), b.const_i64(count));
             let lo = b.mul(cell, unit);
             let hi = b.add(lo, unit);
@@ -228,6 +228,9 @@ impl Row<'_> {
 /// One vector step of the summed letter: where it is, which lanes are valid, what is carried.
 type Step<'f> = &'f dyn Fn(&mut Builder, Value, Option<Value>, &[Value]) -> Vec<Value>;
 
+/// What runs inside the outer summed letters: gets their values and what is carried.
+type Innermost<'f> = &'f dyn Fn(&mut Builder, &[(Var, Value)], Vec<Value>) -> Vec<Value>;
+
 impl<'a> Emitter<'a> {
     fn streamed(&self) -> &'a Access {
         &self.desc.operands[self.s.streamed]
@@ -242,7 +245,7 @@ impl<'a> Emitter<'a> {
         let rows = self.s.rows;
         let all = |b: &mut Builder, converted: Option<Converted>| match rows {
             Some(rows) => self.row_tiles(b, env, rows, converted),
-            None => self.columns(b, |b, n| self.chunk(b, &[env.clone()], n, self.s.strip, converted)),
+            None => self.columns(b, |b, n| self.chunk(b, std::slice::from_ref(env), n, self.s.strip, converted)),
         };
         let known = rows.map_or(Some(1), |m| self.desc.size(m).as_const());
         match (self.s.convert, rows) {
@@ -449,7 +452,7 @@ impl<'a> Emitter<'a> {
         b: &mut Builder,
         outer: &mut Vec<(Var, Value)>,
         carried: Vec<Value>,
-        inner: &dyn Fn(&mut Builder, &[(Var, Value)], Vec<Value>) -> Vec<Value>,
+        inner: Innermost<'_>,
     ) -> Vec<Value> {
         if outer.len() + 1 >= self.s.sums.len() {
             return inner(b, outer, carried);

@@ -106,7 +106,7 @@ pub fn trace(t: &mut Tracer<'_>, root: ValueId, coords: Vec<Affine>) -> Option<E
             Op::Transpose(p) => (p.perm.iter().map(|i| coords[*i].clone()).collect(), node),
             Op::Append(_) if chain.contains_key(&inst.args[1]) && of_chain.len() == 1 => {
                 let mut coords = coords;
-                coords[0] = coords[0].clone().add(&t.ty(inst.args[0]).shape[0].clone().into());
+                coords[0] = coords[0].clone().plus(&t.ty(inst.args[0]).shape[0].clone().into());
                 (coords, node)
             }
             _ => return None,

@@ -103,7 +103,7 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
     };
     // Columns of known number make the grid; the streamed operand is the larger or the narrower one.
     score += match s.cols.map(constant) {
-        Some(Some(n)) => 20 + i64::from(n.min(4096).max(1).ilog2()),
+        Some(Some(n)) => 20 + i64::from(n.clamp(1, 4096).ilog2()),
         Some(None) => 5,
         None => 0,
     };
@@ -138,7 +138,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
     let vectors = lanes as usize / 4;
     let sums = sums(desc, k);
     // A block of columns should stay in the second-level cache.
-    let long = desc.size(k).as_const().is_some_and(|k| k * 16 > CONVERTED);
+    let long = desc.size(k).as_const().is_some_and(|k| k.saturating_mul(16) > CONVERTED);
     let block = cols.and_then(|n| block(desc, n, if long { 8 } else { 16 }));
     // Converting costs a write and a read of the second-level cache; bytes take long to convert, and are converted
     // fastest in whole registers, so for them it always pays.

@@ -31,7 +31,7 @@ impl Affine {
     }
 
     /// The sum.
-    pub fn add(mut self, other: &Affine) -> Affine {
+    pub fn plus(mut self, other: &Affine) -> Affine {
         self.offset = self.offset + other.offset.clone();
         for (var, k) in &other.terms {
             let sum = self.terms.remove(var).unwrap_or_default() + k.clone();
@@ -203,7 +203,7 @@ impl Vars {
         let mut step = Dim::from(1i64);
         let mut sum = Affine::default();
         for (i, (c, n)) in coords.iter().zip(shape).enumerate().rev() {
-            sum = sum.add(&c.times(&step)?);
+            sum = sum.plus(&c.times(&step)?);
             if i > 0 && !n.is(1) {
                 step = step.checked_mul(n)?;
             }
@@ -221,7 +221,7 @@ impl Vars {
             if c.clone() * *by == at.coefficient(div) {
                 at.terms.remove(&div);
                 at.terms.remove(&rem);
-                at = at.add(&of.times(&c)?);
+                at = at.plus(&of.times(&c)?);
             }
         }
         Some(at)
@@ -321,7 +321,7 @@ impl<'a> Tracer<'a> {
             Op::Slice(s) => {
                 let mut out = coords.to_vec();
                 let step = i64::try_from(s.step).ok()?;
-                out[s.axis] = coords[s.axis].times(&step.into())?.add(&s.start.clone().into());
+                out[s.axis] = coords[s.axis].times(&step.into())?.plus(&s.start.clone().into());
                 out
             }
             Op::Broadcast(b) => b.dims.iter().map(|d| coords[*d].clone()).collect(),
