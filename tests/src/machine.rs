@@ -51,8 +51,9 @@ pub fn fma_peak(threads: usize, runs: usize) -> f64 {
 /// Twelve chains of multiplications with addition, more than any core has in flight.
 #[target_feature(enable = "fma")]
 fn multiply(steps: usize) -> [f32; 4] {
-    let (a, b) = (_mm_set1_ps(0.999), _mm_set1_ps(0.001));
-    let mut sums = [_mm_set1_ps(1.0); 12];
+    // Values that the compiler does not know, so that it can neither compute a chain nor merge two.
+    let [a, b] = std::hint::black_box([0.999, 0.002]).map(|v| _mm_set1_ps(v));
+    let mut sums: [__m128; 12] = std::array::from_fn(|i| _mm_set1_ps(std::hint::black_box(i as f32)));
     for _ in 0..steps {
         for s in &mut sums {
             *s = _mm_fmadd_ps(*s, a, b);
