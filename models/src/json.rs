@@ -41,7 +41,10 @@ pub(crate) fn shown(value: &Value) -> String {
         Value::Number(n) => n.to_string(),
         Value::String(s) if s.chars().count() <= 60 => format!("{s:?}"),
         Value::String(s) => format!("{:?}…", s.chars().take(60).collect::<String>()),
-        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::Array(items) => match &items[..] {
+            [only] if !only.is_array() => format!("[{}]", shown(only)),
+            _ => format!("a list of {}", items.len()),
+        },
         Value::Object(map) => format!("an object with {} keys", map.len()),
     }
 }

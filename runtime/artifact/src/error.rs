@@ -22,8 +22,11 @@ pub enum Error {
         /// Whether it is an ELF program.
         elf: bool,
     },
-    /// The payload's head says how long the file was, and it is shorter.
-    #[error("the file is truncated: {len} bytes of {expected}")]
+    /// The payload's head says how long the file was, and it is not.
+    #[error(
+        "the file {}: {len} bytes, {expected} when it was written",
+        if len < expected { "is truncated" } else { "goes on after its end" }
+    )]
     Truncated {
         /// Length found.
         len: u64,

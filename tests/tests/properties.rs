@@ -1,0 +1,280 @@
+//! Random models of every family, compiled, against the graph interpreter.
+//!
+//! A configuration with arbitrary sizes and options, a checkpoint of random numbers for it, and a prompt cut at random
+//! places: what the compiled program computes (prefill in chunks, decode, logits of all rows, multi-token prediction) must
+//! be what the interpreter makes of the graph as the model file built it, before any pass. Everything lies between the two:
+//! rewriting, fusion, planning, kernels, machine code, the compiled file, the runtime.
+//!
+//! The cases are the same in every run; `HADAL_CASES=1000` tries more of them.
+
+use hadal::driver::build_model;
+use hadal::{Input, Options};
+use hadal_ir::interpret::Interpreter;
+use hadal_ir::{Bindings, DType, Sym, Tensor};
+use hadal_models::{CheckpointWeights, Model};
+use hadal_tests::{Numbers, call, load, random_checkpoint, session};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::RngSeed;
+use serde_json::{Value, json};
+
+/// Largest difference, as a share of the largest logit: rounding in f32 through a few layers stays ten times below.
+const TOLERANCE: f64 = 2e-4;
+
+/// One model and what is done with it.
+#[derive(Clone, Debug)]
+struct Case {
+    config: Value,
+    seed: u64,
+    max_chunk: usize,
+    /// New tokens of each call; 1 is a decode.
+    cuts: Vec<usize>,
+    threads: usize,
+}
+
+/// Lays the keys of `b` over those of `a`.
+fn merge(mut a: Value, b: Value) -> Value {
+    let keys = a.as_object_mut().expect("an object");
+    keys.extend(b.as_object().expect("an object").clone());
+    a
+}
+
+fn rope(kinds: &'static [&'static str]) -> impl Strategy<Value = Value> {
+    (prop::sample::select(kinds), 1.0..8.0f64, 8..64u32, prop::option::of(0.3..1.2f64)).prop_map(|(kind, factor, original, mscale)| {
+        let scaling = match kind {
+            "none" => Value::Null,
+            "linear" => json!({"type": "linear", "factor": factor}),
+            "llama3" => json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0, "original_max_position_embeddings": original}),
+            _ => {
+                let mut yarn = json!({"type": "yarn", "factor": factor, "original_max_position_embeddings": original,
+                    "beta_fast": 32, "beta_slow": 1});
+                if let Some(m) = mscale {
+                    yarn = merge(yarn, json!({"mscale": m, "mscale_all_dim": m}));
+                }
+                yarn
+            }
+        };
+        json!({"rope_scaling": scaling})
+    })
+}
+
+/// What every family has.
+fn common() -> impl Strategy<Value = Value> {
+    let dtypes = prop::sample::select(&["bfloat16", "bfloat16", "float32", "float16"][..]);
+    (17..90usize, 1..=3usize, 5..80usize, dtypes, any::<bool>()).prop_map(|(vocab, layers, width, dtype, tied)| {
+        json!({"vocab_size": vocab, "num_hidden_layers": layers, "intermediate_size": width, "torch_dtype": dtype,
+            "tie_word_embeddings": tied, "hidden_act": "silu", "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
+            "rope_theta": 10000.0})
+    })
+}
+
+fn dense() -> impl Strategy<Value = Value> {
+    let families = [("LlamaForCausalLM", "llama"), ("Qwen2ForCausalLM", "qwen2"), ("Qwen3ForCausalLM", "qwen3")];
+    let sizes = (1..=3usize, 1..=3usize, 1..=9usize, 6..70usize, any::<bool>(), any::<bool>());
+    let rope = rope(&["none", "linear", "llama3", "yarn"]);
+    (prop::sample::select(families.to_vec()), common(), rope, sizes).prop_map(|(family, common, rope, sizes)| {
+        let (groups, shared, half, hidden, bias, mlp_bias) = sizes;
+        let hidden = if family.1 == "qwen2" { groups * shared * 2 * half } else { hidden };
+        let keys = json!({"architectures": [family.0], "model_type": family.1, "hidden_size": hidden,
+            "num_attention_heads": groups * shared, "num_key_value_heads": groups, "head_dim": 2 * half,
+            "attention_bias": bias, "mlp_bias": mlp_bias});
+        merge(merge(common, rope), keys)
+    })
+}
+
+/// Experts: groups, experts in each, groups kept, experts a token, width, shared experts, first layer with experts.
+fn experts(least_per_group: usize) -> impl Strategy<Value = Value> {
+    let sizes = (1..=4usize, least_per_group..=4, any::<prop::sample::Index>(), any::<prop::sample::Index>());
+    (sizes, 4..40usize, 0..=2usize, 0..=2usize, any::<bool>(), 0.5..3.0f64).prop_map(
+        |((groups, each, kept, chosen), width, shared, first, normalise, factor)| {
+            let kept = 1 + kept.index(groups);
+            let chosen = 1 + chosen.index(kept * each);
+            json!({"n_group": groups, "n_routed_experts": groups * each, "topk_group": kept,
+                "num_experts_per_tok": chosen, "moe_intermediate_size": width, "n_shared_experts": shared,
+                "first_k_dense_replace": first, "moe_layer_freq": 1, "norm_topk_prob": normalise,
+                "routed_scaling_factor": factor})
+        },
+    )
+}
+
+fn mixture() -> impl Strategy<Value = Value> {
+    let sizes = (1..=3usize, 1..=2usize, 1..=8usize);
+    (common(), rope(&["none", "linear", "yarn"]), experts(1), sizes).prop_map(|(common, rope, experts, sizes)| {
+        let (groups, shared, half) = sizes;
+        let heads = groups * shared;
+        let keys = json!({"architectures": ["DeepseekForCausalLM"], "model_type": "deepseek",
+            "hidden_size": heads * 2 * half, "num_attention_heads": heads, "num_key_value_heads": groups,
+            "scoring_func": "softmax"});
+        let mut all = merge(merge(merge(common, rope), experts), keys);
+        for key in ["n_group", "topk_group", "routed_scaling_factor"] {
+            all.as_object_mut().expect("an object").remove(key);
+        }
+        all
+    })
+}
+
+fn latent() -> impl Strategy<Value = Value> {
+    let sizes = (8..90usize, 1..=5usize, prop::option::of(3..50usize), 3..60usize, 1..=20usize, 1..=8usize, 1..=24usize);
+    (rope(&["none", "yarn", "yarn"]), sizes).prop_map(|(rope, (hidden, heads, q_rank, kv_rank, nope, half, value))| {
+        let keys = json!({"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": heads,
+            "q_lora_rank": q_rank, "kv_lora_rank": kv_rank, "qk_nope_head_dim": nope, "qk_rope_head_dim": 2 * half,
+            "v_head_dim": value});
+        merge(rope, keys)
+    })
+}
+
+fn second() -> impl Strategy<Value = Value> {
+    (common(), latent(), experts(1), any::<bool>()).prop_map(|(common, latent, experts, limited)| {
+        let method = if limited { "group_limited_greedy" } else { "greedy" };
+        let keys = json!({"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2",
+            "scoring_func": "softmax", "topk_method": method});
+        merge(merge(merge(common, latent), experts), keys)
+    })
+}
+
+fn third() -> impl Strategy<Value = Value> {
+    let blocks = prop::option::of((prop::sample::select(vec![[128, 128], [16, 16], [24, 8]]), any::<bool>()));
+    (common(), latent(), experts(2), 0..=1usize, blocks).prop_map(|(common, latent, experts, mtp, blocks)| {
+        let quantised = blocks.map(|(size, ue8m0)| {
+            let scale = if ue8m0 { "ue8m0" } else { "float" };
+            json!({"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": size,
+                "scale_fmt": scale})
+        });
+        let keys = json!({"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
+            "scoring_func": "sigmoid", "topk_method": "noaux_tc", "num_nextn_predict_layers": mtp,
+            "quantization_config": quantised, "tie_word_embeddings": false});
+        merge(merge(merge(common, latent), experts), keys)
+    })
+}
+
+fn case(config: impl Strategy<Value = Value>) -> impl Strategy<Value = Case> {
+    let cuts = prop::collection::vec(prop_oneof![Just(1usize), 2..=9usize], 1..=6);
+    (config, any::<u64>(), cuts, 0..=8usize, 1..=3usize).prop_map(|(config, seed, cuts, room, threads)| {
+        let max_chunk = cuts.iter().max().copied().unwrap_or(1) + room;
+        Case { config, seed, max_chunk, cuts, threads }
+    })
+}
+
+/// Rows of the interpreter: logits and hidden states of all of the prompt, and of the MTP layer where there is one.
+struct Reference {
+    logits: Vec<f64>,
+    hidden: Vec<f64>,
+    mtp: Option<Vec<f64>>,
+}
+
+fn ids(tokens: &[u32]) -> Tensor {
+    Tensor::int(DType::I32, &[tokens.len()], tokens.iter().map(|t| *t as i64).collect())
+}
+
+fn interpret(model: &Model, input: &Input, tokens: &[u32]) -> Reference {
+    let weights = CheckpointWeights(input.checkpoint.as_ref().expect("a checkpoint"));
+    let mut interpreter = Interpreter::new(&model.module, &weights);
+    let mut run = |entry: &str, args: &[Tensor]| {
+        let bindings = Bindings::from([(Sym::P, 0), (Sym::T, args[0].len() as i64)]);
+        let func = &model.module.entry(entry)?.func;
+        Some(interpreter.run(func, "", args, &bindings).expect("evaluates"))
+    };
+    let all = run("logits", &[ids(tokens)]).expect("an entry");
+    let (logits, hidden) = (all[0].reals().to_vec(), all[1].reals().to_vec());
+    let n = tokens.len() - 1;
+    let rows = Tensor::real(DType::F32, &[n, model.hidden], hidden[..n * model.hidden].to_vec());
+    let mtp = run("mtp", &[ids(&tokens[1..]), rows]).map(|r| r[0].reals().to_vec());
+    Reference { logits, hidden, mtp }
+}
+
+fn close(what: &str, found: &[f32], expected: &[f64]) -> Result<(), TestCaseError> {
+    prop_assert_eq!(found.len(), expected.len(), "{}", what);
+    let largest = expected.iter().fold(1f64, |m, v| m.max(v.abs()));
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        let off = (*a as f64 - b).abs();
+        // Written so that NaN fails.
+        prop_assert!(off <= TOLERANCE * largest, "{what}, element {i}: {a} should be {b}, off by {off:e}");
+    }
+    Ok(())
+}
+
+/// Whether the compiled program agrees with the interpreter on `reference`, the checkpoint's seed.
+fn holds(case: &Case, reference: u64) -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().expect("a folder");
+    let other = |e: Box<dyn std::error::Error>| TestCaseError::fail(e.to_string());
+    random_checkpoint::write(dir.path(), &case.config, case.seed).map_err(other)?;
+    let total: usize = case.cuts.iter().sum::<usize>().max(2);
+    let options = Options { max_context: Some(total + 1), max_chunk: case.max_chunk, ..Options::default() };
+    let fail = |e: hadal::Failure| TestCaseError::fail(e.to_string());
+    let input = Input::open(dir.path()).map_err(fail)?;
+    let model = build_model(&input, &Options { max_chunk: total, ..options.clone() }).map_err(fail)?;
+    let program = load(&input, &options).map_err(fail)?;
+
+    let mut numbers = Numbers(case.seed);
+    let tokens: Vec<u32> = (0..total).map(|_| numbers.below(model.vocab) as u32).collect();
+    random_checkpoint::write(&dir.path().join("reference"), &case.config, reference).map_err(other)?;
+    let expected = interpret(&model, &Input::open(&dir.path().join("reference")).map_err(fail)?, &tokens);
+    let (v, d) = (model.vocab, model.hidden);
+
+    let (mut last, mut all) = (session(&program, case.threads), session(&program, case.threads));
+    let mut hidden: Vec<f32> = Vec::new();
+    let mut at = 0;
+    for (i, n) in case.cuts.iter().enumerate() {
+        let entry = if *n == 1 { "decode" } else { "prefill" };
+        let range = at..at + n;
+        let row = call(&mut last, entry, &tokens[range.clone()], &[]);
+        close(&format!("{entry} {i}, tokens {range:?}"), &row[0], &expected.logits[(range.end - 1) * v..range.end * v])?;
+        let rows = call(&mut all, "logits", &tokens[range.clone()], &[]);
+        close(&format!("logits {i}, tokens {range:?}"), &rows[0], &expected.logits[range.start * v..range.end * v])?;
+        close(&format!("hidden {i}, tokens {range:?}"), &rows[1], &expected.hidden[range.start * d..range.end * d])?;
+        hidden.extend(&rows[1]);
+        at += n;
+    }
+    if let Some(expected) = &expected.mtp {
+        let mut s = session(&program, case.threads);
+        let mut at = 0;
+        while at + 1 < case.cuts.iter().sum() {
+            let n = case.max_chunk.min(case.cuts.iter().sum::<usize>() - 1 - at);
+            let rows = call(&mut s, "mtp", &tokens[at + 1..at + 1 + n], &[&hidden[at * d..(at + n) * d]]);
+            close(&format!("mtp, rows {at}.."), &rows[0], &expected[at * v..(at + n) * v])?;
+            at += n;
+        }
+    }
+    Ok(())
+}
+
+fn settings(cases: u32) -> ProptestConfig {
+    let cases = std::env::var("HADAL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(cases);
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(1),
+        max_shrink_iters: 40,
+        ..ProptestConfig::default()
+    }
+}
+
+macro_rules! families {
+    ($($test:ident $config:ident $cases:literal;)+) => {
+        $(proptest! {
+            #![proptest_config(settings($cases))]
+            #[test]
+            fn $test(case in case($config())) {
+                holds(&case, case.seed)?;
+            }
+        })+
+    };
+}
+
+families! {
+    dense_models dense 40;
+    mixtures_of_experts mixture 25;
+    second_generation second 30;
+    third_generation third 40;
+}
+
+/// The comparison sees other weights.
+#[test]
+fn a_difference_is_seen() {
+    let mut runner = proptest::test_runner::TestRunner::new(settings(1));
+    let case = case(third()).new_tree(&mut runner).expect("a case").current();
+    holds(&case, case.seed).expect("the same weights");
+    let error = holds(&case, case.seed + 1).expect_err("other weights").to_string();
+    assert!(error.contains("off by"), "{error}");
+}
