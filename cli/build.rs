@@ -30,7 +30,8 @@ fn build(out_dir: &Path) -> PathBuf {
     command.args(["build", "--quiet", "--locked", "--package", "hadal-runtime", "--bin", "hadal-run"]);
     command.args(["--profile", "runner", "--target-dir"]).arg(&target);
     // Lint and coverage wrappers belong to the outer build.
-    for variable in ["RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER", "CLIPPY_ARGS", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
+    for variable in ["RUSTC_WORKSPACE_WRAPPER", "RUSTC_WRAPPER", "CLIPPY_ARGS", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"]
+    {
         command.env_remove(variable);
     }
     match command.status() {

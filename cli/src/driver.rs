@@ -6,10 +6,10 @@ use crate::input::Input;
 use hadal_artifact as artifact;
 use hadal_codegen::cranelift::{self, CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
+use hadal_ir::interpret::{WeightSource, eval_func};
 use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::{Target, TargetKind};
-use hadal_ir::interpret::{WeightSource, eval_func};
 use hadal_ir::{Bindings, Module, Sym, Tensor, TensorType};
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::stats::cost;
@@ -188,7 +188,8 @@ fn manifest(
     cpu: &CpuTarget,
     options: &Options,
 ) -> Result<artifact::Manifest, Failure> {
-    let largest = Bindings::from([(Sym::T, options.max_chunk.min(model.max_context) as i64), (Sym::P, model.max_context as i64)]);
+    let largest =
+        Bindings::from([(Sym::T, options.max_chunk.min(model.max_context) as i64), (Sym::P, model.max_context as i64)]);
     let origins = kernel_origins(program);
     let kernel_list = kernels.iter().zip(offsets).map(|(k, offset)| artifact::Kernel {
         name: k.func.clone(),

@@ -116,7 +116,8 @@ fn tolerance(dir: &Path) -> Result<f64, Failure> {
 /// Reads a golden tensor of token ids.
 fn tokens(golden: &Checkpoint, name: &str) -> Result<Vec<u32>, Failure> {
     let t = golden.require(name)?;
-    let wrong = || Failure::input(format!("golden tensor `{name}`: expected token ids, i64 [n], found {}", t.describe()));
+    let wrong =
+        || Failure::input(format!("golden tensor `{name}`: expected token ids, i64 [n], found {}", t.describe()));
     if t.dtype != DType::I64 || t.shape.len() != 1 || t.shape[0] == 0 {
         return Err(wrong());
     }

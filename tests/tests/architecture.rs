@@ -16,7 +16,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("hadal-runtime", &["hadal-artifact", "hadal-types"]),
     (
         "hadal",
-        &["hadal-artifact", "hadal-codegen", "hadal-ir", "hadal-models", "hadal-passes", "hadal-runtime", "hadal-types"],
+        &[
+            "hadal-artifact",
+            "hadal-codegen",
+            "hadal-ir",
+            "hadal-models",
+            "hadal-passes",
+            "hadal-runtime",
+            "hadal-types",
+        ],
     ),
     (
         "hadal-tests",
@@ -58,7 +66,8 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let packages = metadata["packages"].as_array().expect("packages");
     let normal = |d: &&serde_json::Value| d["kind"].is_null();
     let name = |v: &serde_json::Value| v["name"].as_str().expect("name").to_owned();
-    let of = |p: &serde_json::Value| p["dependencies"].as_array().expect("list").iter().filter(normal).map(name).collect();
+    let of =
+        |p: &serde_json::Value| p["dependencies"].as_array().expect("list").iter().filter(normal).map(name).collect();
     packages.iter().map(|p| (name(p), of(p))).collect()
 }
 

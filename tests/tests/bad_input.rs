@@ -180,7 +180,9 @@ fn wrong_configurations() {
         refused(&[key], &|o| drop(o.insert(key.into(), json!(-3))));
         refused(&[key], &|o| drop(o.insert(key.into(), json!([1]))));
     }
-    refused(&["architectures", "MambaForCausalLM"], &|o| drop(o.insert("architectures".into(), json!(["MambaForCausalLM"]))));
+    refused(&["architectures", "MambaForCausalLM"], &|o| {
+        drop(o.insert("architectures".into(), json!(["MambaForCausalLM"])))
+    });
     refused(&["scoring_func", "gaussian"], &|o| drop(o.insert("scoring_func".into(), json!("gaussian"))));
     refused(&["rope_scaling"], &|o| drop(o.insert("rope_scaling".into(), json!(7))));
     for broken in ["", "{", "[]", "null", "{\"a\": 1e999}", "{\"a\": 1, \"a\": 2}", "\u{0}\u{1}"] {
@@ -233,7 +235,11 @@ fn paths_that_lead_nowhere() {
     complains(&hadal(&["compile", text(&model), "-o", "/dev/null"]), 2, &["/dev/null"]);
     let config = fixture("configs/deepseek-v2-lite.json");
     complains(&hadal(&["compile", text(&config), "-o", text(&dir.path().join("x"))]), 3, &["deepseek-v2-lite.json"]);
-    complains(&hadal(&["compile", text(&model), "--target", "tpu", "-o", text(&dir.path().join("x"))]), 2, &["tpu", "cpu"]);
+    complains(
+        &hadal(&["compile", text(&model), "--target", "tpu", "-o", text(&dir.path().join("x"))]),
+        2,
+        &["tpu", "cpu"],
+    );
     complains(&hadal(&["dump", text(&config), "--stage", "plan", "--entry", "train"]), 2, &["train", "prefill"]);
     assert_eq!(std::fs::read_dir(dir.path()).expect("there").count(), 0);
 }
@@ -381,7 +387,11 @@ fn no_room_for_the_file() {
     let target = dir.path().join("file");
     std::fs::write(&target, "before").expect("written");
     // No file may grow beyond 1 MB here.
-    let line = format!("ulimit -f 1000; exec '{HADAL}' compile '{}' -o '{}'", fixture("llama-dense").display(), target.display());
+    let line = format!(
+        "ulimit -f 1000; exec '{HADAL}' compile '{}' -o '{}'",
+        fixture("llama-dense").display(),
+        target.display()
+    );
     let out = run(Command::new("bash").args(["-c", &line]));
     complains(&out, 1, &[text(&target)]);
     assert_eq!(std::fs::read(&target).expect("still there"), b"before");
@@ -429,7 +439,8 @@ fn interruption() {
         // SAFETY: the child has not been waited for, so the number is still its own.
         unsafe { libc::kill(child.id() as i32, signal) };
         let ended = child.wait().expect("ends");
-        let left: Vec<_> = std::fs::read_dir(dir.path()).expect("there").map(|e| e.expect("there").file_name()).collect();
+        let left: Vec<_> =
+            std::fs::read_dir(dir.path()).expect("there").map(|e| e.expect("there").file_name()).collect();
         assert_eq!(left, ["file"], "after signal {signal}");
         match ended.success() {
             // It was faster: the file is whole.

@@ -45,7 +45,8 @@ fn it_writes_what_the_reference_writes() {
     let facts = facts();
     let (prompt, expected) = (facts["prompt"].as_str().expect("text"), facts["greedy_text"].as_str().expect("text"));
     for threads in ["1", "2"] {
-        let args = ["generate", "--prompt", prompt, "--temperature", "0", "-n", "64", "--ignore-stop", "--threads", threads];
+        let args =
+            ["generate", "--prompt", prompt, "--temperature", "0", "-n", "64", "--ignore-stop", "--threads", threads];
         let out = demo(&args);
         assert!(out.stderr.contains("first token"), "{}", out.stderr);
         assert_eq!(out.ok().trim_end_matches('\n'), expected, "{threads} threads");
@@ -60,7 +61,8 @@ fn it_writes_what_the_reference_writes() {
 #[test]
 fn a_seed_decides_the_text() {
     let write = |seed, threads| {
-        let args = ["generate", "--prompt", "One day", "-n", "40", "--temperature", "1", "--seed", seed, "--threads", threads];
+        let args =
+            ["generate", "--prompt", "One day", "-n", "40", "--temperature", "1", "--seed", seed, "--threads", threads];
         demo(&args).ok()
     };
     let first = write("5", "1");
@@ -78,7 +80,10 @@ fn settings_reach_the_sampler() {
     let expected = serde_json::json!({"temperature": 0.5, "top_k": 7, "top_p": 0.9f32, "min_p": 0.125, "seed": 9});
     assert_eq!(value["sampling"], expected);
     // One candidate left is the greedy choice whatever the seed.
-    let one = |seed| demo(&["generate", "--prompt", "The king", "-n", "20", "--temperature", "2", "--top-k", "1", "--seed", seed]).ok();
+    let one = |seed| {
+        demo(&["generate", "--prompt", "The king", "-n", "20", "--temperature", "2", "--top-k", "1", "--seed", seed])
+            .ok()
+    };
     assert_eq!(one("1"), one("2"));
     for wrong in [["--temperature", "-1"], ["--top-p", "1.5"], ["--min-p", "nan"]] {
         assert_eq!(out(&wrong).code, Some(2), "{wrong:?}");
@@ -106,17 +111,20 @@ fn it_says_what_it_is() {
     let info: Value = serde_json::from_str(&demo(&["info", "--json", "--verify"]).ok()).expect("JSON");
     assert_eq!(info["model"]["vocabulary"], 1792);
     assert_eq!(info["target"]["arch"], "x86_64");
-    let entries: Vec<&str> = info["entries"].as_array().expect("a list").iter().filter_map(|e| e["name"].as_str()).collect();
+    let entries: Vec<&str> =
+        info["entries"].as_array().expect("a list").iter().filter_map(|e| e["name"].as_str()).collect();
     for entry in ["prefill", "decode", "logits", "mtp"] {
         assert!(entries.contains(&entry), "{entries:?}");
     }
     assert!(demo(&["info", "--kernels"]).ok().contains("deepseek-v3"));
-    let inspected: Value = serde_json::from_str(&hadal(&["inspect", text(DEMO.as_path()), "--json"]).ok()).expect("JSON");
+    let inspected: Value =
+        serde_json::from_str(&hadal(&["inspect", text(DEMO.as_path()), "--json"]).ok()).expect("JSON");
     assert_eq!(inspected["vocab"], 1792);
     assert_eq!(inspected["compiled"], true);
 
     let bench: Value =
-        serde_json::from_str(&demo(&["bench", "--prompt-len", "32", "-n", "8", "--repeat", "1", "--json"]).ok()).expect("JSON");
+        serde_json::from_str(&demo(&["bench", "--prompt-len", "32", "-n", "8", "--repeat", "1", "--json"]).ok())
+            .expect("JSON");
     for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "read_bandwidth", "first_token_seconds"] {
         assert!(bench[key].as_f64().is_some_and(|v| v > 0.0), "{key}: {bench:#}");
     }
@@ -124,7 +132,9 @@ fn it_says_what_it_is() {
 
 #[test]
 fn help_and_exit_codes_are_as_documented() {
-    for args in [&["--help"][..], &["generate", "--help"], &["logits", "--help"], &["bench", "--help"], &["info", "--help"]] {
+    for args in
+        [&["--help"][..], &["generate", "--help"], &["logits", "--help"], &["bench", "--help"], &["info", "--help"]]
+    {
         assert!(demo(args).ok().contains("Example"), "{args:?}");
     }
     for command in ["demo", "inspect", "compile", "run", "verify", "dump", "opt", "eval"] {
@@ -201,7 +211,17 @@ fn template_exists() -> bool {
 fn streaming_never_splits_a_character() {
     use std::io::Read;
     let mut child = Command::new(DEMO.as_path())
-        .args(["generate", "--prompt", "Ein Kind — „ähm“, ça va? 🦊 日本", "-n", "300", "--temperature", "3", "--seed", "4"])
+        .args([
+            "generate",
+            "--prompt",
+            "Ein Kind — „ähm“, ça va? 🦊 日本",
+            "-n",
+            "300",
+            "--temperature",
+            "3",
+            "--seed",
+            "4",
+        ])
         .args(["--ignore-stop"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -236,7 +256,8 @@ fn a_reader_that_goes_away_is_no_error() {
 fn the_context_is_a_limit_not_a_crash() {
     let out = greedy(&["--prompt", "Once", "-n", "100000", "--ignore-stop"]);
     assert_eq!(out["ended_by"], "context");
-    let total = out["tokens"].as_array().expect("a list").len() + out["prompt_tokens"].as_array().expect("a list").len();
+    let total =
+        out["tokens"].as_array().expect("a list").len() + out["prompt_tokens"].as_array().expect("a list").len();
     assert!((512..=513).contains(&total), "{total}");
     let long = vec!["5"; 600].join(",");
     let out = demo(&["generate", "--tokens", &long, "-n", "1"]);

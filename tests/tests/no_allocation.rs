@@ -37,7 +37,8 @@ static ALLOCATOR: Counting = Counting;
 fn a_decoded_token_allocates_nothing() {
     let program = load(&Input::demo().expect("embedded"), &Options::default()).expect("compiles");
     for threads in [1, 2] {
-        for sampling in [Sampling::greedy(), Sampling { temperature: 0.8, top_k: 50, top_p: 0.9, min_p: 0.01, seed: 3 }] {
+        for sampling in [Sampling::greedy(), Sampling { temperature: 0.8, top_k: 50, top_p: 0.9, min_p: 0.01, seed: 3 }]
+        {
             let mut generator = Generator::new(session(&program, threads), sampling).expect("a language model");
             generator.ignore_stop_tokens();
             generator.prompt(&[0, 300, 301, 302, 303, 304, 305]).expect("runs");

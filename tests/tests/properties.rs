@@ -59,19 +59,27 @@ fn rope(kinds: &'static [&'static str]) -> impl Strategy<Value = Value> {
     })
 }
 
+/// A size, mostly small, sometimes beyond every block and vector of a kernel.
+fn size(small: std::ops::Range<usize>, large: usize) -> impl Strategy<Value = usize> {
+    let end = small.end;
+    prop_oneof![5 => small, 1 => end..large]
+}
+
 /// What every family has.
 fn common() -> impl Strategy<Value = Value> {
     let dtypes = prop::sample::select(&["bfloat16", "bfloat16", "float32", "float16"][..]);
-    (17..90usize, 1..=3usize, 5..80usize, dtypes, any::<bool>()).prop_map(|(vocab, layers, width, dtype, tied)| {
-        json!({"vocab_size": vocab, "num_hidden_layers": layers, "intermediate_size": width, "torch_dtype": dtype,
-            "tie_word_embeddings": tied, "hidden_act": "silu", "max_position_embeddings": 128, "rms_norm_eps": 1e-6,
+    (size(17..90, 600), 1..=3usize, size(5..80, 300), dtypes, any::<bool>()).prop_map(
+        |(vocab, layers, width, dtype, tied)| {
+            json!({"vocab_size": vocab, "num_hidden_layers": layers, "intermediate_size": width, "torch_dtype": dtype,
+            "tie_word_embeddings": tied, "hidden_act": "silu", "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
             "rope_theta": 10000.0})
-    })
+        },
+    )
 }
 
 fn dense() -> impl Strategy<Value = Value> {
     let families = [("LlamaForCausalLM", "llama"), ("Qwen2ForCausalLM", "qwen2"), ("Qwen3ForCausalLM", "qwen3")];
-    let sizes = (1..=3usize, 1..=3usize, 1..=9usize, 6..70usize, any::<bool>(), any::<bool>());
+    let sizes = (1..=3usize, 1..=3usize, size(1..10, 70), size(6..70, 300), any::<bool>(), any::<bool>());
     let rope = rope(&["none", "linear", "llama3", "yarn"]);
     (prop::sample::select(families.to_vec()), common(), rope, sizes).prop_map(|(family, common, rope, sizes)| {
         let (groups, shared, half, hidden, bias, mlp_bias) = sizes;
@@ -86,13 +94,13 @@ fn dense() -> impl Strategy<Value = Value> {
 /// Experts: groups, experts in each, groups kept, experts a token, width, shared experts, first layer with experts.
 fn experts(least_per_group: usize) -> impl Strategy<Value = Value> {
     let sizes = (1..=4usize, least_per_group..=4, any::<prop::sample::Index>(), any::<prop::sample::Index>());
-    (sizes, 4..40usize, 0..=2usize, 0..=2usize, any::<bool>(), 0.5..3.0f64).prop_map(
-        |((groups, each, kept, chosen), width, shared, first, normalise, factor)| {
+    (sizes, size(4..40, 140), 0..=2usize, 0..=2usize, 1..=2usize, any::<bool>(), 0.5..3.0f64).prop_map(
+        |((groups, each, kept, chosen), width, shared, first, every, normalise, factor)| {
             let kept = 1 + kept.index(groups);
             let chosen = 1 + chosen.index(kept * each);
             json!({"n_group": groups, "n_routed_experts": groups * each, "topk_group": kept,
                 "num_experts_per_tok": chosen, "moe_intermediate_size": width, "n_shared_experts": shared,
-                "first_k_dense_replace": first, "moe_layer_freq": 1, "norm_topk_prob": normalise,
+                "first_k_dense_replace": first, "moe_layer_freq": every, "norm_topk_prob": normalise,
                 "routed_scaling_factor": factor})
         },
     )
@@ -115,11 +123,13 @@ fn mixture() -> impl Strategy<Value = Value> {
 }
 
 fn latent() -> impl Strategy<Value = Value> {
-    let sizes = (8..90usize, 1..=5usize, prop::option::of(3..50usize), 3..60usize, 1..=20usize, 1..=8usize, 1..=24usize);
-    (rope(&["none", "yarn", "yarn"]), sizes).prop_map(|(rope, (hidden, heads, q_rank, kv_rank, nope, half, value))| {
+    let q_rank = prop::option::of(size(3..50, 140));
+    let sizes = (size(8..90, 300), 1..=5usize, q_rank, size(3..60, 200), size(1..20, 70), 1..=8usize, size(1..24, 70));
+    (rope(&["none", "yarn", "yarn"]), sizes, any::<bool>()).prop_map(|(rope, sizes, bias)| {
+        let (hidden, heads, q_rank, kv_rank, nope, half, value) = sizes;
         let keys = json!({"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": heads,
             "q_lora_rank": q_rank, "kv_lora_rank": kv_rank, "qk_nope_head_dim": nope, "qk_rope_head_dim": 2 * half,
-            "v_head_dim": value});
+            "v_head_dim": value, "attention_bias": bias});
         merge(rope, keys)
     })
 }
@@ -149,7 +159,7 @@ fn third() -> impl Strategy<Value = Value> {
 }
 
 fn case(config: impl Strategy<Value = Value>) -> impl Strategy<Value = Case> {
-    let cuts = prop::collection::vec(prop_oneof![Just(1usize), 2..=9usize], 1..=6);
+    let cuts = prop::collection::vec(prop_oneof![4 => Just(1usize), 4 => 2..=9usize, 1 => 10..=80usize], 1..=6);
     (config, any::<u64>(), cuts, 0..=8usize, 1..=3usize).prop_map(|(config, seed, cuts, room, threads)| {
         let max_chunk = cuts.iter().max().copied().unwrap_or(1) + room;
         Case { config, seed, max_chunk, cuts, threads }
@@ -219,7 +229,11 @@ fn holds(case: &Case, reference: u64) -> Result<(), TestCaseError> {
         let entry = if *n == 1 { "decode" } else { "prefill" };
         let range = at..at + n;
         let row = call(&mut last, entry, &tokens[range.clone()], &[]);
-        close(&format!("{entry} {i}, tokens {range:?}"), &row[0], &expected.logits[(range.end - 1) * v..range.end * v])?;
+        close(
+            &format!("{entry} {i}, tokens {range:?}"),
+            &row[0],
+            &expected.logits[(range.end - 1) * v..range.end * v],
+        )?;
         let rows = call(&mut all, "logits", &tokens[range.clone()], &[]);
         close(&format!("logits {i}, tokens {range:?}"), &rows[0], &expected.logits[range.start * v..range.end * v])?;
         close(&format!("hidden {i}, tokens {range:?}"), &rows[1], &expected.hidden[range.start * d..range.end * d])?;

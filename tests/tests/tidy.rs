@@ -16,7 +16,8 @@ fn files(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
             let path = entry.expect("a readable entry").path();
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
             if path.is_dir() {
-                let skipped = name.starts_with('.') || ["target", "fixtures", "snapshots", "train", "book"].contains(&name);
+                let skipped =
+                    name.starts_with('.') || ["target", "fixtures", "snapshots", "train", "book"].contains(&name);
                 if !skipped {
                     folders.push(path);
                 }

@@ -110,7 +110,11 @@ pub fn report(c: &Compiled) -> String {
         time("graph")
     );
     let found: Vec<String> = rules_fired(c).into_iter().map(|(rule, n)| format!("{rule} ×{n}")).collect();
-    out += &format!("  rewrites   {} ({})\n", if found.is_empty() { "none".into() } else { found.join(", ") }, time("passes"));
+    out += &format!(
+        "  rewrites   {} ({})\n",
+        if found.is_empty() { "none".into() } else { found.join(", ") },
+        time("passes")
+    );
     let count = |generator: &str| c.kernels.iter().filter(|k| k.generated.generator == generator).count();
     let mut generators: Vec<&str> = c.kernels.iter().map(|k| k.generated.generator).collect();
     generators.sort_unstable();

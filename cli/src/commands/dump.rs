@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 
 /// Print the text of a stage: what a model looks like between checkpoint and machine code.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  hadal dump DeepSeek-V3 --stage optimized --entry decode\n  hadal dump config.json \
-    --stage kernels\n\nThe text of `graph` and `optimized` can be read back by `hadal opt` and `hadal eval`.")]
+#[command(
+    after_help = "Examples:\n  hadal dump DeepSeek-V3 --stage optimized --entry decode\n  hadal dump config.json \
+    --stage kernels\n\nThe text of `graph` and `optimized` can be read back by `hadal opt` and `hadal eval`."
+)]
 pub struct Args {
     /// A checkpoint folder or a bare config.json.
     path: PathBuf,
@@ -108,9 +110,8 @@ pub fn write(compiled: &Compiled, stage: Stage, folder: &Path) -> Result<(), Fai
 /// The text of a stage, of one entry or of all.
 pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<String, Failure> {
     let kernels = || {
-        let used: Option<BTreeSet<&str>> = entry.and_then(|e| c.program.plan(e)).map(|plan| {
-            plan.launches.iter().map(|l| l.kernel.as_str()).collect()
-        });
+        let used: Option<BTreeSet<&str>> =
+            entry.and_then(|e| c.program.plan(e)).map(|plan| plan.launches.iter().map(|l| l.kernel.as_str()).collect());
         c.kernels.iter().filter(move |k| used.as_ref().is_none_or(|u| u.contains(k.func.as_str())))
     };
     Ok(match stage {

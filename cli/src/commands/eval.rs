@@ -93,12 +93,13 @@ const MAX_ELEMENTS: usize = 1 << 28;
 
 impl WeightSource for Noise<'_> {
     fn weight(&self, name: &str, ty: &TensorType) -> Result<Tensor, String> {
-        let shape = ty.eval_shape(self.bindings).map_err(|s| format!("symbol `{s}` has no value; give --bind {s}=…"))?;
+        let shape =
+            ty.eval_shape(self.bindings).map_err(|s| format!("symbol `{s}` has no value; give --bind {s}=…"))?;
         let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MAX_ELEMENTS);
         let count = count.ok_or_else(|| format!("`{name}`, {ty}, is too large to evaluate"))?;
-        let mut state = name.bytes().fold(self.seed ^ 0xcbf2_9ce4_8422_2325, |h, b| {
-            (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let mut state = name
+            .bytes()
+            .fold(self.seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3));
         // SplitMix64.
         let mut next = || {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -107,12 +107,21 @@ impl Report {
         println!("parameters    {} ({})", grouped(s.main), count(s.main as f64));
         println!("  active      {} a token", grouped(s.active));
         if s.mtp > 0 {
-            println!("  MTP         {} more, and {} in copies of embedding and head", grouped(s.mtp), grouped(s.mtp_copies));
+            println!(
+                "  MTP         {} more, and {} in copies of embedding and head",
+                grouped(s.mtp),
+                grouped(s.mtp_copies)
+            );
         }
         let formats: Vec<String> = s.bytes.iter().map(|(d, n)| format!("{} in {d}", bytes(*n as f64))).collect();
         println!("stored        {} ({})", bytes(s.total_bytes() as f64), formats.join(", "));
         let (bf16, f32) = (s.state_bytes_per_token(DType::BF16), s.state_bytes_per_token(DType::F32));
-        println!("state         {} elements a token: {} B in bf16, {} B in f32", grouped(s.state_elements), grouped(bf16), grouped(f32));
+        println!(
+            "state         {} elements a token: {} B in bf16, {} B in f32",
+            grouped(s.state_elements),
+            grouped(bf16),
+            grouped(f32)
+        );
         if let Some(c) = &self.decode {
             println!(
                 "decode        {}FLOP and {} a token at context {}",

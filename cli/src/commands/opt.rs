@@ -39,7 +39,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     verify::module(&module).map_err(|e| at(&e))?;
     let target = crate::driver::target(&args.target)?;
     let names = args.passes.iter().map(String::as_str);
-    let (module, reports) = hadal_passes::run_passes(&module, names, &target, &Default::default()).map_err(|e| at(&e))?;
+    let (module, reports) =
+        hadal_passes::run_passes(&module, names, &target, &Default::default()).map_err(|e| at(&e))?;
     if args.report {
         reports.iter().for_each(|r| eprintln!("{r}"));
     }

@@ -12,9 +12,11 @@ use std::process::Command;
 /// The same as `hadal compile` followed by `FILE generate`, without a file: tensors stay in the checkpoint's own files
 /// where they need no change.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  hadal run DeepSeek-R1-Distill-Qwen-1.5B --prompt \"The sea is\" -n 64\n  hadal run \
+#[command(
+    after_help = "Examples:\n  hadal run DeepSeek-R1-Distill-Qwen-1.5B --prompt \"The sea is\" -n 64\n  hadal run \
     DeepSeek-R1-Distill-Qwen-1.5B --chat \"Why is the sky blue?\" -n 256 --temperature 0.6\n\nOptions after the path \
-    that are not listed here go to `generate`; see `FILE generate --help`.")]
+    that are not listed here go to `generate`; see `FILE generate --help`."
+)]
 pub struct Args {
     /// A checkpoint folder.
     path: PathBuf,

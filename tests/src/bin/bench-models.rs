@@ -18,7 +18,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(Parser)]
-#[command(about = "Measures compiled models against the machine", after_help = "Example: bench-models --demo-only --json")]
+#[command(
+    about = "Measures compiled models against the machine",
+    after_help = "Example: bench-models --demo-only --json"
+)]
 struct Args {
     /// Leave out the large model.
     #[arg(long)]
@@ -75,7 +78,9 @@ fn main() -> Result<()> {
         }
     }
     match args.json {
-        true => println!("{:#}", json!({"machine": machines.iter().map(of_machine).collect::<Vec<_>>(), "models": rows})),
+        true => {
+            println!("{:#}", json!({"machine": machines.iter().map(of_machine).collect::<Vec<_>>(), "models": rows}))
+        }
         false => print(&machines, &rows),
     }
     Ok(())
@@ -103,20 +108,23 @@ fn measure(input: &Input, args: &Args, machines: &[Machine]) -> Result<Vec<Value
     let chunk = args.prompt_len.min(program.manifest().model.max_chunk as usize);
     let decode = cost(&model.module, "decode", 1, args.prompt_len + args.n / 2).ok_or("no decode")?;
     let prefill = cost(&model.module, "prefill", chunk, 0).ok_or("no prefill")?;
-    machines.iter().map(|m| {
-        let (prefill_rate, decode_rate) = rates(&program, args, m.threads)?;
-        Ok(json!({
-            "model": input.name,
-            "threads": m.threads,
-            "prompt_tokens": args.prompt_len,
-            "prefill_tokens_per_second": prefill_rate,
-            "prefill_flops_per_token": prefill.flops / chunk as f64,
-            "prefill_share_of_fma128": prefill_rate * prefill.flops / chunk as f64 / m.flops,
-            "decode_tokens_per_second": decode_rate,
-            "decode_bytes_per_token": decode.bytes(),
-            "decode_share_of_bandwidth": decode_rate * decode.bytes() / m.bandwidth,
-        }))
-    }).collect()
+    machines
+        .iter()
+        .map(|m| {
+            let (prefill_rate, decode_rate) = rates(&program, args, m.threads)?;
+            Ok(json!({
+                "model": input.name,
+                "threads": m.threads,
+                "prompt_tokens": args.prompt_len,
+                "prefill_tokens_per_second": prefill_rate,
+                "prefill_flops_per_token": prefill.flops / chunk as f64,
+                "prefill_share_of_fma128": prefill_rate * prefill.flops / chunk as f64 / m.flops,
+                "decode_tokens_per_second": decode_rate,
+                "decode_bytes_per_token": decode.bytes(),
+                "decode_share_of_bandwidth": decode_rate * decode.bytes() / m.bandwidth,
+            }))
+        })
+        .collect()
 }
 
 /// Tokens a second of prefill and decode, each the run in the middle.
