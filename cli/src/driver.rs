@@ -188,14 +188,13 @@ fn manifest(
     cpu: &CpuTarget,
     options: &Options,
 ) -> Result<artifact::Manifest, Failure> {
-    let largest =
-        Bindings::from([(Sym::T, options.max_chunk.min(model.max_context) as i64), (Sym::P, model.max_context as i64)]);
+    let scratch = kernels.iter().map(|k| scratch_bytes(k, program)).collect::<Result<Vec<_>, _>>()?;
     let origins = kernel_origins(program);
-    let kernel_list = kernels.iter().zip(offsets).map(|(k, offset)| artifact::Kernel {
+    let kernel_list = kernels.iter().zip(offsets).zip(scratch).map(|((k, offset), scratch_bytes)| artifact::Kernel {
         name: k.func.clone(),
         offset: *offset as u64,
         bytes: k.compiled.code.len() as u64,
-        scratch_bytes: k.compiled.scratch_bytes.eval(&largest).unwrap_or(0).max(0) as u64,
+        scratch_bytes,
         symbols: k.generated.kernel.symbols.clone(),
         params: k.generated.kernel.params.iter().map(kernel_param).collect(),
         origin: origins.get(k.func.as_str()).cloned().unwrap_or_default(),
@@ -248,6 +247,17 @@ fn manifest(
     };
     manifest.place_embedded_weights();
     Ok(manifest)
+}
+
+/// The most scratch memory that a kernel needs in any call of an entry that launches it.
+fn scratch_bytes(kernel: &BuiltKernel, program: &Program) -> Result<u64, Failure> {
+    let mut most = 0;
+    for plan in program.plans.iter().filter(|p| p.launches.iter().any(|l| l.kernel == kernel.func)) {
+        let bytes = hadal_passes::plan::largest(&kernel.compiled.scratch_bytes, &plan.ranges, plan.max_context);
+        let unbound = |s| Failure::internal("planning scratch memory", format!("@{}: {s} has no range", kernel.func));
+        most = most.max(bytes.map_err(unbound)?);
+    }
+    Ok(most as u64)
 }
 
 fn kernel_param(p: &hadal_ir::kernel::Param) -> artifact::Param {

@@ -40,7 +40,7 @@ impl Input {
                 return Err(Failure::input(format!("{}: not a checkpoint folder", path.display())).help(help));
             }
             let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
-            return Input::new(name, Config::read(path)?, None, Vec::new());
+            return Input::new(name, path, Config::read(path)?, None, Vec::new());
         }
         let config = Config::read(path)?;
         let checkpoint = Checkpoint::open(path)?;
@@ -55,7 +55,7 @@ impl Input {
             blobs.push((name.to_owned(), bytes));
         }
         let name = path.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
-        Input::new(name.unwrap_or_else(|| "model".into()), config, Some(checkpoint), blobs)
+        Input::new(name.unwrap_or_else(|| "model".into()), path, config, Some(checkpoint), blobs)
     }
 
     /// The small trained model that comes with hadal.
@@ -75,19 +75,26 @@ impl Input {
             (blob::TOKENIZER_CONFIG.to_owned(), file!("tokenizer_config.json").to_vec()),
             (blob::GENERATION_CONFIG.to_owned(), file!("generation_config.json").to_vec()),
         ];
-        Input::new("hadal-demo".into(), config, Some(checkpoint), blobs)
+        Input::new("hadal-demo".into(), Path::new("(embedded)"), config, Some(checkpoint), blobs)
     }
 
+    /// `place` is for messages.
     fn new(
         name: String,
+        place: &Path,
         config: Config,
         checkpoint: Option<Checkpoint>,
         blobs: Vec<(String, Vec<u8>)>,
     ) -> Result<Input, Failure> {
         let (mut sampling, mut stop) = (SamplingDefaults::default(), Vec::new());
-        if let Some((name, bytes)) = blobs.iter().find(|(n, _)| n == blob::GENERATION_CONFIG) {
-            let parsed = Config::parse(name.as_str(), bytes)?;
-            (sampling, stop) = generation_defaults(&parsed.object())?;
+        for (file, bytes) in blobs.iter().filter(|(n, _)| n.ends_with(".json")) {
+            let path = place.join(file);
+            // What is in them is read when the compiled file runs; that they were copied whole is seen now.
+            serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
+                .map_err(|e| Failure::input(format!("{}: not valid JSON: {e}", path.display())))?;
+            if file == blob::GENERATION_CONFIG {
+                (sampling, stop) = generation_defaults(&Config::parse(path, bytes)?.object())?;
+            }
         }
         Ok(Input { name, config, checkpoint, blobs, sampling, stop })
     }

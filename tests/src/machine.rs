@@ -14,8 +14,8 @@ pub fn read_bandwidth(threads: usize, runs: usize) -> f64 {
     let each = BYTES / threads / 32;
     let best = on_all(threads, runs, || {
         // Written to, so that each page is one of its own and not the system's page of zeros.
-        // SAFETY: the same size, and all bit patterns are numbers.
-        let words: Vec<__m256i> = vec![unsafe { std::mem::transmute([1u64; 4]) }; each];
+        // SAFETY: AVX2 was found above.
+        let words = vec![unsafe { _mm256_set1_epi64x(1) }; each];
         // SAFETY: AVX2 was found above.
         move || std::hint::black_box(unsafe { sum(&words) })
     });

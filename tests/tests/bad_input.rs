@@ -165,6 +165,27 @@ fn a_missing_shard() {
 }
 
 #[test]
+fn files_beside_the_weights() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let c = Copy { dir };
+    copy_files(&hadal_tests::demo_folder(), &c.dir.path().join("model"));
+    let broken = [
+        ("tokenizer.json", "{\"version\": \"1.0\", ", "JSON"),
+        ("generation_config.json", "{\"temperature\": \"hot\"}", "temperature"),
+        ("generation_config.json", "{\"eos_token_id\": -1}", "eos_token_id"),
+        ("model.safetensors.index.json", "{\"weight_map\": ", "JSON"),
+        ("model.safetensors.index.json", "{\"weight_map\": {\"a\": \"../../etc/passwd\"}}", "passwd"),
+        ("model.safetensors.index.json", "{\"weight_map\": {\"a\": 7}}", "`a`"),
+    ];
+    for (name, content, word) in broken {
+        let whole = c.read(name);
+        c.write(name, content);
+        c.refused(&[name, word]);
+        c.write(name, whole);
+    }
+}
+
+#[test]
 fn wrong_configurations() {
     let c = Copy::of("v3");
     let original = c.read("config.json");
@@ -244,6 +265,28 @@ fn paths_that_lead_nowhere() {
     assert_eq!(std::fs::read_dir(dir.path()).expect("there").count(), 0);
 }
 
+#[test]
+fn golden_tensors_that_do_not_fit() {
+    let c = Copy::of("llama-dense");
+    let model = c.dir.path().join("model");
+    let refused = |words: &[&str]| complains(&hadal(&["verify", text(&model)]), 3, words);
+    let one = |name: &str, dtype: &str, shape: Value, bytes: usize| {
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [0, bytes]});
+        c.write("golden.safetensors", safetensors(&Map::from_iter([(name.to_owned(), entry)]), &vec![0; bytes]));
+    };
+    one("logits", "F32", json!([1, 4]), 16);
+    refused(&["input_ids"]);
+    one("input_ids", "F32", json!([4]), 16);
+    refused(&["input_ids", "i64"]);
+    one("input_ids", "I64", json!([0]), 0);
+    refused(&["input_ids"]);
+    // Nothing to compare is no success.
+    one("input_ids", "I64", json!([2]), 16);
+    complains(&hadal(&["verify", text(&model)]), 1, &["do not agree"]);
+    std::fs::write(c.path("golden.json"), "{\"tolerance\": 3}").expect("written");
+    refused(&["golden.json", "tolerance"]);
+}
+
 const HIR: &str = r#"symbols P in 0..511, T in 1..512
 func @block(%x: f32[T, 8]) -> (y: f32[T, 8]) {
   weight %w = "w" : bf16[8, 8]
@@ -275,7 +318,7 @@ fn mistakes_in_graph_text() {
         ("next %k", "next %w", 7),
         ("return %2", "return", 9),
         ("return %2", "return %1", 0),
-        ("@block where", "@main where", 10),
+        ("@block where", "@main where", 0),
         ("T = 1", "T = 0x", 10),
         ("T in 1..512", "T in 512..1", 1),
         ("symbols", "symbol", 1),
