@@ -137,6 +137,17 @@ fn appends() {
 }
 
 #[test]
+fn what_grows_from_a_computed_value_is_written_whole() {
+    both(
+        "kernel @grow(%x: f32[P, 6], %y: f32[T, 6]) -> (z: f32[P+T, 6]) {
+          %0 = neg %x : f32[P, 6]
+          %1 = append %0, %y : f32[P+T, 6]
+          return %1
+        }",
+    );
+}
+
+#[test]
 fn long_rows_are_shared() {
     let text = text_of(
         "gate",

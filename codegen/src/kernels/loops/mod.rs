@@ -150,13 +150,14 @@ pub fn emit(func: &Func, target: &Target) -> Result<Generated, Error> {
     Err(Error::NotAKernel { func: func.name.clone() })
 }
 
-/// The results: of an append, only the new rows.
+/// The results: of an append to a parameter, only the new rows. What is appended to something computed here is written
+/// whole, as there are no old rows in memory.
 fn sinks(func: &Func) -> Vec<Sink> {
     let defs = func.definitions();
     let sink = |v: &ValueId| {
         let inst = defs[v.index()].map(|i| &func.insts[i]);
         match inst.map(|i| (&i.kind, &i.args[..])) {
-            Some((InstKind::Op(Op::Append(_)), [old, new])) => {
+            Some((InstKind::Op(Op::Append(_)), [old, new])) if func.params.contains(old) => {
                 Sink { value: *new, shape: func.ty(*new).shape.clone(), skip: func.ty(*old).shape[0].clone() }
             }
             _ => Sink { value: *v, shape: func.ty(*v).shape.clone(), skip: 0.into() },
