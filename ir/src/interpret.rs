@@ -6,6 +6,9 @@ use crate::tensor::Tensor;
 use hadal_types::{Bindings, Dim, Sym, TensorType};
 use std::collections::BTreeMap;
 
+/// Elements of the largest value that is evaluated: 8 GiB in the wide format.
+const MAX_ELEMENTS: u64 = 1 << 30;
+
 /// Why evaluation stopped.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum EvalError {
@@ -32,6 +35,9 @@ pub enum EvalError {
         /// Given.
         found: usize,
     },
+    /// A value with more elements than the interpreter will hold.
+    #[error("{0} has more than {MAX_ELEMENTS} elements, too many to evaluate")]
+    TooLarge(TensorType),
     /// A slice leaves its operand.
     #[error("a slice from {start} to {end} leaves an axis of {size}")]
     Slice {
@@ -187,7 +193,9 @@ fn bind_params(func: &Func, args: &[Tensor], bindings: &Bindings) -> Result<Vec<
         return Err(EvalError::Count { func: func.name.clone(), expected: func.params.len(), found: args.len() });
     }
     for v in &func.values {
-        shape_of(&v.ty, bindings)?;
+        if v.ty.count(bindings).map_err(EvalError::Unbound)? > MAX_ELEMENTS as f64 {
+            return Err(EvalError::TooLarge(v.ty.substitute(bindings)));
+        }
     }
     let mut values = vec![None; func.values.len()];
     for (p, tensor) in func.params.iter().zip(args) {
