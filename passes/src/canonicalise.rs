@@ -70,7 +70,8 @@ fn simplify(edit: &mut Edit, term: &Term, origin: &[String], name: Option<&str>,
     };
     let args: Vec<V> = args.iter().map(|a| V(simplify(edit, a, origin, None, fired).0)).collect();
     for rule in all() {
-        if let Some(better) = (rule.apply)(edit, op, &args).into_iter().next() {
+        // A slice whose bounds only a value of the symbols could show to be wrong may be refused once it is joined.
+        if let Some(better) = (rule.apply)(edit, op, &args).into_iter().find(|t| t.ty(edit).is_some()) {
             *fired.entry(rule.name).or_default() += 1;
             return simplify(edit, &better, origin, name, fired);
         }

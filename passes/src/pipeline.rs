@@ -52,15 +52,21 @@ impl Options {
 
 /// Whether `from` is `to` or calls it, however deep.
 fn reaches(module: &Module, from: &str, to: &str) -> bool {
-    let calls = |f: &str| -> BTreeSet<String> {
-        let insts = module.func(f).map(|f| f.insts.as_slice()).unwrap_or_default();
-        let callees = insts.iter().filter_map(|i| match &i.kind {
-            InstKind::Call(c) => Some(c.func.clone()),
-            InstKind::Op(_) => None,
-        });
-        callees.collect()
-    };
-    from == to || calls(from).iter().any(|c| reaches(module, c, to))
+    let mut seen = BTreeSet::from([from]);
+    let mut open = vec![from];
+    while let Some(name) = open.pop() {
+        if name == to {
+            return true;
+        }
+        for inst in module.func(name).map(|f| f.insts.as_slice()).unwrap_or_default() {
+            if let InstKind::Call(call) = &inst.kind
+                && seen.insert(&call.func)
+            {
+                open.push(&call.func);
+            }
+        }
+    }
+    false
 }
 
 /// A module cut into kernels, and how it came to be.

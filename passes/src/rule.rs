@@ -66,7 +66,7 @@ pub struct Rule {
     pub class: NumericClass,
     /// A function with symbolic sizes in which the rule fires.
     pub example: &'static str,
-    /// What the op equals by this law. Terms must have the op's type.
+    /// What the op equals by this law. Terms must have the op's type; one that is refused by [`Term::ty`] is passed over.
     pub apply: fn(&dyn Site, &Op, &[V]) -> Vec<Term>,
 }
 

@@ -6,7 +6,7 @@ use common::*;
 use hadal_ir::interpret::eval_func;
 use hadal_ir::{Bindings, Builder, Func, Inst, InstKind, Op, Sym, Tensor, TensorType, ValueId};
 use hadal_passes::rule::{NumericClass, Rule, Site, Term, V};
-use hadal_passes::rules;
+use hadal_passes::{canonicalise, rules};
 use std::collections::BTreeSet;
 
 struct View<'a>(&'a Func);
@@ -125,4 +125,18 @@ fn the_book_lists_every_pass_and_law() {
     for name in names {
         assert!(page.contains(&format!("`{name}`")), "docs/src/passes.md does not mention `{name}`");
     }
+}
+
+/// Joining two slices may show that they never fitted; the graph then stays as it was written.
+#[test]
+fn slices_that_cannot_be_joined_stay() {
+    let module = parse(
+        "symbols P in 0..9, T in 1..9
+         func @f(%x: f32[4]) -> (y: f32[1]) {
+           %0 = slice %x {axis = 0, start = P, len = T} : f32[T]
+           %1 = slice %0 {axis = 0, start = 10-P, len = 1} : f32[1]
+           return %1 }",
+    );
+    let (out, _) = canonicalise::run(&module);
+    assert_eq!(out.funcs[0].insts.len(), 2);
 }

@@ -192,9 +192,18 @@ impl Site for View<'_> {
     }
 }
 
-/// Rewrites one function for the sizes in `bindings`.
+/// Ops of the longest function that is looked at: many times a layer's. Choosing walks down chains of ops by recursion.
+const MAX_OPS: usize = 2000;
+
+/// Rewrites one function for the sizes in `bindings`. One with more than some thousand ops stays as it is.
 pub fn func(old: &Func, target: &Target, bindings: &Bindings, limits: Limits, fired: &mut Fired) -> (Func, Search) {
     let (mut graph, classes) = build(old);
+    if old.insts.len() > MAX_OPS {
+        let (nodes, classes) = (graph.total_number_of_nodes(), graph.number_of_classes());
+        let search =
+            Search { func: old.name.clone(), nodes, classes, rounds: 0, stop: Stop::Nodes, before: 0.0, after: 0.0 };
+        return (old.clone(), search);
+    }
     let originals: BTreeSet<Node> = graph.classes().flat_map(|c| c.nodes.iter().cloned()).collect();
     let (rounds, stop) = saturate(&mut graph, limits, fired);
     let roots: Vec<Id> = extract::roots(old).into_iter().map(|r| graph.find(classes[&r])).collect();
@@ -267,7 +276,7 @@ fn saturate(graph: &mut Graph, limits: Limits, fired: &mut Fired) -> (usize, Sto
                 let args: Vec<V> = node.args.iter().map(|a| v(*a)).collect();
                 for rule in rules::EXPLORED.iter().flat_map(|theme| theme.iter()) {
                     let view = View::of(graph);
-                    for term in (rule.apply)(&view, op, &args) {
+                    for term in (rule.apply)(&view, op, &args).into_iter().filter(|t| t.ty(&view).is_some()) {
                         let mut origin = graph[class].data.origin.clone();
                         let leaves = leaves(&term);
                         for through in view.seen.borrow().difference(&leaves) {
@@ -322,7 +331,8 @@ fn add(graph: &mut Graph, term: &Term, origin: &BTreeSet<String>, depth: usize) 
         let view = View::of(graph);
         let operands: Vec<V> = args.iter().map(|a| v(*a)).collect();
         let laws = rules::CANONICAL.iter().flat_map(|theme| theme.iter());
-        let simpler = laws.into_iter().find_map(|r| (r.apply)(&view, op, &operands).into_iter().next());
+        let simpler =
+            laws.into_iter().find_map(|r| (r.apply)(&view, op, &operands).into_iter().find(|t| t.ty(&view).is_some()));
         if let Some(simpler) = simpler {
             return add(graph, &simpler, origin, depth + 1);
         }
