@@ -69,7 +69,13 @@ impl std::error::Error for Failure {}
 
 impl From<hadal_models::Error> for Failure {
     fn from(e: hadal_models::Error) -> Failure {
-        Failure::input(e)
+        let absent = matches!(&e, hadal_models::Error::Io { file, source, .. }
+            if source.kind() == std::io::ErrorKind::NotFound && file.ends_with("config.json"));
+        let failure = Failure::input(e);
+        match absent {
+            true => failure.help("a checkpoint folder holds config.json, the tokenizer's files and *.safetensors"),
+            false => failure,
+        }
     }
 }
 
@@ -93,5 +99,14 @@ impl From<hadal_runtime::Error> for Failure {
 
 /// Reads a text file, naming it in the error.
 pub fn read_text(path: &std::path::Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|e| Failure::input(format!("{}: {e}", path.display())))
+    /// No honest text comes near: the graph of the largest model has 40 kB.
+    const LIMIT: u64 = 1 << 28;
+    let at = |e: std::io::Error| Failure::input(format!("{}: {e}", path.display()));
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(at)?;
+    std::io::Read::read_to_end(&mut std::io::Read::take(file, LIMIT + 1), &mut bytes).map_err(at)?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(Failure::input(format!("{}: longer than {LIMIT} bytes, which no such file is", path.display())));
+    }
+    String::from_utf8(bytes).map_err(|e| Failure::input(format!("{}: not UTF-8 text: {e}", path.display())))
 }

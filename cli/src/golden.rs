@@ -63,7 +63,12 @@ pub struct Outcome {
 
 /// Compiles the checkpoint in `dir` and compares.
 pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, Failure> {
-    let golden = Checkpoint::open(dir.join("golden.safetensors"))?;
+    let path = dir.join("golden.safetensors");
+    if !path.exists() {
+        let help = "a folder to verify holds a checkpoint, golden.safetensors and golden.json";
+        return Err(Failure::input(format!("{}: no such file", path.display())).help(help));
+    }
+    let golden = Checkpoint::open(path)?;
     let ids = tokens(&golden, "input_ids")?;
     let greedy = match golden.tensor("greedy") {
         Some(_) => tokens(&golden, "greedy")?,

@@ -9,11 +9,16 @@ use serde_json::{Map, Number, Value};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 /// Reads a whole file of at most `limit` bytes.
 pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let failed = |source| Error::Io { file: path.into(), doing: "reading", source };
+    // A pipe without a writer would be waited for without end.
+    if path.metadata().map_err(failed)?.file_type().is_fifo() {
+        return Err(failed(std::io::Error::other("a pipe, not a file")));
+    }
     let mut bytes = Vec::new();
     // One byte more than allowed tells a file at the limit from a longer one, even one that grows meanwhile.
     File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
@@ -42,7 +47,9 @@ pub(crate) fn shown(value: &Value) -> String {
         Value::String(s) if s.chars().count() <= 60 => format!("{s:?}"),
         Value::String(s) => format!("{:?}…", s.chars().take(60).collect::<String>()),
         Value::Array(items) => match &items[..] {
-            [only] if !only.is_array() => format!("[{}]", shown(only)),
+            few if few.len() <= 3 && !few.iter().any(Value::is_array) => {
+                format!("[{}]", few.iter().map(shown).collect::<Vec<_>>().join(", "))
+            }
             _ => format!("a list of {}", items.len()),
         },
         Value::Object(map) => format!("an object with {} keys", map.len()),

@@ -56,6 +56,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let help = "give the folder with the weights, or --plan-only";
         return Err(Failure::input(format!("{}: a configuration without weights", args.path.display())).help(help));
     }
+    let folder = args.output.as_ref().and_then(|o| o.parent()).filter(|f| !f.as_os_str().is_empty() && !f.is_dir());
+    if let (Some(folder), Some(output)) = (folder, &args.output) {
+        return Err(Failure::failed(format!("{}: there is no folder {}", output.display(), folder.display())));
+    }
     let mut options = args.compile.options();
     options.external_weights = args.weights == Weights::External;
     options.disassembly = emits.iter().any(|(stage, _)| *stage == dump::Stage::Asm);
@@ -69,7 +73,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         size = Some(write(&compiled, &input, output)?);
     }
     if args.json {
-        println!("{}", report_json(&compiled, size, start.elapsed().as_secs_f64()));
+        say!("{:#}", report_json(&compiled, size, start.elapsed().as_secs_f64()))?;
     } else {
         eprint!("{}", report(&compiled));
         match (size, &args.output) {
@@ -138,7 +142,11 @@ pub fn report(c: &Compiled) -> String {
         m.model.max_context
     );
     let weights: f64 = m.weights.iter().map(|w| w.bytes as f64).sum();
-    out + &format!("  weights    {} in {} tensors\n", units::bytes(weights), m.weights.len())
+    out += &format!("  weights    {} in {} tensors\n", units::bytes(weights), m.weights.len());
+    if !c.model.unread.is_empty() {
+        out += &format!("  not used   {} of config.json\n", c.model.unread.join(", "));
+    }
+    out
 }
 
 /// Rules of the e-graph whose result was chosen or applied, with how often.

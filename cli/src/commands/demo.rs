@@ -32,13 +32,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let start = Instant::now();
     let input = Input::demo()?;
     let output = args.output.clone().unwrap_or_else(|| std::env::temp_dir().join("hadal-demo"));
-    println!("Compiling the embedded model, a small DeepSeek-V3 trained on fairy tales:");
+    say!("Compiling the embedded model, a small DeepSeek-V3 trained on fairy tales:")?;
     let compiled = compile(&input, &Options::default())?;
-    print!("{}", report(&compiled));
+    say!("{}", report(&compiled).trim_end())?;
     let size = write(&compiled, &input, &output)?;
     let seconds = start.elapsed().as_secs_f64();
-    println!("  file       {} ({}) in {}", output.display(), units::bytes(size as f64), units::seconds(seconds));
-    println!("\n$ {} generate --prompt {:?} -n {} --seed {}", output.display(), args.prompt, args.n, args.seed);
+    say!("  file       {} ({}) in {}", output.display(), units::bytes(size as f64), units::seconds(seconds))?;
+    say!("\n$ {} generate --prompt {:?} -n {} --seed {}", output.display(), args.prompt, args.n, args.seed)?;
     let n = args.n.to_string();
     let seed = args.seed.to_string();
     let words = ["--prompt", &args.prompt, "-n", &n, "--seed", &seed];

@@ -81,8 +81,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let has: Vec<&str> = compiled.program.plans.iter().map(|p| p.entry.as_str()).collect();
         return Err(Failure::usage(format!("there is no entry `{entry}`; this model has {}", has.join(", "))));
     }
-    print!("{}", stage_text(&compiled, args.stage, args.entry.as_deref())?);
-    Ok(())
+    super::write_line(stage_text(&compiled, args.stage, args.entry.as_deref())?.trim_end())
 }
 
 /// Reads `STAGE` or `STAGE=DIR`.

@@ -4,6 +4,7 @@ use crate::failure::{Failure, read_text};
 use hadal_ir::interpret::{Interpreter, WeightSource};
 use hadal_ir::tensor::Data;
 use hadal_ir::{Bindings, DType, Sym, Tensor, TensorType, text, verify};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Evaluate a graph file with the interpreter.
@@ -48,14 +49,27 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         (None, None, Some(func)) => func.name.clone(),
         (None, None, None) => return Err(at(&"the file has no function")),
     };
-    let func = module.func(&name).ok_or_else(|| at(&format!("there is no function or entry `{name}`")))?;
-    let mut bindings: Bindings = module.symbols.iter().map(|(s, r)| (*s, r.min)).collect();
+    let func = module.func(&name).ok_or_else(|| {
+        let all = module.entries.iter().map(|e| &e.name).chain(module.funcs.iter().map(|f| &f.name));
+        let all: Vec<&str> = all.map(String::as_str).collect();
+        Failure::usage(format!("there is no function or entry `{name}`; the file has {}", all.join(", ")))
+    })?;
+    let mut ranges = module.symbols.clone();
     if let Some(entry) = entry {
-        bindings.extend(entry.ranges.iter().map(|(s, r)| (*s, r.min)));
+        ranges.extend(entry.ranges.iter().map(|(s, r)| (*s, *r)));
     }
+    let mut ranges = module.symbols.clone();
+    ranges.extend(entry.into_iter().flat_map(|e| e.ranges.clone()));
+    let mut bindings: Bindings = ranges.iter().map(|(s, r)| (*s, r.min)).collect();
     for b in &args.bind {
         let pair = b.split_once('=').and_then(|(s, v)| Some((Sym::new(s.trim())?, v.trim().parse().ok()?)));
         let (sym, value) = pair.ok_or_else(|| Failure::usage(format!("--bind {b}: expected SYMBOL=NUMBER")))?;
+        let Some(range) = ranges.get(&sym) else {
+            return Err(Failure::usage(format!("--bind {b}: the file has no symbol `{sym}`")));
+        };
+        if !(range.min..=range.max).contains(&value) {
+            return Err(Failure::usage(format!("--bind {b}: {sym} is from {} to {}", range.min, range.max)));
+        }
         bindings.insert(sym, value);
     }
     let noise = Noise { seed: args.seed, bindings: &bindings };
@@ -71,13 +85,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let rows = func.results.iter().zip(&results).map(|((name, _), t)| {
             serde_json::json!({"name": name, "dtype": t.dtype.name(), "shape": t.shape, "values": shown(t)})
         });
-        println!("{}", serde_json::Value::Array(rows.collect()));
-        return Ok(());
+        return super::write_line(serde_json::Value::Array(rows.collect()));
     }
     for ((name, _), t) in func.results.iter().zip(&results) {
         let dots = if t.len() > args.limit { " …" } else { "" };
         let values: Vec<String> = shown(t).iter().map(|v| format!("{v:.6}")).collect();
-        println!("{name}: {}{:?} = [{}{dots}]", t.dtype, t.shape, values.join(", "));
+        say!("{name}: {}{:?} = [{}{dots}]", t.dtype, t.shape, values.join(", "))?;
     }
     Ok(())
 }
@@ -126,7 +139,7 @@ impl Noise<'_> {
         module: &hadal_ir::Module,
         func: &str,
         prefix: &str,
-        states: &mut std::collections::BTreeMap<String, Tensor>,
+        states: &mut BTreeMap<String, Tensor>,
     ) -> Result<(), String> {
         let Some(func) = module.func(func) else { return Ok(()) };
         for s in &func.states {

@@ -20,9 +20,9 @@ pub struct Args {
     path: PathBuf,
     #[command(flatten)]
     compile: CompileArgs,
-    /// Tokens already in the context, for the costs.
-    #[arg(long, default_value_t = 4096)]
-    context: u32,
+    /// Tokens already in the context, for the costs [default: the model's own limit, at most 4096].
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<u32>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -40,12 +40,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     // What a token costs depends on the forms chosen for the machine.
     let fused = hadal_passes::optimise(&model.module, &target(&options.target)?, &pass_options(&model))
         .map_err(|e| Failure::internal("optimising", e))?;
-    let report = Report::new(&model, &fused.optimised, args.context as usize);
+    let report =
+        Report::new(&model, &fused.optimised, args.context.map_or(model.max_position.min(4096), |n| n as usize));
     match args.json {
-        true => println!("{:#}", report.json(&model)),
+        true => say!("{:#}", report.json(&model)),
         false => report.print(&model),
     }
-    Ok(())
 }
 
 /// A compiled file says for itself what it is.
@@ -68,16 +68,15 @@ fn compiled_file(path: &Path, json: bool) -> Result<(), Failure> {
             "state_bytes_per_token": state,
             "arena_bytes": m.arena_bytes,
         });
-        println!("{value:#}");
-        return Ok(());
+        return say!("{value:#}");
     }
-    println!("{}: compiled by {}", m.model.name, m.producer);
-    println!("  architecture  {}", m.model.architecture);
-    println!("  target        {} with {}", m.target.arch, m.target.features.join(", "));
-    println!("  kernels       {}", m.kernels.len());
-    println!("  weights       {} in {} tensors", bytes(weights as f64), m.weights.len());
-    println!("  states        {} a token, at most {} tokens", bytes(state as f64), m.model.max_context);
-    println!("  for more, run the file: {} info", path.display());
+    say!("{}: compiled by {}", m.model.name, m.producer)?;
+    say!("  architecture  {}", m.model.architecture)?;
+    say!("  target        {} with {}", m.target.arch, m.target.features.join(", "))?;
+    say!("  kernels       {}", m.kernels.len())?;
+    say!("  weights       {} in {} tensors", bytes(weights as f64), m.weights.len())?;
+    say!("  states        {} a token, at most {} tokens", bytes(state as f64), m.model.max_context)?;
+    say!("  for more, run the file: {} info", path.display())?;
     Ok(())
 }
 
@@ -100,43 +99,39 @@ impl Report {
         }
     }
 
-    fn print(&self, model: &Model) {
+    fn print(&self, model: &Model) -> Result<(), Failure> {
         let s = &self.stats;
-        println!("architecture  {} ({})", model.name, model.why);
-        println!("layers        {}, hidden size {}, vocabulary {}", model.layers, model.hidden, model.vocab);
-        println!("parameters    {} ({})", grouped(s.main), count(s.main as f64));
-        println!("  active      {} a token", grouped(s.active));
+        say!("architecture  {} ({})", model.name, model.why)?;
+        say!("layers        {}, hidden size {}, vocabulary {}", model.layers, model.hidden, model.vocab)?;
+        say!("parameters    {} ({})", grouped(s.main), count(s.main as f64))?;
+        say!("  active      {} a token", grouped(s.active))?;
         if s.mtp > 0 {
-            println!(
+            say!(
                 "  MTP         {} more, and {} in copies of embedding and head",
                 grouped(s.mtp),
                 grouped(s.mtp_copies)
-            );
+            )?;
         }
         let formats: Vec<String> = s.bytes.iter().map(|(d, n)| format!("{} in {d}", bytes(*n as f64))).collect();
-        println!("stored        {} ({})", bytes(s.total_bytes() as f64), formats.join(", "));
+        say!("stored        {} ({})", bytes(s.total_bytes() as f64), formats.join(", "))?;
         let (bf16, f32) = (s.state_bytes_per_token(DType::BF16), s.state_bytes_per_token(DType::F32));
-        println!(
+        say!(
             "state         {} elements a token: {} B in bf16, {} B in f32",
             grouped(s.state_elements),
             grouped(bf16),
             grouped(f32)
-        );
+        )?;
         if let Some(c) = &self.decode {
-            println!(
-                "decode        {}FLOP and {} a token at context {}",
-                spaced(c.flops),
-                bytes(c.bytes()),
-                self.context
-            );
+            say!("decode        {}FLOP and {} a token at context {}", spaced(c.flops), bytes(c.bytes()), self.context)?;
         }
         if let Some((chunk, c)) = &self.prefill {
             let n = *chunk as f64;
-            println!("prefill       {}FLOP and {} a token, {chunk} at once", spaced(c.flops / n), bytes(c.bytes() / n));
+            say!("prefill       {}FLOP and {} a token, {chunk} at once", spaced(c.flops / n), bytes(c.bytes() / n))?;
         }
         if !model.unread.is_empty() {
-            println!("not used      {}", model.unread.join(", "));
+            say!("not used      {}", model.unread.join(", "))?;
         }
+        Ok(())
     }
 
     fn json(&self, model: &Model) -> Value {

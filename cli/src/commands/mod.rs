@@ -1,5 +1,12 @@
 //! The subcommands, one file each with its arguments, its work and its printing, and the command line over them.
 
+/// `println!` that returns its error.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::commands::write_line(format_args!($($text)*))
+    };
+}
+
 pub mod compile;
 pub mod demo;
 pub mod dump;
@@ -9,6 +16,7 @@ pub mod opt;
 pub mod run;
 pub mod verify;
 
+use crate::failure::Failure;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -57,6 +65,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.code as u8)
         }
     }
+}
+
+/// Writes a line to standard output. That the disk behind it is full is an error like any other.
+pub fn write_line(text: impl std::fmt::Display) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let written = writeln!(out, "{text}").and_then(|()| out.flush());
+    written.map_err(|e| Failure::failed(format!("standard output: {e}")))
 }
 
 /// A closed pipe (`hadal dump … | head`) ends the program quietly, as it does any other, instead of as a panic in

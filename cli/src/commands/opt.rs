@@ -28,10 +28,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     if args.list {
-        for pass in hadal_passes::PASSES {
-            println!("{:<20} {}", pass.name, pass.summary);
-        }
-        return Ok(());
+        let line = |p: &hadal_passes::Pass| format!("{:<20} {}", p.name, p.summary);
+        return super::write_line(hadal_passes::PASSES.iter().map(line).collect::<Vec<_>>().join("\n"));
     }
     let Some(file) = &args.file else { return Err(Failure::usage("a file is needed")) };
     let at = |e: &dyn std::fmt::Display| Failure::input(format!("{}: {e}", file.display()));
@@ -40,10 +38,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let target = crate::driver::target(&args.target)?;
     let names = args.passes.iter().map(String::as_str);
     let (module, reports) =
-        hadal_passes::run_passes(&module, names, &target, &Default::default()).map_err(|e| at(&e))?;
+        hadal_passes::run_passes(&module, names, &target, &Default::default()).map_err(|e| match e {
+            hadal_passes::Error::UnknownPass(_) => Failure::usage(e).help("`hadal opt --list` lists the passes"),
+            e => at(&e),
+        })?;
     if args.report {
         reports.iter().for_each(|r| eprintln!("{r}"));
     }
-    print!("{}", text::print_module(&module));
-    Ok(())
+    super::write_line(text::print_module(&module).trim_end())
 }

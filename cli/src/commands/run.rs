@@ -4,6 +4,7 @@ use crate::driver::compile;
 use crate::failure::{Code, Failure};
 use crate::input::Input;
 use crate::options::CompileArgs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -42,15 +43,19 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 /// Starts a compiled file's `generate` and waits for it.
 pub fn generate(program: &Path, args: &[String]) -> Result<(), Failure> {
-    let status = Command::new(program).arg("generate").args(args).status();
+    // Its own complaints name it so.
+    let status = Command::new(program).arg0("model").arg("generate").args(args).status();
     let status = status.map_err(|e| Failure::failed(format!("cannot start the compiled program: {e}")))?;
     match status.code() {
         Some(0) => Ok(()),
         // The program has said what is wrong.
         Some(code @ 1..=3) => {
             let code = [Code::Failed, Code::Usage, Code::BadInput][code as usize - 1];
-            Err(Failure { code, message: "the compiled program stopped, see above".into(), help: None })
+            let help = "options of the compiler, such as --max-context, stand before those of `generate`".to_owned();
+            let help = (code == Code::Usage).then_some(help);
+            Err(Failure { code, message: "the compiled program stopped, see above".into(), help })
         }
+        None => Err(Failure::failed(format!("the compiled program was ended: {status}"))),
         _ => Err(Failure::internal("running the compiled program", status)),
     }
 }

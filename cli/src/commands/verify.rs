@@ -15,8 +15,8 @@ pub struct Args {
     folders: Vec<PathBuf>,
     #[command(flatten)]
     compile: CompileArgs,
-    /// Threads [default: all cores].
-    #[arg(long, default_value_t = 0)]
+    /// Threads, 0 for one per core.
+    #[arg(long, default_value_t = 0, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=1024))]
     threads: usize,
     /// Print JSON, one array over all folders.
     #[arg(long)]
@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         match golden::verify(folder, &args.compile.options(), args.threads) {
             Ok(outcome) => {
                 if !args.json {
-                    print(&outcome);
+                    print(&outcome)?;
                 }
                 outcomes.push(outcome);
             }
@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&outcomes).expect("plain data"));
+        say!("{}", serde_json::to_string_pretty(&outcomes).expect("plain data"))?;
     }
     if let Some(e) = failure {
         return Err(Failure { message: "not every folder could be verified".into(), help: None, code: e.code });
@@ -55,19 +55,24 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
 }
 
-fn print(o: &Outcome) {
-    println!("{}: {}  [{}]", o.path, if o.pass { "ok" } else { "FAILED" }, o.architecture);
+fn print(o: &Outcome) -> Result<(), Failure> {
+    say!("{}: {}  [{}]", o.path, if o.pass { "ok" } else { "FAILED" }, o.architecture)?;
     for c in &o.checks {
         let verdict = if c.pass { "" } else { "  FAILED" };
-        println!(
+        say!(
             "  {:<20} max abs error {:.2e} of {:.2e} allowed, arg-max agrees in {}/{} rows{verdict}",
-            c.tensor, c.max_abs_error, c.tolerance, c.argmax_agree, c.rows
-        );
+            c.tensor,
+            c.max_abs_error,
+            c.tolerance,
+            c.argmax_agree,
+            c.rows
+        )?;
     }
     if let Some((hits, of)) = o.greedy {
-        println!("  {:<20} {hits}/{of} tokens{}", "greedy", if hits == of { "" } else { "  FAILED" });
+        say!("  {:<20} {hits}/{of} tokens{}", "greedy", if hits == of { "" } else { "  FAILED" })?;
     }
     if !o.unchecked.is_empty() {
-        println!("  not checked: {}", o.unchecked.join(", "));
+        say!("  not checked: {}", o.unchecked.join(", "))?;
     }
+    Ok(())
 }

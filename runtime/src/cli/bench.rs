@@ -27,7 +27,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
     /// Threads, 0 for one per core
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::threads())]
     threads: usize,
     /// Write JSON
     #[arg(long)]
@@ -42,8 +42,8 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
     }
     let pool = Pool::new(args.threads);
     let threads = pool.threads();
-    let bandwidth = read_bandwidth(threads);
     let loaded = started.elapsed();
+    let bandwidth = read_bandwidth(threads);
 
     let mut generator = Generator::new(Session::new(program.clone(), pool)?, Sampling::greedy())?;
     generator.ignore_stop_tokens();

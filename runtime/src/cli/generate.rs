@@ -5,7 +5,7 @@ use crate::text::{Message, Stream, Text};
 use crate::{Generator, Pool, Program, Sampling, Session, Stop};
 use clap::Args;
 use serde_json::json;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,15 +22,15 @@ pub struct GenerateArgs {
     #[command(flatten)]
     input: Input,
     /// System message before --chat
-    #[arg(long, value_name = "TEXT", requires = "chat")]
+    #[arg(long, value_name = "TEXT", requires = "chat", conflicts_with_all = ["prompt", "prompt_file", "tokens"])]
     system: Option<String>,
     /// Most tokens to generate
-    #[arg(short, long, value_name = "N", default_value_t = 256)]
+    #[arg(short, long, value_name = "N", default_value_t = 256, allow_negative_numbers = true)]
     n: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Threads, 0 for one per core
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::threads())]
     threads: usize,
     /// Do not end at the model's stop tokens
     #[arg(long)]
@@ -61,16 +61,16 @@ struct Input {
 #[derive(Args)]
 pub struct SamplingArgs {
     /// 0 always takes the likeliest token
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Keep the N likeliest tokens, 0 for all
     #[arg(long, value_name = "N")]
     top_k: Option<u32>,
     /// Keep the likeliest tokens that together reach this probability
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     top_p: Option<f32>,
     /// Keep tokens at least this fraction as likely as the likeliest
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     min_p: Option<f32>,
     /// Seed of the random numbers; a new one each time unless given
     #[arg(long, value_name = "N")]
@@ -185,14 +185,23 @@ fn tokens(program: &Program, args: &GenerateArgs) -> Result<(Option<Text>, Vec<u
             let turns: Vec<Message> = system.chain([Message::new("user", message)]).collect();
             text.encode_chat(&turns)?
         }
-        Input { prompt_file: Some(path), .. } => {
-            let what = path.display().to_string();
-            let content = std::fs::read_to_string(path).map_err(|source| Failure::Io { what, source })?;
-            text.encode(&content)?
-        }
+        Input { prompt_file: Some(path), .. } => text.encode(&read_prompt(path)?)?,
         input => text.encode(input.prompt.as_deref().unwrap_or_default())?,
     };
     Ok((Some(text), prompt))
+}
+
+/// Reads a prompt, of which no context has use for more than this.
+fn read_prompt(path: &std::path::Path) -> Result<String, Failure> {
+    const LIMIT: u64 = 64 << 20;
+    let at = |reason: String| Failure::Input { file: path.into(), reason };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| at(e.to_string()))?;
+    file.take(LIMIT + 1).read_to_end(&mut bytes).map_err(|e| at(e.to_string()))?;
+    if bytes.len() as u64 > LIMIT {
+        return Err(at(format!("longer than {LIMIT} bytes, which no context holds")));
+    }
+    String::from_utf8(bytes).map_err(|e| at(format!("not UTF-8 text: {e}")))
 }
 
 struct Timing {

@@ -27,7 +27,7 @@ pub struct LogitsArgs {
     #[arg(long, value_name = "NAME", default_value = "logits")]
     entry: String,
     /// Threads, 0 for one per core
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::threads())]
     threads: usize,
 }
 

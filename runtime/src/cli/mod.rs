@@ -33,7 +33,8 @@ use std::time::Instant;
   ./model bench --prompt-len 128 -n 64 --json
   ./model info --verify
 
-Exit status: 0 success, 1 failure while running, 2 wrong usage, 3 this file (or its weights file) cannot be used.",
+Exit status: 0 success, 1 failure while running, 2 wrong usage, 3 this file, its weights file or a file given cannot
+be used.",
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -60,7 +61,14 @@ pub enum Command {
 pub enum Failure {
     /// Something went wrong while running: status 1.
     Run(Error),
-    /// A file could not be read or written: status 1.
+    /// A file that was given cannot be used: status 3.
+    Input {
+        /// The file.
+        file: std::path::PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A stream or file could not be written: status 1.
     Io {
         /// The file, or the stream's name.
         what: String,
@@ -79,7 +87,7 @@ impl Failure {
         match self {
             Failure::Run(_) | Failure::Io { .. } => 1,
             Failure::Usage(_) => 2,
-            Failure::File(_) => 3,
+            Failure::File(_) | Failure::Input { .. } => 3,
         }
     }
 
@@ -94,6 +102,7 @@ impl fmt::Display for Failure {
         match self {
             Failure::Run(e) | Failure::File(e) => write!(f, "{e}"),
             Failure::Io { what, source } => write!(f, "{what}: {source}"),
+            Failure::Input { file, reason } => write!(f, "{}: {reason}", file.display()),
             Failure::Usage(message) => f.write_str(message),
         }
     }
@@ -102,7 +111,9 @@ impl fmt::Display for Failure {
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         match e {
-            Error::Setting { .. } | Error::EmptyPrompt | Error::Token { .. } => Failure::Usage(e.to_string()),
+            Error::Setting { .. } | Error::EmptyPrompt | Error::Token { .. } | Error::NoEntry { .. } => {
+                Failure::Usage(e.to_string())
+            }
             e => Failure::Run(e),
         }
     }
@@ -150,7 +161,9 @@ fn report(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if e.is_closed_pipe() => ExitCode::SUCCESS,
         Err(e @ Failure::Usage(_)) => {
-            let mut command = Cli::command();
+            let name = std::env::args_os().next().map(std::path::PathBuf::from);
+            let name = name.as_deref().and_then(|p| p.file_name()?.to_str()).unwrap_or("model");
+            let mut command = Cli::command().bin_name(name);
             let _ = command.error(clap::error::ErrorKind::ValueValidation, &e).print();
             ExitCode::from(e.status())
         }
@@ -159,6 +172,11 @@ fn report(result: Result<(), Failure>) -> ExitCode {
             ExitCode::from(e.status())
         }
     }
+}
+
+/// Reads `--threads`: each has a stack and working space of its own, so that absurd numbers end in no memory.
+fn threads() -> clap::builder::RangedU64ValueParser<usize> {
+    clap::builder::RangedU64ValueParser::new().range(0..=1024)
 }
 
 fn stdout_failed(source: io::Error) -> Failure {
