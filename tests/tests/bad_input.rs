@@ -342,10 +342,13 @@ fn mistakes_in_graph_text() {
 
     std::fs::write(&file, HIR).expect("written");
     hadal(&["eval", text(&file)]).ok();
-    complains(&hadal(&["eval", text(&file), "--func", "nobody"]), 3, &["nobody"]);
+    complains(&hadal(&["eval", text(&file), "--func", "nobody"]), 2, &["nobody", "block"]);
     complains(&hadal(&["eval", text(&file), "--bind", "T"]), 2, &["SYMBOL=NUMBER"]);
-    complains(&hadal(&["eval", text(&file), "--bind", "T=99999999999,P=0"]), 3, &["a.hir"]);
-    complains(&hadal(&["eval", text(&file), "--bind", "T=-1"]), 3, &["a.hir"]);
+    complains(&hadal(&["eval", text(&file), "--bind", "T=99999999999,P=0"]), 2, &["T is from 1 to 1"]);
+    complains(&hadal(&["eval", text(&file), "--bind", "T=-1"]), 2, &["T is from"]);
+    complains(&hadal(&["eval", text(&file), "--bind", "Q=1"]), 2, &["Q"]);
+    complains(&hadal(&["eval", text(&file), "--func", "block", "--bind", "P=511,T=512"]), 0, &[]);
+    complains(&hadal(&["eval", text(&file), "--func", "block", "--bind", "P=512"]), 2, &["P is from 0 to 511"]);
     complains(&hadal(&["opt", text(&file), "--passes", "fold-everything"]), 2, &["fold-everything", "canonicalise"]);
 }
 

@@ -89,7 +89,7 @@ fn dumps_are_files_with_numbers() {
     for (stage, file) in stages.iter().zip(&files) {
         assert!(file.contains(stage), "{file} should be {stage}");
         let text = std::fs::read_to_string(dir.path().join(file)).expect("text");
-        assert_eq!(text, hadal(&["dump", "--stage", stage], &config), "{stage}");
+        assert!(text.trim_end() == hadal(&["dump", "--stage", stage], &config).trim_end(), "{stage}");
         assert!(text.lines().count() > 50, "{stage}: {text}");
     }
 }

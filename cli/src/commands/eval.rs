@@ -55,10 +55,6 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Failure::usage(format!("there is no function or entry `{name}`; the file has {}", all.join(", ")))
     })?;
     let mut ranges = module.symbols.clone();
-    if let Some(entry) = entry {
-        ranges.extend(entry.ranges.iter().map(|(s, r)| (*s, *r)));
-    }
-    let mut ranges = module.symbols.clone();
     ranges.extend(entry.into_iter().flat_map(|e| e.ranges.clone()));
     let mut bindings: Bindings = ranges.iter().map(|(s, r)| (*s, r.min)).collect();
     for b in &args.bind {
@@ -71,6 +67,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             return Err(Failure::usage(format!("--bind {b}: {sym} is from {} to {}", range.min, range.max)));
         }
         bindings.insert(sym, value);
+    }
+    let mut types = module.funcs.iter().flat_map(|f| f.values.iter().map(|v| &v.ty));
+    if let Some(ty) = types.find(|t| t.shape.iter().any(|d| d.eval(&bindings).is_ok_and(|n| n < 0))) {
+        return Err(at(&format!("{} has a negative size", ty.substitute(&bindings))));
     }
     let noise = Noise { seed: args.seed, bindings: &bindings };
     let mut interpreter = Interpreter::new(&module, &noise);
