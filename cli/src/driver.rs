@@ -220,7 +220,7 @@ fn manifest(
     });
     let by_name = |name: &str| kernels.iter().position(|k| k.func == name).expect("every kernel function was built");
     let entries = program.plans.iter().map(|plan| entry(plan, program, optimised, kernels, &by_name));
-    let stop = if input.stop.is_empty() { model.eos.iter().map(|t| *t as u32).collect() } else { input.stop.clone() };
+    let stop = if input.stop.is_empty() { model.eos.iter().filter_map(|t| u32::try_from(*t).ok()).collect() } else { input.stop.clone() };
     let mut manifest = artifact::Manifest {
         producer: format!("hadal {}", env!("CARGO_PKG_VERSION")),
         target: artifact::Target {
@@ -233,7 +233,7 @@ fn manifest(
             vocab: model.vocab as u64,
             max_context: model.max_context as u64,
             max_chunk: options.max_chunk.min(model.max_context) as u64,
-            bos: model.bos.map(|t| t as u32),
+            bos: model.bos.and_then(|t| u32::try_from(t).ok()),
             stop,
             sampling: input.sampling.clone(),
         },
@@ -381,7 +381,7 @@ impl Compiled {
     /// Puts the compiled file into memory, where it can be opened by the path returned as long as the file is held.
     pub fn in_memory(&self, input: &Input) -> Result<(std::fs::File, PathBuf), Failure> {
         use std::os::fd::AsRawFd;
-        let fd = rustix::fs::memfd_create("hadal", rustix::fs::MemfdFlags::empty())
+        let fd = rustix::fs::memfd_create("hadal", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(|e| Failure::failed(format!("no memory file: {e}")))?;
         let mut file = std::fs::File::from(fd);
         let parts = self.parts(input);

@@ -113,5 +113,6 @@ fn generation_defaults(o: &Object) -> Result<(SamplingDefaults, Vec<u32>), Failu
         sampling = SamplingDefaults { temperature: Some(0.0), ..SamplingDefaults::default() };
     }
     let stop = o.usize_list("eos_token_id")?.unwrap_or_default();
-    Ok((sampling, stop.into_iter().map(|t| t as u32).collect()))
+    let stop = stop.into_iter().map(u32::try_from).collect::<Result<_, _>>();
+    Ok((sampling, stop.map_err(|_| o.error("eos_token_id", "token ids below 2^32"))?))
 }

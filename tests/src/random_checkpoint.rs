@@ -18,8 +18,17 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+/// In which formats tensors are stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stored {
+    /// As the configuration announces.
+    Announced,
+    /// Each in any format that a model reads: the experts of a layer differ, and no two layers are alike.
+    Mixed,
+}
+
 /// Writes `config.json` and `model.safetensors` into the folder `dir`. Returns the bytes of the weights.
-pub fn write(dir: &Path, config: &Value, seed: u64) -> Result<u64, Box<dyn std::error::Error>> {
+pub fn write(dir: &Path, config: &Value, stored: Stored, seed: u64) -> Result<u64, Box<dyn std::error::Error>> {
     std::fs::create_dir_all(dir)?;
     let text = serde_json::to_vec_pretty(config)?;
     std::fs::write(dir.join("config.json"), &text)?;
@@ -35,7 +44,10 @@ pub fn write(dir: &Path, config: &Value, seed: u64) -> Result<u64, Box<dyn std::
         _ => DType::F32,
     };
     let tensors: Vec<Expected> = model.expected_tensors().into_iter().filter(|t| !t.optional).collect();
-    let dtypes: Vec<DType> = tensors.iter().map(|t| stored(t, plain, scale)).collect();
+    let dtypes: Vec<DType> = match stored {
+        Stored::Announced => tensors.iter().map(|t| announced(t, plain, scale)).collect(),
+        Stored::Mixed => tensors.iter().map(|t| t.dtypes[Numbers::of(&t.name, !seed).below(t.dtypes.len())]).collect(),
+    };
 
     let (mut header, mut end) = (Map::new(), 0u64);
     for (t, dtype) in tensors.iter().zip(&dtypes) {
@@ -55,8 +67,8 @@ pub fn write(dir: &Path, config: &Value, seed: u64) -> Result<u64, Box<dyn std::
     Ok(end)
 }
 
-/// The format a tensor is stored in.
-fn stored(t: &Expected, plain: DType, scale: DType) -> DType {
+/// The format a tensor is announced in.
+fn announced(t: &Expected, plain: DType, scale: DType) -> DType {
     match t.dtypes[..] {
         [only] => only,
         _ if t.name.ends_with(SCALE) => scale,

@@ -12,7 +12,8 @@ use hadal::{Input, Options};
 use hadal_ir::interpret::Interpreter;
 use hadal_ir::{Bindings, DType, Sym, Tensor};
 use hadal_models::{CheckpointWeights, Model};
-use hadal_tests::{Numbers, call, load, random_checkpoint, session};
+use hadal_tests::random_checkpoint::{Stored, write};
+use hadal_tests::{Numbers, call, load, session};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::RngSeed;
@@ -25,6 +26,7 @@ const TOLERANCE: f64 = 2e-4;
 #[derive(Clone, Debug)]
 struct Case {
     config: Value,
+    stored: Stored,
     seed: u64,
     max_chunk: usize,
     /// New tokens of each call; 1 is a decode.
@@ -160,10 +162,13 @@ fn third() -> impl Strategy<Value = Value> {
 
 fn case(config: impl Strategy<Value = Value>) -> impl Strategy<Value = Case> {
     let cuts = prop::collection::vec(prop_oneof![4 => Just(1usize), 4 => 2..=9usize, 1 => 10..=80usize], 1..=6);
-    (config, any::<u64>(), cuts, 0..=8usize, 1..=3usize).prop_map(|(config, seed, cuts, room, threads)| {
-        let max_chunk = cuts.iter().max().copied().unwrap_or(1) + room;
-        Case { config, seed, max_chunk, cuts, threads }
-    })
+    let stored = prop_oneof![4 => Just(Stored::Announced), 1 => Just(Stored::Mixed)];
+    (config, stored, any::<u64>(), cuts, 0..=8usize, 1..=3usize).prop_map(
+        |(config, stored, seed, cuts, room, threads)| {
+            let max_chunk = cuts.iter().max().copied().unwrap_or(1) + room;
+            Case { config, stored, seed, max_chunk, cuts, threads }
+        },
+    )
 }
 
 /// Rows of the interpreter: logits and hidden states of all of the prompt, and of the MTP layer where there is one.
@@ -208,7 +213,7 @@ fn close(what: &str, found: &[f32], expected: &[f64]) -> Result<(), TestCaseErro
 fn holds(case: &Case, reference: u64) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().expect("a folder");
     let other = |e: Box<dyn std::error::Error>| TestCaseError::fail(e.to_string());
-    random_checkpoint::write(dir.path(), &case.config, case.seed).map_err(other)?;
+    write(dir.path(), &case.config, case.stored, case.seed).map_err(other)?;
     let total: usize = case.cuts.iter().sum::<usize>().max(2);
     let options = Options { max_context: Some(total + 1), max_chunk: case.max_chunk, ..Options::default() };
     let fail = |e: hadal::Failure| TestCaseError::fail(e.to_string());
@@ -218,7 +223,7 @@ fn holds(case: &Case, reference: u64) -> Result<(), TestCaseError> {
 
     let mut numbers = Numbers(case.seed);
     let tokens: Vec<u32> = (0..total).map(|_| numbers.below(model.vocab) as u32).collect();
-    random_checkpoint::write(&dir.path().join("reference"), &case.config, reference).map_err(other)?;
+    write(&dir.path().join("reference"), &case.config, case.stored, reference).map_err(other)?;
     let expected = interpret(&model, &Input::open(&dir.path().join("reference")).map_err(fail)?, &tokens);
     let (v, d) = (model.vocab, model.hidden);
 

@@ -11,7 +11,8 @@ use hadal::{Input, Options};
 use hadal_models::stats::cost;
 use hadal_runtime::{Generator, Program, Sampling};
 use hadal_tests::machine::{fma_peak, read_bandwidth};
-use hadal_tests::{Numbers, fixture, load, random_checkpoint, session};
+use hadal_tests::random_checkpoint::{Stored, write};
+use hadal_tests::{Numbers, fixture, load, session};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,7 +95,7 @@ fn of_machine(m: &Machine) -> Value {
 fn random_model(dir: &Path, name: &str) -> Result<Input> {
     let config = std::fs::read(fixture("configs").join(format!("{name}.json")))?;
     let folder = dir.join(format!("random-{name}"));
-    let bytes = random_checkpoint::write(&folder, &serde_json::from_slice(&config)?, 1)?;
+    let bytes = write(&folder, &serde_json::from_slice(&config)?, Stored::Announced, 1)?;
     eprintln!("wrote {:.2} GB of random weights", bytes as f64 / 1e9);
     Ok(Input::open(&folder)?)
 }

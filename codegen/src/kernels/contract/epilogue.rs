@@ -98,13 +98,20 @@ pub fn trace(t: &mut Tracer<'_>, root: ValueId, coords: Vec<Affine>) -> Option<E
                 let node = epilogue.push(Node::Map(m.f, args?));
                 (coords, node)
             }
-            Op::Cast(c) if c.to.is_float() && c.to != DType::F64 => {
+            // A truth value has no real to begin from; the loop generator casts it.
+            Op::Cast(c) if c.to.is_float() && c.to != DType::F64 && is_real(t.ty(*first).dtype) => {
                 let node = if c.to == DType::F32 { node } else { epilogue.push(Node::Cast(c.to, node)) };
                 (coords, node)
             }
             Op::Reshape(r) => (t.vars.reshape(&coords, &t.ty(*first).shape, &r.shape)?, node),
             Op::Transpose(p) => (p.perm.iter().map(|i| coords[*i].clone()).collect(), node),
-            Op::Append(_) if chain.contains_key(&inst.args[1]) && of_chain.len() == 1 => {
+            // Only the new rows are computed, so nothing may read the whole, and the old rows must be the state's.
+            Op::Append(_)
+                if chain.contains_key(&inst.args[1])
+                    && of_chain.len() == 1
+                    && t.def(inst.args[0]).is_none()
+                    && !func.insts.iter().any(|i| i.args.contains(&value)) =>
+            {
                 let mut coords = coords;
                 coords[0] = coords[0].clone().plus(&t.ty(inst.args[0]).shape[0].clone().into());
                 (coords, node)
@@ -141,7 +148,7 @@ fn side(t: &mut Tracer<'_>, e: &mut Epilogue, value: ValueId, coords: Vec<Affine
             let args = args?;
             Some(e.push(Node::Map(m.f, args)))
         }
-        Op::Cast(c) if is_real(c.to) => {
+        Op::Cast(c) if is_real(c.to) && is_real(t.ty(inst.args[0]).dtype) => {
             let arg = side(t, e, inst.args[0], coords)?;
             Some(if c.to == DType::F32 { arg } else { e.push(Node::Cast(c.to, arg)) })
         }

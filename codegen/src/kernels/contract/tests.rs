@@ -294,6 +294,19 @@ fn other_functions_are_refused() {
         "  %1 = exp %x : f32[T, 8]\n  %y = contract %1, %w {spec = \"td,fd->tf\"} : f32[T, 6]",
         "f32[T, 6]",
     );
+    // A truth value made real, and the whole of an appended state.
+    refused(
+        "%x: f32[T, 8], %w: f32[6, 8], %z: f32[T, 6]",
+        "  %1 = contract %x, %w {spec = \"td,fd->tf\"} : f32[T, 6]\n  %2 = lt %1, %z : bool[T, 6]\n  %y = cast %2 {to = \
+         f32} : f32[T, 6]",
+        "f32[T, 6]",
+    );
+    refused(
+        "%x: f32[T, 8], %w: f32[6, 8], %s: f32[P, 6]",
+        "  %1 = contract %x, %w {spec = \"td,fd->tf\"} : f32[T, 6]\n  %2 = append %s, %1 : f32[P+T, 6]\n  %y = neg %2 : \
+         f32[P+T, 6]",
+        "f32[P+T, 6]",
+    );
     refused("%x: f32[8, 4], %w: f32[4, 8]", "  %y = contract %x, %w {spec = \"ab,bc->\"} : f32[]", "f32[]");
 }
 
