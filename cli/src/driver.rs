@@ -220,7 +220,11 @@ fn manifest(
     });
     let by_name = |name: &str| kernels.iter().position(|k| k.func == name).expect("every kernel function was built");
     let entries = program.plans.iter().map(|plan| entry(plan, program, optimised, kernels, &by_name));
-    let stop = if input.stop.is_empty() { model.eos.iter().filter_map(|t| u32::try_from(*t).ok()).collect() } else { input.stop.clone() };
+    let stop = if input.stop.is_empty() {
+        model.eos.iter().filter_map(|t| u32::try_from(*t).ok()).collect()
+    } else {
+        input.stop.clone()
+    };
     let mut manifest = artifact::Manifest {
         producer: format!("hadal {}", env!("CARGO_PKG_VERSION")),
         target: artifact::Target {

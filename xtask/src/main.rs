@@ -93,7 +93,12 @@ fn test(without_llvm: bool) -> Result {
     setup::run(without_llvm)?;
     check()?;
     step("tests", "cargo", &["test", "--workspace"], &[("INSTA_UPDATE", "no")])?;
-    step("documentation", "cargo", &["doc", "--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
+    step(
+        "documentation",
+        "cargo",
+        &["doc", "--workspace", "--no-deps", "--quiet"],
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    )?;
     bless::check_generated()
 }
 
