@@ -63,9 +63,9 @@ fn product(m: usize, n: usize, k: usize, tile: (usize, usize), lanes: u32, forma
             let column = at(b, j0, j);
             let v = b.load(w, &[column, p], lanes);
             let v = b.cast(v, DType::F32);
-            for i in 0..tile.0 {
+            for (i, row) in rows.iter().enumerate() {
                 let acc = i * tile.1 + j;
-                next[acc] = b.fma(rows[i], v, next[acc]);
+                next[acc] = b.fma(*row, v, next[acc]);
             }
         }
         next

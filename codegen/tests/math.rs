@@ -50,7 +50,9 @@ fn worst(op: UnaryOp, exact: fn(f64) -> f64, within: impl Fn(f32) -> bool) -> (f
 
 #[test]
 fn functions_are_within_two_ulps() {
-    let cases: [(UnaryOp, fn(f64) -> f64, f32); 5] = [
+    /// The function, its exact form, and how far from zero it holds.
+    type Case = (UnaryOp, fn(f64) -> f64, f32);
+    let cases: [Case; 5] = [
         (UnaryOp::Exp, f64::exp, f32::INFINITY),
         (UnaryOp::Log, f64::ln, f32::INFINITY),
         (UnaryOp::Sin, f64::sin, 2e5),

@@ -8,7 +8,8 @@
 //! are neighbouring results, products are added in the order of the summed letters.
 //!
 //! An element's order of summation is a function of the form and its lanes only, not of tile, grid or `T`: so all
-//! tile variants of one kernel agree to the last bit.
+//! tile variants of one kernel agree to the last bit. Only where there is one row for certain (an entry with `T = 1`)
+//! are there more lanes, and another order.
 
 use super::desc::{Desc, Role};
 use super::view::{Access, Affine, Var, VarKind};
@@ -75,6 +76,11 @@ pub fn candidates(desc: &Desc) -> Vec<Schedule> {
             for k in desc.of_role(Role::Summed) {
                 out.extend(dot(desc, streamed, k, lanes).map(|s| (score(desc, &s), s)));
             }
+            if lanes == 4 {
+                out.extend(
+                    desc.of_role(Role::Summed).filter_map(|k| single(desc, streamed, k)).map(|s| (score(desc, &s), s)),
+                );
+            }
             let own = if streamed == 0 { Role::Left } else { Role::Right };
             for v in desc.of_role(own) {
                 out.extend(outer(desc, streamed, v, lanes).map(|s| (score(desc, &s), s)));
@@ -111,6 +117,11 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
     // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
     score += match (s.form, s.lanes) {
         (Form::Dot, 4) | (Form::Outer, 8) => 2,
+        // One column at a time, from end to end: worth it where columns are long, but not so long that the row no longer
+        // stays in the nearest cache from one to the next. Bytes are bound by their conversion, which this makes cheaper.
+        (Form::Dot, 32) if constant(s.lane).is_some_and(|n| (256..=4096).contains(&n)) => 6,
+        (Form::Dot, 16) if constant(s.lane).is_some_and(|n| n >= 256) => 6,
+        (Form::Dot, 16 | 32) => -20,
         _ => 0,
     };
     score + i64::from(s.form == Form::Outer)
@@ -163,6 +174,16 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
         convert,
         grid,
     })
+}
+
+/// The dot form for a single row of the reused operand: one column after the other, as they lie in memory. A strip of
+/// columns side by side reads as many streams at once, which prefetching follows less well. Formats of one byte need
+/// registers for their conversion.
+fn single(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
+    let lanes = if desc.operands[streamed].dtype.bits() == 8 { 16 } else { 32 };
+    let s = dot(desc, streamed, k, lanes)?;
+    let one = s.rows.is_none_or(|m| desc.size(m).is(1));
+    one.then_some(Schedule { tile: (1, 1), strip: 1, convert: None, ..s })
 }
 
 fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32) -> Option<Schedule> {
