@@ -6,8 +6,8 @@ use crate::tensor::Tensor;
 use hadal_types::{Bindings, Dim, Sym, TensorType};
 use std::collections::BTreeMap;
 
-/// Elements of the largest value that is evaluated: 8 GiB in the wide format.
-const MAX_ELEMENTS: u64 = 1 << 30;
+/// Elements of the largest value that is evaluated: 512 MiB in the wide format.
+pub const MAX_ELEMENTS: u64 = 1 << 26;
 
 /// Why evaluation stopped.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
@@ -36,8 +36,13 @@ pub enum EvalError {
         found: usize,
     },
     /// A value with more elements than the interpreter will hold.
-    #[error("{0} has more than {MAX_ELEMENTS} elements, too many to evaluate")]
-    TooLarge(TensorType),
+    #[error("{ty} has {elements} elements, and no value with more than {MAX_ELEMENTS} is evaluated")]
+    TooLarge {
+        /// Its type under the bindings.
+        ty: TensorType,
+        /// How many it has.
+        elements: f64,
+    },
     /// A slice leaves its operand.
     #[error("a slice from {start} to {end} leaves an axis of {size}")]
     Slice {
@@ -193,8 +198,9 @@ fn bind_params(func: &Func, args: &[Tensor], bindings: &Bindings) -> Result<Vec<
         return Err(EvalError::Count { func: func.name.clone(), expected: func.params.len(), found: args.len() });
     }
     for v in &func.values {
-        if v.ty.count(bindings).map_err(EvalError::Unbound)? > MAX_ELEMENTS as f64 {
-            return Err(EvalError::TooLarge(v.ty.substitute(bindings)));
+        let elements = v.ty.count(bindings).map_err(EvalError::Unbound)?;
+        if elements > MAX_ELEMENTS as f64 {
+            return Err(EvalError::TooLarge { ty: v.ty.substitute(bindings), elements });
         }
     }
     let mut values = vec![None; func.values.len()];

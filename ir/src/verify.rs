@@ -1,7 +1,7 @@
 //! The graph verifier: collects every fault of a module, each with its place.
 
 use crate::module::*;
-use hadal_types::{Dim, Sym, TensorType};
+use hadal_types::{Bindings, Dim, Sym, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -46,8 +46,13 @@ pub fn module(module: &Module) -> Result<(), Faults> {
             faults.push(Fault { func: Some(f.name.clone()), inst: None, message: "defined twice".into() });
         }
     }
-    for (sym, range) in module.symbols.iter().filter(|(_, r)| r.min > r.max) {
-        faults.push(Fault { func: None, inst: None, message: format!("symbol `{sym}` in {range} has no value") });
+    for (sym, range) in &module.symbols {
+        let mut fault = |message| faults.push(Fault { func: None, inst: None, message });
+        if range.min > range.max {
+            fault(format!("symbol `{sym}` in {range} has no value"));
+        } else if range.min < 0 {
+            fault(format!("symbol `{sym}` in {range} may be negative, which no count of tokens is"));
+        }
     }
     let mut names = BTreeSet::new();
     for e in &module.entries {
@@ -188,5 +193,39 @@ impl Checker<'_> {
                 self.fault(None, format!("symbol `{sym}` is not declared"));
             }
         }
+        // Sizes are looked at where all symbols are smallest and where all are largest.
+        let least: Bindings = symbols.iter().map(|(s, r)| (*s, r.min)).collect();
+        let most: Bindings = symbols.iter().map(|(s, r)| (*s, r.max)).collect();
+        for (i, v) in self.func.values.iter().enumerate() {
+            let negative = |b| v.ty.shape.iter().any(|d| d.eval(b).is_ok_and(|n| n < 0));
+            if let Some(at) = [&least, &most].into_iter().find(|b| negative(b)) {
+                let (ty, found) = (&v.ty, v.ty.substitute(at));
+                self.fault(
+                    None,
+                    match *ty == found {
+                        true => format!("%{i} has a negative size: {ty}"),
+                        false => format!("%{i} has a negative size: {ty} may be {found}"),
+                    },
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::text::parse_module;
+
+    #[test]
+    fn sizes_below_zero_are_faults() {
+        let faults = |symbols: &str, ty: &str| {
+            let text = format!("symbols {symbols}\nfunc @f(%x: {ty}) -> (y: {ty}) {{\n  return %x\n}}\n");
+            super::module(&parse_module(&text).expect("parses")).err().map_or(String::new(), |f| f.to_string())
+        };
+        assert_eq!(faults("T in 1..8", "f32[T-1, 4]"), "");
+        assert!(faults("T in 1..8", "f32[T, -4]").contains("negative size: f32[T, -4]"));
+        assert!(faults("T in 1..8", "f32[T-2, 4]").contains("f32[T-2, 4] may be f32[-1, 4]"));
+        assert!(faults("T in 1..8", "f32[4-T]").contains("f32[-T+4] may be f32[-4]"));
+        assert!(faults("T in -1..8", "f32[4]").contains("symbol `T` in -1..8"));
     }
 }

@@ -37,6 +37,9 @@ pub enum Error {
     /// A state whose next value is neither itself nor rows appended to it.
     #[error("state `{0}` is replaced by something other than itself with rows appended")]
     NotAppended(String),
+    /// Rows appended to something that no call can leave changed: an input, a weight or a working buffer.
+    #[error("kernel @{0} appends rows to something that is not a state")]
+    AppendedElsewhere(String),
     /// A state appended to twice in one entry.
     #[error("state `{state}` is appended to twice in entry `{entry}`")]
     AppendedTwice {

@@ -154,7 +154,7 @@ impl<'a> Planner<'a> {
             let loc = match appended_param(kernel, *r) {
                 Some(param) => {
                     let Place::State(s) = args[param].place else {
-                        return Err(Error::NotAppended(kernel.name.clone()));
+                        return Err(Error::AppendedElsewhere(kernel.name.clone()));
                     };
                     if self.appended.insert(s, index).is_some() {
                         let state = self.program.states[s].name.clone();

@@ -1,7 +1,7 @@
 //! `hadal eval`: the graph interpreter on a text file.
 
 use crate::failure::{Failure, read_text};
-use hadal_ir::interpret::{Interpreter, WeightSource};
+use hadal_ir::interpret::{EvalError, Interpreter, MAX_ELEMENTS, WeightSource};
 use hadal_ir::tensor::Data;
 use hadal_ir::{Bindings, DType, Sym, Tensor, TensorType, text, verify};
 use std::collections::BTreeMap;
@@ -101,15 +101,16 @@ struct Noise<'a> {
     bindings: &'a Bindings,
 }
 
-/// Elements beyond which a tensor of noise is refused.
-const MAX_ELEMENTS: usize = 1 << 28;
-
 impl WeightSource for Noise<'_> {
     fn weight(&self, name: &str, ty: &TensorType) -> Result<Tensor, String> {
         let shape =
             ty.eval_shape(self.bindings).map_err(|s| format!("symbol `{s}` has no value; give --bind {s}=…"))?;
-        let count = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MAX_ELEMENTS);
-        let count = count.ok_or_else(|| format!("`{name}`, {ty}, is too large to evaluate"))?;
+        let elements = ty.count(self.bindings).unwrap_or(f64::INFINITY);
+        if elements > MAX_ELEMENTS as f64 {
+            let ty = ty.substitute(self.bindings);
+            return Err(format!("`{name}`: {}", EvalError::TooLarge { ty, elements }));
+        }
+        let count = elements as usize;
         let mut state = name
             .bytes()
             .fold(self.seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01b3));
