@@ -89,11 +89,17 @@ impl Input {
         let (mut sampling, mut stop) = (SamplingDefaults::default(), Vec::new());
         for (file, bytes) in blobs.iter().filter(|(n, _)| n.ends_with(".json")) {
             let path = place.join(file);
-            // What is in them is read when the compiled file runs; that they were copied whole is seen now.
-            serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
-                .map_err(|e| Failure::input(format!("{}: not valid JSON: {e}", path.display())))?;
-            if file == blob::GENERATION_CONFIG {
-                (sampling, stop) = generation_defaults(&Config::parse(path, bytes)?.object())?;
+            // What is in them is used when the compiled file runs; that it can be is seen now, as far as is simple.
+            match file.as_str() {
+                blob::TOKENIZER => {
+                    Config::parse_within(path, bytes, MAX_BLOB)?.object().require_object("model")?;
+                }
+                blob::GENERATION_CONFIG => {
+                    // Where there is none that can be read, the model's own reader says so.
+                    let vocab = config.object().optional_usize("vocab_size").ok().flatten();
+                    (sampling, stop) = generation_defaults(&Config::parse(path, bytes)?.object(), vocab)?;
+                }
+                _ => drop(Config::parse(path, bytes)?),
             }
         }
         Ok(Input { name, config, checkpoint, blobs, sampling, stop })
@@ -101,18 +107,20 @@ impl Input {
 }
 
 /// Reads `generation_config.json`: `do_sample: false` means greedy whatever else it says.
-fn generation_defaults(o: &Object) -> Result<(SamplingDefaults, Vec<u32>), Failure> {
-    let real = |key| -> Result<Option<f32>, Failure> { Ok(o.optional_f64(key)?.map(|v| v as f32)) };
+fn generation_defaults(o: &Object, vocab: Option<usize>) -> Result<(SamplingDefaults, Vec<u32>), Failure> {
+    let real = |key, expected: &str, usable: &dyn Fn(f32) -> bool| -> Result<Option<f32>, Failure> {
+        let value = o.optional_f64(key)?.map(|v| v as f32);
+        if value.is_none_or(usable) { Ok(value) } else { Err(o.error(key, expected).into()) }
+    };
     let mut sampling = SamplingDefaults {
-        temperature: real("temperature")?,
+        temperature: real("temperature", "a number from 0", &|t| t.is_finite() && t >= 0.0)?,
         top_k: o.optional_usize_in("top_k", 0..=u32::MAX as usize)?.map(|k| k as u32).filter(|k| *k > 0),
-        top_p: real("top_p")?,
-        min_p: real("min_p")?,
+        top_p: real("top_p", "a number above 0 and at most 1", &|p| p > 0.0 && p <= 1.0)?,
+        min_p: real("min_p", "a number from 0 to 1", &|p| (0.0..=1.0).contains(&p))?,
     };
     if !o.bool_or("do_sample", sampling.temperature.is_some())? {
         sampling = SamplingDefaults { temperature: Some(0.0), ..SamplingDefaults::default() };
     }
-    let stop = o.usize_list("eos_token_id")?.unwrap_or_default();
-    let stop = stop.into_iter().map(u32::try_from).collect::<Result<_, _>>();
-    Ok((sampling, stop.map_err(|_| o.error("eos_token_id", "token ids below 2^32"))?))
+    let stop = o.token_ids("eos_token_id", vocab.unwrap_or(u32::MAX as usize))?.unwrap_or_default();
+    Ok((sampling, stop.into_iter().map(|id| id as u32).collect()))
 }

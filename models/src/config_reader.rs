@@ -56,9 +56,14 @@ impl Config {
 
     /// Parses `bytes`; `file` is for messages.
     pub fn parse(file: impl Into<PathBuf>, bytes: &[u8]) -> Result<Config> {
+        Config::parse_within(file, bytes, MAX_FILE)
+    }
+
+    /// Parses at most `limit` bytes; `file` is for messages.
+    pub fn parse_within(file: impl Into<PathBuf>, bytes: &[u8], limit: u64) -> Result<Config> {
         let file = file.into();
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(Error::FileTooLarge { file, limit: MAX_FILE });
+        if bytes.len() as u64 > limit {
+            return Err(Error::FileTooLarge { file, limit });
         }
         let root = json::parse_object(&file, bytes)?;
         Ok(Config { file, root, seen: RefCell::default() })
@@ -259,17 +264,26 @@ impl<'a> Object<'a> {
 
     /// A list of whole numbers from 0 to [`MAX_SIZE`], if there is one; a single number is a list of one.
     pub fn usize_list(&self, key: &str) -> Result<Option<Vec<usize>>> {
-        self.list(key, "whole numbers from 0", |v| usize_of(v, &(0..=MAX_SIZE)))
+        self.list(key, &whole(&(0..=MAX_SIZE)), |v| usize_of(v, &(0..=MAX_SIZE)))
+    }
+
+    /// Ids of tokens of a vocabulary of `vocab`, if there are any; a single id is a list of one.
+    pub fn token_ids(&self, key: &str, vocab: usize) -> Result<Option<Vec<usize>>> {
+        let below = |ids: &Vec<usize>| ids.iter().all(|id| *id < vocab);
+        let ids = self.usize_list(key)?;
+        let known = ids.as_ref().is_none_or(below);
+        let expected = || format!("ids of tokens, which are below the vocabulary's size ({vocab})");
+        if known { Ok(ids) } else { Err(self.error(key, expected())) }
     }
 
     /// A list of numbers, if there is one; a single number is a list of one.
     pub fn f64_list(&self, key: &str) -> Result<Option<Vec<f64>>> {
-        self.list(key, "numbers", Value::as_f64)
+        self.list(key, "a number", Value::as_f64)
     }
 
     /// A list of texts, if there is one; a single text is a list of one.
     pub fn str_list(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
-        self.list(key, "texts", Value::as_str)
+        self.list(key, "a text", Value::as_str)
     }
 
     /// The error that `key` should have been `expected`, for conditions that only the model knows
@@ -281,14 +295,14 @@ impl<'a> Object<'a> {
 
     fn list<T>(&self, key: &str, of: &str, item: impl Fn(&'a Value) -> Option<T>) -> Result<Option<Vec<T>>> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        let items = match value {
-            Value::Array(items) => items.as_slice(),
-            single => std::slice::from_ref(single),
+        let Value::Array(items) = value else {
+            let single = item(value).map(|v| vec![v]);
+            return single.map(Some).ok_or_else(|| self.wrong(key, &format!("{of}, or a list of such"), value));
         };
         if items.len() > MAX_LIST {
             return Err(self.wrong(key, &format!("a list of at most {MAX_LIST}"), value));
         }
-        let read = |(i, v)| item(v).ok_or_else(|| self.wrong(&format!("{key}[{i}]"), &format!("a list of {of}"), v));
+        let read = |(i, v)| item(v).ok_or_else(|| self.wrong(&format!("{key}[{i}]"), of, v));
         items.iter().enumerate().map(read).collect::<Result<_>>().map(Some)
     }
 
@@ -390,7 +404,11 @@ mod tests {
         }
         assert_eq!(
             message(o.usize_list("list")),
-            "c.json: `list[1]`: expected a list of whole numbers from 0, found \"x\""
+            "c.json: `list[1]`: expected a whole number from 0 to 2147483648, found \"x\""
+        );
+        assert_eq!(
+            message(o.usize_list("neg")),
+            "c.json: `neg`: expected a whole number from 0 to 2147483648, or a list of such, found -1"
         );
         assert_eq!(
             message(o.require_str_in("text", &["softmax", "sigmoid"])),

@@ -53,15 +53,16 @@ impl Frame {
             return Err(o.error("layer_types", "a list of \"full_attention\" only"));
         }
         o.ignore(IGNORED);
+        let vocab = o.require_usize_in("vocab_size", 1..=1 << 24)?;
         Ok(Frame {
-            vocab: o.require_usize_in("vocab_size", 1..=1 << 24)?,
+            vocab,
             hidden: o.require_usize_in("hidden_size", 1..=1 << 18)?,
             layers: o.require_usize_in("num_hidden_layers", 1..=1024)?,
             eps: o.positive_or("rms_norm_eps", 1e-6)?,
             tied: o.bool_or("tie_word_embeddings", false)?,
             max_position: o.require_usize_in("max_position_embeddings", 1..=1 << 30)?,
-            bos: o.usize_list("bos_token_id")?.and_then(|ids| ids.first().copied()),
-            eos: o.usize_list("eos_token_id")?.unwrap_or_default(),
+            bos: o.token_ids("bos_token_id", vocab)?.and_then(|ids| ids.first().copied()),
+            eos: o.token_ids("eos_token_id", vocab)?.unwrap_or_default(),
             plan: Plan::read(o)?,
         })
     }
