@@ -64,7 +64,9 @@ pub enum Error {
         name: String,
     },
     /// Memory for states or working space could not be had.
-    #[error("no memory for {bytes} bytes of {what}: {source}")]
+    #[error(
+        "no memory for {bytes} bytes of {what} ({source}); compiled with a smaller --max-context, the model needs less"
+    )]
     Memory {
         /// What it was for.
         what: &'static str,

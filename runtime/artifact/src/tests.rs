@@ -156,7 +156,10 @@ fn reasons_are_told_apart() {
     let stripped = reason(&file[..65536]);
     assert!(stripped.contains("`strip`"), "{stripped}");
     let cut = file.len() - 1;
-    assert_eq!(reason(&file[..cut]), format!("the file is truncated: {cut} bytes of {}", file.len()));
+    let len = file.len();
+    assert_eq!(reason(&file[..cut]), format!("the file is truncated: {cut} bytes, {len} when it was written"));
+    let long = [&file[..], b"\n"].concat();
+    assert_eq!(reason(&long), format!("the file goes on after its end: {} bytes, {len} when it was written", len + 1));
     let with_version = |v: u32| {
         let mut other = file.clone();
         let at = file.len() - TRAILER_BYTES + 8;

@@ -24,8 +24,8 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "N", default_value_t = 64)]
     n: usize,
     /// Runs, of which the best counts
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    repeat: usize,
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
     /// Threads, 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::threads())]
     threads: usize,
@@ -51,7 +51,7 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
     let prompt: Vec<u32> = (0..args.prompt_len).map(|_| (rng.next_u64() % model.vocab) as u32).collect();
     let (mut prefill, mut first, mut decode) = (Duration::MAX, Duration::MAX, Duration::MAX);
     let mut cold = None;
-    for _ in 0..args.repeat.max(1) {
+    for _ in 0..args.repeat {
         generator.rewind(0);
         let start = Instant::now();
         generator.prompt(&prompt)?;

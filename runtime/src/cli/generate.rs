@@ -1,6 +1,6 @@
 //! `generate`: continue a prompt or answer a message.
 
-use super::{Failure, print_json, stdout_failed};
+use super::{Failure, print_json, shortest, stdout_failed};
 use crate::text::{Message, Stream, Text};
 use crate::{Generator, Pool, Program, Sampling, Session, Stop};
 use clap::Args;
@@ -157,8 +157,8 @@ pub(super) fn run(program: Arc<Program>, args: &GenerateArgs, started: Instant) 
             "text": text.as_ref().map(|t| t.decode(&tokens)),
             "ended_by": ended,
             "sampling": {
-                "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p,
-                "min_p": sampling.min_p, "seed": sampling.seed,
+                "temperature": shortest(sampling.temperature), "top_k": sampling.top_k,
+                "top_p": shortest(sampling.top_p), "min_p": shortest(sampling.min_p), "seed": sampling.seed,
             },
             "threads": generator.session().pool().threads(),
             "seconds": {

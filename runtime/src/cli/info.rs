@@ -1,6 +1,6 @@
 //! `info`: what is in a compiled file.
 
-use super::{Failure, print_json, stdout_failed};
+use super::{Failure, print_json, shortest, stdout_failed};
 use crate::Program;
 use clap::Args;
 use hadal_artifact::{Manifest, Place};
@@ -48,6 +48,7 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
         here.map(|w| w.bytes).sum()
     };
     let per_token = m.states.iter().filter_map(|s| s.row_bytes()).sum::<u64>();
+    let sampling = &m.model.sampling;
     json!({
         "producer": m.producer,
         "format": hadal_artifact::ABI_VERSION,
@@ -60,7 +61,10 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
             "max_chunk": m.model.max_chunk,
             "bos": m.model.bos,
             "stop": m.model.stop,
-            "sampling": m.model.sampling,
+            "sampling": {
+                "temperature": sampling.temperature.map(shortest), "top_k": sampling.top_k,
+                "top_p": sampling.top_p.map(shortest), "min_p": sampling.min_p.map(shortest),
+            },
         },
         "bytes": {
             "file": file_bytes,

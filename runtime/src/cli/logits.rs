@@ -6,7 +6,8 @@ use clap::Args;
 use hadal_artifact::Port;
 use hadal_types::{DType, Dim, Sym};
 use safetensors::tensor::{Dtype, TensorView};
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Arguments of `logits`.
@@ -15,7 +16,8 @@ use std::sync::Arc;
   ./model logits --tokens 0,17,42 --out logits.safetensors
 
 The file holds `input_ids` (i64[T]) and every output of the entry: for the entry `logits`, f32[T, V] and more; for
-`prefill`, f32[1, V] of the last token.")]
+`prefill`, f32[1, V] of the last token. An entry that takes one token a call, such as `decode`, is called for one after
+the other, and what the last call gave is written.")]
 pub struct LogitsArgs {
     /// Token ids, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
@@ -43,7 +45,24 @@ pub(super) fn run(program: Arc<Program>, args: &LogitsArgs) -> Result<(), Failur
         tensors.push((port.name.clone(), view(dtype, output.shape.clone(), &output.bytes)?));
     }
     let file = safetensors::serialize(tensors, None).map_err(cannot_serialize)?;
-    std::fs::write(&args.out, file).map_err(|source| Failure::Io { what: args.out.display().to_string(), source })
+    write(&args.out, &file).map_err(|source| Failure::Io { what: args.out.display().to_string(), source })
+}
+
+/// Writes a file whole or not at all: it gets its name when it is complete. What is there and no plain file (a pipe, a
+/// device, a link) is written through.
+fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if path.symlink_metadata().is_ok_and(|m| !m.is_file()) {
+        return std::fs::write(path, bytes);
+    }
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.part", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
 }
 
 /// One output of [`evaluate`].

@@ -179,6 +179,11 @@ fn threads() -> clap::builder::RangedU64ValueParser<usize> {
     clap::builder::RangedU64ValueParser::new().range(0..=1024)
 }
 
+/// The shortest decimal that stands for `x`, as a number for JSON: 0.7 and not 0.699999988079071.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(x as f64)
+}
+
 fn stdout_failed(source: io::Error) -> Failure {
     Failure::Io { what: "standard output".to_string(), source }
 }

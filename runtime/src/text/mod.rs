@@ -15,19 +15,25 @@ use tokenizers::{DecoderWrapper, Tokenizer};
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
     /// The model was compiled from a checkpoint without one.
-    #[error("the model has no tokenizer; use token ids")]
+    #[error("the model has no tokenizer, as its checkpoint had none; give token ids instead: --tokens 1,2,3")]
     NoTokenizer,
     /// `tokenizer.json` is not understood.
-    #[error("tokenizer.json: {message}")]
+    #[error(
+        "the compiled file's tokenizer.json cannot be used: {message}; give token ids instead (--tokens 1,2,3), or \
+         compile again with a working tokenizer.json"
+    )]
     Tokenizer {
         /// What the library said.
         message: String,
     },
     /// Tokens do not stand for bytes, as those of all models this runtime is for do.
-    #[error("tokenizer.json: only byte-level tokenizers are supported")]
+    #[error(
+        "the compiled file's tokenizer.json cannot be used: only byte-level tokenizers are supported; give token ids \
+         instead: --tokens 1,2,3"
+    )]
     NotByteLevel,
     /// `tokenizer_config.json` is not understood.
-    #[error("tokenizer_config.json: {message}")]
+    #[error("the compiled file's tokenizer_config.json cannot be used: {message}")]
     Config {
         /// What is wrong.
         message: String,
