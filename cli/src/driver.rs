@@ -309,7 +309,11 @@ fn weight(
         return Ok(out);
     }
     let Ok(path) = stored.file.canonicalize() else { return Ok(out) };
-    let path = path.to_string_lossy().into_owned();
+    let path = path.into_os_string().into_string().map_err(|path| {
+        let path = Path::new(&path).display();
+        let help = "rename the folder, or compile with --weights embedded";
+        Failure::input(format!("{path}: weights that stay in a file need a path that is UTF-8 text")).help(help)
+    })?;
     let file = match files.iter().position(|f| f.path == path) {
         Some(known) => known,
         None => {

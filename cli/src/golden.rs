@@ -14,6 +14,7 @@
 use crate::driver::{Options, compile};
 use crate::failure::Failure;
 use crate::input::Input;
+use bytemuck::{bytes_of, cast_slice, cast_slice_mut};
 use hadal_models::AttnFactor;
 use hadal_models::checkpoint::{Checkpoint, TensorRef};
 use hadal_models::config_reader::Config;
@@ -153,14 +154,6 @@ fn compare(tensor: &str, ours: &[f32], golden: &[f32], vocab: usize, tolerance: 
     Check { tensor: tensor.to_owned(), max_abs_error, tolerance, argmax_agree: agree, rows, pass }
 }
 
-fn bytes_of(values: &[u32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn reals(bytes: &[u8]) -> Vec<f32> {
-    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
-}
-
 /// A program being compared.
 struct Run<'a> {
     program: Arc<Program>,
@@ -196,13 +189,18 @@ impl Run<'_> {
         let entry = session.entry("logits")?;
         let outputs = &self.program.manifest().entries[entry].outputs;
         let width = outputs.get(1).and_then(|p| p.ty.shape.last()?.as_const()).unwrap_or(0) as usize;
-        let (mut all, mut hidden) = (Vec::new(), Vec::new());
+        let (mut all, mut hidden) = (Vec::<f32>::new(), Vec::<f32>::new());
         for chunk in self.ids.chunks(self.chunk()) {
-            let mut out = vec![0u8; chunk.len() * self.vocab * 4];
-            let mut rows = vec![0u8; chunk.len() * width * 4];
-            session.run(entry, chunk.len(), &[&bytes_of(chunk)], &mut [&mut out, &mut rows])?;
-            all.extend(reals(&out));
-            hidden.extend(reals(&rows));
+            let mut out = vec![0f32; chunk.len() * self.vocab];
+            let mut rows = vec![0f32; chunk.len() * width];
+            session.run(
+                entry,
+                chunk.len(),
+                &[cast_slice(chunk)],
+                &mut [cast_slice_mut(&mut out), cast_slice_mut(&mut rows)],
+            )?;
+            all.extend(out);
+            hidden.extend(rows);
         }
         self.check(name, &all, self.ids.len())?;
         Ok(hidden)
@@ -215,14 +213,14 @@ impl Run<'_> {
         }
         let mut session = self.session()?;
         let (prefill, decode) = (session.entry("prefill")?, session.entry("decode")?);
-        let mut row = vec![0u8; self.vocab * 4];
+        let mut row = vec![0f32; self.vocab];
         for chunk in self.ids.chunks(self.chunk()) {
-            session.run(prefill, chunk.len(), &[&bytes_of(chunk)], &mut [&mut row])?;
+            session.run(prefill, chunk.len(), &[cast_slice(chunk)], &mut [cast_slice_mut(&mut row)])?;
         }
-        let mut all = reals(&row);
+        let mut all = row.clone();
         for token in &greedy[..greedy.len() - 1] {
-            session.run(decode, 1, &[&bytes_of(&[*token])], &mut [&mut row])?;
-            all.extend(reals(&row));
+            session.run(decode, 1, &[bytes_of(token)], &mut [cast_slice_mut(&mut row)])?;
+            all.extend(&row);
         }
         self.check("greedy_logits", &all, greedy.len())?;
         Ok(all.chunks(self.vocab).zip(greedy).filter(|(row, token)| argmax(row) == **token as usize).count())
@@ -234,12 +232,12 @@ impl Run<'_> {
         let (Some(_), Ok(entry)) = (self.golden.tensor("mtp_logits"), session.entry("mtp")) else { return Ok(()) };
         let width = hidden.len() / self.ids.len();
         let chunk = self.chunk();
-        let mut all = Vec::new();
+        let mut all = Vec::<f32>::new();
         for (ids, hidden) in self.ids[1..].chunks(chunk).zip(hidden.chunks(chunk * width)) {
-            let rows: Vec<u8> = hidden[..ids.len() * width].iter().flat_map(|v| v.to_le_bytes()).collect();
-            let mut out = vec![0u8; ids.len() * self.vocab * 4];
-            session.run(entry, ids.len(), &[&bytes_of(ids), &rows], &mut [&mut out])?;
-            all.extend(reals(&out));
+            let rows = &hidden[..ids.len() * width];
+            let mut out = vec![0f32; ids.len() * self.vocab];
+            session.run(entry, ids.len(), &[cast_slice(ids), cast_slice(rows)], &mut [cast_slice_mut(&mut out)])?;
+            all.extend(out);
         }
         self.check("mtp_logits", &all, self.ids.len() - 1)
     }

@@ -1,12 +1,12 @@
 //! Arguments that several commands share.
 
 use crate::driver::Options;
-use hadal_models::AttnFactor;
+use hadal_models::{AttnFactor, Model};
 
 /// What to compile for.
 #[derive(clap::Args, Clone, Debug)]
 pub struct CompileArgs {
-    /// The machine to compile for.
+    /// The machine. Code is generated for `cpu` only; the others are for costs (`inspect`, `opt`).
     #[arg(long, default_value = "cpu")]
     pub target: String,
     /// Most tokens a sequence can hold [default: the model's own limit, at most 4096].
@@ -30,6 +30,14 @@ pub enum AttnFactorArg {
 }
 
 impl CompileArgs {
+    /// Says on standard error where more is asked for than the model was made for.
+    pub fn note(&self, model: &Model) {
+        if let Some(asked) = self.max_context.filter(|n| *n as usize > model.max_position) {
+            let limit = model.max_position;
+            eprintln!("note: --max-context {asked} is beyond the {limit} tokens that the model was made for");
+        }
+    }
+
     /// The driver's options.
     pub fn options(&self) -> Options {
         Options {

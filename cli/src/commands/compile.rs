@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use crate::input::Input;
 use crate::options::CompileArgs;
 use crate::units;
+use hadal_artifact::blob;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -64,6 +65,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     options.external_weights = args.weights == Weights::External;
     options.disassembly = emits.iter().any(|(stage, _)| *stage == dump::Stage::Asm);
     let compiled = compile(&input, &options)?;
+    args.compile.note(&compiled.model);
+    if input.checkpoint.is_some() && !input.blobs.iter().any(|(name, _)| name == blob::TOKENIZER) {
+        eprintln!("note: {} has no tokenizer.json; `generate` will need --tokens", args.path.display());
+    }
     for (stage, folder) in &emits {
         let folder = folder.clone().or_else(|| Some(args.output.as_ref()?.parent()?.to_path_buf()));
         dump::write(&compiled, *stage, &folder.unwrap_or_default())?;

@@ -137,6 +137,7 @@ impl Report {
     fn json(&self, model: &Model) -> Value {
         let s = &self.stats;
         let costs = |c: &Cost| json!({"flops": c.flops, "weight_bytes": c.weight_bytes, "bytes": c.bytes()});
+        let shared = |c: &Cost, n: f64| json!({"flops": c.flops / n, "weight_bytes": c.weight_bytes / n, "bytes": c.bytes() / n});
         json!({
             "architecture": model.name,
             "why": model.why,
@@ -152,7 +153,7 @@ impl Report {
                 "bytes_per_token_f32": s.state_bytes_per_token(DType::F32),
             },
             "decode": self.decode.as_ref().map(|c| json!({"context": self.context, "per_token": costs(c)})),
-            "prefill": self.prefill.as_ref().map(|(n, c)| json!({"tokens": n, "total": costs(c)})),
+            "prefill": self.prefill.as_ref().map(|(n, c)| json!({"tokens": n, "total": costs(c), "per_token": shared(c, *n as f64)})),
             "unused_keys": model.unread,
         })
     }

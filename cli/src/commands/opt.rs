@@ -14,7 +14,7 @@ pub struct Args {
     /// Passes, in order.
     #[arg(long, value_delimiter = ',', required_unless_present = "list")]
     passes: Vec<String>,
-    /// The machine that costs are for.
+    /// The machine that costs are for; any that `hadal` knows, also where it generates no code.
     #[arg(long, default_value = "cpu")]
     target: String,
     /// List the passes instead.
