@@ -300,12 +300,17 @@ fn wrong_usage_is_status_2() {
         &["generate", "--tokens", "99999"],
         &["logits", "--tokens", "1,x", "--out", "/dev/null"],
         &["bench", "--prompt-len", "90", "-n", "20"],
+        &["bench", "--repeat", "0"],
         &["sing"],
     ] {
         let (status, complaint) = m.complains(args);
         assert_eq!(status, 2, "{args:?}: {complaint}");
         assert!(complaint.starts_with("error: "), "{complaint}");
     }
+    let (status, complaint) = m.complains(&["logits", "--tokens", "1", "--entry", "mtp", "--out", "x"]);
+    assert_eq!((status, complaint.contains("it has prefill, decode, logits")), (2, true), "{complaint}");
+    let (status, complaint) = m.complains(&["generate", "--prompt-file", "/no/such/file"]);
+    assert_eq!((status, complaint.contains("/no/such/file")), (3, true), "{complaint}");
 }
 
 #[test]
@@ -317,10 +322,6 @@ fn failures_while_running_are_status_1() {
     assert!(complaint.contains("0 tokens held and 101 new ones exceed the context of 100"), "{complaint}");
     let (status, complaint) = m.complains(&["logits", "--tokens", "1", "--out", "/no/such/folder/x"]);
     assert_eq!((status, complaint.contains("/no/such/folder/x")), (1, true), "{complaint}");
-    let (status, complaint) = m.complains(&["logits", "--tokens", "1", "--entry", "mtp", "--out", "x"]);
-    assert_eq!((status, complaint.contains("it has prefill, decode, logits")), (1, true), "{complaint}");
-    let (status, complaint) = m.complains(&["generate", "--prompt-file", "/no/such/file"]);
-    assert_eq!((status, complaint.contains("/no/such/file")), (1, true), "{complaint}");
     // Exactly full is fine.
     let record = m.json(&["generate", "--tokens", &vec!["5"; 98].join(","), "-n", "50", "--json"]);
     assert_eq!((record["ended_by"].as_str(), record["tokens"].as_array().map(Vec::len)), (Some("context"), Some(3)));
