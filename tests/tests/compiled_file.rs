@@ -77,7 +77,7 @@ fn settings_reach_the_sampler() {
     let out = |args: &[&str]| demo(&[&["generate", "--prompt", "A", "-n", "3", "--json"], args].concat());
     let given = ["--temperature", "0.5", "--top-p", "0.9", "--top-k", "7", "--min-p", "0.125", "--seed", "9"];
     let value: Value = serde_json::from_str(&out(&given).ok()).expect("JSON");
-    let expected = serde_json::json!({"temperature": 0.5, "top_k": 7, "top_p": 0.9f32, "min_p": 0.125, "seed": 9});
+    let expected = serde_json::json!({"temperature": 0.5, "top_k": 7, "top_p": 0.9, "min_p": 0.125, "seed": 9});
     assert_eq!(value["sampling"], expected);
     // One candidate left is the greedy choice whatever the seed.
     let one = |seed| {
@@ -156,7 +156,7 @@ fn help_and_exit_codes_are_as_documented() {
     assert_eq!(out.code, Some(1), "{}", out.stderr);
     assert!(out.stderr.contains("/nowhere/x.safetensors"), "{}", out.stderr);
     let out = demo(&["generate", "--prompt-file", "/nowhere/letter", "-n", "1"]);
-    assert!(out.code == Some(1) && out.stderr.contains("/nowhere/letter"), "{}", out.stderr);
+    assert!(out.code == Some(3) && out.stderr.contains("/nowhere/letter"), "{}", out.stderr);
 }
 
 #[test]
