@@ -5,9 +5,9 @@
 //! ```
 //!
 //! Each function is rewritten on its own: its ops go into an e-graph, calls and inputs are leaves around it. The laws
-//! of [`rules::EXPLORED`](crate::rules::EXPLORED) are applied to everything, round by round, until nothing is new or a
+//! of [`EXPLORED`](crate::rules::EXPLORED) are applied to everything, round by round, until nothing is new or a
 //! limit of nodes or rounds is met (never of time, so that the same input gives the same output). What a law makes is
-//! first simplified by the canonical laws. Then [`extract`] picks one op per class so that the whole costs least, at
+//! first simplified by the canonical laws. Then `extract` picks one op per class so that the whole costs least, at
 //! sizes typical for the entry that the function belongs to.
 //!
 //! Classes carry their type, whether they follow from weights alone, and the places in the model they came from. Two

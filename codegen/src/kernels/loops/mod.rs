@@ -1,11 +1,11 @@
 //! The general loop generator: compiles every kernel function.
 //!
 //! The function is decomposed into primitives. Each result becomes a loop nest whose body computes one element from
-//! the buffers ([`nodes`]); views are index arithmetic, elementwise operations are inlined, reductions are loops
-//! inside. Values that would be computed again and again are held in scratch memory ([`held`]), each by a nest of its
+//! the buffers (`nodes`); views are index arithmetic, elementwise operations are inlined, reductions are loops
+//! inside. Values that would be computed again and again are held in scratch memory (`held`), each by a nest of its
 //! own before those that read it. Leading axes shared by all results form the grid, as many as can be without doing
 //! any reduction more than once; where no reduction is in the way, the next axis is cut into chunks so that a single
-//! long row is shared by all workers. [`lower`] turns nests into kernel IR, eight elements at a time where memory is
+//! long row is shared by all workers. `lower` turns nests into kernel IR, eight elements at a time where memory is
 //! read in order.
 //!
 //! Sums run in an order fixed by the kernel's text. Results do not depend on how the grid is cut.
