@@ -193,7 +193,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "plan {}", self.entry)?;
         for (i, (sym, range)) in self.ranges.iter().enumerate() {
-            write!(f, "{} {sym} in {range}", if i > 0 { "," } else { " where" })?;
+            let is = if range.min == range.max { "=" } else { "in" };
+            write!(f, "{} {sym} {is} {range}", if i > 0 { "," } else { " where" })?;
         }
         writeln!(f, " context {} {{", self.max_context)?;
         for (kind, ports) in [("in", &self.inputs), ("out", &self.outputs)] {

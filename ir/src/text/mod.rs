@@ -17,9 +17,11 @@
 
 mod lex;
 mod parse;
+mod plan;
 mod print;
 
 pub use parse::{ParseError, parse_module};
+pub use plan::parse_program;
 pub use print::{print_func, print_module};
 
 #[cfg(test)]

@@ -28,11 +28,7 @@ const MAX_DEPTH: usize = 8;
 
 /// Parses a module. The result still has to pass [`crate::verify::module`].
 pub fn parse_module(text: &str) -> Result<Module> {
-    if text.len() > MAX_BYTES {
-        let found = format!("{} bytes", text.len());
-        return Err(ParseError { line: 1, column: 1, expected: format!("at most {MAX_BYTES} bytes"), found });
-    }
-    let mut p = Parser { tokens: tokens(text)?, at: 0 };
+    let mut p = Parser::new(text)?;
     let mut module = Module::default();
     loop {
         match p.peek().clone() {
@@ -50,19 +46,28 @@ pub fn parse_module(text: &str) -> Result<Module> {
     }
 }
 
-struct Parser {
+pub(super) struct Parser {
     tokens: Vec<Spanned>,
-    at: usize,
+    pub(super) at: usize,
 }
 
-type Result<T> = std::result::Result<T, ParseError>;
+pub(super) type Result<T> = std::result::Result<T, ParseError>;
 
 impl Parser {
-    fn peek(&self) -> &Token {
+    /// A parser at the start of `text`.
+    pub(super) fn new(text: &str) -> Result<Parser> {
+        if text.len() > MAX_BYTES {
+            let found = format!("{} bytes", text.len());
+            return Err(ParseError { line: 1, column: 1, expected: format!("at most {MAX_BYTES} bytes"), found });
+        }
+        Ok(Parser { tokens: tokens(text)?, at: 0 })
+    }
+
+    pub(super) fn peek(&self) -> &Token {
         &self.tokens[self.at].token
     }
 
-    fn next(&mut self) -> Token {
+    pub(super) fn next(&mut self) -> Token {
         let token = self.peek().clone();
         if self.at + 1 < self.tokens.len() {
             self.at += 1;
@@ -70,16 +75,16 @@ impl Parser {
         token
     }
 
-    fn expected(&self, expected: impl Into<String>) -> ParseError {
+    pub(super) fn expected(&self, expected: impl Into<String>) -> ParseError {
         self.error(self.at, expected, self.peek().describe())
     }
 
-    fn error(&self, at: usize, expected: impl Into<String>, found: impl Into<String>) -> ParseError {
+    pub(super) fn error(&self, at: usize, expected: impl Into<String>, found: impl Into<String>) -> ParseError {
         let Spanned { line, column, .. } = self.tokens[at];
         ParseError { line, column, expected: expected.into(), found: found.into() }
     }
 
-    fn eat(&mut self, punct: &str) -> bool {
+    pub(super) fn eat(&mut self, punct: &str) -> bool {
         let found = matches!(self.peek(), Token::Punct(p) if *p == punct);
         if found {
             self.next();
@@ -87,11 +92,11 @@ impl Parser {
         found
     }
 
-    fn punct(&mut self, punct: &str) -> Result<()> {
+    pub(super) fn punct(&mut self, punct: &str) -> Result<()> {
         if self.eat(punct) { Ok(()) } else { Err(self.expected(format!("`{punct}`"))) }
     }
 
-    fn eat_word(&mut self, word: &str) -> bool {
+    pub(super) fn eat_word(&mut self, word: &str) -> bool {
         let found = matches!(self.peek(), Token::Word(w) if w == word);
         if found {
             self.next();
@@ -99,7 +104,7 @@ impl Parser {
         found
     }
 
-    fn word(&mut self, what: &str) -> Result<String> {
+    pub(super) fn word(&mut self, what: &str) -> Result<String> {
         match self.peek().clone() {
             Token::Word(w) => {
                 self.next();
@@ -119,7 +124,7 @@ impl Parser {
         }
     }
 
-    fn func_name(&mut self) -> Result<String> {
+    pub(super) fn func_name(&mut self) -> Result<String> {
         match self.peek().clone() {
             Token::Func(f) => {
                 self.next();
@@ -129,7 +134,7 @@ impl Parser {
         }
     }
 
-    fn string(&mut self) -> Result<String> {
+    pub(super) fn string(&mut self) -> Result<String> {
         match self.peek().clone() {
             Token::Str(s) => {
                 self.next();
@@ -139,7 +144,7 @@ impl Parser {
         }
     }
 
-    fn int(&mut self) -> Result<i64> {
+    pub(super) fn int(&mut self) -> Result<i64> {
         let negative = self.eat("-");
         match self.peek().clone() {
             Token::Int(n) => {
@@ -150,7 +155,7 @@ impl Parser {
         }
     }
 
-    fn ranges(&mut self) -> Result<BTreeMap<Sym, Range>> {
+    pub(super) fn ranges(&mut self) -> Result<BTreeMap<Sym, Range>> {
         let mut out = BTreeMap::new();
         loop {
             let at = self.at;
@@ -210,7 +215,7 @@ impl Parser {
         Sym::new(&w).ok_or_else(|| self.error(at, "a symbol", format!("`{w}`")))
     }
 
-    fn ty(&mut self) -> Result<TensorType> {
+    pub(super) fn ty(&mut self) -> Result<TensorType> {
         let at = self.at;
         let w = self.word("a type such as `f32[T, 8]`")?;
         let dtype: DType = w.parse().map_err(|()| self.error(at, "an element format", format!("`{w}`")))?;
