@@ -1,7 +1,11 @@
 //! Arguments that several commands share.
 
 use crate::driver::Options;
+use crate::failure::Failure;
+use crate::input::Input;
+use hadal_models::checkpoint::Checkpoint;
 use hadal_models::{AttnFactor, Model};
+use std::path::{Path, PathBuf};
 
 /// What to compile for.
 #[derive(clap::Args, Clone, Debug)]
@@ -18,6 +22,26 @@ pub struct CompileArgs {
     /// How to read a non-standard `rope_scaling.attn_factor` (R1-0528-Qwen3).
     #[arg(long, value_enum, default_value_t = AttnFactorArg::Ignore)]
     pub attn_factor: AttnFactorArg,
+}
+
+/// Which tensors to compile.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct AdapterArgs {
+    /// A folder with tensors that replace those of the checkpoint by name, as ESFT publishes its experts.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+}
+
+impl AdapterArgs {
+    /// Opens `path`, with the adapter's tensors in place where one is given.
+    pub fn open(&self, path: &Path) -> Result<Input, Failure> {
+        let input = Input::open(path)?;
+        let Some(folder) = &self.adapter else { return Ok(input) };
+        let Some(checkpoint) = input.checkpoint else {
+            return Err(Failure::usage(format!("--adapter needs a checkpoint, and {} has no weights", path.display())));
+        };
+        Ok(Input { checkpoint: Some(checkpoint.with_adapter(Checkpoint::open(folder)?)?), ..input })
+    }
 }
 
 /// The two readings in use.

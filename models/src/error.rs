@@ -91,6 +91,18 @@ pub enum Error {
         /// Shards there should be.
         total: usize,
     },
+    /// An adapter holds tensors that do not replace any of the base checkpoint.
+    #[error("{}: not an adapter for {}: {}", dir.display(), base.display(), misfits(unknown, misshapen))]
+    Adapter {
+        /// The adapter.
+        dir: PathBuf,
+        /// The base checkpoint.
+        base: PathBuf,
+        /// Tensors that the base does not have.
+        unknown: Vec<String>,
+        /// Tensors of another shape, each with both.
+        misshapen: Vec<String>,
+    },
     /// The index names something that cannot be a shard beside it.
     #[error("{}: `{tensor}`: expected the name of a file in the same folder, found {found}", index.display())]
     IndexEntry {
@@ -156,6 +168,17 @@ pub enum Error {
 
 fn of_tensor(tensor: &Option<String>) -> String {
     tensor.as_ref().map_or_else(String::new, |name| format!(": tensor `{name}`"))
+}
+
+fn misfits(unknown: &[String], misshapen: &[String]) -> String {
+    let mut parts = Vec::new();
+    if !unknown.is_empty() {
+        parts.push(format!("{} tensors that the base does not have: {}", unknown.len(), listed(unknown)));
+    }
+    if !misshapen.is_empty() {
+        parts.push(format!("{} of another shape: {}", misshapen.len(), listed(misshapen)));
+    }
+    parts.join("; ")
 }
 
 /// The first twenty, and how many more there are.

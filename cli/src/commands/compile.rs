@@ -4,7 +4,7 @@ use crate::commands::dump;
 use crate::driver::{Compiled, compile};
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::options::CompileArgs;
+use crate::options::{AdapterArgs, CompileArgs};
 use crate::units;
 use hadal_artifact::blob;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,6 +21,8 @@ pub struct Args {
     /// The file to write.
     #[arg(short, long, required_unless_present = "plan_only")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
     #[command(flatten)]
     compile: CompileArgs,
     /// Also write the text of a stage (graph, optimized, kernels, plan, clif, asm) into a folder [default: beside the
@@ -52,7 +54,7 @@ pub enum Weights {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let start = Instant::now();
     let emits = args.emit.iter().map(|e| dump::parse_emit(e)).collect::<Result<Vec<_>, _>>()?;
-    let input = Input::open(&args.path)?;
+    let input = args.adapter.open(&args.path)?;
     if input.checkpoint.is_none() && !args.plan_only {
         let help = "give the folder with the weights, or --plan-only";
         return Err(Failure::input(format!("{}: a configuration without weights", args.path.display())).help(help));

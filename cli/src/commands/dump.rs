@@ -2,8 +2,7 @@
 
 use crate::driver::{Compiled, compile};
 use crate::failure::Failure;
-use crate::input::Input;
-use crate::options::CompileArgs;
+use crate::options::{AdapterArgs, CompileArgs};
 use hadal_codegen::cranelift::{CpuTarget, clif_text};
 use hadal_ir::{Module, text};
 use std::collections::BTreeSet;
@@ -24,6 +23,8 @@ pub struct Args {
     /// Only what this entry (prefill, decode, …) needs.
     #[arg(long)]
     entry: Option<String>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
     #[command(flatten)]
     compile: CompileArgs,
 }
@@ -71,7 +72,7 @@ impl Stage {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let input = Input::open(&args.path)?;
+    let input = args.adapter.open(&args.path)?;
     let mut options = args.compile.options();
     options.disassembly = args.stage == Stage::Asm;
     let compiled = compile(&input, &options)?;

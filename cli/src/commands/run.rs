@@ -2,8 +2,7 @@
 
 use crate::driver::compile;
 use crate::failure::{Code, Failure};
-use crate::input::Input;
-use crate::options::CompileArgs;
+use crate::options::{AdapterArgs, CompileArgs};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,6 +20,8 @@ use std::process::Command;
 pub struct Args {
     /// A checkpoint folder.
     path: PathBuf,
+    #[command(flatten)]
+    adapter: AdapterArgs,
     #[command(flatten)]
     compile: CompileArgs,
     #[command(flatten)]
@@ -111,7 +112,7 @@ impl GenerateArgs {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
-    let input = Input::open(&args.path)?;
+    let input = args.adapter.open(&args.path)?;
     if input.checkpoint.is_none() {
         let help = "give the folder with the weights";
         return Err(Failure::input(format!("{}: a configuration without weights", args.path.display())).help(help));

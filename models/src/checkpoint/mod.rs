@@ -11,6 +11,7 @@
 mod check;
 mod header;
 mod locate;
+mod overlay;
 mod source;
 
 pub use check::{Expected, Found, Report, Wanted, Wrong, check};
