@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// What to compile for.
 #[derive(clap::Args, Clone, Debug)]
 pub struct CompileArgs {
-    /// The machine. Code is generated for `cpu` only; the others are for costs (`inspect`, `opt`).
+    /// The machine. Code is generated for `cpu` only; the others are for costs (`inspect`, `predict`, `opt`).
     #[arg(long, default_value = "cpu")]
     pub target: String,
     /// Most tokens a sequence can hold [default: the model's own limit, at most 4096].

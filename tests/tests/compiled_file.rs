@@ -137,7 +137,7 @@ fn help_and_exit_codes_are_as_documented() {
     {
         assert!(demo(args).ok().contains("Example"), "{args:?}");
     }
-    for command in ["demo", "inspect", "compile", "run", "verify", "dump", "opt", "eval"] {
+    for command in ["demo", "inspect", "compile", "run", "verify", "dump", "opt", "eval", "predict"] {
         assert!(hadal(&[command, "--help"]).ok().contains("Example"), "{command}");
     }
     for args in [

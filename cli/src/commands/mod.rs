@@ -13,6 +13,7 @@ pub mod dump;
 pub mod eval;
 pub mod inspect;
 pub mod opt;
+pub mod predict;
 pub mod run;
 pub mod verify;
 
@@ -37,6 +38,7 @@ struct Args {
 enum Command {
     Demo(demo::Args),
     Inspect(inspect::Args),
+    Predict(predict::Args),
     Compile(compile::Args),
     Run(run::Args),
     Verify(verify::Args),
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Predict(args) => predict::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -1,0 +1,219 @@
+//! What one call of an entry should take on a machine: each launch of its plan takes the longer of its operations at the
+//! machine's peak and its bytes at the machine's bandwidth, and a launch; launches follow one another.
+//!
+//! A kernel's bytes are those of its parameters that its ops touch, and of its results, each once: views, casts and
+//! dequantisation read what their result needs of them, `append` writes the new rows only, and a gather of weights reads
+//! the rows that are chosen. For `batch` sequences at once weights are read once, and everything else once for each.
+
+use hadal_ir::plan::{Place, Program};
+use hadal_ir::target::Target;
+use hadal_ir::{Bindings, DType, Func, InstKind, Op, Sym};
+use std::collections::BTreeSet;
+
+/// One call of an entry.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Step {
+    /// Seconds in launches that wait for arithmetic.
+    pub compute_seconds: f64,
+    /// Seconds in launches that wait for memory.
+    pub memory_seconds: f64,
+    /// Seconds that launching takes.
+    pub launch_seconds: f64,
+    /// Kernel launches.
+    pub launches: usize,
+    /// Floating-point operations, a multiply-add counting two.
+    pub flops: f64,
+    /// Bytes of weights read.
+    pub weight_bytes: f64,
+    /// Bytes of states read.
+    pub state_bytes_read: f64,
+    /// Bytes of states written.
+    pub state_bytes_written: f64,
+    /// Bytes of everything else read and written: inputs, outputs and what kernels hand on.
+    pub activation_bytes: f64,
+}
+
+impl Step {
+    /// How long it takes.
+    pub fn seconds(&self) -> f64 {
+        self.compute_seconds + self.memory_seconds + self.launch_seconds
+    }
+
+    /// All bytes moved.
+    pub fn bytes(&self) -> f64 {
+        self.weight_bytes + self.state_bytes_read + self.state_bytes_written + self.activation_bytes
+    }
+
+    /// What most of the time goes to.
+    pub fn bound(&self) -> &'static str {
+        let (compute, memory, launch) = (self.compute_seconds, self.memory_seconds, self.launch_seconds);
+        match () {
+            () if memory >= compute && memory >= launch => "memory",
+            () if compute >= launch => "compute",
+            () => "launches",
+        }
+    }
+}
+
+/// One call of `entry` with `tokens` new tokens after `past` others, for each of `batch` sequences. `None` if there is
+/// no such entry.
+pub fn step(
+    program: &Program,
+    entry: &str,
+    target: &Target,
+    (tokens, past): (usize, usize),
+    batch: usize,
+) -> Option<Step> {
+    let bindings: Bindings = [(Sym::T, tokens as i64), (Sym::P, past as i64)].into();
+    let mut total = Step::default();
+    for launch in &program.plan(entry)?.launches {
+        let kernel = Kernel { func: program.module.func(&launch.kernel)?, args: &launch.args, bindings: &bindings };
+        let one = kernel.step(batch as f64);
+        let work = target.seconds(one.flops, one.bytes()) - target.launch_seconds;
+        match one.flops / target.flops > one.bytes() / target.bandwidth {
+            true => total.compute_seconds += work,
+            false => total.memory_seconds += work,
+        }
+        total.launch_seconds += target.launch_seconds;
+        total.launches += 1;
+        total.flops += one.flops;
+        total.weight_bytes += one.weight_bytes;
+        total.state_bytes_read += one.state_bytes_read;
+        total.state_bytes_written += one.state_bytes_written;
+        total.activation_bytes += one.activation_bytes;
+    }
+    Some(total)
+}
+
+/// Elements of the states that `entry` uses, for one sequence of `rows` tokens, by format.
+pub fn state_elements(program: &Program, entry: &str, rows: usize) -> Vec<(DType, u64)> {
+    let launches = program.plan(entry).map(|p| p.launches.as_slice()).unwrap_or_default();
+    let used: BTreeSet<usize> = launches
+        .iter()
+        .flat_map(|l| &l.args)
+        .filter_map(|place| match place {
+            Place::State(i) => Some(*i),
+            _ => None,
+        })
+        .collect();
+    let mut out: Vec<(DType, u64)> = Vec::new();
+    for state in used.into_iter().map(|i| &program.states[i]) {
+        let row = state.row.count(&Bindings::new()).unwrap_or(0.0) as u64;
+        let elements = row * (rows as u64).min(state.rows.max(0) as u64);
+        match out.iter_mut().find(|(d, _)| *d == state.row.dtype) {
+            Some((_, n)) => *n += elements,
+            None => out.push((state.row.dtype, elements)),
+        }
+    }
+    out
+}
+
+/// A kernel as one launch uses it.
+struct Kernel<'a> {
+    func: &'a Func,
+    /// Memory of its parameters, then of its results.
+    args: &'a [Place],
+    bindings: &'a Bindings,
+}
+
+impl Kernel<'_> {
+    fn step(&self, batch: f64) -> Step {
+        let func = self.func;
+        let from_weights = self.from_weights();
+        let touched = self.touched(&from_weights, batch);
+        let mut out = Step::default();
+        for inst in &func.insts {
+            let (InstKind::Op(op), result) = (&inst.kind, inst.results[0]) else { continue };
+            if !from_weights[result.index()] {
+                let types: Vec<_> = inst.args.iter().map(|a| func.ty(*a).clone()).collect();
+                out.flops += batch * op.flops(&types, func.ty(result), self.bindings);
+            }
+        }
+        let values = func.params.iter().chain(func.results.iter().map(|(_, v)| v));
+        for (i, (value, place)) in values.zip(self.args).enumerate() {
+            let bytes = touched[value.index()] * func.ty(*value).dtype.bits() as f64 / 8.0;
+            match place {
+                Place::Weight(_) | Place::Fold(_) => out.weight_bytes += bytes,
+                Place::State(_) if i < func.params.len() => out.state_bytes_read += batch * bytes,
+                Place::State(_) => out.state_bytes_written += batch * bytes,
+                Place::Buffer(_) | Place::Input(_) | Place::Output(_) => out.activation_bytes += batch * bytes,
+            }
+        }
+        out
+    }
+
+    fn count(&self, value: hadal_ir::ValueId) -> f64 {
+        self.func.ty(value).count(self.bindings).unwrap_or(f64::INFINITY)
+    }
+
+    /// By value: whether it is weights, in whatever form and whichever rows of them. Making it is part of reading them.
+    fn from_weights(&self) -> Vec<bool> {
+        let mut out = vec![false; self.func.values.len()];
+        for (param, place) in self.func.params.iter().zip(self.args) {
+            out[param.index()] = matches!(place, Place::Weight(_) | Place::Fold(_));
+        }
+        for inst in &self.func.insts {
+            let made = |i: usize| inst.args.get(i).is_some_and(|a| out[a.index()]);
+            let all = !inst.args.is_empty() && (0..inst.args.len()).all(made);
+            let chosen = matches!(inst.kind, InstKind::Op(Op::Gather(_) | Op::Dequantize(_))) && made(0);
+            out[inst.results[0].index()] = all || chosen;
+        }
+        out
+    }
+
+    /// By value: how many of its elements are read, or written for a result.
+    fn touched(&self, from_weights: &[bool], batch: f64) -> Vec<f64> {
+        let func = self.func;
+        let mut out = vec![0.0_f64; func.values.len()];
+        func.results.iter().for_each(|(_, v)| out[v.index()] = self.count(*v));
+        for inst in func.insts.iter().rev() {
+            let (InstKind::Op(op), result) = (&inst.kind, inst.results[0]) else { continue };
+            let needed = out[result.index()];
+            let part = needed / self.count(result).max(1.0);
+            let all = |n: usize| self.count(inst.args[n]);
+            for (n, arg) in inst.args.iter().enumerate() {
+                let more = match op {
+                    Op::Append(_) if n == 0 => 0.0,
+                    Op::Gather(g) if n == 0 && g.batch == 0 && from_weights[arg.index()] => {
+                        let rows = func.ty(*arg).shape[g.axis].eval(self.bindings).map_or(1.0, |r| r as f64);
+                        let indices = func.ty(inst.args[1]);
+                        let last = indices.shape.last().filter(|_| indices.rank() > 1);
+                        let each = last.and_then(|d| d.eval(self.bindings).ok()).map_or(1.0, |k| k as f64);
+                        let choices = batch * all(1) / each.max(1.0);
+                        part * all(0) * distinct(rows, each, choices) / rows.max(1.0)
+                    }
+                    Op::Concat(_) | Op::Dequantize(_) => part * all(n),
+                    Op::Gather(_) if n == 0 => needed,
+                    Op::Cast(_) => needed,
+                    op if op.is_view() => needed,
+                    _ => all(n),
+                };
+                let known = &mut out[arg.index()];
+                *known = (*known + more).min(all(n));
+            }
+            // Only the new rows are written.
+            if matches!(op, Op::Append(_)) {
+                out[result.index()] = all(1);
+            }
+        }
+        out
+    }
+}
+
+/// How many of `rows` are chosen by at least one of `choices`, each of `each` different rows, all equally likely.
+fn distinct(rows: f64, each: f64, choices: f64) -> f64 {
+    if each >= rows { rows } else { rows * (1.0 - (1.0 - each / rows).powf(choices)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_tokens_choose_different_experts_and_many_choose_all() {
+        assert!((distinct(256.0, 8.0, 1.0) - 8.0).abs() < 1e-9);
+        assert!((distinct(256.0, 8.0, 2.0) - 15.75).abs() < 1e-9);
+        assert!((distinct(256.0, 8.0, 4096.0) - 256.0).abs() < 1e-9);
+        assert_eq!(distinct(4.0, 8.0, 1.0), 4.0);
+    }
+}
