@@ -119,12 +119,12 @@ struct Kernel<'a> {
 impl Kernel<'_> {
     fn step(&self, batch: f64) -> Step {
         let func = self.func;
-        let from_weights = self.from_weights();
-        let touched = self.touched(&from_weights, batch);
+        let of_weights = self.made_of_weights();
+        let touched = self.touched(&of_weights, batch);
         let mut out = Step::default();
         for inst in &func.insts {
             let (InstKind::Op(op), result) = (&inst.kind, inst.results[0]) else { continue };
-            if !from_weights[result.index()] {
+            if !of_weights[result.index()] {
                 let types: Vec<_> = inst.args.iter().map(|a| func.ty(*a).clone()).collect();
                 out.flops += batch * op.flops(&types, func.ty(result), self.bindings);
             }
@@ -147,7 +147,7 @@ impl Kernel<'_> {
     }
 
     /// By value: whether it is weights, in whatever form and whichever rows of them. Making it is part of reading them.
-    fn from_weights(&self) -> Vec<bool> {
+    fn made_of_weights(&self) -> Vec<bool> {
         let mut out = vec![false; self.func.values.len()];
         for (param, place) in self.func.params.iter().zip(self.args) {
             out[param.index()] = matches!(place, Place::Weight(_) | Place::Fold(_));
@@ -162,7 +162,7 @@ impl Kernel<'_> {
     }
 
     /// By value: how many of its elements are read, or written for a result.
-    fn touched(&self, from_weights: &[bool], batch: f64) -> Vec<f64> {
+    fn touched(&self, of_weights: &[bool], batch: f64) -> Vec<f64> {
         let func = self.func;
         let mut out = vec![0.0_f64; func.values.len()];
         func.results.iter().for_each(|(_, v)| out[v.index()] = self.count(*v));
@@ -174,7 +174,7 @@ impl Kernel<'_> {
             for (n, arg) in inst.args.iter().enumerate() {
                 let more = match op {
                     Op::Append(_) if n == 0 => 0.0,
-                    Op::Gather(g) if n == 0 && g.batch == 0 && from_weights[arg.index()] => {
+                    Op::Gather(g) if n == 0 && g.batch == 0 && of_weights[arg.index()] => {
                         let rows = func.ty(*arg).shape[g.axis].eval(self.bindings).map_or(1.0, |r| r as f64);
                         let indices = func.ty(inst.args[1]);
                         let last = indices.shape.last().filter(|_| indices.rank() > 1);
