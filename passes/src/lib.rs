@@ -18,6 +18,7 @@ pub mod rules;
 pub mod simulate;
 pub mod specialise;
 
+pub use egraph::{Gap, gap};
 pub use error::Error;
 pub use pass::{PASSES, Pass, PassReport, run_passes};
 pub use pipeline::{Fused, Options, compile, optimise};

@@ -3,85 +3,21 @@
 mod common;
 
 use common::*;
-use hadal_ir::interpret::eval_func;
-use hadal_ir::{Bindings, Builder, Func, Inst, InstKind, Op, Sym, Tensor, TensorType, ValueId};
-use hadal_passes::rule::{NumericClass, Rule, Site, Term, V};
+use hadal_ir::Op;
+use hadal_passes::rule::{NumericClass, Rule, Term};
 use hadal_passes::{canonicalise, rules};
 use std::collections::BTreeSet;
 
-struct View<'a>(&'a Func);
-
-impl Site for View<'_> {
-    fn ty(&self, v: V) -> &TensorType {
-        self.0.ty(ValueId(v.0))
-    }
-
-    fn forms(&self, v: V) -> Vec<(&Op, Vec<V>)> {
-        let inst = self.0.insts.iter().find(|i| i.results.contains(&ValueId(v.0)));
-        match inst {
-            Some(Inst { kind: InstKind::Op(op), args, .. }) => vec![(op, args.iter().map(|a| V(a.0)).collect())],
-            _ => vec![],
-        }
-    }
-}
-
-/// A function that returns the value and the term for it.
-fn both(func: &Func, value: ValueId, term: &Term) -> Func {
-    let mut b = Builder::new("both");
-    let mut map = std::collections::BTreeMap::new();
-    for p in &func.params {
-        map.insert(*p, b.param("p", func.ty(*p).clone()));
-    }
-    for inst in &func.insts {
-        let InstKind::Op(op) = &inst.kind else { panic!("examples do not call") };
-        let args: Vec<ValueId> = inst.args.iter().map(|a| map[a]).collect();
-        map.insert(inst.results[0], b.op(op.clone(), &args));
-    }
-    fn add(b: &mut Builder, map: &std::collections::BTreeMap<ValueId, ValueId>, term: &Term) -> ValueId {
-        match term {
-            Term::Old(v) => map[&ValueId(v.0)],
-            Term::New(op, args) => {
-                let args: Vec<ValueId> = args.iter().map(|a| add(b, map, a)).collect();
-                b.op(op.clone(), &args)
-            }
-        }
-    }
-    let other = add(&mut b, &map, term);
-    b.result("one", map[&value]);
-    b.result("other", other);
-    b.finish().unwrap()
-}
-
 fn hold(rule: &Rule) -> usize {
-    let module =
-        parse(&format!("symbols A in 1..9, B in 1..9, C in 1..9, D in 1..9, P in 0..9, T in 1..9\n{}", rule.example));
+    let module = law::example(rule);
     let func = &module.funcs[0];
-    let mut fired = 0;
-    for inst in &func.insts {
-        let InstKind::Op(op) = &inst.kind else { continue };
-        let args: Vec<V> = inst.args.iter().map(|a| V(a.0)).collect();
-        for term in (rule.apply)(&View(func), op, &args) {
-            fired += 1;
-            let value = inst.results[0];
-            assert_eq!(term.ty(&View(func)).as_ref(), Some(func.ty(value)), "{}", rule.name);
-            let sides = both(func, value, &term);
-            for seed in 0..16u64 {
-                let size = |i: u64| 1 + ((seed * 2654435761 + i * 40503) >> 3) as i64 % 5;
-                let names = ["A", "B", "C", "D", "P", "T"];
-                let bindings: Bindings = names.iter().zip(0..).map(|(n, i)| (Sym::new(n).unwrap(), size(i))).collect();
-                let args: Vec<Tensor> = sides
-                    .params
-                    .iter()
-                    .zip(0..)
-                    .map(|(p, i)| noise(sides.ty(*p).dtype, &sides.ty(*p).eval_shape(&bindings).unwrap(), seed + i))
-                    .collect();
-                let results = eval_func(&sides, &args, &bindings).unwrap();
-                let tolerance = if rule.class == NumericClass::Exact { 0.0 } else { 1e-9 };
-                assert_close(&results[0], &results[1], tolerance, rule.name);
-            }
+    let firings = law::firings(rule, func);
+    for (value, term) in &firings {
+        if let Err(reason) = law::check(rule, func, *value, term) {
+            panic!("`{}`: {reason}", rule.name);
         }
     }
-    fired
+    firings.len()
 }
 
 #[test]

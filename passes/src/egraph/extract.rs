@@ -27,18 +27,17 @@ pub(super) fn roots(func: &Func) -> Vec<ValueId> {
 }
 
 /// The nodes of a class that may be chosen, each with its own cost.
-type Options = BTreeMap<Id, Vec<(Node, f64)>>;
+pub(super) type Options = BTreeMap<Id, Vec<(Node, f64)>>;
 
-/// The cheapest choice found, with the cost of what was written and its own.
-pub(super) fn choose(
-    graph: &Graph,
-    originals: &BTreeSet<Node>,
-    roots: &[Id],
-    target: &Target,
-    bindings: &Bindings,
-) -> (Choice, f64, f64) {
+/// Ops as they were written, over the classes that they are in by now.
+fn written(graph: &Graph, originals: &BTreeSet<Node>) -> BTreeSet<Node> {
+    originals.iter().map(|n| n.clone().map_children(|c| graph.find(c))).collect()
+}
+
+/// What may be chosen, and what each costs.
+pub(super) fn options(graph: &Graph, originals: &BTreeSet<Node>, target: &Target, bindings: &Bindings) -> Options {
     let costs = Costs::of(graph, target, bindings);
-    let written: BTreeSet<Node> = originals.iter().map(|n| n.clone().map_children(|c| graph.find(c))).collect();
+    let written = written(graph, originals);
     let mut options = Options::new();
     for class in graph.classes() {
         let mut nodes: Vec<Node> = class.nodes.iter().map(|n| n.clone().map_children(|c| graph.find(c))).collect();
@@ -51,12 +50,28 @@ pub(super) fn choose(
         let priced = nodes.into_iter().map(|n| (n.clone(), costs.own(class.id, &n)));
         options.insert(class.id, priced.collect());
     }
-    let cheapest = greedy(&options, &BTreeSet::new());
-    let first = greedy(&options, &written);
-    let before = total(&options, &first, roots);
+    options
+}
+
+/// The cheapest choice found, with the cost of what was written and its own.
+pub(super) fn choose(
+    graph: &Graph,
+    originals: &BTreeSet<Node>,
+    roots: &[Id],
+    target: &Target,
+    bindings: &Bindings,
+) -> (Choice, f64, f64) {
+    let options = options(graph, originals, target, bindings);
+    choose_among(&options, &written(graph, originals), roots)
+}
+
+fn choose_among(options: &Options, written: &BTreeSet<Node>, roots: &[Id]) -> (Choice, f64, f64) {
+    let cheapest = greedy(options, &BTreeSet::new());
+    let first = greedy(options, written);
+    let before = total(options, &first, roots);
     let mut best: Option<(Choice, f64)> = None;
     for start in [first, cheapest] {
-        let (choice, cost) = improve(&options, start, roots);
+        let (choice, cost) = improve(options, start, roots);
         if best.as_ref().is_none_or(|(_, known)| cost < known * (1.0 - 1e-9)) {
             best = Some((choice, cost));
         }
@@ -90,7 +105,7 @@ fn greedy(options: &Options, preferred: &BTreeSet<Node>) -> Choice {
 }
 
 /// The cost of everything that `roots` reach, each class once; infinite where the choice runs in a circle.
-fn total(options: &Options, choice: &Choice, roots: &[Id]) -> f64 {
+pub(super) fn total(options: &Options, choice: &Choice, roots: &[Id]) -> f64 {
     let mut state: BTreeMap<Id, bool> = BTreeMap::new();
     let mut sum = 0.0;
     for root in roots {

@@ -16,7 +16,10 @@
 //! Reassociating: sums may be taken in another order.
 
 mod cost;
+mod exact;
 mod extract;
+
+pub use exact::{BUDGET, Gap, gap};
 
 use crate::canonicalise::Fired;
 use crate::edit::mentions_symbols;
@@ -290,7 +293,7 @@ fn saturate(graph: &mut Graph, limits: Limits, fired: &mut Fired) -> (usize, Sto
         let mut new = false;
         for (rule, class, term, origin) in found {
             let before = graph.total_size();
-            let made = add(graph, &term, &origin, 0);
+            let made = add(graph, &term, &origin, 0, fired);
             assert_eq!(graph[made].data.ty, graph[class].data.ty, "law `{}` changes the type", rule.name);
             let united = graph.union(made, class);
             if united || graph.total_size() > before {
@@ -321,20 +324,26 @@ fn leaves(term: &Term) -> BTreeSet<V> {
 const DEPTH: usize = 16;
 
 /// Adds a term, simplified by the canonical laws, unless it is there already.
-fn add(graph: &mut Graph, term: &Term, origin: &BTreeSet<String>, depth: usize) -> Id {
+fn add(graph: &mut Graph, term: &Term, origin: &BTreeSet<String>, depth: usize, fired: &mut Fired) -> Id {
     let (op, args) = match term {
         Term::Old(at) => return graph.find(id(*at)),
         Term::New(op, args) => (op, args),
     };
-    let args: Vec<Id> = args.iter().map(|a| add(graph, a, origin, depth)).collect();
+    let args: Vec<Id> = args.iter().map(|a| add(graph, a, origin, depth, fired)).collect();
     if depth < DEPTH {
         let view = View::of(graph);
         let operands: Vec<V> = args.iter().map(|a| v(*a)).collect();
         let laws = rules::CANONICAL.iter().flat_map(|theme| theme.iter());
-        let simpler =
-            laws.into_iter().find_map(|r| (r.apply)(&view, op, &operands).into_iter().find(|t| t.ty(&view).is_some()));
-        if let Some(simpler) = simpler {
-            return add(graph, &simpler, origin, depth + 1);
+        let simpler = laws
+            .into_iter()
+            .find_map(|r| Some((r, (r.apply)(&view, op, &operands).into_iter().find(|t| t.ty(&view).is_some())?)));
+        if let Some((rule, simpler)) = simpler {
+            let before = graph.total_size();
+            let made = add(graph, &simpler, origin, depth + 1, fired);
+            if graph.total_size() > before {
+                *fired.entry(rule.name).or_default() += 1;
+            }
+            return made;
         }
     }
     let mut node = Node { head: Head::Op(spelled(op)), args };

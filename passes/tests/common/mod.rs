@@ -1,6 +1,9 @@
 //! Helpers shared by the integration tests.
 #![allow(dead_code)]
 
+pub mod law;
+pub mod releases;
+
 use hadal_ir::interpret::{Interpreter, WeightSource};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;

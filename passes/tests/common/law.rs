@@ -1,0 +1,105 @@
+//! The check that every law passes: on its example, for random sizes and values, both sides are equal.
+
+use super::{noise, parse};
+use hadal_ir::interpret::eval_func;
+use hadal_ir::{Bindings, Builder, Func, Inst, InstKind, Module, Op, Sym, Tensor, ValueId};
+use hadal_passes::rule::{NumericClass, Rule, Site, Term, V};
+use std::collections::BTreeMap;
+
+/// A function as laws see it.
+pub struct View<'a>(pub &'a Func);
+
+impl Site for View<'_> {
+    fn ty(&self, v: V) -> &hadal_ir::TensorType {
+        self.0.ty(ValueId(v.0))
+    }
+
+    fn forms(&self, v: V) -> Vec<(&Op, Vec<V>)> {
+        let inst = self.0.insts.iter().find(|i| i.results.contains(&ValueId(v.0)));
+        match inst {
+            Some(Inst { kind: InstKind::Op(op), args, .. }) => vec![(op, args.iter().map(|a| V(a.0)).collect())],
+            _ => vec![],
+        }
+    }
+}
+
+/// The example of a law.
+pub fn example(rule: &Rule) -> Module {
+    parse(&with_symbols(rule.example))
+}
+
+/// An example as a module's text.
+pub fn with_symbols(example: &str) -> String {
+    format!("symbols A in 1..9, B in 1..9, C in 1..9, D in 1..9, P in 0..9, T in 1..9\n{example}")
+}
+
+/// All that a law says about the values of a function.
+pub fn firings(rule: &Rule, func: &Func) -> Vec<(ValueId, Term)> {
+    let mut out = Vec::new();
+    for inst in &func.insts {
+        let InstKind::Op(op) = &inst.kind else { continue };
+        let args: Vec<V> = inst.args.iter().map(|a| V(a.0)).collect();
+        out.extend((rule.apply)(&View(func), op, &args).into_iter().map(|t| (inst.results[0], t)));
+    }
+    out
+}
+
+/// A function that returns the value and the term for it.
+fn both(func: &Func, value: ValueId, term: &Term) -> Func {
+    let mut b = Builder::new("both");
+    let mut map = BTreeMap::new();
+    for p in &func.params {
+        map.insert(*p, b.param("p", func.ty(*p).clone()));
+    }
+    for inst in &func.insts {
+        let InstKind::Op(op) = &inst.kind else { panic!("examples do not call") };
+        let args: Vec<ValueId> = inst.args.iter().map(|a| map[a]).collect();
+        map.insert(inst.results[0], b.op(op.clone(), &args));
+    }
+    fn add(b: &mut Builder, map: &BTreeMap<ValueId, ValueId>, term: &Term) -> ValueId {
+        match term {
+            Term::Old(v) => map[&ValueId(v.0)],
+            Term::New(op, args) => {
+                let args: Vec<ValueId> = args.iter().map(|a| add(b, map, a)).collect();
+                b.op(op.clone(), &args)
+            }
+        }
+    }
+    let other = add(&mut b, &map, term);
+    b.result("one", map[&value]);
+    b.result("other", other);
+    b.finish().unwrap()
+}
+
+/// Whether the term equals the value, as far as the law's class demands.
+pub fn check(rule: &Rule, func: &Func, value: ValueId, term: &Term) -> Result<(), String> {
+    if term.ty(&View(func)).as_ref() != Some(func.ty(value)) {
+        return Err("the types differ".to_owned());
+    }
+    let sides = both(func, value, term);
+    for seed in 0..16u64 {
+        let size = |i: u64| 1 + ((seed * 2654435761 + i * 40503) >> 3) as i64 % 5;
+        let names = ["A", "B", "C", "D", "P", "T"];
+        let bindings: Bindings = names.iter().zip(0..).map(|(n, i)| (Sym::new(n).unwrap(), size(i))).collect();
+        let of = |(p, i): (&ValueId, u64)| {
+            let ty = sides.ty(*p);
+            noise(ty.dtype, &ty.eval_shape(&bindings).unwrap(), seed + i)
+        };
+        let args: Vec<Tensor> = sides.params.iter().zip(0..).map(of).collect();
+        let results = eval_func(&sides, &args, &bindings).map_err(|e| e.to_string())?;
+        let tolerance = if rule.class == NumericClass::Exact { 0.0 } else { 1e-9 };
+        let (one, other) = (&results[0], &results[1]);
+        if (one.dtype, &one.shape) != (other.dtype, &other.shape) {
+            return Err("the shapes differ".to_owned());
+        }
+        for i in 0..one.len() {
+            let (x, y) = (one.at(i), other.at(i));
+            let same = x == y || x.is_nan() && y.is_nan();
+            let near = x.is_finite() && (x - y).abs() <= tolerance * (1.0 + x.abs());
+            if !same && !near {
+                return Err(format!("element {i} is {x} on one side and {y} on the other"));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! How far the quick choice of forms is from the best one, for every layer of every published configuration.
+
+mod common;
+
+use common::releases;
+use hadal_ir::target::Target;
+use hadal_passes::{Gap, Options, gap};
+use std::collections::BTreeMap;
+
+/// The largest gap measured, between the quick choice and the proven bound.
+const MEASURED: f64 = 0.0;
+
+#[test]
+fn the_quick_choice_is_near_the_best() {
+    let (known, others) = releases::all();
+    println!("no model for {}", others.join(", "));
+    let mut worst: f64 = 0.0;
+    for target in ["cpu", "h200"] {
+        let target = Target::by_name(target).unwrap();
+        // Releases share layers: one line for equal figures.
+        let mut rows: BTreeMap<(String, u64, usize), (Gap, Vec<&str>)> = BTreeMap::new();
+        for (name, module) in &known {
+            for g in gap(module, &target, &Options::default()) {
+                assert!(g.bound <= g.exact && g.exact <= g.greedy * (1.0 + 1e-9), "{name}: {g:?}");
+                let key = (g.func.clone(), g.greedy.to_bits(), g.classes);
+                rows.entry(key).or_insert_with(|| (g, Vec::new())).1.push(name);
+            }
+        }
+        println!("{}:", target.name);
+        for (g, names) in rows.values() {
+            let loss = if g.greedy > 0.0 { g.greedy / g.bound - 1.0 } else { 0.0 };
+            worst = worst.max(loss);
+            println!(
+                "  @{}: greedy {:.3} us, exact {:.3} us, gap {:.4} %{}, {} classes, {} branches ({})",
+                g.func,
+                g.greedy * 1e6,
+                g.exact * 1e6,
+                loss * 100.0,
+                if g.proven { "" } else { " at most: the budget ended before a proof" },
+                g.classes,
+                g.explored,
+                names.join(", "),
+            );
+        }
+    }
+    assert!(worst <= MEASURED + 1e-6, "the gap grew to {:.4} %", worst * 100.0);
+}
