@@ -10,6 +10,7 @@
 //! Block scales: the dot form sums the unscaled products of a block, then adds that sum times the scale; the outer form
 //! scales each element first. Nothing of this depends on the tile, so a row has the same bits whatever `T` is and
 //! however the grid is cut.
+//! Exception: a kernel whose `T` is 1 for certain may sum in more lanes (`schedule`), and then in another order.
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:
