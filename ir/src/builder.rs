@@ -111,11 +111,11 @@ impl Builder {
     /// Adds an op.
     pub fn op(&mut self, op: impl Into<Op>, args: &[ValueId]) -> ValueId {
         let origin = if self.scope.is_empty() { vec![] } else { vec![self.scope.join(".")] };
-        self.op_from(op.into(), args, origin)
+        self.op_from(op.into(), args, origin, Vec::new())
     }
 
-    /// Adds an op with a given origin.
-    pub fn op_from(&mut self, op: Op, args: &[ValueId], origin: Vec<String>) -> ValueId {
+    /// Adds an op with a given origin and the laws that made it.
+    pub fn op_from(&mut self, op: Op, args: &[ValueId], origin: Vec<String>, laws: Vec<String>) -> ValueId {
         let types: Vec<TensorType> = args.iter().map(|a| self.ty(*a).clone()).collect();
         let ty = op.infer(&types).unwrap_or_else(|violation| {
             let place = origin.first().map(|o| format!(" ({o})")).unwrap_or_default();
@@ -125,7 +125,8 @@ impl Builder {
             types.first().cloned().unwrap_or_else(|| TensorType::new(DType::F32, [1]))
         });
         let result = self.func.add_value(ty, None);
-        self.func.insts.push(Inst { kind: InstKind::Op(op), args: args.to_vec(), results: vec![result], origin });
+        let kind = InstKind::Op(op);
+        self.func.insts.push(Inst { kind, args: args.to_vec(), results: vec![result], origin, laws });
         result
     }
 
@@ -134,7 +135,7 @@ impl Builder {
         let results: Vec<ValueId> =
             callee.results.iter().map(|(_, r)| self.func.add_value(callee.ty(*r).clone(), None)).collect();
         let kind = InstKind::Call(Call { func: callee.name.clone(), prefix: prefix.to_owned() });
-        self.func.insts.push(Inst { kind, args: args.to_vec(), results: results.clone(), origin: vec![] });
+        self.func.insts.push(Inst { kind, args: args.to_vec(), results: results.clone(), origin: vec![], laws: vec![] });
         results
     }
 
@@ -272,7 +273,7 @@ pub fn decompose_func(func: &Func, choose: impl Fn(&Op) -> bool) -> Func {
         let args: Vec<ValueId> = inst.args.iter().map(|a| map[a.index()].expect("defined before use")).collect();
         match &inst.kind {
             InstKind::Op(op) => {
-                let result = decompose_op(&mut b, op, &args, &inst.origin, &choose);
+                let result = decompose_op(&mut b, op, &args, inst, &choose);
                 map[inst.results[0].index()] = Some(result);
             }
             InstKind::Call(_) => {
@@ -294,19 +295,20 @@ pub fn decompose_func(func: &Func, choose: impl Fn(&Op) -> bool) -> Func {
     b.finish().expect("decompositions preserve types")
 }
 
+/// Adds `op`, or its decomposition, on behalf of `from`.
 fn decompose_op(
     b: &mut Builder,
     op: &Op,
     args: &[ValueId],
-    origin: &[String],
+    from: &Inst,
     choose: &impl Fn(&Op) -> bool,
 ) -> ValueId {
     if !choose(op) {
-        return b.op_from(op.clone(), args, origin.to_vec());
+        return b.op_from(op.clone(), args, from.origin.clone(), from.laws.clone());
     }
     let start = b.func.insts.len();
     let Some(result) = op.decompose(b, args) else {
-        return b.op_from(op.clone(), args, origin.to_vec());
+        return b.op_from(op.clone(), args, from.origin.clone(), from.laws.clone());
     };
     // The decomposition may use composites itself: take its instructions back and decompose them in turn.
     let added: Vec<Inst> = b.func.insts.drain(start..).collect();
@@ -314,7 +316,7 @@ fn decompose_op(
     for inst in added {
         let args: Vec<ValueId> = inst.args.iter().map(|a| *map.get(a).unwrap_or(a)).collect();
         let InstKind::Op(op) = &inst.kind else { unreachable!("decompositions do not call") };
-        let new = decompose_op(b, op, &args, origin, choose);
+        let new = decompose_op(b, op, &args, from, choose);
         map.insert(inst.results[0], new);
     }
     *map.get(&result).unwrap_or(&result)

@@ -89,6 +89,8 @@ pub struct Inst {
     pub results: Vec<ValueId>,
     /// Places in the model it came from, sorted; rewrites keep the union.
     pub origin: Vec<String>,
+    /// Names of the laws that made it, in order; none for what the model wrote.
+    pub laws: Vec<String>,
 }
 
 /// What a function is for.

@@ -55,7 +55,7 @@ impl Edit {
         let mut sorted = origin.to_vec();
         sorted.sort();
         let kind = InstKind::Op(key.0.clone());
-        self.func.insts.push(Inst { kind, args: key.1.clone(), results: vec![result], origin: sorted });
+        self.func.insts.push(Inst { kind, args: key.1.clone(), results: vec![result], origin: sorted, laws: vec![] });
         self.known.insert(key, result);
         result
     }

@@ -6,7 +6,7 @@
 //!   weight %0 = "mlp.weight" : bf16[8, 8]
 //!   state %1 = "k" : f32[P, 8]
 //!   %2 = append %1, %x : f32[P+T, 8]
-//!   %3 = contract %x, %0 {spec = "td,fd->tf"} : f32[T, 8] from "mlp"
+//!   %3 = contract %x, %0 {spec = "td,fd->tf"} : f32[T, 8] from "mlp" by "nest-contractions"
 //!   next %1 = %2
 //!   return %3
 //! }

@@ -446,21 +446,28 @@ impl Parser {
             let found = format!("{} result(s) and {} type(s)", results.len(), types.len());
             return Err(self.error(at, "one type per result", found));
         }
-        let mut origin = Vec::new();
-        if self.eat_word("from") {
-            origin.push(self.string()?);
-            while self.eat(",") {
-                origin.push(self.string()?);
-            }
-        }
+        let origin = self.names_after("from")?;
+        let laws = self.names_after("by")?;
         let mut ids = Vec::new();
         for ((name_at, name), ty) in results.into_iter().zip(types) {
             let value = f.define(self, name_at, name)?;
             f.func.values[value.index()].ty = ty;
             ids.push(value);
         }
-        f.func.insts.push(Inst { kind, args, results: ids, origin });
+        f.func.insts.push(Inst { kind, args, results: ids, origin, laws });
         Ok(())
+    }
+
+    /// Strings after `keyword`, or none where it does not stand.
+    fn names_after(&mut self, keyword: &str) -> Result<Vec<String>> {
+        let mut out = Vec::new();
+        if self.eat_word(keyword) {
+            out.push(self.string()?);
+            while self.eat(",") {
+                out.push(self.string()?);
+            }
+        }
+        Ok(out)
     }
 }
 

@@ -78,6 +78,9 @@ pub fn print_func(func: &Func) -> String {
         if !inst.origin.is_empty() {
             let _ = write!(out, " from {}", list(inst.origin.iter().map(|o| format!("{o:?}")).collect()));
         }
+        if !inst.laws.is_empty() {
+            let _ = write!(out, " by {}", list(inst.laws.iter().map(|l| format!("{l:?}")).collect()));
+        }
         out.push('\n');
     }
     for s in func.states.iter().filter(|s| s.next != s.value) {

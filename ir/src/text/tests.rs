@@ -6,7 +6,7 @@ func @block(%x: f32[T, 8]) -> (y: f32[T, 8]) {
   weight %0 = "mlp.{0..4}.weight" : bf16[4, 8, 8]
   state %1 = "k" : f32[P, 8]
   %2 = append %1, %x : f32[P+T, 8]
-  %3 = contract %x, %0 {spec = "td,efd->tf"} : f32[T, 8] from "mlp", "moe"
+  %3 = contract %x, %0 {spec = "td,efd->tf"} : f32[T, 8] from "mlp", "moe" by "gather-contractions", "nest-contractions"
   %4 = constant {value = -inf, dtype = f32} : f32[]
   %5 = iota {len = T, start = P} : i32[T]
   next %1 = %2

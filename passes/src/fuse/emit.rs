@@ -25,7 +25,10 @@ impl Kernels {
 
     /// The name of a kernel equal to `func`, which is added if there is none.
     fn add(&mut self, mut func: Func) -> String {
-        let text = print_func(&func);
+        // Laws say where an op came from, not what it is: kernels that differ in them alone are one.
+        let mut plain = func.clone();
+        plain.insts.iter_mut().for_each(|i| i.laws.clear());
+        let text = print_func(&plain);
         if let Some(known) = self.by_text.get(&text) {
             return known.clone();
         }
@@ -74,7 +77,8 @@ impl Copier<'_> {
         let inst = &func.insts[i];
         let args = inst.args.iter().map(|a| self.value(*a)).collect();
         let result = self.out.add_value(func.ty(inst.results[0]).clone(), None);
-        self.out.insts.push(Inst { args, results: vec![result], origin: vec![], kind: inst.kind.clone() });
+        let (kind, laws) = (inst.kind.clone(), inst.laws.clone());
+        self.out.insts.push(Inst { args, results: vec![result], origin: vec![], laws, kind });
         self.map.insert(inst.results[0], result);
         result
     }
@@ -202,7 +206,7 @@ impl<'a> Keeper<'a> {
         let mut origin = Vec::new();
         members.iter().for_each(|i| unite(&mut origin, &self.func.insts[*i].origin));
         let kind = InstKind::Call(Call { func: name, prefix: String::new() });
-        self.out.insts.push(Inst { kind, args, results, origin });
+        self.out.insts.push(Inst { kind, args, results, origin, laws: vec![] });
     }
 
     fn finish(mut self) -> Func {
