@@ -68,11 +68,11 @@ pub fn step(
     let mut total = Step::default();
     for launch in &program.plan(entry)?.launches {
         let kernel = Kernel { func: program.module.func(&launch.kernel)?, args: &launch.args, bindings: &bindings };
-        let one = kernel.step(batch as f64);
-        let work = target.seconds(one.flops, one.bytes()) - target.launch_seconds;
-        match one.flops / target.flops > one.bytes() / target.bandwidth {
-            true => total.compute_seconds += work,
-            false => total.memory_seconds += work,
+        let one = kernel.step(batch as f64, target);
+        let traffic = target.traffic(one.bytes(), 0.0);
+        match one.compute_seconds > traffic {
+            true => total.compute_seconds += one.compute_seconds,
+            false => total.memory_seconds += traffic,
         }
         total.launch_seconds += target.launch_seconds;
         total.launches += 1;
@@ -117,7 +117,7 @@ struct Kernel<'a> {
 }
 
 impl Kernel<'_> {
-    fn step(&self, batch: f64) -> Step {
+    fn step(&self, batch: f64, target: &Target) -> Step {
         let func = self.func;
         let of_weights = self.made_of_weights();
         let touched = self.touched(&of_weights, batch);
@@ -126,7 +126,11 @@ impl Kernel<'_> {
             let (InstKind::Op(op), result) = (&inst.kind, inst.results[0]) else { continue };
             if !of_weights[result.index()] {
                 let types: Vec<_> = inst.args.iter().map(|a| func.ty(*a).clone()).collect();
-                out.flops += batch * op.flops(&types, func.ty(result), self.bindings);
+                let flops = batch * op.flops(&types, func.ty(result), self.bindings);
+                let product = matches!(op, Op::Contract(_) | Op::Attention(_));
+                let formats: Vec<DType> = if product { types.iter().map(|t| t.dtype).collect() } else { vec![] };
+                out.flops += flops;
+                out.compute_seconds += flops / target.peak(&formats);
             }
         }
         let values = func.params.iter().chain(func.results.iter().map(|(_, v)| v));

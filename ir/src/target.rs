@@ -2,6 +2,7 @@
 //!
 //! One file per machine in `ir/targets`, with the source of its numbers. Nothing here names a compiler back end.
 
+use hadal_types::DType;
 use serde::{Deserialize, Serialize};
 
 /// What kind of machine it is.
@@ -12,6 +13,40 @@ pub enum TargetKind {
     Cpu,
     /// A CUDA device.
     Cuda,
+}
+
+/// Peak operations per second of products, by the format that is multiplied; a multiply-add counts two. Absent: not
+/// multiplied natively, so done in the next wider format that is.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peaks {
+    /// f32, and all arithmetic that is no product.
+    pub f32: f64,
+    /// bf16 and f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16: Option<f64>,
+    /// Floats of eight bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f8: Option<f64>,
+    /// Floats of four bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub f4: Option<f64>,
+    /// Integers of eight bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub i8: Option<f64>,
+}
+
+impl Peaks {
+    /// One figure, whatever the format.
+    pub const fn flat(flops: f64) -> Peaks {
+        Peaks { f32: flops, bf16: None, f8: None, f4: None, i8: None }
+    }
+
+    /// Name and figure of every format that is multiplied natively, widest first.
+    pub fn list(&self) -> Vec<(&'static str, f64)> {
+        let all = [("f32", Some(self.f32)), ("bf16", self.bf16), ("f8", self.f8), ("f4", self.f4), ("i8", self.i8)];
+        all.into_iter().filter_map(|(name, peak)| Some((name, peak?))).collect()
+    }
 }
 
 /// A machine.
@@ -28,16 +63,42 @@ pub struct Target {
     pub features: Vec<String>,
     /// Workers the figures below hold for: threads or multiprocessors.
     pub threads: u32,
-    /// Peak floating-point operations per second in the working format, a multiply-add counting two.
-    pub flops: f64,
+    /// Format in which kernels hand values on.
+    pub activations: Activations,
     /// Bytes per second read from memory.
     pub bandwidth: f64,
+    /// Bytes per second read from the last cache that a worker can count on.
+    pub cache_bandwidth: f64,
+    /// Bytes of that cache.
+    pub cache_bytes: u64,
+    /// Bytes of memory, for weights, states and values together.
+    pub memory_bytes: u64,
     /// Seconds one kernel launch costs besides its work.
     pub launch_seconds: f64,
-    /// Bytes of the last cache that a worker can count on.
-    pub cache_bytes: u64,
     /// Where the numbers come from.
     pub source: String,
+    /// Peak operations per second.
+    pub flops: Peaks,
+}
+
+/// Formats in which kernels can hand values on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// As the graph has them.
+    F32,
+    /// Half as wide as the graph has them.
+    BF16,
+}
+
+impl Activations {
+    /// The format.
+    pub fn dtype(self) -> DType {
+        match self {
+            Activations::F32 => DType::F32,
+            Activations::BF16 => DType::BF16,
+        }
+    }
 }
 
 /// Why a text is no target description.
@@ -68,7 +129,10 @@ impl Target {
     /// Reads a description.
     pub fn parse(text: &str) -> Result<Target, TargetError> {
         let target: Target = toml::from_str(text).map_err(|e| TargetError::Malformed(e.to_string()))?;
-        for (field, value) in [("flops", target.flops), ("bandwidth", target.bandwidth)] {
+        let peaks = target.flops.list().into_iter().map(|(_, peak)| ("flops", peak));
+        let rates = [("bandwidth", target.bandwidth), ("cache_bandwidth", target.cache_bandwidth)];
+        let sizes = [("threads", target.threads as f64), ("memory_bytes", target.memory_bytes as f64)];
+        for (field, value) in peaks.chain(rates).chain(sizes) {
             if !(value.is_finite() && value > 0.0) {
                 return Err(TargetError::OutOfRange { field, value });
             }
@@ -89,9 +153,64 @@ impl Target {
         Target::all().into_iter().find(|t| t.name == name)
     }
 
-    /// Seconds for work of so many operations and bytes, in one launch.
-    pub fn seconds(&self, flops: f64, bytes: f64) -> f64 {
-        (flops / self.flops).max(bytes / self.bandwidth) + self.launch_seconds
+    /// The description as text, which [`Target::parse`] reads back.
+    pub fn to_text(&self) -> String {
+        toml::to_string(self).expect("a struct of numbers and names")
+    }
+
+    /// Operations per second of a product of such operands: the widest decides. Values in f32 count as what the
+    /// machine's kernels hand on. Without operands: of arithmetic that is no product.
+    pub fn peak(&self, operands: &[DType]) -> f64 {
+        let Peaks { f32, bf16, f8, f4, i8 } = self.flops;
+        let wide = bf16.unwrap_or(f32);
+        let widths = operands.iter().map(|d| Width::of(*d, self.activations));
+        match widths.reduce(Width::join) {
+            None | Some(Width::F32) => f32,
+            Some(Width::Half) => wide,
+            Some(Width::F8) => f8.unwrap_or(wide),
+            Some(Width::F4) => f4.or(f8).unwrap_or(wide),
+            Some(Width::I8) => i8.unwrap_or(wide),
+        }
+    }
+
+    /// Seconds for so many bytes from memory, and so many from the cache.
+    pub fn traffic(&self, memory: f64, cache: f64) -> f64 {
+        memory / self.bandwidth + cache / self.cache_bandwidth
+    }
+
+    /// Seconds of one launch whose arithmetic takes `compute` seconds and whose traffic takes `traffic`.
+    pub fn seconds(&self, compute: f64, traffic: f64) -> f64 {
+        compute.max(traffic) + self.launch_seconds
+    }
+}
+
+/// What multiplies an operand.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Width {
+    F4,
+    F8,
+    I8,
+    Half,
+    F32,
+}
+
+impl Width {
+    fn of(dtype: DType, activations: Activations) -> Width {
+        match dtype {
+            DType::F4E2M1 => Width::F4,
+            DType::F8E4M3 | DType::F8E8M0 => Width::F8,
+            DType::I8 | DType::U8 | DType::Bool => Width::I8,
+            DType::BF16 | DType::F16 => Width::Half,
+            DType::F32 if activations == Activations::BF16 => Width::Half,
+            DType::F32 | DType::F64 | DType::I32 | DType::I64 => Width::F32,
+        }
+    }
+
+    /// What multiplies one with the other: integers meet floats in a float that holds both.
+    fn join(self, other: Width) -> Width {
+        let wider = self.max(other);
+        let mixed = wider == Width::I8 && self.min(other) != Width::I8;
+        if mixed { Width::Half } else { wider }
     }
 }
 
@@ -117,9 +236,35 @@ mod tests {
     }
 
     #[test]
+    fn texts_are_read_back() {
+        for target in Target::all() {
+            assert_eq!(Target::parse(&target.to_text()), Ok(target));
+        }
+    }
+
+    #[test]
     fn time_is_the_slower_of_work_and_traffic() {
-        let t = Target::by_name("cpu").unwrap();
-        assert_eq!(t.seconds(67.5e9, 1.0), 1.0 + t.launch_seconds);
-        assert_eq!(t.seconds(1.0, 39e9), 1.0 + t.launch_seconds);
+        let t = Target::by_name("h200").unwrap();
+        assert_eq!(t.seconds(2.0, 1.0), 2.0 + t.launch_seconds);
+        assert_eq!(t.seconds(1.0, t.traffic(4.8e12, t.cache_bandwidth)), 2.0 + t.launch_seconds);
+    }
+
+    #[test]
+    fn the_widest_operand_decides_the_peak() {
+        use DType::{BF16, Bool, F4E2M1, F8E4M3, F32, I8};
+        let (cpu, h100, b200) = (Target::by_name("cpu"), Target::by_name("h100"), Target::by_name("b200"));
+        let (cpu, h100, b200) = (cpu.unwrap(), h100.unwrap(), b200.unwrap());
+        assert_eq!(cpu.peak(&[F8E4M3, F32]), cpu.flops.f32);
+        assert_eq!(cpu.peak(&[F8E4M3, F8E4M3]), cpu.flops.f32);
+        assert_eq!(h100.peak(&[F8E4M3, F32]), h100.flops.bf16.unwrap());
+        assert_eq!(h100.peak(&[F32, F32]), h100.flops.bf16.unwrap());
+        assert_eq!(h100.peak(&[F8E4M3, F8E4M3]), h100.flops.f8.unwrap());
+        assert_eq!(h100.peak(&[F4E2M1, F8E4M3]), h100.flops.f8.unwrap());
+        assert_eq!(h100.peak(&[F4E2M1, F4E2M1]), h100.flops.f8.unwrap());
+        assert_eq!(b200.peak(&[F4E2M1, F4E2M1]), b200.flops.f4.unwrap());
+        assert_eq!(b200.peak(&[I8, I8]), b200.flops.i8.unwrap());
+        assert_eq!(b200.peak(&[I8, F8E4M3]), b200.flops.bf16.unwrap());
+        assert_eq!(b200.peak(&[Bool, BF16]), b200.flops.bf16.unwrap());
+        assert_eq!(b200.peak(&[]), b200.flops.f32);
     }
 }

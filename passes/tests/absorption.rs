@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use hadal_ir::target::Target;
+use hadal_ir::target::{Peaks, Target};
 use hadal_ir::{InstKind, Module, Op};
 use hadal_passes::{Options, optimise};
 
@@ -48,7 +48,9 @@ const FORMS: [&str; 2] = [
 
 /// A machine that only computes.
 fn flops_only() -> Target {
-    Target { flops: 1e12, bandwidth: 1e30, launch_seconds: 0.0, ..Target::by_name("cpu").unwrap() }
+    let (flops, never) = (Peaks::flat(1e12), 1e30);
+    let cpu = Target::by_name("cpu").unwrap();
+    Target { flops, bandwidth: never, cache_bandwidth: never, launch_seconds: 0.0, ..cpu }
 }
 
 fn chosen(form: &str, t: i64, s: i64, target: &Target) -> (Module, f64, f64) {

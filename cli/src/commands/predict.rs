@@ -157,13 +157,10 @@ impl Prediction {
     fn table(&self) -> String {
         let t = &self.target;
         let mut out = format!("{} ({})\n", self.model.name, self.model.why);
-        let (flops, bandwidth) = (count(t.flops), bytes(t.bandwidth));
+        let peaks = t.flops.list().into_iter().map(|(name, peak)| format!("{}FLOP/s in {name}", count(peak)));
+        let (flops, bandwidth) = (peaks.collect::<Vec<_>>().join(", "), bytes(t.bandwidth));
         let launch = seconds(t.launch_seconds);
-        _ = writeln!(
-            out,
-            "on {}: {flops}FLOP/s, {bandwidth}/s, {launch} a launch; a roofline, not a measurement",
-            t.name
-        );
+        _ = writeln!(out, "on {}: {flops}, {bandwidth}/s, {launch} a launch; a roofline, not a measurement", t.name);
         if let Some(c) = self.at.first() {
             let n = c.tokens as u64;
             let (bf16, compiled) = (grouped(c.state_bf16() / n), grouped(c.state_compiled() / n));
@@ -204,7 +201,7 @@ impl Prediction {
             "architecture": self.model.name,
             "why": self.model.why,
             "method": "roofline: no overlap, no cache between kernels, a fixed cost a launch",
-            "target": {"name": t.name, "flops": t.flops, "bandwidth": t.bandwidth, "launch_seconds": t.launch_seconds},
+            "target": {"name": t.name, "flops": t.flops.list().into_iter().collect::<std::collections::BTreeMap<_, _>>(), "bandwidth": t.bandwidth, "launch_seconds": t.launch_seconds},
             "contexts": self.at.iter().map(Context::json).collect::<Vec<_>>(),
         })
     }

@@ -93,22 +93,26 @@ impl<'a> Costs<'a> {
         let size = |ty: &TensorType| self.count(ty) * ty.dtype.bits() as f64 / 8.0;
         let out = size(&fact.ty);
         if matches!(op, Op::Concat(_)) && !fact.constant {
-            return out / self.target.bandwidth;
+            return self.target.traffic(out, 0.0);
         }
         if self.is_carried(op, node) {
             return 0.0;
         }
         if fact.constant {
-            return self.target.seconds(0.0, out);
+            return self.target.seconds(0.0, self.target.traffic(out, 0.0));
         }
         let types: Vec<TensorType> = node.args.iter().map(|a| self.graph[*a].data.ty.clone()).collect();
         let flops = op.flops(&types, &fact.ty, self.bindings);
         let read: f64 = node.args.iter().map(|a| self.reads[&self.graph.find(*a)].0).sum();
-        let seconds = self.target.seconds(flops, read + out);
+        let peak = match op {
+            Op::Contract(_) | Op::Attention(_) => self.target.peak(&types.iter().map(|t| t.dtype).collect::<Vec<_>>()),
+            _ => self.target.peak(&[]),
+        };
+        let seconds = self.target.seconds(flops / peak, self.target.traffic(read + out, 0.0));
         match op {
             Op::Map(_) | Op::Cast(_) | Op::CausalMask(_) => seconds - self.target.launch_seconds,
             // Only the new rows are written.
-            Op::Append(_) => self.target.seconds(0.0, 2.0 * size(&types[1])),
+            Op::Append(_) => self.target.seconds(0.0, self.target.traffic(2.0 * size(&types[1]), 0.0)),
             _ => seconds,
         }
     }
