@@ -9,9 +9,11 @@
 //! Applies the directed laws of [`rules::CANONICAL`] wherever they fire, computes equal things once, and drops what
 //! nothing uses. Weights that nothing uses go too; states stay. Exact: results keep their values (a zero may change its sign).
 
+use crate::Options;
+use crate::bounds::Bounds;
 use crate::edit::Edit;
 use crate::rule::{Rule, Term, V};
-use crate::rules;
+use crate::rules::{self, LawSet};
 use hadal_ir::{Func, InstKind, Module, ValueId};
 use std::collections::BTreeMap;
 
@@ -22,18 +24,25 @@ pub type Fired = BTreeMap<&'static str, usize>;
 const ROUNDS: usize = 16;
 
 /// Canonicalises every function.
-pub fn run(module: &Module) -> (Module, Fired) {
+pub fn run(module: &Module, options: &Options) -> (Module, Fired) {
     let mut fired = Fired::new();
-    let funcs = module.funcs.iter().map(|f| func(f, &mut fired)).collect();
+    let rules = canonical(&options.laws);
+    let of = |f| func(f, &rules, &Bounds::of(module, &f.name, options), &mut fired);
+    let funcs = module.funcs.iter().map(of).collect();
     (Module { funcs, ..module.clone() }, fired)
 }
 
+/// The canonical laws that may be used.
+pub(crate) fn canonical(laws: &LawSet) -> Vec<&'static Rule> {
+    rules::CANONICAL.iter().flat_map(|theme| theme.rules).filter(|r| laws.allows(r)).collect()
+}
+
 /// Canonicalises one function, adding to `fired`.
-pub fn func(old: &Func, fired: &mut Fired) -> Func {
+fn func(old: &Func, rules: &[&'static Rule], bounds: &Bounds, fired: &mut Fired) -> Func {
     let mut current = old.clone();
     for _ in 0..ROUNDS {
         let before: usize = fired.values().sum();
-        current = round(&current, fired);
+        current = round(&current, rules, bounds, fired);
         if fired.values().sum::<usize>() == before {
             break;
         }
@@ -41,8 +50,9 @@ pub fn func(old: &Func, fired: &mut Fired) -> Func {
     current
 }
 
-fn round(old: &Func, fired: &mut Fired) -> Func {
+fn round(old: &Func, rules: &[&'static Rule], bounds: &Bounds, fired: &mut Fired) -> Func {
     let (mut edit, mut map) = Edit::like(old);
+    edit.bounds = bounds.clone();
     for inst in &old.insts {
         let args: Vec<ValueId> = inst.args.iter().map(|a| map[a.index()].expect("defined before use")).collect();
         match &inst.kind {
@@ -54,7 +64,7 @@ fn round(old: &Func, fired: &mut Fired) -> Func {
             InstKind::Op(op) => {
                 let term = Term::New(op.clone(), args.iter().map(|a| Term::Old(V(a.0))).collect());
                 let name = old.values[inst.results[0].index()].name.as_deref();
-                let new = simplify(&mut edit, &term, &inst.origin, name, fired);
+                let new = simplify(&mut edit, rules, &term, &inst.origin, name, fired);
                 map[inst.results[0].index()] = Some(new);
             }
         }
@@ -63,22 +73,25 @@ fn round(old: &Func, fired: &mut Fired) -> Func {
 }
 
 /// Adds a term with the laws applied from the inside out.
-fn simplify(edit: &mut Edit, term: &Term, origin: &[String], name: Option<&str>, fired: &mut Fired) -> ValueId {
+fn simplify(
+    edit: &mut Edit,
+    rules: &[&'static Rule],
+    term: &Term,
+    origin: &[String],
+    name: Option<&str>,
+    fired: &mut Fired,
+) -> ValueId {
     let (op, args) = match term {
         Term::Old(v) => return ValueId(v.0),
         Term::New(op, args) => (op, args),
     };
-    let args: Vec<V> = args.iter().map(|a| V(simplify(edit, a, origin, None, fired).0)).collect();
-    for rule in all() {
+    let args: Vec<V> = args.iter().map(|a| V(simplify(edit, rules, a, origin, None, fired).0)).collect();
+    for rule in rules {
         // A slice whose bounds only a value of the symbols could show to be wrong may be refused once it is joined.
         if let Some(better) = (rule.apply)(edit, op, &args).into_iter().find(|t| t.ty(edit).is_some()) {
             *fired.entry(rule.name).or_default() += 1;
-            return simplify(edit, &better, origin, name, fired);
+            return simplify(edit, rules, &better, origin, name, fired);
         }
     }
     edit.op(op.clone(), args.iter().map(|v| ValueId(v.0)).collect(), origin, name)
-}
-
-fn all() -> impl Iterator<Item = &'static Rule> {
-    rules::CANONICAL.iter().flat_map(|theme| theme.iter())
 }

@@ -1,15 +1,19 @@
 //! Making a function from another, op by op, sharing equal ops.
 
+use crate::bounds::Bounds;
 use crate::rule::{Site, V};
 use hadal_ir::attr::Attr;
 use hadal_ir::module::{State, Weight};
-use hadal_ir::{Func, Inst, InstKind, Op, TensorType, ValueId};
+use hadal_ir::{Dim, Func, Inst, InstKind, Op, TensorType, ValueId};
 use std::collections::HashMap;
 
 /// A function under construction in which every op occurs once per operands.
 pub(crate) struct Edit {
     pub func: Func,
+    /// What laws may know of sizes.
+    pub bounds: Bounds,
     definitions: Vec<Option<usize>>,
+    constant: Vec<bool>,
     known: HashMap<(Op, Vec<ValueId>), ValueId>,
 }
 
@@ -36,7 +40,9 @@ impl Edit {
             func.states.push(State { value, name: s.name.clone(), next: value });
         }
         let definitions = vec![None; func.values.len()];
-        (Edit { func, definitions, known: HashMap::new() }, map)
+        let mut constant = vec![false; func.values.len()];
+        func.weights.iter().for_each(|w| constant[w.value.index()] = true);
+        (Edit { func, bounds: Bounds::default(), definitions, constant, known: HashMap::new() }, map)
     }
 
     /// Adds an op, or finds it. `name` is given to a new value. Operands must suit the op.
@@ -52,6 +58,7 @@ impl Edit {
         let ty = key.0.infer(&types).unwrap_or_else(|v| panic!("a pass made `{}` of {types:?}: {v}", key.0.mnemonic()));
         let result = self.func.add_value(ty, name.map(str::to_owned));
         self.definitions.push(Some(self.func.insts.len()));
+        self.constant.push(!mentions_symbols(&key.0) && key.1.iter().all(|a| self.constant[a.index()]));
         let mut sorted = origin.to_vec();
         sorted.sort();
         let kind = InstKind::Op(key.0.clone());
@@ -68,6 +75,7 @@ impl Edit {
             .map(|r| self.func.add_value(old.ty(*r).clone(), old.values[r.index()].name.clone()))
             .collect();
         self.definitions.extend(results.iter().map(|_| Some(self.func.insts.len())));
+        self.constant.extend(results.iter().map(|_| false));
         self.func.insts.push(Inst { args, results: results.clone(), ..inst.clone() });
         results
     }
@@ -90,6 +98,28 @@ impl Site for Edit {
 
     fn forms(&self, v: V) -> Vec<(&Op, Vec<V>)> {
         forms_of(&self.func, self.definitions[v.0 as usize])
+    }
+
+    fn readers(&self, v: V) -> Vec<(V, &Op, Vec<V>)> {
+        let readers = self.func.insts.iter().filter(|i| i.args.contains(&ValueId(v.0)));
+        let of = |i: &'_ Inst| i.args.iter().map(|a| V(a.0)).collect();
+        let ops = readers.filter_map(|i| match &i.kind {
+            InstKind::Op(op) => Some((V(i.results[0].0), op, of(i))),
+            InstKind::Call(_) => None,
+        });
+        ops.collect()
+    }
+
+    fn constant(&self, v: V) -> bool {
+        self.constant[v.0 as usize]
+    }
+
+    fn upper(&self, size: &Dim) -> Option<i64> {
+        self.bounds.upper(size)
+    }
+
+    fn lower(&self, size: &Dim) -> Option<i64> {
+        self.bounds.lower(size)
     }
 }
 

@@ -20,6 +20,9 @@ pub enum Error {
     /// No pass has this name.
     #[error("there is no pass `{0}`")]
     UnknownPass(String),
+    /// No law has this name.
+    #[error("there is no law `{0}`")]
+    UnknownLaw(String),
     /// A size depends on a symbol that has no range.
     #[error("symbol `{sym}` of {ty} has no range")]
     NoRange {

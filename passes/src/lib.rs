@@ -5,6 +5,7 @@
 //! place that knows of egg is the private module `egraph`. Machines are known by [`hadal_ir::target`] alone, models not
 //! at all.
 
+pub mod bounds;
 pub mod canonicalise;
 mod edit;
 pub mod egraph;
@@ -22,3 +23,4 @@ pub use egraph::{Gap, gap};
 pub use error::Error;
 pub use pass::{PASSES, Pass, PassReport, run_passes};
 pub use pipeline::{Fused, Options, compile, optimise};
+pub use rules::LawSet;

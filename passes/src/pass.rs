@@ -1,7 +1,8 @@
 //! The list of passes, and running some of them by name.
 
+use crate::bounds::Bounds;
 use crate::canonicalise::{self, Fired};
-use crate::egraph::{self, Search};
+use crate::egraph::{self, Context, Search};
 use crate::{Error, Options, fuse, specialise};
 use hadal_ir::target::Target;
 use hadal_ir::{FuncKind, InstKind, Module, verify};
@@ -52,8 +53,8 @@ pub const PASSES: &[Pass] = &[
     Pass {
         name: "canonicalise",
         summary: "bring equal things to one form, and drop what nothing uses",
-        run: |m, _, _| {
-            let (module, fired) = canonicalise::run(m);
+        run: |m, _, options| {
+            let (module, fired) = canonicalise::run(m, options);
             (module, Details { fired, ..Details::default() })
         },
     },
@@ -78,7 +79,9 @@ fn rewrite(module: &Module, target: &Target, options: &Options) -> (Module, Deta
             continue;
         }
         let bindings = options.typical(module, &func.name);
-        let (func, search) = egraph::func(func, target, &bindings, options.limits, &mut details.fired);
+        let bounds = Bounds::of(module, &func.name, options);
+        let context = Context { target, bounds: &bounds, laws: &options.laws, limits: options.limits };
+        let (func, search) = egraph::func(func, &context, &bindings, &mut details.fired);
         out.funcs.push(func);
         details.searches.push(search);
     }

@@ -1,13 +1,13 @@
 //! The pipeline, from a model's module to a program.
 
+use crate::bounds::reaches;
 use crate::egraph::Limits;
 use crate::pass::{PassReport, run_passes};
 use crate::specialise::ranges;
-use crate::{Error, plan};
+use crate::{Error, LawSet, plan};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, InstKind, Module, Sym};
-use std::collections::BTreeSet;
+use hadal_ir::{Bindings, Module, Sym};
 
 /// Choices that a user can make.
 #[derive(Clone, PartialEq, Debug)]
@@ -18,13 +18,21 @@ pub struct Options {
     pub rewrite: bool,
     /// When that search stops.
     pub limits: Limits,
+    /// The laws that may be used.
+    pub laws: LawSet,
     /// Keys that a typical call looks at, for costs; less where the context is shorter.
     pub typical_context: i64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { max_context: None, rewrite: true, limits: Limits::default(), typical_context: 4096 }
+        Options {
+            max_context: None,
+            rewrite: true,
+            limits: Limits::default(),
+            laws: LawSet::default(),
+            typical_context: 4096,
+        }
     }
 }
 
@@ -48,25 +56,6 @@ impl Options {
         }
         out
     }
-}
-
-/// Whether `from` is `to` or calls it, however deep.
-fn reaches(module: &Module, from: &str, to: &str) -> bool {
-    let mut seen = BTreeSet::from([from]);
-    let mut open = vec![from];
-    while let Some(name) = open.pop() {
-        if name == to {
-            return true;
-        }
-        for inst in module.func(name).map(|f| f.insts.as_slice()).unwrap_or_default() {
-            if let InstKind::Call(call) = &inst.kind
-                && seen.insert(&call.func)
-            {
-                open.push(&call.func);
-            }
-        }
-    }
-    false
 }
 
 /// A module cut into kernels, and how it came to be.

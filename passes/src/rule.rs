@@ -4,7 +4,7 @@
 //! serves the canonicaliser, where every value has one definition, and the e-graph, where it may have many. No rule can
 //! be listed without an example on which it must fire, and on which both sides are evaluated for random sizes.
 
-use hadal_ir::{Op, TensorType};
+use hadal_ir::{Dim, Op, TensorType};
 
 /// A value in a graph or a class in an e-graph.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -43,6 +43,18 @@ pub trait Site {
     fn ty(&self, v: V) -> &TensorType;
     /// The ops known to compute it, with their operands; none for inputs.
     fn forms(&self, v: V) -> Vec<(&Op, Vec<V>)>;
+    /// The ops known to use it: result, op and operands, in a fixed order. Where a function is still being built, those
+    /// built so far.
+    fn readers(&self, v: V) -> Vec<(V, &Op, Vec<V>)>;
+    /// Whether it follows from weights and constants alone.
+    fn constant(&self, v: V) -> bool;
+    /// The most that a size can be; `None` where that is not known.
+    fn upper(&self, size: &Dim) -> Option<i64>;
+    /// The least that a size can be; `None` where that is not known.
+    fn lower(&self, size: &Dim) -> Option<i64>;
+    /// Says why a law that found its pattern does not apply all the same, for users who ask. Only spelled out where
+    /// somebody listens.
+    fn miss(&self, _reason: &dyn Fn() -> String) {}
 }
 
 /// How the two sides of a law compare.

@@ -206,7 +206,7 @@ proptest! {
 
         let (canonical, _) = run_passes(&module, ["canonicalise"], &cpu(), &Options::default()).unwrap();
         assert_all_close(&before, &sequence(&canonical), 1e-12, "canonicalise");
-        let (again, _) = canonicalise::run(&canonical);
+        let (again, _) = canonicalise::run(&canonical, &Options::default());
         prop_assert_eq!(print_module(&again), print_module(&canonical), "canonicalise twice");
 
         let (fused, program) = compile(&module, &cpu(), &Options::default()).unwrap();

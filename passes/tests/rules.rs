@@ -73,6 +73,6 @@ fn slices_that_cannot_be_joined_stay() {
            %1 = slice %0 {axis = 0, start = 10-P, len = 1} : f32[1]
            return %1 }",
     );
-    let (out, _) = canonicalise::run(&module);
+    let (out, _) = canonicalise::run(&module, &Default::default());
     assert_eq!(out.funcs[0].insts.len(), 2);
 }

@@ -9,7 +9,8 @@
 //! gives a lower bound.
 
 use super::extract::{self, Choice};
-use super::{Limits, MAX_OPS, Node, build, saturate};
+use super::{Context, MAX_OPS, Node, build, saturate};
+use crate::bounds::Bounds;
 use crate::canonicalise::{self, Fired};
 use crate::{Options, specialise};
 use egg::Id;
@@ -41,18 +42,23 @@ pub struct Gap {
 
 /// The gap of each function that `rewrite` would look at, in the pipeline's order.
 pub fn gap(module: &Module, target: &Target, options: &Options) -> Vec<Gap> {
-    let (module, _) = canonicalise::run(&specialise::run(module));
+    let (module, _) = canonicalise::run(&specialise::run(module), options);
     let graphs = module.funcs.iter().filter(|f| f.kind == FuncKind::Graph && f.insts.len() <= MAX_OPS);
-    graphs.map(|f| of_func(f, target, &options.typical(&module, &f.name), options.limits, BUDGET)).collect()
+    let of = |f: &Func| {
+        let bounds = Bounds::of(&module, &f.name, options);
+        let context = Context { target, bounds: &bounds, laws: &options.laws, limits: options.limits };
+        of_func(f, &context, &options.typical(&module, &f.name), BUDGET)
+    };
+    graphs.map(of).collect()
 }
 
-fn of_func(func: &Func, target: &Target, bindings: &Bindings, limits: Limits, budget: usize) -> Gap {
+fn of_func(func: &Func, context: &Context, bindings: &Bindings, budget: usize) -> Gap {
     let (mut graph, classes) = build(func);
     let originals: BTreeSet<Node> = graph.classes().flat_map(|c| c.nodes.iter().cloned()).collect();
-    saturate(&mut graph, limits, &mut Fired::new());
+    saturate(&mut graph, context, &mut Fired::new());
     let roots: Vec<Id> = extract::roots(func).into_iter().map(|r| graph.find(classes[&r])).collect();
-    let (choice, _, greedy) = extract::choose(&graph, &originals, &roots, target, bindings);
-    let options = extract::options(&graph, &originals, target, bindings);
+    let (choice, _, greedy) = extract::choose(&graph, &originals, &roots, context.target, bindings);
+    let options = extract::options(&graph, &originals, context.target, bindings);
     let problem = Problem::of(&options, &roots);
     let found = problem.solve(choice, greedy, budget);
     // Priced the way the quick choice is, not by the search's own sums.

@@ -21,14 +21,15 @@ mod extract;
 
 pub use exact::{BUDGET, Gap, gap};
 
-use crate::canonicalise::Fired;
+use crate::bounds::Bounds;
+use crate::canonicalise::{Fired, canonical};
 use crate::edit::mentions_symbols;
 use crate::rule::{Rule, Site, Term, V};
-use crate::rules;
+use crate::rules::{self, LawSet};
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use hadal_ir::ops::Contract;
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Func, InstKind, Op, TensorType, ValueId};
+use hadal_ir::{Bindings, Dim, Func, InstKind, Op, TensorType, ValueId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -162,12 +163,13 @@ type Graph = EGraph<Node, Facts>;
 /// What laws see of the e-graph; remembers which classes they looked through.
 struct View<'a> {
     graph: &'a Graph,
+    bounds: &'a Bounds,
     seen: RefCell<BTreeSet<V>>,
 }
 
 impl<'a> View<'a> {
-    fn of(graph: &'a Graph) -> Self {
-        View { graph, seen: RefCell::default() }
+    fn of(graph: &'a Graph, bounds: &'a Bounds) -> Self {
+        View { graph, bounds, seen: RefCell::default() }
     }
 }
 
@@ -193,13 +195,53 @@ impl Site for View<'_> {
         });
         ops.collect()
     }
+
+    fn readers(&self, at: V) -> Vec<(V, &Op, Vec<V>)> {
+        self.seen.borrow_mut().insert(at);
+        let at = self.graph.find(id(at));
+        let mut out = Vec::new();
+        for class in self.graph.classes() {
+            for node in class.nodes.iter().filter(|n| n.args.iter().any(|a| self.graph.find(*a) == at)) {
+                if let Head::Op(op) = &node.head {
+                    out.push((v(class.id), op, node.args.iter().map(|a| v(*a)).collect()));
+                }
+            }
+        }
+        out.sort();
+        out
+    }
+
+    fn constant(&self, at: V) -> bool {
+        self.graph[id(at)].data.constant
+    }
+
+    fn upper(&self, size: &Dim) -> Option<i64> {
+        self.bounds.upper(size)
+    }
+
+    fn lower(&self, size: &Dim) -> Option<i64> {
+        self.bounds.lower(size)
+    }
 }
 
 /// Ops of the longest function that is looked at: many times a layer's. Choosing walks down chains of ops by recursion.
 const MAX_OPS: usize = 2000;
 
+/// What a search is told besides the function.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The machine to cost for.
+    pub target: &'a Target,
+    /// What is known of sizes.
+    pub bounds: &'a Bounds,
+    /// The laws that may be used.
+    pub laws: &'a LawSet,
+    /// When to stop.
+    pub limits: Limits,
+}
+
 /// Rewrites one function for the sizes in `bindings`. One with more than some thousand ops stays as it is.
-pub fn func(old: &Func, target: &Target, bindings: &Bindings, limits: Limits, fired: &mut Fired) -> (Func, Search) {
+pub fn func(old: &Func, context: &Context, bindings: &Bindings, fired: &mut Fired) -> (Func, Search) {
     let (mut graph, classes) = build(old);
     if old.insts.len() > MAX_OPS {
         let (nodes, classes) = (graph.total_number_of_nodes(), graph.number_of_classes());
@@ -208,9 +250,9 @@ pub fn func(old: &Func, target: &Target, bindings: &Bindings, limits: Limits, fi
         return (old.clone(), search);
     }
     let originals: BTreeSet<Node> = graph.classes().flat_map(|c| c.nodes.iter().cloned()).collect();
-    let (rounds, stop) = saturate(&mut graph, limits, fired);
+    let (rounds, stop) = saturate(&mut graph, context, fired);
     let roots: Vec<Id> = extract::roots(old).into_iter().map(|r| graph.find(classes[&r])).collect();
-    let (choice, before, after) = extract::choose(&graph, &originals, &roots, target, bindings);
+    let (choice, before, after) = extract::choose(&graph, &originals, &roots, context.target, bindings);
     let new = extract::rebuild(old, &graph, &classes, &choice);
     let search = Search {
         func: old.name.clone(),
@@ -268,7 +310,10 @@ fn spelled(op: &Op) -> Op {
 }
 
 /// Applies every law everywhere until nothing is new.
-fn saturate(graph: &mut Graph, limits: Limits, fired: &mut Fired) -> (usize, Stop) {
+fn saturate(graph: &mut Graph, context: &Context, fired: &mut Fired) -> (usize, Stop) {
+    let (limits, simple) = (context.limits, canonical(context.laws));
+    let explored = rules::PHASES.iter().flat_map(|p| p.themes).flat_map(|theme| theme.rules);
+    let explored: Vec<&'static Rule> = explored.filter(|r| context.laws.allows(r)).collect();
     for round in 0..limits.rounds {
         let mut found: Vec<(&'static Rule, Id, Term, BTreeSet<String>)> = Vec::new();
         let mut order: Vec<Id> = graph.classes().map(|c| c.id).collect();
@@ -277,15 +322,15 @@ fn saturate(graph: &mut Graph, limits: Limits, fired: &mut Fired) -> (usize, Sto
             for node in &graph[class].nodes {
                 let Head::Op(op) = &node.head else { continue };
                 let args: Vec<V> = node.args.iter().map(|a| v(*a)).collect();
-                for rule in rules::EXPLORED.iter().flat_map(|theme| theme.iter()) {
-                    let view = View::of(graph);
+                for rule in &explored {
+                    let view = View::of(graph, context.bounds);
                     for term in (rule.apply)(&view, op, &args).into_iter().filter(|t| t.ty(&view).is_some()) {
                         let mut origin = graph[class].data.origin.clone();
                         let leaves = leaves(&term);
                         for through in view.seen.borrow().difference(&leaves) {
                             origin.extend(graph[id(*through)].data.origin.iter().cloned());
                         }
-                        found.push((rule, class, term, origin));
+                        found.push((*rule, class, term, origin));
                     }
                 }
             }
@@ -293,7 +338,7 @@ fn saturate(graph: &mut Graph, limits: Limits, fired: &mut Fired) -> (usize, Sto
         let mut new = false;
         for (rule, class, term, origin) in found {
             let before = graph.total_size();
-            let made = add(graph, &term, &origin, 0, fired);
+            let made = add(graph, &simple, context.bounds, &term, &origin, 0, fired);
             assert_eq!(graph[made].data.ty, graph[class].data.ty, "law `{}` changes the type", rule.name);
             let united = graph.union(made, class);
             if united || graph.total_size() > before {
@@ -324,22 +369,29 @@ fn leaves(term: &Term) -> BTreeSet<V> {
 const DEPTH: usize = 16;
 
 /// Adds a term, simplified by the canonical laws, unless it is there already.
-fn add(graph: &mut Graph, term: &Term, origin: &BTreeSet<String>, depth: usize, fired: &mut Fired) -> Id {
+fn add(
+    graph: &mut Graph,
+    simple: &[&'static Rule],
+    bounds: &Bounds,
+    term: &Term,
+    origin: &BTreeSet<String>,
+    depth: usize,
+    fired: &mut Fired,
+) -> Id {
     let (op, args) = match term {
         Term::Old(at) => return graph.find(id(*at)),
         Term::New(op, args) => (op, args),
     };
-    let args: Vec<Id> = args.iter().map(|a| add(graph, a, origin, depth, fired)).collect();
+    let args: Vec<Id> = args.iter().map(|a| add(graph, simple, bounds, a, origin, depth, fired)).collect();
     if depth < DEPTH {
-        let view = View::of(graph);
+        let view = View::of(graph, bounds);
         let operands: Vec<V> = args.iter().map(|a| v(*a)).collect();
-        let laws = rules::CANONICAL.iter().flat_map(|theme| theme.iter());
-        let simpler = laws
-            .into_iter()
+        let simpler = simple
+            .iter()
             .find_map(|r| Some((r, (r.apply)(&view, op, &operands).into_iter().find(|t| t.ty(&view).is_some())?)));
         if let Some((rule, simpler)) = simpler {
             let before = graph.total_size();
-            let made = add(graph, &simpler, origin, depth + 1, fired);
+            let made = add(graph, simple, bounds, &simpler, origin, depth + 1, fired);
             if graph.total_size() > before {
                 *fired.entry(rule.name).or_default() += 1;
             }
@@ -372,7 +424,10 @@ mod tests {
     fn every_node_agrees(text: &str, bindings: &Bindings) -> usize {
         let module = parse_module(text).unwrap();
         let (mut graph, _) = build(&module.funcs[0]);
-        let (_, stop) = saturate(&mut graph, Limits::default(), &mut Fired::new());
+        let target = Target::by_name("cpu").unwrap();
+        let (bounds, laws, limits) = (Bounds::default(), LawSet::default(), Limits::default());
+        let context = Context { target: &target, bounds: &bounds, laws: &laws, limits };
+        let (_, stop) = saturate(&mut graph, &context, &mut Fired::new());
         assert_eq!(stop, Stop::Saturated);
         let mut values: BTreeMap<Id, Tensor> = BTreeMap::new();
         let mut checked: BTreeSet<Node> = BTreeSet::new();
@@ -443,7 +498,11 @@ mod tests {
         let module = parse_module(LATENT).unwrap();
         let target = Target::by_name("cpu").unwrap();
         let bindings = Bindings::from([(Sym::P, 5), (Sym::T, 1)]);
-        let stop = |limits| func(&module.funcs[0], &target, &bindings, limits, &mut Fired::new()).1.stop;
+        let (bounds, laws) = (Bounds::default(), LawSet::default());
+        let stop = |limits| {
+            let context = Context { target: &target, bounds: &bounds, laws: &laws, limits };
+            func(&module.funcs[0], &context, &bindings, &mut Fired::new()).1.stop
+        };
         assert_eq!(stop(Limits { nodes: 40, rounds: 12 }), Stop::Nodes);
         assert_eq!(stop(Limits { nodes: 20_000, rounds: 1 }), Stop::Rounds);
         assert_eq!(stop(Limits::default()), Stop::Saturated);

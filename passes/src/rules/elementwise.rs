@@ -5,7 +5,7 @@ use crate::rule::NumericClass::Exact;
 use crate::rule::{Rule, Site, Term, V};
 use hadal_ir::attr::Real;
 use hadal_ir::ops::map::MapFn;
-use hadal_ir::ops::{Broadcast, Cast, Constant, Gather, Slice};
+use hadal_ir::ops::{Cast, Constant, Gather, Slice};
 use hadal_ir::{DType, Op};
 
 /// The laws of this file.
@@ -40,7 +40,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "cast-after-gather",
-        law: "gather(cast(x), i) = cast(gather(x, i))",
+        law: "gather(widen(x), i) = widen(gather(x, i))",
         class: Exact,
         example: "func @f(%x: bf16[A, 4], %i: i32[B]) -> (y: f32[B, 4]) {
             %0 = cast %x {to = f32} : f32[A, 4]
@@ -50,6 +50,9 @@ pub const RULES: &[Rule] = &[
             let Op::Gather(Gather { .. }) = op else { return vec![] };
             each(site, args[0], |inner, x| {
                 let Op::Cast(c) = inner else { return None };
+                if !widens(site.ty(x[0]).dtype, c.to) {
+                    return None;
+                }
                 let rows = Term::new(op.clone(), [Term::Old(x[0]), Term::Old(args[1])]);
                 Some(Term::new(c.clone(), [rows]))
             })
@@ -85,25 +88,6 @@ pub const RULES: &[Rule] = &[
             let values: Option<Vec<(f64, DType)>> = args.iter().map(|a| scalar(site, *a)).collect();
             let Some(values) = values else { return vec![] };
             some(fold(m.f, &values).map(|c| Term::new(c, [])))
-        },
-    },
-    Rule {
-        name: "constants-before-broadcast",
-        law: "f(broadcast(c), broadcast(d)) = broadcast(f(c, d)), where c and d are scalars",
-        class: Exact,
-        example: "func @f() -> (y: f32[A]) {
-            %0 = constant {value = 3.0, dtype = f32} : f32[]
-            %1 = constant {value = 0.5, dtype = f32} : f32[]
-            %2 = broadcast %0 {shape = [A], dims = []} : f32[A]
-            %3 = broadcast %1 {shape = [A], dims = []} : f32[A]
-            %4 = add %2, %3 : f32[A]
-            return %4 }",
-        apply: |site, op, args| {
-            let Op::Map(m) = op else { return vec![] };
-            let values: Option<Vec<(f64, DType)>> = args.iter().map(|a| repeated(site, *a)).collect();
-            let Some(constant) = values.and_then(|v| fold(m.f, &v)) else { return vec![] };
-            let shape = site.ty(args[0]).shape.clone();
-            vec![Term::new(Broadcast { shape, dims: vec![] }, [Term::new(constant, [])])]
         },
     },
     Rule {

@@ -2,9 +2,11 @@
 
 use super::{noise, parse};
 use hadal_ir::interpret::eval_func;
-use hadal_ir::{Bindings, Builder, Func, Inst, InstKind, Module, Op, Sym, Tensor, ValueId};
+use hadal_ir::{Bindings, Builder, Dim, Func, Inst, InstKind, Module, Op, Sym, Tensor, ValueId};
+use hadal_passes::bounds::Bounds;
 use hadal_passes::rule::{NumericClass, Rule, Site, Term, V};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 /// A function as laws see it.
 pub struct View<'a>(pub &'a Func);
@@ -21,6 +23,38 @@ impl Site for View<'_> {
             _ => vec![],
         }
     }
+
+    fn readers(&self, v: V) -> Vec<(V, &Op, Vec<V>)> {
+        let readers = self.0.insts.iter().filter(|i| i.args.contains(&ValueId(v.0)));
+        let of = |i: &Inst| i.args.iter().map(|a| V(a.0)).collect();
+        let ops = readers.filter_map(|i| match &i.kind {
+            InstKind::Op(op) => Some((V(i.results[0].0), op, of(i))),
+            InstKind::Call(_) => None,
+        });
+        ops.collect()
+    }
+
+    fn constant(&self, v: V) -> bool {
+        let id = ValueId(v.0);
+        let made = self.0.insts.iter().find(|i| i.results.contains(&id));
+        let from_constants = |i: &Inst| i.args.iter().all(|a| self.constant(V(a.0)));
+        let sized = self.0.ty(id).shape.iter().all(|d| d.as_const().is_some());
+        self.0.weights.iter().any(|w| w.value == id) || (sized && made.is_some_and(from_constants))
+    }
+
+    fn upper(&self, size: &Dim) -> Option<i64> {
+        bounds().upper(size)
+    }
+
+    fn lower(&self, size: &Dim) -> Option<i64> {
+        bounds().lower(size)
+    }
+}
+
+/// The sizes that examples are run with.
+fn bounds() -> &'static Bounds {
+    static KNOWN: OnceLock<Bounds> = OnceLock::new();
+    KNOWN.get_or_init(|| Bounds::of(&parse(&with_symbols("")), "", &Default::default()))
 }
 
 /// The example of a law.
@@ -48,7 +82,8 @@ pub fn firings(rule: &Rule, func: &Func) -> Vec<(ValueId, Term)> {
 fn both(func: &Func, value: ValueId, term: &Term) -> Func {
     let mut b = Builder::new("both");
     let mut map = BTreeMap::new();
-    for p in &func.params {
+    // Weights are inputs here, so that they get random values like any other.
+    for p in func.params.iter().chain(func.weights.iter().map(|w| &w.value)) {
         map.insert(*p, b.param("p", func.ty(*p).clone()));
     }
     for inst in &func.insts {

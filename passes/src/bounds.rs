@@ -1,0 +1,108 @@
+//! What is known of sizes: the values that symbols may take where a function runs.
+//!
+//! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them.
+
+use crate::Options;
+use crate::specialise::ranges;
+use hadal_ir::{Dim, InstKind, Module, Range, Sym};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The values that symbols may take. The default knows nothing.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Bounds {
+    ranges: BTreeMap<Sym, Range>,
+    context: Option<i64>,
+}
+
+impl Bounds {
+    /// What every entry that reaches `func` keeps to; the module's ranges where none does.
+    pub fn of(module: &Module, func: &str, options: &Options) -> Bounds {
+        let mut hull: Option<BTreeMap<Sym, Range>> = None;
+        for entry in module.entries.iter().filter(|e| reaches(module, &e.func, func)) {
+            let more = ranges(module, &entry.ranges);
+            let Some(known) = &mut hull else {
+                hull = Some(more);
+                continue;
+            };
+            for (sym, range) in more {
+                let both = known.entry(sym).or_insert(range);
+                *both = Range { min: both.min.min(range.min), max: both.max.max(range.max) };
+            }
+        }
+        let ranges = hull.unwrap_or_else(|| module.symbols.clone());
+        Bounds { ranges, context: Some(options.context(module)) }
+    }
+
+    /// The most that `size` can be; `None` where one of its symbols has no range.
+    pub fn upper(&self, size: &Dim) -> Option<i64> {
+        let ends = self.sum(size, |r, k| if k > 0 { r.max } else { r.min })?;
+        // `P + T` is never more than the context: what both could be beyond it is at most counted the cheaper way.
+        let k = |s: Sym| size.terms().iter().find(|(sym, _)| *sym == s).map_or(0, |(_, k)| *k);
+        let cheaper = k(Sym::P).min(k(Sym::T)).max(0);
+        let most = |s: Sym| self.ranges.get(&s).map_or(0, |r| r.max);
+        let beyond = self.context.map_or(0, |c| most(Sym::P).saturating_add(most(Sym::T)).saturating_sub(c).max(0));
+        Some(ends.saturating_sub(cheaper.saturating_mul(beyond)))
+    }
+
+    /// The least that `size` can be; `None` where one of its symbols has no range.
+    pub fn lower(&self, size: &Dim) -> Option<i64> {
+        self.sum(size, |r, k| if k > 0 { r.min } else { r.max })
+    }
+
+    fn sum(&self, size: &Dim, end: impl Fn(&Range, i64) -> i64) -> Option<i64> {
+        size.terms().iter().try_fold(size.constant(), |sum, (sym, k)| {
+            Some(sum.saturating_add(k.saturating_mul(end(self.ranges.get(sym)?, *k))))
+        })
+    }
+}
+
+/// Whether `from` is `to` or calls it, however deep.
+pub(crate) fn reaches(module: &Module, from: &str, to: &str) -> bool {
+    let mut seen = BTreeSet::from([from]);
+    let mut open = vec![from];
+    while let Some(name) = open.pop() {
+        if name == to {
+            return true;
+        }
+        for inst in module.func(name).map(|f| f.insts.as_slice()).unwrap_or_default() {
+            if let InstKind::Call(call) = &inst.kind
+                && seen.insert(&call.func)
+            {
+                open.push(&call.func);
+            }
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hadal_ir::text::parse_module;
+
+    #[test]
+    fn sizes_are_bounded_by_the_entries_that_reach_a_function() {
+        let module = parse_module(
+            "symbols P in 0..63, T in 1..16
+            func @layer(%x: f32[T, 8]) -> (y: f32[T, 8]) { return %x }
+            func @alone(%x: f32[T, 8]) -> (y: f32[T, 8]) { return %x }
+            func @main(%x: f32[T, 8]) -> (y: f32[T, 8]) {
+              %0 = call @layer(%x) at \"a.\" : f32[T, 8]
+              return %0 }
+            entry decode = @main where T = 1, P in 0..31
+            entry verify = @main where T in 2..4, P in 8..40",
+        )
+        .unwrap();
+        let rows = Dim::from(Sym::P) + Sym::T;
+        let ends = |func: &str, context, size: &Dim| {
+            let bounds = Bounds::of(&module, func, &Options { max_context: context, ..Options::default() });
+            (bounds.lower(size), bounds.upper(size))
+        };
+        assert_eq!(ends("layer", None, &rows), (Some(1), Some(44)));
+        assert_eq!(ends("layer", Some(20), &rows), (Some(1), Some(20)));
+        assert_eq!(ends("alone", None, &rows), (Some(1), Some(79)));
+        assert_eq!(ends("layer", Some(20), &(Dim::from(Sym::P) - Sym::T)), (Some(-4), Some(39)));
+        assert_eq!(ends("layer", None, &Dim::from(Sym::B)), (None, None));
+        assert_eq!(Bounds::default().upper(&Dim::from(7i64)), Some(7));
+    }
+}
