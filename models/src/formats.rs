@@ -1,4 +1,5 @@
-//! In which element format each weight is stored: asked of the checkpoint, or planned from the configuration.
+//! In which element format each weight is stored: asked of the checkpoint, or planned from the configuration. And to
+//! which format the inputs of products with such weights are rounded, where that is asked for.
 
 use crate::checkpoint::Checkpoint;
 use crate::config_reader::Object;
@@ -52,6 +53,8 @@ pub struct Plan {
     pub dtype: DType,
     /// Rows and columns that share a scale, where linear layers are stored in e4m3 (`quantization_config`).
     pub block: Option<[usize; 2]>,
+    /// Whether scales are powers of two (`scale_fmt`): those of weights as stored, those of activations rounded up.
+    pub pow2: bool,
 }
 
 impl Plan {
@@ -64,27 +67,30 @@ impl Plan {
             "float32" => DType::F32,
             _ => DType::BF16,
         };
-        let Some(q) = o.optional_object("quantization_config")? else { return Ok(Plan { dtype, block: None }) };
+        let Some(q) = o.optional_object("quantization_config")? else {
+            return Ok(Plan { dtype, block: None, pow2: false });
+        };
         q.require_str_in("quant_method", &["fp8"])?;
         q.str_in_or("fmt", &["e4m3"], "e4m3")?;
         q.str_in_or("activation_scheme", &["dynamic"], "dynamic")?;
-        q.optional_str_in("scale_fmt", &["ue8m0", "float"])?;
+        let pow2 = q.optional_str_in("scale_fmt", &["ue8m0", "float"])? == Some("ue8m0");
         // What is not converted shows in the checkpoint itself.
         q.ignore(&["modules_to_not_convert", "ignored_layers"]);
         let sizes = q.usize_list("weight_block_size")?.unwrap_or_default();
         match sizes[..] {
-            [rows @ 1..=65536, columns @ 1..=65536] => Ok(Plan { dtype, block: Some([rows, columns]) }),
+            [rows @ 1..=65536, columns @ 1..=65536] => Ok(Plan { dtype, block: Some([rows, columns]), pow2 }),
             _ => Err(q.error("weight_block_size", "two sizes, [rows, columns], each from 1 to 65536")),
         }
     }
 
-    /// The format announced for `name`: linear layers of the blocks are quantised; embeddings, heads, norms, routers
-    /// and the projection that begins an MTP layer are not.
+    /// The format announced for `name`: linear layers of the blocks are quantised; embeddings, heads, norms, routers,
+    /// the weights of an indexer's heads and the projection that begins an MTP layer are not.
     fn dtype(&self, name: &str) -> DType {
-        let linear = ["_proj.weight", "_proj_with_mqa.weight"].iter().any(|end| name.ends_with(end));
+        let ends = |with: &[&str]| with.iter().any(|end| name.ends_with(end));
+        let linear = ends(&["_proj.weight", "_proj_with_mqa.weight", "indexer.wq_b.weight", "indexer.wk.weight"]);
         if name.ends_with(SCALE) || name.ends_with("e_score_correction_bias") {
             DType::F32
-        } else if self.block.is_some() && linear && !name.ends_with("eh_proj.weight") {
+        } else if self.block.is_some() && linear && !ends(&["eh_proj.weight", "indexer.weights_proj.weight"]) {
             DType::F8E4M3
         } else {
             self.dtype
@@ -92,13 +98,36 @@ impl Plan {
     }
 }
 
-/// The formats of a model's weights: the oracle's answers, completed by the plan.
+/// What products with block-scaled weights read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Activations {
+    /// Their inputs as they are.
+    #[default]
+    F32,
+    /// Their inputs rounded to e4m3, with a scale for every row and block of channels chosen by the values there: what
+    /// the releases' own code does, and what such models were trained with. Blocks and scales are those of
+    /// `quantization_config`.
+    Fp8,
+}
+
+/// How a row is rounded to e4m3.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rounding {
+    /// Neighbours that share a scale.
+    pub block: usize,
+    /// Whether scales are rounded up to powers of two.
+    pub pow2: bool,
+}
+
+/// The formats of a model's weights: the oracle's answers, completed by the plan. And of what they are multiplied with.
 #[derive(Clone, Copy)]
 pub struct Formats<'a> {
     /// What is stored.
     pub oracle: &'a dyn DtypeOracle,
     /// What was announced.
     pub plan: Plan,
+    /// What is multiplied with block-scaled weights.
+    pub activations: Activations,
 }
 
 impl Formats<'_> {
@@ -132,5 +161,11 @@ impl Formats<'_> {
             return Some(self.plan.block.unwrap_or([128, 128]));
         }
         self.plan.block.filter(|_| self.of(name) == DType::F8E4M3)
+    }
+
+    /// How the input of products with the weight `name` is rounded, where it is.
+    pub fn rounding(&self, name: &str) -> Option<Rounding> {
+        let [_, block] = self.block(name).filter(|_| self.activations == Activations::Fp8)?;
+        Some(Rounding { block, pow2: self.plan.pow2 })
     }
 }

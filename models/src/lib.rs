@@ -28,9 +28,10 @@ mod registry;
 pub mod stats;
 mod weights;
 
+pub use blocks::decoder::MtpInput;
 pub use blocks::rope::AttnFactor;
 pub use error::{Error, Result};
-pub use formats::{DtypeOracle, Planned};
+pub use formats::{Activations, DtypeOracle, Planned};
 pub use model::{BuildOptions, Model, Param, build, params};
 pub use registry::{Recognised, recognise};
 pub use weights::CheckpointWeights;

@@ -1,11 +1,11 @@
 //! A model ready to be compiled: its graph, and what the graph reads from the checkpoint.
 
-use crate::blocks::decoder::{Bounds, assemble};
+use crate::blocks::decoder::{Bounds, MtpInput, assemble};
 use crate::blocks::rope::AttnFactor;
 use crate::checkpoint::Expected;
 use crate::config_reader::Config;
 use crate::error::Result;
-use crate::formats::{DtypeOracle, Formats, PLAIN, SCALE, SCALES};
+use crate::formats::{Activations, DtypeOracle, Formats, PLAIN, SCALE, SCALES};
 use crate::registry;
 use hadal_ir::module::{Func, InstKind, Module, expand_weight_name, stack_range};
 use hadal_types::{Bindings, DType, TensorType};
@@ -22,11 +22,22 @@ pub struct BuildOptions {
     pub state_dtype: DType,
     /// What to make of `rope_scaling.attn_factor`.
     pub attn_factor: AttnFactor,
+    /// What products with block-scaled weights read.
+    pub activations: Activations,
+    /// Which hidden states multi-token prediction is given.
+    pub mtp_input: MtpInput,
 }
 
 impl Default for BuildOptions {
     fn default() -> Self {
-        BuildOptions { max_context: None, max_chunk: 512, state_dtype: DType::F32, attn_factor: AttnFactor::default() }
+        BuildOptions {
+            max_context: None,
+            max_chunk: 512,
+            state_dtype: DType::F32,
+            attn_factor: AttnFactor::default(),
+            activations: Activations::default(),
+            mtp_input: MtpInput::default(),
+        }
     }
 }
 
@@ -85,13 +96,18 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
     let frame = decoder.frame();
     let max_context = options.max_context.unwrap_or(frame.max_position).max(1);
     let max_chunk = options.max_chunk.clamp(1, max_context);
-    let bounds = Bounds { max_context, max_chunk, state_dtype: options.state_dtype };
-    let formats = Formats { oracle, plan: frame.plan };
+    let bounds = Bounds { max_context, max_chunk, state_dtype: options.state_dtype, mtp_input: options.mtp_input };
+    let formats = Formats { oracle, plan: frame.plan, activations: options.activations };
     let module = assemble(&*decoder, &formats, &bounds).map_err(|e| registry::graph_error(config, e))?;
+    let params = params(&module, module.entries.iter().map(|e| e.func.as_str()));
+    if options.activations == Activations::Fp8 && !params.iter().any(|p| p.name.ends_with(SCALE)) {
+        let expected = "block-scaled fp8 weights, as it is their inputs that are rounded";
+        return Err(config.object().error("quantization_config", expected));
+    }
     Ok(Model {
         name: recognised.name,
         why: recognised.why,
-        params: params(&module, module.entries.iter().map(|e| e.func.as_str())),
+        params,
         module,
         vocab: frame.vocab,
         hidden: frame.hidden,

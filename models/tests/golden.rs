@@ -4,7 +4,7 @@ use hadal_ir::interpret::Interpreter;
 use hadal_ir::{Bindings, Sym, Tensor};
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::config_reader::Config;
-use hadal_models::{AttnFactor, BuildOptions, CheckpointWeights, Model, build};
+use hadal_models::{Activations, AttnFactor, BuildOptions, CheckpointWeights, Model, build};
 use hadal_types::DType;
 use std::path::PathBuf;
 
@@ -68,6 +68,15 @@ fn ids(tokens: &[i64]) -> Tensor {
     Tensor::int(DType::I32, &[tokens.len()], tokens.to_vec())
 }
 
+/// Logits of the prompt where inputs of products with block-scaled weights are rounded.
+fn rounds_activations(name: &str) {
+    let f = open(name, &BuildOptions { activations: Activations::Fp8, ..BuildOptions::default() });
+    let weights = CheckpointWeights(&f.checkpoint);
+    let mut it = Interpreter::new(&f.model.module, &weights);
+    let all = f.run(&mut it, "logits", 0, &[ids(&f.tokens("input_ids"))]);
+    f.compare("logits_actquant", all[0].reals(), f.golden("logits_actquant").reals());
+}
+
 /// Logits of the prompt, then of each greedy token through the states, then of the MTP layer where there is one.
 fn passes(name: &str) {
     let f = open(name, &BuildOptions::default());
@@ -120,6 +129,12 @@ fixtures! {
     v3_fp8 "v3-fp8",
     v31_fp8_ue8m0 "v31-fp8-ue8m0",
     the_demo "../../models/demo",
+}
+
+#[test]
+fn activations_in_fp8() {
+    rounds_activations("v3-fp8");
+    rounds_activations("v31-fp8-ue8m0");
 }
 
 #[test]

@@ -118,11 +118,24 @@ pub struct Bounds {
     pub max_chunk: usize,
     /// Format of the states.
     pub state_dtype: DType,
+    /// Which hidden states multi-token prediction is given.
+    pub mtp_input: MtpInput,
+}
+
+/// Which hidden states the entry `logits` gives out, for multi-token prediction to take in. The paper's is the one before
+/// the final norm; engines, and the releases' own users, give the one after it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MtpInput {
+    /// After the final norm.
+    #[default]
+    Normed,
+    /// Before it.
+    Raw,
 }
 
 /// Builds the module of `decoder`, with the entries
 ///
-/// - `logits`: tokens to the logits of every position and the hidden states after the final norm;
+/// - `logits`: tokens to the logits of every position and the hidden states for `mtp` ([`MtpInput`]);
 /// - `prefill`: tokens to the logits of the last one; `decode`: the same of one token;
 /// - `mtp` (and `mtp1`, …): tokens and hidden states to the logits of the tokens after the next ones.
 pub fn assemble(decoder: &dyn Decoder, formats: &Formats<'_>, bounds: &Bounds) -> Result<Module, Box<BuildError>> {
@@ -234,7 +247,7 @@ impl<'a> Assembly<'a> {
         let logits = f.linear(hidden, head(frame, "lm_head"), frame.vocab, false);
         f.result("logits", logits);
         if rows == Rows::All {
-            f.result("hidden", hidden);
+            f.result("hidden", if self.bounds.mtp_input == MtpInput::Raw { x } else { hidden });
         }
         self.add(f)
     }
@@ -242,8 +255,7 @@ impl<'a> Assembly<'a> {
     /// Multi-token prediction (sheet `deepseek-v3`, "MTP layer"): row `i` joins the hidden state of token `i` with the
     /// embedding of token `i + 1`, passes one more layer, and predicts token `i + 2`.
     ///
-    /// `z = eh_proj [enorm(E[t]) ; hnorm(h)]`, `logits = shared_head(norm(layer(z)))`. The hidden state is the one after
-    /// the final norm, and row `i` stands at position `P + i`.
+    /// `z = eh_proj [enorm(E[t]) ; hnorm(h)]`, `logits = shared_head(norm(layer(z)))`. Row `i` stands at position `P + i`.
     fn mtp(&mut self, name: &str, layer: usize) -> Result<String, Box<BuildError>> {
         let frame = self.decoder.frame();
         let func = self.layer(layer)?;

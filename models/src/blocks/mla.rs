@@ -18,6 +18,7 @@ use super::rope::{Angles, AttnFactor, Rope, mscale, scaling_object};
 use crate::config_reader::Object;
 use crate::error::Result;
 use hadal_ir::module::ValueId;
+use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{CausalMask, Softmax};
 use hadal_types::{Dim, Sym};
 
@@ -82,47 +83,62 @@ impl Mla {
     }
 }
 
-/// Latent attention and its output projection. States: `ckv` `[P, c]` after its norm, `k_rope` `[P, dr]` after rotation.
+/// Latent attention and its output projection.
 pub fn mla(f: &mut Block<'_>, a: &Mla, x: ValueId, angles: Angles) -> ValueId {
+    f.within("self_attn", |f| {
+        let from = query_row(f, a, x);
+        attend(f, a, x, from, angles, None)
+    })
+}
+
+/// What queries are made of: their latent row after its norm, or `x` itself where they have none.
+pub fn query_row(f: &mut Block<'_>, a: &Mla, x: ValueId) -> ValueId {
+    let Some(rank) = a.q_rank else { return x };
+    let latent = f.linear(x, "q_a_proj", rank, a.bias);
+    f.norm(latent, "q_a_layernorm", LATENT_EPS)
+}
+
+/// The same with queries made of `from`, which see the keys that `mask`, `bool [T, S]`, holds true for, and of those the
+/// ones up to their own. States: `ckv` `[P, c]` after its norm, `k_rope` `[P, dr]` after rotation.
+pub fn attend(f: &mut Block<'_>, a: &Mla, x: ValueId, from: ValueId, angles: Angles, mask: Option<ValueId>) -> ValueId {
     let (h, c, dn, dr, dv) = (a.heads, a.kv_rank, a.nope, a.rope.dim, a.value);
     let (t, s) = (Dim::from(Sym::T), Dim::from(Sym::P) + Sym::T);
-    f.within("self_attn", |f| {
-        let q = match a.q_rank {
-            None => f.linear(x, "q_proj", h * (dn + dr), false),
-            Some(rank) => {
-                let latent = f.linear(x, "q_a_proj", rank, a.bias);
-                let latent = f.norm(latent, "q_a_layernorm", LATENT_EPS);
-                f.linear(latent, "q_b_proj", h * (dn + dr), false)
-            }
-        };
-        let q = f.reshape(q, &[t.clone(), h.into(), (dn + dr).into()]);
-        let q_nope = f.slice(q, 2, 0, dn, 1);
-        let q_rope = f.slice(q, 2, dn, dr, 1);
-        let q_rope = a.rope.turn(f, q_rope, angles);
-        let q = f.concat(&[q_nope, q_rope], 2);
+    let name = if a.q_rank.is_some() { "q_b_proj" } else { "q_proj" };
+    let q = f.linear(from, name, h * (dn + dr), false);
+    let q = f.reshape(q, &[t.clone(), h.into(), (dn + dr).into()]);
+    let q_nope = f.slice(q, 2, 0, dn, 1);
+    let q_rope = f.slice(q, 2, dn, dr, 1);
+    let q_rope = a.rope.turn(f, q_rope, angles);
+    let q = f.concat(&[q_nope, q_rope], 2);
 
-        let latent = f.linear(x, "kv_a_proj_with_mqa", c + dr, a.bias);
-        let k_rope = f.slice(latent, 1, c, dr, 1);
-        let k_rope = a.rope.turn(f, k_rope, angles);
-        let latent = f.slice(latent, 1, 0, c, 1);
-        let latent = f.norm(latent, "kv_a_layernorm", LATENT_EPS);
-        let (latent, k_rope) = (f.remember("ckv", latent), f.remember("k_rope", k_rope));
+    let latent = f.linear(x, "kv_a_proj_with_mqa", c + dr, a.bias);
+    let k_rope = f.slice(latent, 1, c, dr, 1);
+    let k_rope = a.rope.turn(f, k_rope, angles);
+    let latent = f.slice(latent, 1, 0, c, 1);
+    let latent = f.norm(latent, "kv_a_layernorm", LATENT_EPS);
+    let (latent, k_rope) = (f.remember("ckv", latent), f.remember("k_rope", k_rope));
 
-        let kv = f.matrix("kv_b_proj", &[h * (dn + dv), c]);
-        let kv = f.reshape(kv, &[h.into(), (dn + dv).into(), c.into()]);
-        let (up, read) = (f.slice(kv, 1, 0, dn, 1), f.slice(kv, 1, dn, dv, 1));
-        let k_nope = f.contract("sc,hnc->shn", &[latent, up]);
-        let k_rope = f.broadcast(k_rope, &[s, h.into(), dr.into()], &[0, 2]);
-        let k = f.concat(&[k_nope, k_rope], 2);
-        let v = f.contract("sc,hvc->shv", &[latent, read]);
+    let latent = f.operand(latent, "kv_b_proj");
+    let kv = f.matrix("kv_b_proj", &[h * (dn + dv), c]);
+    let kv = f.reshape(kv, &[h.into(), (dn + dv).into(), c.into()]);
+    let (up, read) = (f.slice(kv, 1, 0, dn, 1), f.slice(kv, 1, dn, dv, 1));
+    let k_nope = f.contract("sc,hnc->shn", &[latent, up]);
+    let k_rope = f.broadcast(k_rope, &[s, h.into(), dr.into()], &[0, 2]);
+    let k = f.concat(&[k_nope, k_rope], 2);
+    let v = f.contract("sc,hvc->shv", &[latent, read]);
 
-        let scores = f.contract("thd,shd->hts", &[q, k]);
-        let scores = f.mul_scalar(scores, a.scale);
-        let scores = f.op(CausalMask { query: 1, key: 2 }, &[scores]);
-        let weights = f.op(Softmax, &[scores]);
-        let mixed = f.contract("hts,shv->thv", &[weights, v]);
-        let mixed = f.reshape(mixed, &[t, (h * dv).into()]);
-        let d = f.size(x, 1);
-        f.linear(mixed, "o_proj", d, a.bias)
-    })
+    let scores = f.contract("thd,shd->hts", &[q, k]);
+    let scores = f.mul_scalar(scores, a.scale);
+    let mut scores = f.op(CausalMask { query: 1, key: 2 }, &[scores]);
+    if let Some(mask) = mask {
+        let shape = f.shape(scores).to_vec();
+        let mask = f.broadcast(mask, &shape, &[1, 2]);
+        let hidden = f.scalar_like(scores, f64::NEG_INFINITY);
+        scores = f.map(MapFn::Select, &[mask, scores, hidden]);
+    }
+    let weights = f.op(Softmax, &[scores]);
+    let mixed = f.contract("hts,shv->thv", &[weights, v]);
+    let mixed = f.reshape(mixed, &[t, (h * dv).into()]);
+    let d = f.size(x, 1);
+    f.linear(mixed, "o_proj", d, a.bias)
 }

@@ -9,11 +9,14 @@ pub mod mla;
 pub mod mlp;
 pub mod moe;
 pub mod rope;
+pub mod rounding;
 
-use crate::formats::{Formats, SCALE};
+use crate::formats::{Formats, Rounding, SCALE};
 use hadal_ir::builder::{BuildError, Builder};
 use hadal_ir::module::{Func, ValueId};
 use hadal_ir::ops::Dequantize;
+use hadal_ir::ops::map::MapFn;
+use hadal_ir::ops::reduce::ReduceKind;
 use hadal_types::{DType, TensorType};
 use std::ops::{Deref, DerefMut};
 
@@ -87,10 +90,24 @@ impl<'a> Block<'a> {
         self.op(Dequantize { block }, &[stored, scales])
     }
 
+    /// How whatever is multiplied with `name.weight` is rounded before, where it is.
+    pub fn rounding(&self, name: &str) -> Option<Rounding> {
+        self.formats.rounding(&format!("{}{}{name}.weight", self.at, self.path))
+    }
+
+    /// `x` as a product with `name.weight` reads it.
+    pub fn operand(&mut self, x: ValueId, name: &str) -> ValueId {
+        match self.rounding(name) {
+            Some(to) => rounding::rounded(self, x, to),
+            None => x,
+        }
+    }
+
     /// `y = x Wᵀ (+ b)` with the weight `name.weight` of `outputs` rows.
     pub fn linear(&mut self, x: ValueId, name: &str, outputs: usize, bias: bool) -> ValueId {
         let inputs = self.size(x, 1);
         self.enter(name);
+        let x = self.operand(x, name);
         let w = self.matrix(name, &[outputs, inputs]);
         let mut y = self.contract("td,fd->tf", &[x, w]);
         if bias {
@@ -100,6 +117,38 @@ impl<'a> Block<'a> {
             let b = self.broadcast(b, &shape, &[1]);
             y = self.add(y, b);
         }
+        self.leave();
+        y
+    }
+
+    /// `(x - mean(x)) · rsqrt(mean((x - mean(x))²) + eps) · g + b` over the last axis of `[T, n]`, with `g = name.weight`
+    /// and `b = name.bias`.
+    pub fn layer_norm(&mut self, x: ValueId, name: &str, eps: f64) -> ValueId {
+        let shape = self.shape(x).to_vec();
+        let size = self.size(x, 1);
+        let of = |f: &mut Self, part: &str| {
+            let w = f.tensor(&format!("{name}.{part}"), &[size]);
+            let w = f.cast(w, DType::F32);
+            f.broadcast(w, &shape, &[1])
+        };
+        let mean = |f: &mut Self, x: ValueId| {
+            let sum = f.reduce(ReduceKind::Sum, &[1], x);
+            f.mul_scalar(sum, 1.0 / size as f64)
+        };
+        self.enter(name);
+        let middle = mean(self, x);
+        let middle = self.broadcast(middle, &shape, &[0]);
+        let x = self.map(MapFn::Sub, &[x, middle]);
+        let square = self.mul(x, x);
+        let variance = mean(self, square);
+        let variance = self.add_scalar(variance, eps);
+        let scale = self.map(MapFn::Rsqrt, &[variance]);
+        let scale = self.broadcast(scale, &shape, &[0]);
+        let x = self.mul(x, scale);
+        let g = of(self, "weight");
+        let x = self.mul(x, g);
+        let b = of(self, "bias");
+        let y = self.add(x, b);
         self.leave();
         y
     }
@@ -116,9 +165,14 @@ impl<'a> Block<'a> {
 
     /// The rows of the state `name` so far, with `rows` behind them, as f32.
     pub fn remember(&mut self, name: &str, rows: ValueId) -> ValueId {
-        let (name, dtype) = (format!("{}{name}", self.path), self.state_dtype);
-        let all = self.append(&name, rows, dtype);
+        let all = self.remember_as(name, rows, self.state_dtype);
         self.cast(all, DType::F32)
+    }
+
+    /// The same for a state that has a format of its own, in that format.
+    pub fn remember_as(&mut self, name: &str, rows: ValueId, dtype: DType) -> ValueId {
+        let name = format!("{}{name}", self.path);
+        self.append(&name, rows, dtype)
     }
 
     /// The size of one axis, which must not depend on symbols.

@@ -11,6 +11,7 @@
 
 use super::Block;
 use super::mlp::{mlp, silu};
+use super::rounding::rounded;
 use crate::config_reader::Object;
 use crate::error::Result;
 use hadal_ir::module::ValueId;
@@ -283,16 +284,28 @@ fn close_groups(f: &mut Block<'_>, scores: ValueId, groups: Groups, best: usize)
 fn experts(f: &mut Block<'_>, m: &Moe, x: ValueId, chosen: ValueId, weights: ValueId) -> ValueId {
     let d = f.size(x, 1);
     let (e, inner) = (m.experts, m.width);
+    let stack = |name: &str| format!("{{0..{e}}}.{name}");
     let of = |f: &mut Block<'_>, name: &str, shape: [usize; 2]| {
-        let stack = f.matrix(&format!("{{0..{e}}}.{name}"), &[e, shape[0], shape[1]]);
+        let stack = f.matrix(&stack(name), &[e, shape[0], shape[1]]);
         f.op(Gather { axis: 0, batch: 0 }, &[stack, chosen])
     };
-    let gate = of(f, "gate_proj", [inner, d]);
-    let gate = f.contract("td,tkfd->tkf", &[x, gate]);
-    let up = of(f, "up_proj", [inner, d]);
-    let up = f.contract("td,tkfd->tkf", &[x, up]);
+    let into = |f: &mut Block<'_>, name: &str| {
+        let w = of(f, name, [inner, d]);
+        match f.rounding(&stack(name)) {
+            None => f.contract("td,tkfd->tkf", &[x, w]),
+            // Every expert rounds what it is given.
+            Some(to) => {
+                let given = f.broadcast(x, &[Sym::T.into(), m.per_token.into(), d.into()], &[0, 2]);
+                let given = rounded(f, given, to);
+                f.contract("tkd,tkfd->tkf", &[given, w])
+            }
+        }
+    };
+    let gate = into(f, "gate_proj");
+    let up = into(f, "up_proj");
     let gate = silu(f, gate);
     let inner_rows = f.mul(gate, up);
+    let inner_rows = f.operand(inner_rows, &stack("down_proj"));
     let down = of(f, "down_proj", [d, inner]);
     let y = f.contract("tkf,tkdf->tkd", &[inner_rows, down]);
     f.contract("tkd,tk->td", &[y, weights])

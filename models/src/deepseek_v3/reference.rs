@@ -27,7 +27,7 @@ impl Config {
             "fp8" => Some([128, 128]),
             _ => None,
         };
-        o.optional_str_in("scale_fmt", &["ue8m0"])?;
+        let pow2 = o.optional_str_in("scale_fmt", &["ue8m0"])?.is_some();
         let max_position = o.usize_or("max_seq_len", 16384)?;
         let hidden = o.require_usize_in("dim", 1..=1 << 18)?;
         let frame = Frame {
@@ -39,7 +39,7 @@ impl Config {
             max_position,
             bos: None,
             eos: Vec::new(),
-            plan: Plan { dtype: DType::BF16, block },
+            plan: Plan { dtype: DType::BF16, block, pow2 },
         };
 
         // YaRN acts only where contexts longer than the original one are asked for.
