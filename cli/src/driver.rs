@@ -113,12 +113,22 @@ pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
     Ok(Compiled { model, optimised, program, kernels, passes, times, manifest, code: packed.code })
 }
 
-/// The machine called `name`.
+/// The machine called `name`, or described in the file `name`.
 pub fn target(name: &str) -> Result<Target, Failure> {
-    Target::by_name(name).ok_or_else(|| {
-        let known: Vec<String> = Target::all().into_iter().map(|t| t.name).collect();
-        Failure::usage(format!("there is no target `{name}`; known are {}", known.join(", ")))
-    })
+    if let Some(known) = Target::by_name(name) {
+        return Ok(known);
+    }
+    let path = Path::new(name);
+    if path.extension().is_some_and(|e| e == "toml") || path.is_file() {
+        let text = crate::failure::read_text(path)?;
+        return Target::parse(&text).map_err(|e| {
+            let help = "`hadal target show cpu` prints a description to begin with, `hadal target probe` makes one";
+            Failure::input(format!("{name}: no description of a machine: {e}")).help(help)
+        });
+    }
+    let known: Vec<String> = Target::all().into_iter().map(|t| t.name).collect();
+    let help = "a file that `hadal target probe -o FILE.toml` wrote can stand here too";
+    Err(Failure::usage(format!("there is no target `{name}`; known are {}", known.join(", "))).help(help))
 }
 
 /// What passes are told of a model.

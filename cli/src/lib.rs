@@ -18,6 +18,7 @@ pub mod failure;
 pub mod golden;
 pub mod input;
 pub mod options;
+pub mod probe;
 pub mod roofline;
 pub mod units;
 

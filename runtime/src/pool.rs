@@ -137,6 +137,19 @@ impl Pool {
         self.shared.threads
     }
 
+    /// Seconds that handing one empty step to the threads and waiting for them takes, on average over some hundreds.
+    pub fn launch_seconds(&self) -> f64 {
+        extern "C" fn nothing(_: *const *mut u8, _: *const i64, _: i64, _: i64, _: *mut u8) {}
+        const STEPS: usize = 500;
+        let grid = (self.threads() * PIECES_PER_THREAD) as i64;
+        let step = Step { kernel: nothing, args: std::ptr::null(), symbols: std::ptr::null(), grid, large: true };
+        let scratch = Scratch { start: std::ptr::null_mut(), stride: 0 };
+        let start = std::time::Instant::now();
+        // SAFETY: the kernel touches none of its arguments.
+        unsafe { self.run(&[step; STEPS], scratch) };
+        start.elapsed().as_secs_f64() / STEPS as f64
+    }
+
     /// Runs `steps` in order and returns when all are finished.
     ///
     /// # Safety

@@ -15,6 +15,7 @@ pub mod inspect;
 pub mod opt;
 pub mod predict;
 pub mod run;
+pub mod target;
 pub mod verify;
 
 use crate::failure::Failure;
@@ -39,6 +40,7 @@ enum Command {
     Demo(demo::Args),
     Inspect(inspect::Args),
     Predict(predict::Args),
+    Target(target::Args),
     Compile(compile::Args),
     Run(run::Args),
     Verify(verify::Args),
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Target(args) => target::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Verify(args) => verify::run(&args),
@@ -76,6 +79,20 @@ pub fn write_line(text: impl std::fmt::Display) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let written = writeln!(out, "{text}").and_then(|()| out.flush());
     written.map_err(|e| Failure::failed(format!("standard output: {e}")))
+}
+
+/// Rows of cells as text: the first column to the left, numbers to the right.
+pub(crate) fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cell = |(i, (text, w)): (usize, (&String, &usize))| match i {
+            0 => format!("{text:<w$}"),
+            _ => format!("{text:>w$}"),
+        };
+        row.iter().zip(&widths).enumerate().map(cell).collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// A closed pipe (`hadal dump … | head`) ends the program quietly, as it does any other, instead of as a panic in

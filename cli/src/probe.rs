@@ -1,0 +1,338 @@
+//! Measures the machine at hand, with kernels that our own code generator emits: what they reach is what compiled models
+//! can reach, whatever a data sheet says.
+//!
+//! Every figure is taken several times by all threads at once. The best is what the machine can do; the median and the
+//! worst say how much else was going on. Nothing here takes longer than some hundred milliseconds a run.
+
+use crate::failure::Failure;
+use hadal_codegen::cranelift::jit::{Aligned, JitFn};
+use hadal_codegen::cranelift::{CpuTarget, compile};
+use hadal_ir::kernel::{Access, Builder, Kernel, LoopKind, ReduceOp, Value};
+use hadal_ir::target::{Activations, Peaks, Target, TargetKind};
+use hadal_types::DType;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+/// The figures of several runs, sorted.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Sample {
+    runs: Vec<f64>,
+}
+
+impl Sample {
+    fn new(mut runs: Vec<f64>) -> Sample {
+        runs.sort_by(f64::total_cmp);
+        Sample { runs }
+    }
+
+    /// The smallest.
+    pub fn min(&self) -> f64 {
+        self.runs.first().copied().unwrap_or(f64::NAN)
+    }
+
+    /// The one in the middle.
+    pub fn median(&self) -> f64 {
+        self.runs.get(self.runs.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    /// The largest.
+    pub fn max(&self) -> f64 {
+        self.runs.last().copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// What was found.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Probe {
+    /// Threads that measured.
+    pub threads: usize,
+    /// The processor, as the system calls it.
+    pub processor: String,
+    /// Operations per second of f32 multiply-adds.
+    pub flops: Sample,
+    /// Bytes per second read from memory by all threads.
+    pub bandwidth: Sample,
+    /// Bytes per second read from memory by one thread.
+    pub bandwidth_of_one: Sample,
+    /// Bytes per second read from each thread's own cache.
+    pub cache_bandwidth: Sample,
+    /// Seconds of one empty kernel launch.
+    pub launch: Sample,
+    /// Bytes of the caches that threads do not share with other cores, together.
+    pub cache_bytes: u64,
+    /// Bytes of all caches together.
+    pub all_cache_bytes: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+}
+
+/// Runs of each measurement.
+const RUNS: usize = 9;
+
+/// Measures with so many threads. `progress` hears what is next.
+pub fn probe(threads: usize, progress: &dyn Fn(&str)) -> Result<Probe, Failure> {
+    let cpu = CpuTarget::X86_64_V3;
+    if std::env::consts::ARCH != cpu.arch || !features().contains(&"fma") {
+        let needs = format!("{} with {}", cpu.arch, cpu.features.join(", "));
+        return Err(Failure::failed(format!("this machine cannot run the code that hadal generates, for {needs}")));
+    }
+    let caches = caches();
+    let own = caches.iter().filter(|c| c.level <= 2).map(|c| c.bytes).max().unwrap_or(1 << 20);
+    let shared = caches.iter().map(|c| c.bytes).max().unwrap_or(own);
+    // Far more than any cache holds, and not more than a small machine has.
+    let memory = memory_bytes();
+    let far = (4 * shared).clamp(256 << 20, 1 << 30).min(memory / 4).max(1 << 20) as usize;
+
+    progress("multiply-add peak");
+    let steps = 1_000_000;
+    let peak = Bench::new(&peak_kernel(steps))?.on(threads, 0)?;
+    let flops = peak.per_second((threads * steps as usize * CHAINS * 4 * 2) as f64);
+    progress("read bandwidth, one thread");
+    let one = read(1, far, 1)?;
+    progress("read bandwidth, all threads");
+    let all = if threads == 1 { one.clone() } else { read(threads, far / threads, 1)? };
+    progress("cache bandwidth");
+    let near = own as usize / 2;
+    let cache = read(threads, near, (64 << 20) / near.max(1))?;
+    progress("launch cost");
+    let pool = hadal_runtime::Pool::new(threads);
+    let launch = Sample::new((0..RUNS).map(|_| pool.launch_seconds()).collect());
+    Ok(Probe {
+        threads,
+        processor: processor(),
+        flops,
+        bandwidth: all,
+        bandwidth_of_one: one,
+        cache_bandwidth: cache,
+        launch,
+        cache_bytes: own * threads as u64,
+        all_cache_bytes: shared.max(own * threads as u64),
+        memory_bytes: memory,
+    })
+}
+
+impl Probe {
+    /// The description that these figures make: the best of each.
+    pub fn target(&self, name: &str) -> Target {
+        let digits = |x: f64| {
+            let unit = 10f64.powf(x.log10().floor() - 2.0);
+            (x / unit).round() * unit
+        };
+        let threads = if self.threads == 1 { "thread" } else { "threads" };
+        let source = format!("measured by `hadal target probe` on {}, {} {threads}", self.processor, self.threads);
+        Target {
+            name: name.to_owned(),
+            kind: TargetKind::Cpu,
+            arch: std::env::consts::ARCH.to_owned(),
+            features: features().into_iter().map(str::to_owned).collect(),
+            threads: self.threads as u32,
+            activations: Activations::F32,
+            bandwidth: digits(self.bandwidth.max()),
+            cache_bandwidth: digits(self.cache_bandwidth.max()),
+            cache_bytes: self.cache_bytes,
+            memory_bytes: self.memory_bytes,
+            launch_seconds: digits(self.launch.min()),
+            source,
+            flops: Peaks::flat(digits(self.flops.max())),
+        }
+    }
+}
+
+/// Bytes per second that threads read, each from its own `bytes`, so many times over.
+fn read(threads: usize, bytes: usize, times: usize) -> Result<Sample, Failure> {
+    let words = (bytes / 4 / 64).max(1) * 64;
+    let times = times.max(1);
+    let bench = Bench::new(&read_kernel(words as i64, times as i64))?;
+    Ok(bench.on(threads, words * 4)?.per_second((threads * words * 4 * times) as f64))
+}
+
+/// A compiled kernel with one input and one output.
+struct Bench {
+    jit: JitFn,
+    scratch: usize,
+}
+
+/// Times of runs.
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn per_second(&self, amount: f64) -> Sample {
+        Sample::new(self.0.iter().map(|t| amount / t.as_secs_f64()).collect())
+    }
+}
+
+impl Bench {
+    fn new(kernel: &Kernel) -> Result<Bench, Failure> {
+        let failed = |e: hadal_codegen::Error| Failure::internal("compiling a measurement", e);
+        let compiled = compile(kernel, &CpuTarget::X86_64_V3).map_err(failed)?;
+        let scratch = compiled.scratch_bytes.as_const().unwrap_or(0).max(0) as usize;
+        Ok(Bench { jit: JitFn::new(&compiled).map_err(failed)?, scratch })
+    }
+
+    /// Runs on so many threads at once, each with an input of its own; a run's time is that of the slowest.
+    fn on(&self, threads: usize, bytes: usize) -> Result<Times, Failure> {
+        let gate = Barrier::new(threads);
+        let worker = || {
+            // Written to, so that each page is one of its own and not the system's page of zeros.
+            let (mut input, mut output) = (Aligned::new(bytes.max(64)), Aligned::new(64));
+            input.as_mut_slice().fill(0x31);
+            let mut scratch = Aligned::new(self.scratch);
+            let args = [input.as_mut_ptr(), output.as_mut_ptr()];
+            let mut run = || {
+                gate.wait();
+                let start = Instant::now();
+                // SAFETY: the input is as large as the kernel's parameter, the output and scratch too; they are apart.
+                unsafe { self.jit.call(&args, &[], 0, 1, scratch.as_mut_ptr()) };
+                gate.wait();
+                start.elapsed()
+            };
+            run();
+            (0..RUNS).map(|_| run()).collect::<Vec<_>>()
+        };
+        let times: Vec<Vec<Duration>> = std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+            handles.into_iter().filter_map(|h| h.join().ok()).collect()
+        });
+        if times.len() < threads {
+            return Err(Failure::failed("a measuring thread ended early: is there memory enough?"));
+        }
+        Ok(Times((0..RUNS).filter_map(|i| times.iter().map(|t| t[i]).max()).collect()))
+    }
+}
+
+/// Independent chains of multiply-adds: more than any core has in flight.
+const CHAINS: usize = 12;
+
+/// Chains of f32x4 multiply-adds in registers.
+fn peak_kernel(steps: i64) -> Kernel {
+    let mut b = Builder::new("peak");
+    let x = b.param("x", DType::F32, [16i64], Access::Read);
+    let y = b.param("y", DType::F32, [1i64], Access::Write);
+    b.grid([1i64]);
+    let (zero, end) = (b.const_i64(0), b.const_i64(steps));
+    let four = b.const_i64(4);
+    let (p, q) = (b.load(x, &[zero], 4), b.load(x, &[four], 4));
+    let step = |b: &mut Builder, _: Value, sums: &[Value]| sums.iter().map(|s| b.fma(*s, p, q)).collect();
+    let sums = b.for_loop(zero, end, 1, LoopKind::Serial, &[p; CHAINS], step);
+    total(b, y, sums)
+}
+
+/// Adds up an array, so many times.
+fn read_kernel(words: i64, times: i64) -> Kernel {
+    let mut b = Builder::new("read");
+    let x = b.param("x", DType::F32, [words], Access::Read);
+    let y = b.param("y", DType::F32, [1i64], Access::Write);
+    b.grid([1i64]);
+    let (zero, end, rounds, none) = (b.const_i64(0), b.const_i64(words), b.const_i64(times), b.const_f32(0.0));
+    let none = b.splat(none, 4);
+    let sums = b.for_loop(zero, rounds, 1, LoopKind::Serial, &[none; 8], |b, _, sums| {
+        b.for_loop(zero, end, 32, LoopKind::Serial, sums, |b, i, sums| {
+            let add = |(j, sum): (usize, &_)| {
+                let offset = b.const_i64(4 * j as i64);
+                let at = b.add(i, offset);
+                let v = b.load(x, &[at], 4);
+                b.add(*sum, v)
+            };
+            sums.iter().enumerate().map(add).collect()
+        })
+    });
+    total(b, y, sums)
+}
+
+/// Stores the sum of all, so that none of them can be left out.
+fn total(mut b: Builder, y: hadal_ir::kernel::Buf, sums: Vec<Value>) -> Kernel {
+    let zero = b.const_i64(0);
+    let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("some chains");
+    let sum = b.reduce_lanes(ReduceOp::Add, sum);
+    b.store(y, &[zero], sum);
+    b.finish()
+}
+
+/// Processor features that matter here, of those this machine has.
+fn features() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let found = [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("bmi2", is_x86_feature_detected!("bmi2")),
+        ("f16c", is_x86_feature_detected!("f16c")),
+        ("fma", is_x86_feature_detected!("fma")),
+    ];
+    #[cfg(not(target_arch = "x86_64"))]
+    let found: [(&str, bool); 0] = [];
+    found.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+}
+
+/// A data cache of the first processor.
+struct Cache {
+    level: u32,
+    bytes: u64,
+}
+
+fn caches() -> Vec<Cache> {
+    let one = |i: usize| {
+        let read =
+            |file: &str| std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{i}/{file}")).ok();
+        let (level, kind, size) = (read("level")?, read("type")?, read("size")?);
+        let size = size.trim();
+        let bytes = match size.strip_suffix('K') {
+            Some(k) => k.parse::<u64>().ok()? << 10,
+            None => size.strip_suffix('M')?.parse::<u64>().ok()? << 20,
+        };
+        (kind.trim() != "Instruction").then_some(Cache { level: level.trim().parse().ok()?, bytes })
+    };
+    (0..8).filter_map(one).collect()
+}
+
+fn memory_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(8 << 30, |k| k << 10)
+}
+
+fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, n)| n.trim()));
+    name.filter(|n| !n.is_empty()).unwrap_or("an unnamed processor").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_sorted() {
+        let s = Sample::new(vec![3.0, 1.0, 2.0]);
+        assert_eq!((s.min(), s.median(), s.max()), (1.0, 2.0, 3.0));
+    }
+
+    #[test]
+    fn a_small_read_is_measured_and_counts_what_it_read() {
+        let s = read(2, 1 << 16, 64).unwrap();
+        // Between a slow disk's speed and what no core has.
+        assert!(s.min() > 1e7 && s.max() < 1e13, "{s:?}");
+        assert_eq!(s.runs.len(), RUNS);
+    }
+
+    #[test]
+    fn what_was_found_makes_a_description_that_parses() {
+        let s = |x: f64| Sample::new(vec![x / 3.0, x / 2.0, x]);
+        let probe = Probe {
+            threads: 2,
+            processor: "a \"quoted\" processor".into(),
+            flops: s(1.234567e11),
+            bandwidth: s(4e10),
+            bandwidth_of_one: s(3e10),
+            cache_bandwidth: s(2e11),
+            launch: s(3e-6),
+            cache_bytes: 1 << 21,
+            all_cache_bytes: 1 << 25,
+            memory_bytes: 1 << 34,
+        };
+        let target = probe.target("mine");
+        let back = Target::parse(&target.to_text()).unwrap();
+        assert_eq!(back, target);
+        assert_eq!((back.flops.f32, back.bandwidth, back.launch_seconds), (1.23e11, 4e10, 1e-6));
+    }
+}
