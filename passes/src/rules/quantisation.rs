@@ -130,7 +130,9 @@ fn total(site: &dyn Site, op: &Op, args: &[V], numbers: V, len: &Dim) -> Option<
     if keeps_zero(site, op, args) || inside(site, numbers, len) {
         return Some(());
     }
-    site.miss(&|| format!("`{}` of zero may not be zero, and row numbers may lie outside the {len} rows", op.mnemonic()));
+    site.miss(&|| {
+        format!("`{}` of zero may not be zero, and row numbers may lie outside the {len} rows", op.mnemonic())
+    });
     None
 }
 
