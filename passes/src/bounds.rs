@@ -3,7 +3,6 @@
 //! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them.
 
 use crate::Options;
-use crate::specialise::ranges;
 use hadal_ir::{Dim, InstKind, Module, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +18,7 @@ impl Bounds {
     pub fn of(module: &Module, func: &str, options: &Options) -> Bounds {
         let mut hull: Option<BTreeMap<Sym, Range>> = None;
         for entry in module.entries.iter().filter(|e| reaches(module, &e.func, func)) {
-            let more = ranges(module, &entry.ranges);
+            let more = module.ranges(entry);
             let Some(known) = &mut hull else {
                 hull = Some(more);
                 continue;

@@ -16,7 +16,7 @@ pub struct Pass {
     pub name: &'static str,
     /// What it does, in a line.
     pub summary: &'static str,
-    run: fn(&Module, &Target, &Options) -> (Module, Details),
+    run: fn(&Module, &Target, &Options) -> Result<(Module, Details), Error>,
 }
 
 /// What a pass has to say besides its result.
@@ -48,14 +48,14 @@ pub const PASSES: &[Pass] = &[
     Pass {
         name: "specialise",
         summary: "copy functions per entry and replace the symbols it fixes",
-        run: |m, _, _| (specialise::run(m), Details::default()),
+        run: |m, _, _| Ok((specialise::run(m), Details::default())),
     },
     Pass {
         name: "canonicalise",
         summary: "bring equal things to one form, and drop what nothing uses",
         run: |m, _, options| {
             let (module, fired) = canonicalise::run(m, options);
-            (module, Details { fired, ..Details::default() })
+            Ok((module, Details { fired, ..Details::default() }))
         },
     },
     Pass {
@@ -66,11 +66,11 @@ pub const PASSES: &[Pass] = &[
     Pass {
         name: "fuse",
         summary: "cut functions into kernels, each one launch",
-        run: |m, _, _| (fuse::run(m), Details::default()),
+        run: |m, _, _| Ok((fuse::run(m), Details::default())),
     },
 ];
 
-fn rewrite(module: &Module, target: &Target, options: &Options) -> (Module, Details) {
+fn rewrite(module: &Module, target: &Target, options: &Options) -> Result<(Module, Details), Error> {
     let mut details = Details::default();
     let mut out = Module { funcs: Vec::new(), ..module.clone() };
     for func in &module.funcs {
@@ -85,7 +85,7 @@ fn rewrite(module: &Module, target: &Target, options: &Options) -> (Module, Deta
         out.funcs.push(func);
         details.searches.push(search);
     }
-    (out, details)
+    Ok((out, details))
 }
 
 /// Runs one pass, with the verifier after it.
@@ -96,7 +96,7 @@ pub(crate) fn run_pass(
     options: &Options,
 ) -> Result<(Module, PassReport), Error> {
     let start = Instant::now();
-    let (out, details) = (pass.run)(module, target, options);
+    let (out, details) = (pass.run)(module, target, options)?;
     let time = start.elapsed();
     verify::module(&out).map_err(|faults| Error::Broken { pass: pass.name, faults })?;
     let report = PassReport { pass: pass.name, before: ops(module), after: ops(&out), time, details };
