@@ -18,6 +18,7 @@ pub mod config_reader;
 pub mod deepseek_moe;
 pub mod deepseek_v2;
 pub mod deepseek_v3;
+pub mod deepseek_v32;
 mod error;
 pub mod formats;
 mod json;

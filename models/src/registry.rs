@@ -4,7 +4,7 @@ use crate::blocks::decoder::Decoder;
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::{Config, Object};
 use crate::error::{Error, Result};
-use crate::{deepseek_moe, deepseek_v2, deepseek_v3, llama, qwen};
+use crate::{deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v32, llama, qwen};
 
 /// What a configuration describes, and how that shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,15 +62,25 @@ const FAMILIES: &[Family] = &[
         architecture: "DeepseekV3ForCausalLM",
         read: |o, a| Ok(Box::new(deepseek_v3::Config::read(o, a)?)),
     },
+    Family {
+        name: "deepseek-v3.2",
+        model_type: "deepseek_v32",
+        architecture: "DeepseekV32ForCausalLM",
+        read: |o, a| Ok(Box::new(deepseek_v32::Config::read(o, a)?)),
+    },
 ];
 
-/// The V3 repository's own form of configuration, which has neither `architectures` nor `model_type`.
+/// The repositories' own form of configuration, which has neither `architectures` nor `model_type`.
 const REFERENCE: Family = Family {
     name: "deepseek-v3",
     model_type: "",
     architecture: "",
     read: |o, _| Ok(Box::new(deepseek_v3::Config::read_reference(o)?)),
 };
+
+/// The same with an indexer.
+const SPARSE_REFERENCE: Family =
+    Family { name: "deepseek-v3.2", read: |o, _| Ok(Box::new(deepseek_v32::Config::read_reference(o)?)), ..REFERENCE };
 
 /// Says which model `config` describes.
 pub fn recognise(config: &Config) -> Result<Recognised> {
@@ -100,8 +110,11 @@ fn find(config: &Config) -> Result<(Recognised, &'static Family)> {
             FAMILIES.iter().find(|f| f.model_type == m).ok_or_else(|| known("model_type", |f| f.model_type))?
         }
         (None, None) if deepseek_v3::is_reference(&o) => {
-            let why = "the keys of the V3 repository's inference configurations (dim, n_layers, kv_lora_rank)".into();
-            return Ok((Recognised { name: REFERENCE.name, why }, &REFERENCE));
+            let (family, keys) = match o.has("index_topk") {
+                true => (&SPARSE_REFERENCE, "V3.2 repository's inference configurations (dim, n_layers, index_topk)"),
+                false => (&REFERENCE, "V3 repository's inference configurations (dim, n_layers, kv_lora_rank)"),
+            };
+            return Ok((Recognised { name: family.name, why: format!("the keys of the {keys}") }, family));
         }
         (None, None) => return Err(known("architectures", |f| f.architecture)),
     };

@@ -30,10 +30,12 @@ pub struct Stats {
     pub state_elements: u64,
     /// The same for the multi-token prediction layers.
     pub mtp_state_elements: u64,
+    /// Bytes that the main model's states grow by with every token, in the formats that the graph was built with.
+    pub state_bytes: u64,
 }
 
 impl Stats {
-    /// Bytes that the main model's states grow by with every token, with states in `dtype`.
+    /// Bytes that the main model's states grow by with every token, were they all in `dtype`.
     pub fn state_bytes_per_token(&self, dtype: DType) -> u64 {
         dtype.bytes(self.state_elements)
     }
@@ -108,8 +110,9 @@ pub fn stats(model: &Model) -> Stats {
         mtp_copies: sum(&copies),
         scales: model.params.iter().filter(is_scale).map(elements).sum(),
         bytes,
-        state_elements: roots(false).next().map_or(0, |root| state_growth(module, root)),
-        mtp_state_elements: roots(true).map(|root| state_growth(module, root)).sum(),
+        state_elements: roots(false).next().map_or(0, |root| state_growth(module, root, |_, n| n)),
+        mtp_state_elements: roots(true).map(|root| state_growth(module, root, |_, n| n)).sum(),
+        state_bytes: roots(false).next().map_or(0, |root| state_growth(module, root, DType::bytes)),
     }
 }
 
@@ -117,7 +120,7 @@ pub fn stats(model: &Model) -> Stats {
 pub fn cost(module: &Module, entry: &str, tokens: usize, past: usize) -> Option<Cost> {
     let bindings: Bindings = [(Sym::T, tokens as i64), (Sym::P, past as i64)].into();
     let mut total = Cost::default();
-    visit(module, &module.entry(entry)?.func, "", &mut |_, func| {
+    visit(module, &module.version(entry, &bindings)?.func, "", &mut |_, func| {
         let count = |v| func.ty(v).count(&bindings).unwrap_or(0.0);
         let bytes = |v, n: f64| func.ty(v).dtype.bytes(n as u64) as f64;
         total.flops += flops(func, &bindings);
@@ -147,15 +150,16 @@ fn visit(module: &Module, root: &str, prefix: &str, f: &mut impl FnMut(&str, &Fu
     }
 }
 
-fn state_growth(module: &Module, root: &str) -> u64 {
-    let mut sum = 0.0;
+/// What `size` says of the elements that each state reached from `root` grows by with every token, summed.
+fn state_growth(module: &Module, root: &str, size: impl Fn(DType, u64) -> u64) -> u64 {
+    let mut sum = 0;
     visit(module, root, "", &mut |_, func| {
         for s in &func.states {
             let at = |p: i64| func.ty(s.value).count(&[(Sym::T, 1), (Sym::P, p)].into()).unwrap_or(0.0);
-            sum += at(1) - at(0);
+            sum += size(func.ty(s.value).dtype, (at(1) - at(0)) as u64);
         }
     });
-    sum as u64
+    sum
 }
 
 /// For every value, the weights it is made of, where it is made of weights alone.

@@ -4,7 +4,7 @@ use hadal_ir::interpret::Interpreter;
 use hadal_ir::{Bindings, Sym, Tensor};
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::config_reader::Config;
-use hadal_models::{Activations, AttnFactor, BuildOptions, CheckpointWeights, Model, build};
+use hadal_models::{Activations, AttnFactor, BuildOptions, CheckpointWeights, Model, MtpInput, build};
 use hadal_types::DType;
 use std::path::PathBuf;
 
@@ -62,19 +62,44 @@ impl Fixture {
         let func = &self.model.module.entry(entry).unwrap().func;
         it.run(func, "", args, &bindings).unwrap()
     }
+
+    /// Compares what the MTP layer makes of the `hidden` states of `prompt` with the recorded tensor `name`.
+    fn predicts_further(
+        &self,
+        it: &mut Interpreter<'_, CheckpointWeights<'_>>,
+        prompt: &[i64],
+        hidden: &Tensor,
+        name: &str,
+    ) {
+        let n = prompt.len() - 1;
+        let hidden = hidden.reals()[..n * self.model.hidden].to_vec();
+        let hidden = Tensor::real(DType::F32, &[n, self.model.hidden], hidden);
+        let logits = self.run(it, "mtp", 0, &[ids(&prompt[1..]), hidden]);
+        self.compare(name, logits[0].reals(), self.golden(name).reals());
+    }
 }
 
 fn ids(tokens: &[i64]) -> Tensor {
     Tensor::int(DType::I32, &[tokens.len()], tokens.to_vec())
 }
 
-/// Logits of the prompt where inputs of products with block-scaled weights are rounded.
+/// Logits of the prompt where inputs of products with block-scaled weights are rounded: all at once, and of the last
+/// tokens one by one through the states.
 fn rounds_activations(name: &str) {
     let f = open(name, &BuildOptions { activations: Activations::Fp8, ..BuildOptions::default() });
     let weights = CheckpointWeights(&f.checkpoint);
     let mut it = Interpreter::new(&f.model.module, &weights);
-    let all = f.run(&mut it, "logits", 0, &[ids(&f.tokens("input_ids"))]);
-    f.compare("logits_actquant", all[0].reals(), f.golden("logits_actquant").reals());
+    let (prompt, golden) = (f.tokens("input_ids"), f.golden("logits_actquant"));
+    let all = f.run(&mut it, "logits", 0, &[ids(&prompt)]);
+    f.compare("logits_actquant", all[0].reals(), golden.reals());
+
+    let mut it = Interpreter::new(&f.model.module, &weights);
+    let head = prompt.len() - 3;
+    f.run(&mut it, "prefill", 0, &[ids(&prompt[..head])]);
+    for i in head..prompt.len() {
+        let row = f.run(&mut it, "decode", i, &[ids(&prompt[i..i + 1])]);
+        f.compare("one row", row[0].reals(), &golden.reals()[i * f.model.vocab..(i + 1) * f.model.vocab]);
+    }
 }
 
 /// Logits of the prompt, then of each greedy token through the states, then of the MTP layer where there is one.
@@ -102,11 +127,7 @@ fn passes(name: &str) {
     }
 
     if f.golden.tensor("mtp_logits").is_some() {
-        let n = prompt.len() - 1;
-        let hidden = all[1].reals()[..n * f.model.hidden].to_vec();
-        let hidden = Tensor::real(DType::F32, &[n, f.model.hidden], hidden);
-        let logits = f.run(&mut it, "mtp", 0, &[ids(&prompt[1..]), hidden]);
-        f.compare("mtp_logits", logits[0].reals(), f.golden("mtp_logits").reals());
+        f.predicts_further(&mut it, &prompt, &all[1], "mtp_logits");
     }
 }
 
@@ -128,6 +149,8 @@ fixtures! {
     v3 "v3",
     v3_fp8 "v3-fp8",
     v31_fp8_ue8m0 "v31-fp8-ue8m0",
+    v32 "v32",
+    v32_fp8 "variant-v32-fp8",
     the_demo "../../models/demo",
 }
 
@@ -135,6 +158,19 @@ fixtures! {
 fn activations_in_fp8() {
     rounds_activations("v3-fp8");
     rounds_activations("v31-fp8-ue8m0");
+    rounds_activations("variant-v32-fp8");
+}
+
+#[test]
+fn the_other_reading_of_hidden_states() {
+    for name in ["v3", "v31-fp8-ue8m0", "variant-v3-mtp2", "v32"] {
+        let f = open(name, &BuildOptions { mtp_input: MtpInput::Raw, ..BuildOptions::default() });
+        let weights = CheckpointWeights(&f.checkpoint);
+        let mut it = Interpreter::new(&f.model.module, &weights);
+        let prompt = f.tokens("input_ids");
+        let hidden = f.run(&mut it, "logits", 0, &[ids(&prompt)]).remove(1);
+        f.predicts_further(&mut it, &prompt, &hidden, "mtp_logits_prenorm");
+    }
 }
 
 #[test]

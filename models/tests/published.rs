@@ -1,8 +1,10 @@
 //! The published configurations: sizes against the numbers known of the releases, and every key broken once.
 
+use hadal_ir::module::{Inst, InstKind};
+use hadal_ir::ops::{Cast, Op};
 use hadal_models::config_reader::Config;
 use hadal_models::stats::{Stats, cost, stats};
-use hadal_models::{BuildOptions, Error, Model, Planned, Result, build, recognise};
+use hadal_models::{Activations, BuildOptions, Error, Model, Planned, Result, build, recognise};
 use hadal_types::DType;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -30,7 +32,7 @@ fn sizes(name: &str) -> (Model, Stats) {
 }
 
 /// Configuration, family, parameters, state bytes per token in bf16, functions.
-const RELEASES: [(&str, &str, u64, u64, &[&str]); 9] = [
+const RELEASES: [(&str, &str, u64, u64, &[&str]); 10] = [
     ("deepseek-llm-7b-chat", "llama", 6_910_365_696, 491_520, &["layer", "main_all", "main"]),
     ("deepseek-coder-1.3b-instruct", "llama", 1_346_471_936, 196_608, &["layer", "main_all", "main"]),
     ("deepseek-r1-distill-qwen-1.5b", "qwen2", 1_777_088_000, 28_672, &["layer", "main_all", "main"]),
@@ -40,6 +42,13 @@ const RELEASES: [(&str, &str, u64, u64, &[&str]); 9] = [
     ("deepseek-v2", "deepseek-v2", 235_741_434_880, 69_120, &["dense_layer", "moe_layer", "main_all", "main"]),
     ("deepseek-v2.5", "deepseek-v2", 235_741_434_880, 69_120, &["dense_layer", "moe_layer", "main_all", "main"]),
     ("deepseek-r1", "deepseek-v3", 671_026_419_200, 70_272, &["dense_layer", "moe_layer", "main_all", "main", "mtp"]),
+    (
+        "deepseek-v3.2",
+        "deepseek-v3.2",
+        671_877_944_064,
+        85_888,
+        &["dense_layer", "moe_layer", "main_all", "main", "mtp"],
+    ),
 ];
 
 #[test]
@@ -65,6 +74,51 @@ fn the_largest_is_counted_part_by_part() {
     assert_eq!(s.active, s.main - idle);
     // All tensors of the release, its scales among them.
     assert_eq!(model.expected_tensors().len(), 91_991);
+}
+
+#[test]
+fn an_indexer_adds_its_own() {
+    let ((model, s), (_, base)) = (sizes("deepseek-v3.2"), sizes("deepseek-r1"));
+    let indexer = 8192 * 1536 + 128 * 7168 + 64 * 7168 + 256;
+    assert_eq!((s.main - base.main, s.mtp - base.mtp), (61 * indexer, indexer));
+    // The release's own index of its tensors: all elements, scales among them, and how many there are.
+    assert_eq!(s.main + s.mtp + s.mtp_copies + s.scales, 685_396_921_376);
+    assert_eq!(model.expected_tensors().len(), 92_425);
+    assert_eq!((s.state_elements, s.mtp_state_elements), (61 * (576 + 128), 576 + 128));
+}
+
+#[test]
+fn states_are_counted_in_their_own_formats() {
+    let built = |name: &str, activations| {
+        let options = BuildOptions { state_dtype: DType::BF16, activations, ..BuildOptions::default() };
+        stats(&build(&parse(&text(name)), &Planned, &options).unwrap()).state_bytes
+    };
+    assert_eq!(built("deepseek-r1", Activations::F32), 61 * 576 * 2);
+    assert_eq!(built("deepseek-r1", Activations::Fp8), 70_272);
+    assert_eq!(built("deepseek-v3.2", Activations::F32), 61 * (576 + 128) * 2);
+    // An index key is 128 elements of one byte, and a scale in f32.
+    assert_eq!(built("deepseek-v3.2", Activations::Fp8), 78_324);
+}
+
+#[test]
+fn only_inputs_of_scaled_weights_are_rounded() {
+    let options = BuildOptions { activations: Activations::Fp8, ..BuildOptions::default() };
+    for name in
+        ["deepseek-r1", "deepseek-v3.2", "deepseek-v3-repo-inference-config_671b", "deepseek-v3.2-exp.inference"]
+    {
+        let model = build(&parse(&text(name)), &Planned, &options).unwrap();
+        hadal_ir::verify::module(&model.module).unwrap();
+        for func in &model.module.funcs {
+            let scaled = func.weights.iter().filter(|w| w.name.ends_with("_scale_inv")).count();
+            let casts = |i: &&Inst| matches!(i.kind, InstKind::Op(Op::Cast(Cast { to: DType::F8E4M3 })));
+            let rounded = func.insts.iter().filter(casts).count();
+            // Each product rounds its input, and an indexer its queries and keys.
+            let indexer = 2 * func.weights.iter().filter(|w| w.name.ends_with("indexer.k_norm.weight")).count();
+            assert_eq!(rounded, scaled + indexer, "{name}: @{}", func.name);
+        }
+    }
+    let error = build(&parse(&text("deepseek-v2")), &Planned, &options).unwrap_err().to_string();
+    assert!(error.contains("`quantization_config`: expected block-scaled fp8 weights"), "{error}");
 }
 
 #[test]
@@ -116,6 +170,12 @@ fn reference_configurations_describe_the_releases() {
             assert_eq!(model.module.func("moe_layer").is_some(), theirs.module.func("moe_layer").is_some());
         }
     }
+    // V3.2's own form of them; without `max_seq_len` it takes 16384, which is stretched as in the release.
+    let ((model, s), (theirs, t)) = (sizes("deepseek-v3.2-exp.inference"), sizes("deepseek-v3.2"));
+    assert_eq!((model.name, s.main, s.state_elements), (theirs.name, t.main, t.state_elements));
+    for name in ["dense_layer", "moe_layer"] {
+        assert_eq!(model.module.func(name), theirs.module.func(name), "{name}");
+    }
     let (ours, theirs) = (sizes("deepseek-v3-repo-inference-config_671b").0, sizes("deepseek-r1").0);
     assert_eq!(ours.module.func("moe_layer"), theirs.module.func("moe_layer"));
 }
@@ -123,8 +183,6 @@ fn reference_configurations_describe_the_releases() {
 #[test]
 fn other_generations_are_refused_by_name() {
     for name in [
-        "deepseek-v3.2",
-        "deepseek-v3.2-exp.inference",
         "deepseek-v4-flash",
         "deepseek-v4-flash.inference",
         "deepseek-v4.1-flash",
@@ -255,6 +313,17 @@ fn expert_keys_are_strict() {
                 "two sizes",
             ),
             ("quantization_config.weight_block_size", json!([128, 0]), "quantization_config.weight_block_size", "two"),
+        ],
+    );
+    refused(
+        "deepseek-v3.2",
+        &[
+            ("index_topk", json!(null), "index_topk", "from 1 to"),
+            ("index_n_heads", json!(0), "index_n_heads", "from 1 to"),
+            ("index_head_dim", json!(32), "index_head_dim", "at least qk_rope_head_dim (64)"),
+            ("indexer_rope_interleave", json!("half"), "indexer_rope_interleave", "true or false"),
+            ("q_lora_rank", json!(null), "q_lora_rank", "a size"),
+            ("model_type", json!("deepseek_v3"), "model_type", "\"deepseek_v32\""),
         ],
     );
     refused("deepseek-moe-16b", &[("scoring_func", json!("sigmoid"), "scoring_func", "\"softmax\"")]);

@@ -5,6 +5,7 @@
 
 pub mod attention;
 pub mod decoder;
+pub mod indexer;
 pub mod mla;
 pub mod mlp;
 pub mod moe;

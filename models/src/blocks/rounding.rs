@@ -12,6 +12,7 @@
 use super::Block;
 use crate::formats::Rounding;
 use hadal_ir::module::ValueId;
+use hadal_ir::ops::Dequantize;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
 use hadal_types::{DType, Dim};
@@ -62,28 +63,23 @@ pub fn quantise(f: &mut Block<'_>, x: ValueId, to: Rounding) -> Quantised {
     let limit = f.scalar_like(largest, E4M3_MAX);
     let mut scales = f.map(MapFn::Div, &[largest, limit]);
     if to.pow2 {
-        scales = pow2_ceil(f, scales);
+        scales = f.map(MapFn::Pow2Ceil, &[scales]);
     }
 
-    let each = each_scale(f, scales, x, block);
+    let dims: Vec<usize> = (0..=last).collect();
+    let each = f.broadcast(scales, &grouped_shape, &dims);
+    let each = f.reshape(each, &with_last(&[blocks * block]));
+    let each = if missing == 0 { each } else { f.slice(each, last, 0, n, 1) };
     let scaled = f.map(MapFn::Div, &[x, each]);
     Quantised { values: f.cast(scaled, DType::F8E4M3), scales }
 }
 
-/// The least powers of two that are not below `x`.
-fn pow2_ceil(f: &mut Block<'_>, x: ValueId) -> ValueId {
-    let near = f.cast(x, DType::F8E8M0);
-    let near = f.cast(near, DType::F32);
-    let twice = f.add(near, near);
-    let below = f.map(MapFn::Lt, &[near, x]);
-    f.map(MapFn::Select, &[below, twice, near])
-}
-
 /// The value that `q` stands for, with `block` neighbours of its last axis under one scale.
 pub fn dequantise(f: &mut Block<'_>, q: Quantised, block: usize) -> ValueId {
-    let each = each_scale(f, q.scales, q.values, block);
-    let values = f.cast(q.values, DType::F32);
-    f.mul(values, each)
+    let last = f.shape(q.values).len() - 1;
+    let mut blocks = vec![1; last];
+    blocks.push(block.min(f.size(q.values, last)));
+    f.op(Dequantize { block: blocks }, &[q.values, q.scales])
 }
 
 /// `x` rounded, as f32 again.
@@ -92,18 +88,50 @@ pub fn rounded(f: &mut Block<'_>, x: ValueId, to: Rounding) -> ValueId {
     dequantise(f, q, to.block)
 }
 
-/// `scales`, each repeated for the elements of `x` that are under it.
-fn each_scale(f: &mut Block<'_>, scales: ValueId, x: ValueId, block: usize) -> ValueId {
-    let (from, to) = (f.shape(scales).to_vec(), f.shape(x).to_vec());
-    let last = to.len() - 1;
-    let (n, blocks) = (f.size(x, last), f.size(scales, last));
-    let block = block.min(n);
-    let mut grouped = from.clone();
-    grouped.push(block.into());
-    let mut flat = from;
-    flat[last] = (blocks * block).into();
-    let dims: Vec<usize> = (0..=last).collect();
-    let each = f.broadcast(scales, &grouped, &dims);
-    let each = f.reshape(each, &flat);
-    if blocks * block == n { each } else { f.slice(each, last, 0, n, 1) }
+#[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+    use crate::formats::{Activations, Formats, Plan, Planned};
+    use hadal_ir::interpret::eval_func;
+    use hadal_ir::{Bindings, Sym, Tensor, TensorType};
+
+    /// What `make` makes of `x`, whose first axis is `T`.
+    pub fn evaluate(x: &Tensor, make: impl Fn(&mut Block<'_>, ValueId) -> ValueId) -> Tensor {
+        let plan = Plan { dtype: DType::F32, block: None, pow2: false };
+        let formats = Formats { oracle: &Planned, plan, activations: Activations::Fp8 };
+        let mut f = Block::new("f", &formats, "", DType::F32);
+        let mut shape: Vec<Dim> = x.shape.iter().map(|n| Dim::from(*n)).collect();
+        shape[0] = Sym::T.into();
+        let x_value = f.param("x", TensorType { dtype: x.dtype, shape });
+        let y = make(&mut f, x_value);
+        f.result("y", y);
+        let bindings: Bindings = [(Sym::T, x.shape[0] as i64)].into();
+        eval_func(&f.finish().unwrap(), std::slice::from_ref(x), &bindings).unwrap().remove(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::evaluate;
+    use super::*;
+    use hadal_ir::Tensor;
+
+    #[test]
+    fn every_block_has_its_scale_the_short_last_one_too() {
+        let x = Tensor::real(DType::F32, &[2, 5], vec![448.0, 1.0, 17.0, -0.5, 100.0, 0.0, 0.0, 1e-5, -896.0, 4.48]);
+        let scales = |pow2| evaluate(&x, |f, x| quantise(f, x, Rounding { block: 2, pow2 }).scales);
+        assert_eq!(scales(false).reals(), [1.0, 17.0 / 448.0, 100.0 / 448.0, 1e-4 / 448.0, 2.0, 4.48 / 448.0]);
+        assert_eq!(scales(true).reals(), [1.0, 2f64.powi(-4), 0.25, 2f64.powi(-22), 2.0, 2f64.powi(-6)]);
+        // 17 · 16 = 272 lies half-way between 256 and 288, 100 · 4 between 384 and 416: both go to the even one.
+        let y = evaluate(&x, |f, x| rounded(f, x, Rounding { block: 2, pow2: true }));
+        assert_eq!(y.reals()[..5], [448.0, 1.0, 16.0, -0.5, 96.0]);
+        assert_eq!(y.reals()[5..], [0.0, 0.0, 0.0, -896.0, 4.5]);
+    }
+
+    #[test]
+    fn a_block_may_be_longer_than_the_row() {
+        let x = Tensor::real(DType::F32, &[1, 2, 3], vec![1.0, 2.0, 7.0, 0.0, -3.5, 0.875]);
+        let y = evaluate(&x, |f, x| rounded(f, x, Rounding { block: 128, pow2: true }));
+        assert_eq!(y, x);
+    }
 }

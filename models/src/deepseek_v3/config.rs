@@ -13,10 +13,10 @@ const RULES: MoeRules =
 /// A DeepSeek-V3 model.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
-    pub(super) frame: Frame,
-    pub(super) attention: Mla,
-    pub(super) feed_forward: FeedForward,
-    pub(super) mtp_layers: usize,
+    pub(crate) frame: Frame,
+    pub(crate) attention: Mla,
+    pub(crate) feed_forward: FeedForward,
+    pub(crate) mtp_layers: usize,
 }
 
 impl Config {
@@ -25,6 +25,11 @@ impl Config {
         if o.has("index_topk") {
             return Err(o.error("index_topk", "no such key: sparse attention is another architecture"));
         }
+        Config::read_common(o, attn_factor)
+    }
+
+    /// Reads what the generations with this graph share.
+    pub(crate) fn read_common(o: &Object<'_>, attn_factor: AttnFactor) -> Result<Config> {
         Ok(Config {
             frame: Frame::read(o)?,
             attention: Mla::read(o, attn_factor)?,

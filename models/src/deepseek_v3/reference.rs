@@ -1,5 +1,5 @@
 //! The configurations in the DeepSeek-V3 repository's `inference/configs`, which have the reference code's own keys and
-//! defaults and describe V2 and V3 sizes alike. Weights are expected under the published names all the same.
+//! defaults and describe V2, V3 and, with the indexer's keys, V3.2 sizes alike. Weights are expected under the published names all the same.
 
 use super::Config;
 use crate::blocks::decoder::Frame;
@@ -12,9 +12,9 @@ use crate::formats::Plan;
 use hadal_types::DType;
 
 /// Keys of later generations of that code, which change the graph.
-const FOREIGN: [&str; 3] = ["index_topk", "n_hash_layers", "compress_ratios"];
+const FOREIGN: [&str; 2] = ["n_hash_layers", "compress_ratios"];
 
-/// Whether the keys are the reference code's.
+/// Whether the keys are the reference code's, which also has V3.2's form of them.
 pub(crate) fn is_reference(o: &Object<'_>) -> bool {
     ["dim", "n_layers", "inter_dim", "kv_lora_rank"].iter().all(|k| o.has(k)) && !FOREIGN.iter().any(|k| o.has(k))
 }
