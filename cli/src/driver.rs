@@ -10,7 +10,7 @@ use hadal_ir::interpret::{WeightSource, eval_func};
 use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::{Target, TargetKind};
-use hadal_ir::{Bindings, Module, Sym, Tensor, TensorType};
+use hadal_ir::{Bindings, DType, Module, Sym, Tensor, TensorType};
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, CheckpointWeights, Model, Planned};
@@ -34,6 +34,12 @@ pub struct Options {
     pub disassembly: bool,
     /// What to make of a non-standard `attn_factor`.
     pub attn_factor: hadal_models::AttnFactor,
+    /// What products with block-scaled weights read.
+    pub activations: hadal_models::Activations,
+    /// Which hidden states multi-token prediction is given.
+    pub mtp_input: hadal_models::MtpInput,
+    /// Format of the states.
+    pub state_dtype: DType,
 }
 
 impl Default for Options {
@@ -45,6 +51,9 @@ impl Default for Options {
             external_weights: false,
             disassembly: false,
             attn_factor: hadal_models::AttnFactor::default(),
+            activations: hadal_models::Activations::default(),
+            mtp_input: hadal_models::MtpInput::default(),
+            state_dtype: BuildOptions::default().state_dtype,
         }
     }
 }
@@ -142,6 +151,9 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
         max_context: options.max_context,
         max_chunk: options.max_chunk,
         attn_factor: options.attn_factor,
+        activations: options.activations,
+        mtp_input: options.mtp_input,
+        state_dtype: options.state_dtype,
         ..BuildOptions::default()
     };
     if build.max_context.is_none() {
@@ -229,7 +241,9 @@ fn manifest(
         }
     });
     let by_name = |name: &str| kernels.iter().position(|k| k.func == name).expect("every kernel function was built");
-    let entries = program.plans.iter().map(|plan| entry(plan, program, optimised, kernels, &by_name));
+    let mut names: Vec<&str> = program.plans.iter().map(|p| p.entry.as_str()).collect();
+    names.dedup();
+    let entries = names.into_iter().map(|name| entry(name, program, optimised, kernels, &by_name));
     let stop = if input.stop.is_empty() {
         model.eos.iter().filter_map(|t| u32::try_from(*t).ok()).collect()
     } else {
@@ -350,13 +364,51 @@ fn external_file(path: String, file: &Path) -> Result<artifact::ExternalFile, Fa
 }
 
 fn entry(
-    plan: &Plan,
+    name: &str,
     program: &Program,
     optimised: &Module,
     kernels: &[BuiltKernel],
     by_name: &dyn Fn(&str) -> usize,
 ) -> artifact::Entry {
-    let port = |p: &hadal_ir::plan::Port| artifact::Port { name: p.name.clone(), ty: p.ty.clone() };
+    let plans: Vec<&Plan> = program.versions(name).collect();
+    let ports = |of: fn(&Plan) -> &[hadal_ir::plan::Port]| -> Vec<artifact::Port> {
+        let one = |i| port(&plans.iter().map(|p| &of(p)[i]).collect::<Vec<_>>());
+        (0..plans.first().map_or(0, |p| of(p).len())).map(one).collect()
+    };
+    let versions: Vec<artifact::Version> =
+        plans.iter().map(|plan| version(plan, program, optimised, kernels, by_name)).collect();
+    let mut symbols = versions.first().map(|v| v.symbols.clone()).unwrap_or_default();
+    for v in &versions {
+        for (whole, part) in symbols.iter_mut().zip(&v.symbols) {
+            (whole.lo, whole.hi) = (whole.lo.min(part.lo), whole.hi.max(part.hi));
+        }
+    }
+    artifact::Entry {
+        name: name.to_owned(),
+        symbols,
+        inputs: ports(|p| &p.inputs),
+        outputs: ports(|p| &p.outputs),
+        versions,
+    }
+}
+
+/// A port of all versions: one may have fixed a size that is a symbol in another.
+fn port(of: &[&hadal_ir::plan::Port]) -> artifact::Port {
+    let mut ty = of[0].ty.clone();
+    for (i, size) in ty.shape.iter_mut().enumerate() {
+        let symbolic = of.iter().map(|p| &p.ty.shape[i]).find(|d| d.as_const().is_none());
+        *size = symbolic.unwrap_or(size).clone();
+    }
+    artifact::Port { name: of[0].name.clone(), ty }
+}
+
+fn version(
+    plan: &Plan,
+    program: &Program,
+    optimised: &Module,
+    kernels: &[BuiltKernel],
+    by_name: &dyn Fn(&str) -> usize,
+) -> artifact::Version {
     let arg = |place: &Place| match *place {
         Place::Buffer(i) => artifact::Arg::arena(plan.buffers[i].offset),
         Place::Weight(i) => artifact::Arg::of(artifact::Space::Weight(i as u32)),
@@ -373,13 +425,10 @@ fn entry(
             grid: kernels[kernel].generated.kernel.grid.clone(),
         }
     });
-    let tokens = plan.ranges.get(&Sym::T).map_or(1, |r| r.min.max(1));
-    let cost = cost(optimised, &plan.entry, tokens as usize, 0);
-    artifact::Entry {
-        name: plan.entry.clone(),
+    let least = |sym| plan.ranges.get(&sym).map_or(0, |r| r.min.max(0)) as usize;
+    let cost = cost(optimised, &plan.entry, least(Sym::T).max(1), least(Sym::P));
+    artifact::Version {
         symbols: plan.ranges.iter().map(|(s, r)| artifact::SymbolRange { sym: *s, lo: r.min, hi: r.max }).collect(),
-        inputs: plan.inputs.iter().map(port).collect(),
-        outputs: plan.outputs.iter().map(port).collect(),
         launches: launches.collect(),
         weight_bytes_read: cost.map(|c| c.weight_bytes as u64),
         flops: cost.map(|c| c.flops as u64),

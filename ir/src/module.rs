@@ -172,6 +172,9 @@ impl Func {
 }
 
 /// A way into a module: a function with ranges for its symbols.
+///
+/// Several entries of one name are *versions*: each is for part of the values, together they are for all of a box, and
+/// no two are for the same ones.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Entry {
     /// Name (`prefill`, `decode`, …).
@@ -199,17 +202,37 @@ impl Module {
         self.funcs.iter().find(|f| f.name == name)
     }
 
-    /// The entry called `name`.
+    /// The entry called `name`, in its first version.
     pub fn entry(&self, name: &str) -> Option<&Entry> {
-        self.entries.iter().find(|e| e.name == name)
+        self.versions(name).next()
+    }
+
+    /// Every version of the entry called `name`, in order.
+    pub fn versions(&self, name: &str) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |e| e.name == name)
+    }
+
+    /// The version of the entry called `name` for these values of its symbols; the first if it has none for them.
+    pub fn version(&self, name: &str, values: &Bindings) -> Option<&Entry> {
+        self.versions(name).find(|e| within(&e.ranges, values)).or_else(|| self.entry(name))
+    }
+
+    /// The values of every symbol in `entry`: the module's, narrowed by its own.
+    pub fn ranges(&self, entry: &Entry) -> BTreeMap<Sym, Range> {
+        let mut ranges = self.symbols.clone();
+        ranges.extend(entry.ranges.clone());
+        ranges
     }
 
     /// The largest value of every symbol in `entry`.
     pub fn largest(&self, entry: &Entry) -> Bindings {
-        let mut ranges = self.symbols.clone();
-        ranges.extend(entry.ranges.clone());
-        ranges.into_iter().map(|(s, r)| (s, r.max)).collect()
+        self.ranges(entry).into_iter().map(|(s, r)| (s, r.max)).collect()
     }
+}
+
+/// Whether every value that is given is in its range.
+pub fn within(ranges: &BTreeMap<Sym, Range>, values: &Bindings) -> bool {
+    ranges.iter().all(|(s, r)| values.get(s).is_none_or(|v| r.min <= *v && *v <= r.max))
 }
 
 /// The checkpoint names a weight name stands for: one, or as many as its `{a..b}` counts.

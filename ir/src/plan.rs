@@ -1,15 +1,15 @@
 //! Plans: an entry flattened into kernel launches over planned memory. Plain data, made by passes, turned into an
 //! artefact by the command. See `docs/src/design/program.md`.
 
-use crate::module::{Module, Range};
-use hadal_types::{Sym, TensorType};
+use crate::module::{Module, Range, within};
+use hadal_types::{Bindings, Sym, TensorType};
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// Alignment of every buffer in the arena.
 pub const ALIGN: u64 = 64;
 
-/// A whole program: kernels, what they work on, and one plan per entry.
+/// A whole program: kernels, what they work on, and one plan per version of an entry.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Program {
     /// The fused module: `kernel` and `fold` functions, and the graph functions that call them.
@@ -20,7 +20,7 @@ pub struct Program {
     pub folds: Vec<Fold>,
     /// Tensors that live between calls, each once.
     pub states: Vec<State>,
-    /// One plan per entry.
+    /// One plan per version of an entry.
     pub plans: Vec<Plan>,
 }
 
@@ -121,7 +121,7 @@ pub struct Launch {
     pub origin: Vec<String>,
 }
 
-/// What one entry runs.
+/// What one version of an entry runs.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Plan {
     /// The entry's name.
@@ -145,9 +145,19 @@ pub struct Plan {
 }
 
 impl Program {
-    /// The plan of an entry.
+    /// The plan of an entry's first version.
     pub fn plan(&self, entry: &str) -> Option<&Plan> {
-        self.plans.iter().find(|p| p.entry == entry)
+        self.versions(entry).next()
+    }
+
+    /// The plans of all versions of an entry, in order.
+    pub fn versions(&self, entry: &str) -> impl Iterator<Item = &Plan> {
+        self.plans.iter().filter(move |p| p.entry == entry)
+    }
+
+    /// The plan of the version of an entry for these values of its symbols; the first if it has none for them.
+    pub fn plan_for(&self, entry: &str, values: &Bindings) -> Option<&Plan> {
+        self.versions(entry).find(|p| within(&p.ranges, values)).or_else(|| self.plan(entry))
     }
 
     /// Bytes of working memory that every entry can share.

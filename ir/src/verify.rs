@@ -1,7 +1,7 @@
 //! The graph verifier: collects every fault of a module, each with its place.
 
 use crate::module::*;
-use hadal_types::{Bindings, Dim, Sym, TensorType};
+use hadal_types::{Bindings, DType, Dim, Sym, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -57,8 +57,10 @@ pub fn module(module: &Module) -> Result<(), Faults> {
     let mut names = BTreeSet::new();
     for e in &module.entries {
         let mut fault = |message| faults.push(Fault { func: None, inst: None, message });
-        if !names.insert(&e.name) {
-            fault(format!("entry `{}` defined twice", e.name));
+        if names.insert(&e.name)
+            && let Some(message) = versions(module, &e.name)
+        {
+            fault(message);
         }
         if module.func(&e.func).is_none() {
             fault(format!("entry `{}` runs @{}, which does not exist", e.name, e.func));
@@ -72,6 +74,46 @@ pub fn module(module: &Module) -> Result<(), Faults> {
     }
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }
+
+/// What is wrong with the versions of an entry, if it has several: they must be for different values of the symbols, leave
+/// none out between them, and take and give the same.
+fn versions(module: &Module, name: &str) -> Option<String> {
+    let all: Vec<&Entry> = module.versions(name).collect();
+    let ranges: Vec<BTreeMap<Sym, Range>> = all.iter().map(|e| module.ranges(e)).collect();
+    let mut hull = BTreeMap::new();
+    for (sym, r) in ranges.iter().flatten() {
+        let whole: &mut Range = hull.entry(*sym).or_insert(*r);
+        *whole = Range { min: whole.min.min(r.min), max: whole.max.max(r.max) };
+    }
+    // Symbols that the module does not have, and ranges without values, are faults of their own.
+    if hull.iter().any(|(s, r)| ranges.iter().any(|v| !v.contains_key(s)) || r.min > r.max) {
+        return None;
+    }
+    let meet = |a: &BTreeMap<Sym, Range>, b: &BTreeMap<Sym, Range>| {
+        a.iter().zip(b).all(|((_, a), (_, b))| a.min <= b.max && b.min <= a.max)
+    };
+    for (i, version) in ranges.iter().enumerate() {
+        if let Some(other) = ranges[..i].iter().position(|other| meet(version, other)) {
+            return Some(format!("entry `{name}`: versions {other} and {i} are for the same sizes"));
+        }
+        if signature(module, all[i]) != signature(module, all[0]) {
+            return Some(format!("entry `{name}`: version {i} does not take and give what the first does"));
+        }
+    }
+    let values = |v: &BTreeMap<Sym, Range>| v.values().map(|r| (r.max as f64 - r.min as f64) + 1.0).product::<f64>();
+    let (covered, whole) = (ranges.iter().map(values).sum::<f64>(), values(&hull));
+    (covered != whole).then(|| format!("entry `{name}`: there are sizes between its versions that none is for"))
+}
+
+/// Formats and ranks of what an entry takes and gives, with the names of the latter. Sizes may be fixed in a version.
+fn signature<'a>(module: &'a Module, entry: &Entry) -> Option<(Vec<Port>, Vec<(&'a str, Port)>)> {
+    let func = module.func(&entry.func)?;
+    let port = |v: ValueId| func.values.get(v.index()).map(|v| (v.ty.dtype, v.ty.rank()));
+    let results = func.results.iter().map(|(name, v)| (name.as_str(), port(*v)));
+    Some((func.params.iter().map(|p| port(*p)).collect(), results.collect()))
+}
+
+type Port = Option<(DType, usize)>;
 
 /// Checks one function; calls are taken on trust.
 pub fn func(func: &Func) -> Result<(), Faults> {
@@ -215,6 +257,40 @@ impl Checker<'_> {
 #[cfg(test)]
 mod tests {
     use crate::text::parse_module;
+
+    #[test]
+    fn versions_take_each_call_once() {
+        let faults = |entries: &str| {
+            let text = format!(
+                "symbols P in 0..9, T in 1..8
+                func @f(%x: f32[T]) -> (y: f32[T]) {{ return %x }}
+                func @one(%x: f32[1]) -> (y: f32[1]) {{ return %x }}
+                func @other(%x: f32[T]) -> (z: f32[T]) {{ return %x }}
+                {entries}"
+            );
+            super::module(&parse_module(&text).expect("parses")).err().map_or(String::new(), |f| f.to_string())
+        };
+        let one = "entry e = @one where T = 1\n";
+        assert_eq!(
+            faults(&format!("{one} entry e = @f where T in 2..8, P in 0..4\nentry e = @f where T in 2..8, P in 5..9")),
+            ""
+        );
+        assert_eq!(faults("entry e = @f where P in 5..6\nentry e = @f where P in 2..4"), "");
+        let same = "versions 0 and 1 are for the same sizes";
+        assert!(faults(&format!("{one} entry e = @f")).contains(same));
+        assert!(faults("entry e = @f where P in 0..4\nentry e = @f where P in 4..9").contains(same));
+        let between = "sizes between its versions that none is for";
+        assert!(faults("entry e = @f where P in 0..3\nentry e = @f where P in 5..9").contains(between));
+        assert!(
+            faults("entry e = @f where T = 1, P in 0..4\nentry e = @f where T in 2..8, P in 5..9").contains(between)
+        );
+        assert!(
+            faults(&format!("{one} entry e = @other where T in 2..8")).contains("version 1 does not take and give")
+        );
+        assert!(
+            faults("entry e = @f where P in 4..3\nentry e = @f where P in 5..9").contains("not within the module's")
+        );
+    }
 
     #[test]
     fn sizes_below_zero_are_faults() {

@@ -3,7 +3,6 @@
 use crate::bounds::reaches;
 use crate::egraph::Limits;
 use crate::pass::{PassReport, run_passes};
-use crate::specialise::ranges;
 use crate::{Error, LawSet, plan};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
@@ -47,7 +46,7 @@ impl Options {
     /// context of some thousands.
     pub fn typical(&self, module: &Module, func: &str) -> Bindings {
         let entry = module.entries.iter().find(|e| reaches(module, &e.func, func));
-        let ranges = entry.map_or_else(|| module.symbols.clone(), |e| ranges(module, &e.ranges));
+        let ranges = entry.map_or_else(|| module.symbols.clone(), |e| module.ranges(e));
         let mut out: Bindings = ranges.iter().map(|(s, r)| (*s, r.max)).collect();
         if let (Some(p), Some(t)) = (ranges.get(&Sym::P), ranges.get(&Sym::T)) {
             let rows = self.context(module).min(self.typical_context);

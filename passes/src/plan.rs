@@ -1,6 +1,7 @@
 //! `plan`: flattens the entries of a fused module into launches over planned memory.
 //!
-//! Working memory is one arena per entry. Every kernel result gets a buffer of its largest size, alive from the launch
+//! Each version of an entry has a plan of its own; weights, folds and states are those of the program. Working memory is
+//! one arena, as large as the largest plan needs. Every kernel result gets a buffer of its largest size, alive from the launch
 //! that writes it to the last one that reads it, and buffers share bytes only if their lives do not meet. Large buffers
 //! are placed first, each at the lowest offset that is free for its whole life. The result of `append` is the state's
 //! own memory. [`check`] proves all that again from the finished plan, and `crate::simulate` runs it.
@@ -12,7 +13,6 @@ pub use check::check;
 pub use size::{largest, largest_bytes};
 
 use crate::Error;
-use crate::specialise::ranges;
 use hadal_ir::ops::Broadcast;
 use hadal_ir::plan::*;
 use hadal_ir::{Builder, Entry, Func, FuncKind, Inst, InstKind, Module, Op, Range, Sym, TensorType, ValueId};
@@ -60,7 +60,7 @@ impl<'a> Planner<'a> {
     fn new(module: &'a Module, program: &'a mut Program, entry: &'a Entry, max_context: i64) -> Self {
         let plan = Plan {
             entry: entry.name.clone(),
-            ranges: ranges(module, &entry.ranges),
+            ranges: module.ranges(entry),
             max_context,
             inputs: vec![],
             outputs: vec![],

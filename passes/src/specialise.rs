@@ -5,33 +5,31 @@
 //! func @main(%x: f32[T, 8])          ->   func @main.decode(%x: f32[1, 8])
 //! ```
 //!
-//! Entries with equal ranges share their copies, so a layer is there once per distinct binding however many entries or
+//! So does each version of an entry, numbered from 1. Entries with equal ranges share their copies, so a layer is there once per distinct binding however many entries or
 //! calls reach it. Afterwards no function is shared between bindings, so each can be rewritten for its own.
 
 use hadal_ir::attr::{Attr, Attrs};
-use hadal_ir::{Bindings, Func, InstKind, Module, Op, Range, Sym};
+use hadal_ir::{Bindings, Func, InstKind, Module, Op, Sym};
 use std::collections::BTreeMap;
 
 /// See the module documentation. Functions that no entry reaches are left out.
 pub fn run(module: &Module) -> Module {
     let mut out = Module { symbols: module.symbols.clone(), ..Module::default() };
     let mut made = Made::new();
-    for entry in &module.entries {
-        let ranges = ranges(module, &entry.ranges);
+    for (i, entry) in module.entries.iter().enumerate() {
+        let ranges = module.ranges(entry);
         let key: Key = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
         let fixed: Bindings = ranges.iter().filter(|(_, r)| r.min == r.max).map(|(s, r)| (*s, r.min)).collect();
-        let mut copier = Copier { module, out: &mut out, made: &mut made, key, fixed, suffix: &entry.name };
+        let number = module.entries[..=i].iter().filter(|e| e.name == entry.name).count();
+        let suffix = match module.versions(&entry.name).count() {
+            1 => entry.name.clone(),
+            _ => format!("{}.{number}", entry.name),
+        };
+        let mut copier = Copier { module, out: &mut out, made: &mut made, key, fixed, suffix: &suffix };
         let func = copier.copy(&entry.func);
         out.entries.push(hadal_ir::Entry { func, ..entry.clone() });
     }
     out
-}
-
-/// The module's ranges, narrowed by an entry's.
-pub fn ranges(module: &Module, narrower: &BTreeMap<Sym, Range>) -> BTreeMap<Sym, Range> {
-    let mut all = module.symbols.clone();
-    all.extend(narrower.iter().map(|(s, r)| (*s, *r)));
-    all
 }
 
 /// Ranges of all symbols.
@@ -126,5 +124,22 @@ mod tests {
         assert_eq!(names, ["layer.decode", "main.decode", "layer.prefill", "main.prefill"]);
         assert!(print_module(&out).contains("%0 = iota {len = 1, start = P} : i32[1]"));
         assert_eq!(out.entry("logits").unwrap().func, "layer.prefill");
+    }
+
+    #[test]
+    fn versions_are_numbered() {
+        let module = parse_module(
+            "symbols P in 0..7, T in 1..8
+            func @main(%x: f32[T, 8]) -> (y: f32[T, 8]) { return %x }
+            entry prefill = @main where T = 1
+            entry prefill = @main where T in 2..8
+            entry decode = @main where T = 1",
+        )
+        .unwrap();
+        let out = run(&module);
+        hadal_ir::verify::module(&out).unwrap();
+        let funcs: Vec<&str> = out.entries.iter().map(|e| e.func.as_str()).collect();
+        assert_eq!(funcs, ["main.prefill.1", "main.prefill.2", "main.prefill.1"]);
+        assert_eq!(parse_module(&print_module(&out)).unwrap(), out);
     }
 }

@@ -1,7 +1,8 @@
 //! One sequence: its states, working memory, and calls of a program's entries.
 //!
 //! All addresses and all affine sizes are resolved when a session is made; a call only evaluates sizes for the current
-//! `P` and `T`, patches in the caller's buffers, and hands the steps to the pool. It allocates nothing.
+//! `P` and `T`, takes the entry's version for them, patches in the caller's buffers, and hands the steps to the pool. It
+//! allocates nothing.
 //!
 //! `P` comes from the states: an entry that writes states finds there how many tokens they hold, and adds `T` to it.
 //! States that no other entry touches so keep their own count (a draft layer may lag behind the main model).
@@ -9,7 +10,7 @@
 use crate::Error;
 use crate::pool::{Pool, Scratch, Step};
 use crate::program::{KernelFn, Program};
-use hadal_artifact::{ALIGN, Entry, Port, Space};
+use hadal_artifact::{ALIGN, Entry, Port, Space, Version};
 use hadal_types::{Dim, Sym, TensorType};
 use memmap2::MmapMut;
 use std::sync::Arc;
@@ -43,6 +44,11 @@ struct Call {
     /// States it advances, and from which it takes `P`.
     states: Vec<usize>,
     advances: bool,
+    versions: Vec<VersionCall>,
+}
+
+/// A version with its addresses.
+struct VersionCall {
     kernels: Vec<KernelCall>,
     launches: Vec<LaunchCall>,
     /// Made anew for each call, in the same memory.
@@ -66,9 +72,9 @@ struct KernelCall {
 
 struct LaunchCall {
     function: KernelFn,
-    /// Place in [`Call::kernels`].
+    /// Place in [`VersionCall::kernels`].
     kernel: usize,
-    /// Place of its first argument in [`Call::args`].
+    /// Place of its first argument in [`VersionCall::args`].
     first_arg: usize,
     grid: Vec<Affine>,
 }
@@ -223,21 +229,22 @@ impl Session {
         if held.saturating_add(new_tokens as u64) > max {
             return Err(Error::Context { held, new: new_tokens as u64, max });
         }
-        call.bind(described, held, new_tokens)?;
+        let version = call.bind(described, held, new_tokens)?;
         let given = inputs.iter().map(|b| (b.as_ptr().cast_mut(), b.len()));
         check_buffers(described, &described.inputs, &call.inputs, &call.values, given)?;
         let given = outputs.iter_mut().map(|b| (b.as_mut_ptr(), b.len()));
         check_buffers(described, &described.outputs, &call.outputs, &call.values, given)?;
-        for p in &call.patches {
+        let version = &mut call.versions[version];
+        for p in &version.patches {
             let start = if p.output { outputs[p.port].as_mut_ptr() } else { inputs[p.port].as_ptr().cast_mut() };
-            call.args[p.arg] = start.wrapping_add(p.offset);
+            version.args[p.arg] = start.wrapping_add(p.offset);
         }
-        call.prepare();
+        version.prepare(&call.values);
         let scratch = Scratch { start: self.scratch.start(), stride: self.scratch_stride };
         // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter at all
-        // values of the symbols that `bind` admits, and none that is written is read-only. The buffers of the caller
+        // values of the symbols for which `bind` gives this version, and none that is written is read-only. The buffers of the caller
         // were checked above. Kernels keep to their description, which is what loading a program means to trust.
-        unsafe { self.pool.run(&call.steps, scratch) };
+        unsafe { self.pool.run(&version.steps, scratch) };
         if call.advances {
             call.states.iter().for_each(|s| self.rows[*s] += new_tokens as u64);
         }
@@ -266,67 +273,36 @@ fn check_buffers(
 
 impl Call {
     fn new(program: &Program, entry: &Entry, place: &dyn Fn(Space, u64) -> *mut u8) -> Call {
-        let m = program.manifest();
         let symbols: Vec<Sym> = entry.symbols.iter().map(|r| r.sym).collect();
         let types = |ports: &[Port]| ports.iter().map(|p| Affines::new(&p.ty, &symbols)).collect();
-
         let (mut written, mut read) = (Vec::new(), Vec::new());
-        let (mut args, mut patches) = (Vec::new(), Vec::new());
-        let (mut kernels, mut launches) = (Vec::<KernelCall>::new(), Vec::new());
-        let mut numbers = std::collections::BTreeMap::new();
-        let mut symbol_count = 0;
-        for l in &entry.launches {
-            let kernel = &m.kernels[l.kernel as usize];
-            let number = *numbers.entry(l.kernel).or_insert_with(|| {
-                let first_symbol = symbol_count;
-                symbol_count += kernel.symbols.len();
-                let places = kernel.symbols.iter().filter_map(|s| symbols.iter().position(|x| x == s)).collect();
-                let params = kernel.params.iter().map(|p| Affines::new(&p.ty, &symbols)).collect();
-                kernels.push(KernelCall { first_symbol, symbols: places, params, bytes: 0 });
-                kernels.len() - 1
-            });
-            let first_arg = args.len();
-            for (arg, param) in l.args.iter().zip(&kernel.params) {
+        let kernels = &program.manifest().kernels;
+        for l in entry.versions.iter().flat_map(|v| &v.launches) {
+            for (arg, param) in l.args.iter().zip(&kernels[l.kernel as usize].params) {
                 match arg.space {
                     Space::State(i) if param.access.writes() => written.push(i as usize),
                     Space::State(i) => read.push(i as usize),
-                    Space::Input(i) | Space::Output(i) => patches.push(Patch {
-                        arg: args.len(),
-                        output: matches!(arg.space, Space::Output(_)),
-                        port: i as usize,
-                        offset: arg.offset as usize,
-                    }),
-                    Space::Arena | Space::Weight(_) => {}
+                    Space::Arena | Space::Weight(_) | Space::Input(_) | Space::Output(_) => {}
                 }
-                args.push(place(arg.space, arg.offset));
             }
-            let grid = l.grid.iter().map(|d| Affine::new(d, &symbols)).collect();
-            let function = program.kernel(l.kernel as usize);
-            launches.push(LaunchCall { function, kernel: number, first_arg, grid });
         }
         let advances = !written.is_empty();
         let mut states = if advances { written } else { read };
         states.sort_unstable();
         states.dedup();
-
         Call {
             values: vec![0; symbols.len()],
             inputs: types(&entry.inputs),
             outputs: types(&entry.outputs),
+            versions: entry.versions.iter().map(|v| VersionCall::new(program, v, &symbols, place)).collect(),
             symbols,
             states,
             advances,
-            kernels,
-            steps: Vec::with_capacity(launches.len()),
-            launches,
-            args,
-            patches,
-            symbol_values: vec![0; symbol_count],
         }
     }
 
-    /// Gives the symbols their values.
-    fn bind(&mut self, entry: &Entry, held: u64, new_tokens: usize) -> Result<(), Error> {
+    /// Gives the symbols their values, and the version to run for them.
+    fn bind(&mut self, entry: &Entry, held: u64, new_tokens: usize) -> Result<usize, Error> {
         for ((sym, value), range) in self.symbols.iter().zip(&mut self.values).zip(&entry.symbols) {
             *value = match *sym {
                 Sym::P => held as i64,
@@ -341,16 +317,55 @@ impl Call {
         if !(lo..=hi).contains(&(new_tokens as i64)) {
             return Err(Error::Tokens { entry: entry.name.clone(), lo, hi, found: new_tokens });
         }
-        Ok(())
+        Ok(entry.version_for(&self.values).expect("the manifest was checked: versions cover all that the entry takes"))
+    }
+}
+
+impl VersionCall {
+    fn new(
+        program: &Program,
+        version: &Version,
+        symbols: &[Sym],
+        place: &dyn Fn(Space, u64) -> *mut u8,
+    ) -> VersionCall {
+        let m = program.manifest();
+        let (mut args, mut patches) = (Vec::new(), Vec::new());
+        let (mut kernels, mut launches) = (Vec::<KernelCall>::new(), Vec::new());
+        let mut numbers = std::collections::BTreeMap::new();
+        let mut symbol_count = 0;
+        for l in &version.launches {
+            let kernel = &m.kernels[l.kernel as usize];
+            let number = *numbers.entry(l.kernel).or_insert_with(|| {
+                let first_symbol = symbol_count;
+                symbol_count += kernel.symbols.len();
+                let places = kernel.symbols.iter().filter_map(|s| symbols.iter().position(|x| x == s)).collect();
+                let params = kernel.params.iter().map(|p| Affines::new(&p.ty, symbols)).collect();
+                kernels.push(KernelCall { first_symbol, symbols: places, params, bytes: 0 });
+                kernels.len() - 1
+            });
+            let first_arg = args.len();
+            for arg in &l.args {
+                if let Space::Input(i) | Space::Output(i) = arg.space {
+                    let output = matches!(arg.space, Space::Output(_));
+                    patches.push(Patch { arg: args.len(), output, port: i as usize, offset: arg.offset as usize });
+                }
+                args.push(place(arg.space, arg.offset));
+            }
+            let grid = l.grid.iter().map(|d| Affine::new(d, symbols)).collect();
+            let function = program.kernel(l.kernel as usize);
+            launches.push(LaunchCall { function, kernel: number, first_arg, grid });
+        }
+        let steps = Vec::with_capacity(launches.len());
+        VersionCall { kernels, launches, steps, args, patches, symbol_values: vec![0; symbol_count] }
     }
 
-    /// Lists the steps for the values bound.
-    fn prepare(&mut self) {
+    /// Lists the steps for these values of the entry's symbols.
+    fn prepare(&mut self, values: &[i64]) {
         for k in &mut self.kernels {
             for (slot, i) in self.symbol_values[k.first_symbol..].iter_mut().zip(&k.symbols) {
-                *slot = self.values[*i];
+                *slot = values[*i];
             }
-            k.bytes = k.params.iter().fold(0, |n: i64, p| n.saturating_add(p.bytes(&self.values)));
+            k.bytes = k.params.iter().fold(0, |n: i64, p| n.saturating_add(p.bytes(values)));
         }
         let (args, symbols) = (self.args.as_ptr(), self.symbol_values.as_ptr());
         self.steps.clear();
@@ -360,7 +375,7 @@ impl Call {
                 kernel: l.function,
                 args: args.wrapping_add(l.first_arg),
                 symbols: symbols.wrapping_add(kernel.first_symbol),
-                grid: product(&l.grid, &self.values),
+                grid: product(&l.grid, values),
                 large: kernel.bytes >= SMALL_STEP_BYTES,
             }
         }));

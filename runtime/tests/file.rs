@@ -53,6 +53,10 @@ fn next(token: u32) -> u32 {
     ((3 * token + 7) % VOCAB as u32).max(3)
 }
 
+fn symbols(lo: i64, hi: i64) -> Vec<SymbolRange> {
+    vec![SymbolRange { sym: Sym::T, lo, hi }, SymbolRange { sym: Sym::P, lo: 0, hi: CONTEXT as i64 }]
+}
+
 fn manifest() -> Manifest {
     let (t, s, v) = (Dim::from(Sym::T), Dim::from(Sym::P) + Sym::T, Dim::from(VOCAB));
     let ty = |dtype, shape: &[&Dim]| TensorType::new(dtype, shape.iter().map(|d| (*d).clone()));
@@ -75,22 +79,26 @@ fn manifest() -> Manifest {
     };
     let entry = |name: &str, most, head, rows: &Dim| Entry {
         name: name.into(),
-        symbols: vec![
-            SymbolRange { sym: Sym::T, lo: 1, hi: most },
-            SymbolRange { sym: Sym::P, lo: 0, hi: CONTEXT as i64 },
-        ],
+        symbols: symbols(1, most),
         inputs: vec![Port { name: "tokens".into(), ty: ty(DType::I32, &[&t]) }],
         outputs: vec![Port { name: "logits".into(), ty: ty(DType::F32, &[rows, &v]) }],
-        launches: vec![
-            Launch { kernel: 0, args: vec![Arg::of(Space::Input(0)), Arg::of(Space::State(0))], grid: vec![t.clone()] },
-            Launch {
-                kernel: head,
-                args: vec![Arg::of(Space::Input(0)), Arg::of(Space::Weight(0)), Arg::of(Space::Output(0))],
-                grid: vec![rows.clone(), v.clone()],
-            },
-        ],
-        weight_bytes_read: Some(VOCAB as u64),
-        flops: Some(0),
+        versions: vec![Version {
+            symbols: symbols(1, most),
+            launches: vec![
+                Launch {
+                    kernel: 0,
+                    args: vec![Arg::of(Space::Input(0)), Arg::of(Space::State(0))],
+                    grid: vec![t.clone()],
+                },
+                Launch {
+                    kernel: head,
+                    args: vec![Arg::of(Space::Input(0)), Arg::of(Space::Weight(0)), Arg::of(Space::Output(0))],
+                    grid: vec![rows.clone(), v.clone()],
+                },
+            ],
+            weight_bytes_read: Some(VOCAB as u64),
+            flops: Some(0),
+        }],
     };
     let one = Dim::from(1);
     let rows = vec![

@@ -62,6 +62,39 @@ fn sessions_share_program_and_pool_but_no_memory() {
 }
 
 #[test]
+fn each_call_takes_the_version_it_fits() {
+    // Of three versions only the one for long contexts and many tokens writes logits at all.
+    let program = toy::with(|m| {
+        let whole = m.entries[0].versions.remove(0);
+        for (t, p) in [((1, 3), (0, 63)), ((4, 8), (0, 9)), ((4, 8), (10, 63))] {
+            let mut part = whole.clone();
+            part.symbols = toy::symbols(t.0, t.1);
+            (part.symbols[1].lo, part.symbols[1].hi) = p;
+            if p.0 == 0 {
+                part.launches.truncate(2);
+            }
+            m.entries[0].versions.push(part);
+        }
+    });
+    let (mut s, mut whole) = (Session::new(program, Pool::new(2)).unwrap(), session(1));
+    let mut held = 0;
+    for n in [3, 4, 3, 4, 1, 8, 4] {
+        let tokens: Vec<i32> = (held..held + n).collect();
+        let found = call(&mut s, "prefill", &tokens, 1).unwrap();
+        let expected = call(&mut whole, "prefill", &tokens, 1).unwrap();
+        match n >= 4 && held >= 10 {
+            true => assert!(found == expected, "{held} + {n}"),
+            false => assert!(found.iter().all(|x| *x == 0.0), "{held} + {n}"),
+        }
+        held += n;
+        assert_eq!((s.held(0), s.held(1)), (held as u64, held as u64));
+    }
+    assert_eq!(call(&mut s, "decode", &[5], 1).unwrap(), call(&mut whole, "decode", &[5], 1).unwrap());
+    let refused = call(&mut s, "prefill", &[1; 9], 1).unwrap_err().to_string();
+    assert_eq!(refused, "entry `prefill` takes 1 to 8 new tokens a call, not 9");
+}
+
+#[test]
 fn wrong_calls_are_refused_and_change_nothing() {
     let mut s = session(1);
     call(&mut s, "prefill", &TOKENS, 1).unwrap();

@@ -139,7 +139,11 @@ pub fn report(c: &Compiled) -> String {
         time("code")
     );
     for e in &m.entries {
-        out += &format!("  entry      {:<8} {} launches\n", e.name, e.launches.len());
+        for v in &e.versions {
+            let ranges: Vec<String> = v.symbols.iter().map(|r| r.to_string()).collect();
+            let of = if e.versions.len() > 1 { format!(" where {}", ranges.join(", ")) } else { String::new() };
+            out += &format!("  entry      {:<8} {} launches{of}\n", e.name, v.launches.len());
+        }
     }
     let state: u64 = m.states.iter().map(|s| s.row_bytes().unwrap_or(0)).sum();
     out += &format!(
@@ -178,7 +182,13 @@ fn report_json(c: &Compiled, size: Option<u64>, seconds: f64) -> serde_json::Val
             "schedule": k.generated.schedule,
             "code_bytes": k.compiled.code.len(),
         })).collect::<Vec<_>>(),
-        "entries": m.entries.iter().map(|e| serde_json::json!({"name": e.name, "launches": e.launches.len()}))
+        "entries": m.entries.iter().map(|e| serde_json::json!({
+            "name": e.name,
+            "versions": e.versions.iter().map(|v| serde_json::json!({
+                "symbols": v.symbols.iter().map(|r| r.to_string()).collect::<Vec<_>>(),
+                "launches": v.launches.len(),
+            })).collect::<Vec<_>>(),
+        }))
             .collect::<Vec<_>>(),
         "code_bytes": c.code.len(),
         "arena_bytes": m.arena_bytes,

@@ -110,8 +110,10 @@ pub fn write(compiled: &Compiled, stage: Stage, folder: &Path) -> Result<(), Fai
 /// The text of a stage, of one entry or of all.
 pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<String, Failure> {
     let kernels = || {
-        let used: Option<BTreeSet<&str>> =
-            entry.and_then(|e| c.program.plan(e)).map(|plan| plan.launches.iter().map(|l| l.kernel.as_str()).collect());
+        let used: Option<BTreeSet<&str>> = entry.map(|e| {
+            let launches = c.program.versions(e).flat_map(|plan| &plan.launches);
+            launches.map(|l| l.kernel.as_str()).collect()
+        });
         c.kernels.iter().filter(move |k| used.as_ref().is_none_or(|u| u.contains(k.func.as_str())))
     };
     Ok(match stage {
@@ -125,8 +127,8 @@ pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<Str
             }
             out
         }
-        Stage::Plan => match entry.and_then(|e| c.program.plan(e)) {
-            Some(plan) => plan.to_string(),
+        Stage::Plan => match entry {
+            Some(entry) => c.program.versions(entry).map(|plan| plan.to_string()).collect(),
             None => c.program.to_string(),
         },
         Stage::Clif => {
@@ -145,9 +147,9 @@ pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<Str
 
 /// The part of a module that `entry` needs.
 fn reachable(module: &Module, entry: Option<&str>) -> Module {
-    let Some(entry) = entry.and_then(|e| module.entry(e)) else { return module.clone() };
+    let Some(entry) = entry else { return module.clone() };
     let mut needed = BTreeSet::new();
-    let mut open = vec![entry.func.as_str()];
+    let mut open: Vec<&str> = module.versions(entry).map(|e| e.func.as_str()).collect();
     while let Some(name) = open.pop() {
         let Some(func) = module.func(name).filter(|f| needed.insert(f.name.as_str())) else { continue };
         for inst in &func.insts {
@@ -159,6 +161,6 @@ fn reachable(module: &Module, entry: Option<&str>) -> Module {
     Module {
         symbols: module.symbols.clone(),
         funcs: module.funcs.iter().filter(|f| needed.contains(f.name.as_str())).cloned().collect(),
-        entries: vec![entry.clone()],
+        entries: module.versions(entry).cloned().collect(),
     }
 }

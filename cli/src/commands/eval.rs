@@ -39,10 +39,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let at = |e: &dyn std::fmt::Display| Failure::input(format!("{}: {e}", args.file.display()));
     let module = text::parse_module(&source).map_err(|e| at(&e))?;
     verify::module(&module).map_err(|e| at(&e))?;
-    let entry = match &args.func {
-        Some(name) => module.entry(name),
-        None => module.entries.first(),
+    let pair = |b: &String| {
+        let pair = b.split_once('=').and_then(|(s, v)| Some((Sym::new(s.trim())?, v.trim().parse().ok()?)));
+        pair.ok_or_else(|| Failure::usage(format!("--bind {b}: expected SYMBOL=NUMBER")))
     };
+    let given = args.bind.iter().map(pair).collect::<Result<Bindings, _>>()?;
+    let asked = args.func.as_ref().or(module.entries.first().map(|e| &e.name));
+    let entry = asked.and_then(|name| module.version(name, &given));
     let name = match (entry, &args.func, module.funcs.last()) {
         (Some(entry), _, _) => entry.func.clone(),
         (None, Some(name), _) => name.clone(),
@@ -57,14 +60,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let mut ranges = module.symbols.clone();
     ranges.extend(entry.into_iter().flat_map(|e| e.ranges.clone()));
     let mut bindings: Bindings = ranges.iter().map(|(s, r)| (*s, r.min)).collect();
-    for b in &args.bind {
-        let pair = b.split_once('=').and_then(|(s, v)| Some((Sym::new(s.trim())?, v.trim().parse().ok()?)));
-        let (sym, value) = pair.ok_or_else(|| Failure::usage(format!("--bind {b}: expected SYMBOL=NUMBER")))?;
+    for (sym, value) in given {
         let Some(range) = ranges.get(&sym) else {
-            return Err(Failure::usage(format!("--bind {b}: the file has no symbol `{sym}`")));
+            return Err(Failure::usage(format!("--bind {sym}={value}: the file has no symbol `{sym}`")));
         };
         if !(range.min..=range.max).contains(&value) {
-            return Err(Failure::usage(format!("--bind {b}: {sym} is from {} to {}", range.min, range.max)));
+            let (min, max) = (range.min, range.max);
+            return Err(Failure::usage(format!("--bind {sym}={value}: {sym} is from {min} to {max}")));
         }
         bindings.insert(sym, value);
     }

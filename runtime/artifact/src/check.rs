@@ -1,14 +1,17 @@
 //! Whether a manifest is consistent: every index exists, every buffer is as large as the kernels that touch it need for
-//! all values of the symbols, nothing read-only is written. Done by the writer, so that a compiler's mistake is found
+//! all values of the symbols, nothing read-only is written, each call fits one version. Done by the writer, so that a compiler's mistake is found
 //! before a file exists, and by the reader, so that nothing has to be checked again per launch.
 
 use crate::manifest::{byte_count, tensor_bytes};
-use crate::{ALIGN, ArgFault, Entry, Fault, Launch, Manifest, Place, Space};
+use crate::{ALIGN, ArgFault, Entry, Fault, Launch, Manifest, Place, Space, SymbolRange, Version, VersionFault};
 use hadal_types::{Bindings, Dim, TensorType};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Symbols an entry may have; sizes are checked at the corners of their ranges, of which there are `2^n`.
 const MAX_SYMBOLS: usize = 4;
+
+/// Versions an entry may have; each call looks through them.
+const MAX_VERSIONS: usize = 64;
 
 /// All contradictions in `manifest`, given the sizes of the sections it describes; stops after [`Fault::MAX`].
 pub fn check(manifest: &Manifest, code_bytes: u64, weights_bytes: u64) -> Vec<Fault> {
@@ -89,7 +92,7 @@ fn check_entry(manifest: &Manifest, entry: &Entry, faults: &mut Vec<Fault>) {
     let distinct: HashSet<_> = entry.symbols.iter().map(|r| r.sym).collect();
     let usable = entry.symbols.len() <= MAX_SYMBOLS
         && distinct.len() == entry.symbols.len()
-        && entry.symbols.iter().all(|r| 0 <= r.lo && r.lo <= r.hi);
+        && entry.symbols.iter().all(|r| 0 <= r.lo && r.lo <= r.hi && r.hi <= i32::MAX as i64);
     if !usable {
         return faults.push(Fault::Symbols { entry: named() });
     }
@@ -100,12 +103,67 @@ fn check_entry(manifest: &Manifest, entry: &Entry, faults: &mut Vec<Fault>) {
             faults.push(Fault::UnknownSymbol { entry: named(), place: port.name.clone() });
         }
     }
+    if let Some(what) = check_versions(manifest, entry) {
+        return faults.push(Fault::Versions { entry: named(), what });
+    }
+    for version in &entry.versions {
+        check_launches(manifest, entry, version, &known, faults);
+    }
+}
 
-    let corners = entry.corners(manifest.model.max_context);
+/// Whether each call fits exactly one version, and all of them leave the same states with new rows.
+fn check_versions(manifest: &Manifest, entry: &Entry) -> Option<VersionFault> {
+    let versions = &entry.versions;
+    if versions.is_empty() || versions.len() > MAX_VERSIONS {
+        return Some(VersionFault::Count(versions.len()));
+    }
+    let values = |ranges: &[SymbolRange]| -> u128 { ranges.iter().map(|r| r.hi as u128 - r.lo as u128 + 1).product() };
+    // At most 2^31 values of each of 4 symbols, and 64 versions of them.
+    let mut covered = 0u128;
+    for (i, v) in versions.iter().enumerate() {
+        let within =
+            |(r, of): (&SymbolRange, &SymbolRange)| r.sym == of.sym && of.lo <= r.lo && r.lo <= r.hi && r.hi <= of.hi;
+        if v.symbols.len() != entry.symbols.len() || !v.symbols.iter().zip(&entry.symbols).all(within) {
+            return Some(VersionFault::Range(i));
+        }
+        let meet = |other: &Version| v.symbols.iter().zip(&other.symbols).all(|(a, b)| a.lo <= b.hi && b.lo <= a.hi);
+        if let Some(other) = versions[..i].iter().position(meet) {
+            return Some(VersionFault::Overlap(other, i));
+        }
+        covered += values(&v.symbols);
+    }
+    // Parts that do not meet cover the whole if they have as many values.
+    if covered != values(&entry.symbols) {
+        return Some(VersionFault::Gap);
+    }
+    let written =
+        |v: &Version| -> BTreeSet<u32> { v.launches.iter().flat_map(|l| states_written(manifest, l)).collect() };
+    let first = written(&versions[0]);
+    versions.iter().position(|v| written(v) != first).map(VersionFault::States)
+}
+
+fn states_written(manifest: &Manifest, launch: &Launch) -> Vec<u32> {
+    let params = manifest.kernels.get(launch.kernel as usize).map(|k| k.params.as_slice()).unwrap_or_default();
+    let state = |(arg, param): (&crate::Arg, &crate::Param)| match arg.space {
+        Space::State(i) if param.access.writes() => Some(i),
+        _ => None,
+    };
+    launch.args.iter().zip(params).filter_map(state).collect()
+}
+
+fn check_launches(
+    manifest: &Manifest,
+    entry: &Entry,
+    version: &Version,
+    known: &dyn Fn(&[Dim]) -> bool,
+    faults: &mut Vec<Fault>,
+) {
+    let named = || entry.name.clone();
+    let corners = version.corners(manifest.model.max_context);
     let sizes = Sizes::new(manifest, entry, &corners);
     // Kernels are few and launches many, so what depends on the kernel alone is worked out once.
     let mut params: HashMap<u32, Vec<Option<Vec<u64>>>> = HashMap::new();
-    for (launch, l) in entry.launches.iter().enumerate() {
+    for (launch, l) in version.launches.iter().enumerate() {
         if faults.len() >= Fault::MAX {
             return;
         }
@@ -119,9 +177,8 @@ fn check_entry(manifest: &Manifest, entry: &Entry, faults: &mut Vec<Fault>) {
             continue;
         }
         let needs = params.entry(l.kernel).or_insert_with(|| {
-            let all_known =
-                kernel.symbols.iter().all(|s| distinct.contains(s)) && kernel.params.iter().all(|p| known(&p.ty.shape));
-            if !all_known {
+            let symbols: Vec<Dim> = kernel.symbols.iter().map(|s| Dim::from(*s)).collect();
+            if !known(&symbols) || !kernel.params.iter().all(|p| known(&p.ty.shape)) {
                 faults.push(Fault::UnknownSymbol { entry: named(), place: kernel.name.clone() });
             }
             kernel.params.iter().map(|p| bytes_at(&p.ty, &corners)).collect()

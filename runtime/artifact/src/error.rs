@@ -162,6 +162,14 @@ pub enum Fault {
         /// The entry.
         entry: String,
     },
+    /// Not every call fits exactly one version, or it matters to the states which.
+    #[error("entry `{entry}`: {what}")]
+    Versions {
+        /// The entry.
+        entry: String,
+        /// What is wrong with them.
+        what: VersionFault,
+    },
     /// A size uses a symbol that the entry does not have.
     #[error("entry `{entry}`: {place} uses a symbol the entry does not have")]
     UnknownSymbol {
@@ -210,6 +218,26 @@ pub enum Fault {
 impl Fault {
     /// The search for faults ends after this many.
     pub const MAX: usize = 50;
+}
+
+/// What is wrong with the versions of an entry; they are counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VersionFault {
+    /// None, or more than anyone would make.
+    #[error("it has {0} versions")]
+    Count(usize),
+    /// A version's ranges are not within the entry's.
+    #[error("the ranges of version {0} are not within its own")]
+    Range(usize),
+    /// Two versions for the same call.
+    #[error("versions {0} and {1} are for the same sizes")]
+    Overlap(usize, usize),
+    /// No version for some calls.
+    #[error("there are sizes that no version is for")]
+    Gap,
+    /// A version gives new rows to other states than the first.
+    #[error("version {0} writes other states than the first")]
+    States(usize),
 }
 
 /// What is wrong with an argument.

@@ -200,6 +200,15 @@ pub struct Entry {
     pub inputs: Vec<Port>,
     /// Buffers the caller provides to be written.
     pub outputs: Vec<Port>,
+    /// Ways to compute it, each for part of the symbols' values; together for all, no two for the same ones.
+    pub versions: Vec<Version>,
+}
+
+/// How an entry is computed for some values of its symbols.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Version {
+    /// For which: the symbols of the entry, in its order.
+    pub symbols: Vec<SymbolRange>,
     /// Kernels to run, in order.
     pub launches: Vec<Launch>,
     /// Weight bytes that one call with the fewest new tokens reads, for bandwidth figures (experts not chosen do not
@@ -209,7 +218,7 @@ pub struct Entry {
     pub flops: Option<u64>,
 }
 
-/// The values a symbol may take in an entry, both ends included.
+/// The values a symbol may take in an entry or a version, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SymbolRange {
     /// The symbol.
@@ -218,6 +227,16 @@ pub struct SymbolRange {
     pub lo: i64,
     /// Largest value.
     pub hi: i64,
+}
+
+/// `T = 1`, `P in 0..4095`.
+impl std::fmt::Display for SymbolRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.lo == self.hi {
+            true => write!(f, "{} = {}", self.sym, self.lo),
+            false => write!(f, "{} in {}..{}", self.sym, self.lo, self.hi),
+        }
+    }
 }
 
 /// A named input or output.
@@ -326,8 +345,16 @@ impl Entry {
         self.outputs.iter().position(|p| p.name == name)
     }
 
-    /// The corner points of the values the symbols can take together, with `P + T <= max_context`. A size that grows
-    /// with every symbol is largest at one of them.
+    /// The version for these values of the symbols, in the order of [`Entry::symbols`].
+    pub fn version_for(&self, values: &[i64]) -> Option<usize> {
+        let fits = |v: &Version| v.symbols.iter().zip(values).all(|(r, x)| (r.lo..=r.hi).contains(x));
+        self.versions.iter().position(fits)
+    }
+}
+
+impl Version {
+    /// The corner points of the values the symbols can take together, with `P + T <= max_context`; none where that
+    /// leaves nothing. A size that grows with every symbol is largest at one of them.
     pub fn corners(&self, max_context: u64) -> Vec<Bindings> {
         let context = i64::try_from(max_context).unwrap_or(i64::MAX);
         let mut corners = vec![Bindings::new()];
@@ -335,12 +362,22 @@ impl Entry {
             let split = |b: &Bindings| [r.lo, r.hi].map(|v| b.clone().into_iter().chain([(r.sym, v)]).collect());
             corners = corners.iter().flat_map(split).collect();
         }
-        for b in &mut corners {
-            // The corner (T, P) outside the context moves onto its edge along P.
-            let t = b.get(&Sym::T).copied().unwrap_or(0);
-            if let Some(p) = b.get_mut(&Sym::P) {
-                *p = (*p).min(context.saturating_sub(t));
-            }
+        let least = |sym| self.symbols.iter().find(|r| r.sym == sym).map(|r| r.lo);
+        if let (Some(least_p), Some(least_t)) = (least(Sym::P), least(Sym::T)) {
+            // A corner outside the context gives way to the points where its two edges meet the limit.
+            let within = |b: Bindings| -> Vec<Bindings> {
+                let (p, t) = (b[&Sym::P], b[&Sym::T]);
+                if p.saturating_add(t) <= context {
+                    return vec![b];
+                }
+                let at = |p: i64, t: i64| {
+                    let moved = b.iter().map(|(s, v)| (*s, *v)).chain([(Sym::P, p), (Sym::T, t)]).collect();
+                    (p >= least_p && t >= least_t).then_some(moved)
+                };
+                let (along_p, along_t) = (at(context.saturating_sub(t), t), at(p, context.saturating_sub(p)));
+                along_p.into_iter().chain(along_t).collect()
+            };
+            corners = corners.into_iter().flat_map(within).collect();
         }
         corners.sort();
         corners.dedup();

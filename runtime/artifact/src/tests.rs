@@ -60,33 +60,41 @@ fn sample() -> Manifest {
             symbols: vec![SymbolRange { sym: Sym::T, lo: 1, hi: 4 }, SymbolRange { sym: Sym::P, lo: 0, hi: 31 }],
             inputs: vec![Port { name: "x".into(), ty: f32s(&[t.clone(), Dim::from(4)]) }],
             outputs: vec![Port { name: "y".into(), ty: f32s(&[t.clone(), Dim::from(4)]) }],
-            launches: vec![
-                Launch {
-                    kernel: 0,
-                    args: vec![
-                        Arg::of(Space::Input(0)),
-                        Arg { space: Space::Weight(0), offset: 4 },
-                        Arg::of(Space::State(0)),
-                        Arg::arena(64),
-                    ],
-                    grid: vec![t.clone(), Dim::from(2)],
-                },
-                Launch {
-                    kernel: 0,
-                    args: vec![
-                        Arg::arena(64),
-                        Arg::of(Space::Weight(1)),
-                        Arg::of(Space::State(0)),
-                        Arg::of(Space::Output(0)),
-                    ],
-                    grid: vec![t],
-                },
-            ],
-            weight_bytes_read: Some(40),
-            flops: None,
+            versions: vec![version(1, 4, &t)],
         }],
         arena_bytes: 128,
         facts: vec![("rewrites".into(), "none".into())],
+    }
+}
+
+/// A version of the sample's entry for so many new tokens.
+fn version(lo: i64, hi: i64, t: &Dim) -> Version {
+    Version {
+        symbols: vec![SymbolRange { sym: Sym::T, lo, hi }, SymbolRange { sym: Sym::P, lo: 0, hi: 31 }],
+        launches: vec![
+            Launch {
+                kernel: 0,
+                args: vec![
+                    Arg::of(Space::Input(0)),
+                    Arg { space: Space::Weight(0), offset: 4 },
+                    Arg::of(Space::State(0)),
+                    Arg::arena(64),
+                ],
+                grid: vec![t.clone(), Dim::from(2)],
+            },
+            Launch {
+                kernel: 0,
+                args: vec![
+                    Arg::arena(64),
+                    Arg::of(Space::Weight(1)),
+                    Arg::of(Space::State(0)),
+                    Arg::of(Space::Output(0)),
+                ],
+                grid: vec![t.clone()],
+            },
+        ],
+        weight_bytes_read: Some(40),
+        flops: None,
     }
 }
 
@@ -255,16 +263,20 @@ fn each_contradiction_is_named() {
         "entry `prefill`: k uses a symbol the entry does not have"
     );
     assert_eq!(
-        complaint(|m| m.entries[0].launches[0].grid[0] = Dim::from(Sym::B)),
+        complaint(|m| m.entries[0].versions[0].launches[0].grid[0] = Dim::from(Sym::B)),
         "entry `prefill`: the grid of `k` uses a symbol the entry does not have"
     );
-    assert_eq!(complaint(|m| m.entries[0].launches[0].kernel = 9), "entry `prefill`, launch 0: there is no kernel 9");
     assert_eq!(
-        complaint(|m| m.entries[0].launches[0].args.truncate(3)),
+        complaint(|m| m.entries[0].versions[0].launches[0].kernel = 9),
+        "entry `prefill`, launch 0: there is no kernel 9"
+    );
+    assert_eq!(
+        complaint(|m| m.entries[0].versions[0].launches[0].args.truncate(3)),
         "entry `prefill`, launch 0: 3 arguments for 4 parameters"
     );
-    let with_arg =
-        |i: usize, space, offset| complaint(move |m| m.entries[0].launches[0].args[i] = Arg { space, offset });
+    let with_arg = |i: usize, space, offset| {
+        complaint(move |m| m.entries[0].versions[0].launches[0].args[i] = Arg { space, offset })
+    };
     assert_eq!(with_arg(1, Space::Weight(2), 0), format!("{arg}1: there is no such buffer"));
     assert_eq!(with_arg(1, Space::Weight(0), 8), format!("{arg}1: the kernel would reach past the end of the buffer"));
     assert_eq!(with_arg(1, Space::Weight(0), 2), format!("{arg}1: the offset is not aligned to the element"));
@@ -276,10 +288,56 @@ fn each_contradiction_is_named() {
 #[test]
 fn sizes_are_taken_where_chunk_and_context_meet() {
     // P+T reaches 32 rows but never 31+4, so a state of 32 rows is enough.
-    let corners = sample().entries[0].corners(32);
+    let corners = sample().entries[0].versions[0].corners(32);
     let rows = |b: &hadal_types::Bindings| b[&Sym::P] + b[&Sym::T];
     assert_eq!(corners.iter().map(rows).max(), Some(32));
     assert_eq!(corners.len(), 4);
+}
+
+#[test]
+fn corners_of_long_contexts_lie_within_the_context() {
+    let mut v = sample().entries.remove(0).versions.remove(0);
+    v.symbols[1] = SymbolRange { sym: Sym::P, lo: 30, hi: 31 };
+    let points: Vec<(i64, i64)> = v.corners(32).iter().map(|b| (b[&Sym::P], b[&Sym::T])).collect();
+    assert_eq!(points, [(30, 1), (30, 2), (31, 1)]);
+    v.symbols[1].lo = 31;
+    v.symbols[0].lo = 2;
+    assert_eq!(v.corners(32), []);
+}
+
+/// The sample with the entry cut at the version for two new tokens.
+fn versions(change: impl FnOnce(&mut Vec<Version>)) -> impl FnOnce(&mut Manifest) {
+    |m| {
+        let t = Dim::from(Sym::T);
+        m.entries[0].versions = vec![version(1, 2, &t), version(3, 4, &t)];
+        change(&mut m.entries[0].versions);
+    }
+}
+
+#[test]
+fn versions_take_each_call_once() {
+    let mut m = sample();
+    versions(|_| {})(&mut m);
+    bytes_of(&m).unwrap();
+    assert_eq!([1, 2, 3, 4].map(|t| m.entries[0].version_for(&[t, 31])), [Some(0), Some(0), Some(1), Some(1)]);
+    assert_eq!([[0, 0], [5, 0], [1, 32]].map(|v| m.entries[0].version_for(&v)), [None; 3]);
+    let said = |change: fn(&mut Vec<Version>)| complaint(versions(change));
+    assert_eq!(said(Vec::clear), "entry `prefill`: it has 0 versions");
+    assert_eq!(said(|v| v[1].symbols[0].hi = 5), "entry `prefill`: the ranges of version 1 are not within its own");
+    assert_eq!(said(|v| v[1].symbols.swap(0, 1)), "entry `prefill`: the ranges of version 1 are not within its own");
+    assert_eq!(said(|v| v[1].symbols[0].lo = 5), "entry `prefill`: the ranges of version 1 are not within its own");
+    assert_eq!(said(|v| v[1].symbols[0].lo = 2), "entry `prefill`: versions 0 and 1 are for the same sizes");
+    assert_eq!(said(|v| v[1].symbols[0].lo = 4), "entry `prefill`: there are sizes that no version is for");
+    assert_eq!(said(|v| v[1].launches.clear()), "entry `prefill`: version 1 writes other states than the first");
+    assert_eq!(said(|v| *v = vec![v[0].clone(); 65]), "entry `prefill`: it has 65 versions");
+    assert_eq!(
+        said(|v| v[1].launches[0].args[3] = Arg::arena(68)),
+        "entry `prefill`, launch 0, argument 3: the kernel would reach past the end of the buffer"
+    );
+    // What only the larger version would reach past is fine in the smaller.
+    let mut m = sample();
+    versions(|v| v[0].launches[0].args[3] = Arg::arena(96))(&mut m);
+    bytes_of(&m).unwrap();
 }
 
 #[test]

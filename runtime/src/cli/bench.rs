@@ -4,6 +4,7 @@ use super::generate::rate;
 use super::{Failure, print_json, stdout_failed};
 use crate::{Generator, Pool, Program, Rng, Sampling, Session};
 use clap::Args;
+use hadal_types::Sym;
 use serde_json::json;
 use std::io::Write;
 use std::sync::Arc;
@@ -68,11 +69,15 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
 
     let decoded = args.n.saturating_sub(1);
     let decode_rate = rate(decoded, decode);
+    // The version that the first decoded token takes.
     let entry = program.manifest().entry("decode");
-    let bytes = entry.and_then(|e| e.weight_bytes_read);
+    let at = |sym: Sym| if sym == Sym::P { args.prompt_len as i64 } else { 1 };
+    let values = entry.map(|e| e.symbols.iter().map(|r| at(r.sym)).collect::<Vec<_>>());
+    let version = entry.zip(values).and_then(|(e, v)| Some(&e.versions[e.version_for(&v)?]));
+    let bytes = version.and_then(|e| e.weight_bytes_read);
     let weights_rate = bytes.zip(decode_rate).map(|(b, r)| b as f64 * r);
     let share = weights_rate.map(|r| r / bandwidth);
-    let flops_rate = entry.and_then(|e| e.flops).zip(decode_rate).map(|(f, r)| f as f64 * r);
+    let flops_rate = version.and_then(|e| e.flops).zip(decode_rate).map(|(f, r)| f as f64 * r);
     if args.json {
         return print_json(&json!({
             "model": model.name,

@@ -82,12 +82,15 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
         })).collect::<Vec<_>>(),
         "entries": m.entries.iter().map(|e| json!({
             "name": e.name,
-            "symbols": e.symbols.iter().map(|r| format!("{} in {}..={}", r.sym, r.lo, r.hi)).collect::<Vec<_>>(),
+            "symbols": ranges(&e.symbols),
             "inputs": ports(&e.inputs),
             "outputs": ports(&e.outputs),
-            "launches": e.launches.len(),
-            "weight_bytes_read": e.weight_bytes_read,
-            "flops": e.flops,
+            "versions": e.versions.iter().map(|v| json!({
+                "symbols": ranges(&v.symbols),
+                "launches": v.launches.len(),
+                "weight_bytes_read": v.weight_bytes_read,
+                "flops": v.flops,
+            })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
         "kernels": m.kernels.iter().map(|k| json!({
             "name": k.name, "bytes": k.bytes, "scratch": k.scratch_bytes, "origin": k.origin,
@@ -95,6 +98,10 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
         "facts": m.facts.iter().map(|(k, v)| json!({ "name": k, "value": v })).collect::<Vec<_>>(),
         "weights_verified": args.verify,
     })
+}
+
+fn ranges(ranges: &[hadal_artifact::SymbolRange]) -> Vec<String> {
+    ranges.iter().map(|r| r.to_string()).collect()
 }
 
 fn ports(ports: &[hadal_artifact::Port]) -> Vec<String> {
@@ -129,7 +136,15 @@ fn text(m: &Manifest, facts: &Value, args: &InfoArgs, out: &mut dyn Write) -> st
     for e in &m.entries {
         let types = |ports: &[hadal_artifact::Port]| self::ports(ports).join(", ");
         let (inputs, outputs) = (types(&e.inputs), types(&e.outputs));
-        line("entry", format!("{}({inputs}) -> ({outputs}), {} launches", e.name, e.launches.len()))?;
+        match &e.versions[..] {
+            [v] => line("entry", format!("{}({inputs}) -> ({outputs}), {} launches", e.name, v.launches.len()))?,
+            versions => {
+                line("entry", format!("{}({inputs}) -> ({outputs})", e.name))?;
+                for v in versions {
+                    line("", format!("  {}: {} launches", ranges(&v.symbols).join(", "), v.launches.len()))?;
+                }
+            }
+        }
     }
     for (name, value) in &m.facts {
         line(name, value.clone())?;

@@ -61,6 +61,10 @@ unsafe extern "C" fn all(args: *const *mut u8, _: *const i64, lo: i64, hi: i64, 
     unsafe { head(args, 0, lo, hi, scratch) }
 }
 
+pub fn symbols(lo: i64, hi: i64) -> Vec<SymbolRange> {
+    vec![SymbolRange { sym: Sym::T, lo, hi }, SymbolRange { sym: Sym::P, lo: 0, hi: CONTEXT as i64 - 1 }]
+}
+
 pub fn manifest() -> Manifest {
     let (t, s) = (Dim::from(Sym::T), Dim::from(Sym::P) + Sym::T);
     let vocab = Dim::from(VOCAB);
@@ -85,23 +89,27 @@ pub fn manifest() -> Manifest {
     };
     let entry = |name: &str, most: i64, head: u32, rows: &Dim| Entry {
         name: name.into(),
-        symbols: vec![
-            SymbolRange { sym: Sym::T, lo: 1, hi: most },
-            SymbolRange { sym: Sym::P, lo: 0, hi: CONTEXT as i64 - 1 },
-        ],
+        symbols: symbols(1, most),
         inputs: vec![Port { name: "tokens".into(), ty: ty(DType::I32, &[&t]) }],
         outputs: vec![Port { name: "logits".into(), ty: ty(DType::F32, &[rows, &vocab]) }],
-        launches: vec![
-            Launch { kernel: 0, args: vec![Arg::of(Space::Input(0)), Arg::of(Space::State(0))], grid: vec![t.clone()] },
-            Launch { kernel: 1, args: vec![Arg::of(Space::State(0)), Arg::arena(0)], grid: vec![t.clone()] },
-            Launch {
-                kernel: head,
-                args: vec![Arg::arena(0), Arg::of(Space::Weight(0)), Arg::of(Space::Output(0))],
-                grid: vec![rows.clone(), vocab.clone()],
-            },
-        ],
-        weight_bytes_read: Some(4 * VOCAB as u64),
-        flops: None,
+        versions: vec![Version {
+            symbols: symbols(1, most),
+            launches: vec![
+                Launch {
+                    kernel: 0,
+                    args: vec![Arg::of(Space::Input(0)), Arg::of(Space::State(0))],
+                    grid: vec![t.clone()],
+                },
+                Launch { kernel: 1, args: vec![Arg::of(Space::State(0)), Arg::arena(0)], grid: vec![t.clone()] },
+                Launch {
+                    kernel: head,
+                    args: vec![Arg::arena(0), Arg::of(Space::Weight(0)), Arg::of(Space::Output(0))],
+                    grid: vec![rows.clone(), vocab.clone()],
+                },
+            ],
+            weight_bytes_read: Some(4 * VOCAB as u64),
+            flops: None,
+        }],
     };
     Manifest {
         producer: "toy".into(),
