@@ -122,8 +122,8 @@ pub struct Bounds {
     pub mtp_input: MtpInput,
 }
 
-/// Which hidden states the entry `logits` gives out, for multi-token prediction to take in. The paper's is the one before
-/// the final norm; engines, and the releases' own users, give the one after it.
+/// Which hidden states the entry `logits` gives out, for multi-token prediction to take in. The technical report does not
+/// say (sheet `deepseek-v3`, "MTP layer"); engines give those after the final norm.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum MtpInput {
     /// After the final norm.
