@@ -8,6 +8,8 @@
 //! | `greedy`, `greedy_logits` | entry `prefill`, then `decode` token by token through the cache |
 //! | `mtp_logits` | entry `mtp` on the shifted input and the hidden states of `logits` |
 //! | `logits_attn_factor` | as `logits`, compiled with the other reading of `attn_factor` |
+//! | `logits_actquant` | as `logits`, compiled with activations in FP8 |
+//! | `mtp_logits_prenorm` | as `mtp_logits`, compiled with hidden states from before the final norm |
 //!
 //! Every other tensor is named as not checked.
 
@@ -15,9 +17,9 @@ use crate::driver::{Options, compile};
 use crate::failure::Failure;
 use crate::input::Input;
 use bytemuck::{bytes_of, cast_slice, cast_slice_mut};
-use hadal_models::AttnFactor;
 use hadal_models::checkpoint::{Checkpoint, TensorRef};
 use hadal_models::config_reader::Config;
+use hadal_models::{Activations, AttnFactor, MtpInput};
 use hadal_runtime::{Pool, Program, Session};
 use hadal_types::DType;
 use serde::Serialize;
@@ -83,23 +85,36 @@ pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, 
     let program = load(&input, &options)?;
     let vocab = program.manifest().model.vocab as usize;
     let mut run = Run { program, threads, ids, vocab, golden: &golden, tolerance, checks: Vec::new() };
-    let hidden = run.all_rows("logits")?;
+    let (rows, hidden) = run.all_rows()?;
+    run.check("logits", &rows, run.ids.len())?;
     let greedy_hits = run.greedy_rows(&greedy)?;
-    run.mtp_rows(&hidden)?;
+    run.mtp_rows("mtp_logits", &hidden)?;
+    let architecture = run.program.manifest().model.architecture.clone();
+    // The other readings, each compiled where there is something to compare it with.
     if golden.tensor("logits_attn_factor").is_some() {
-        let other = match options.attn_factor {
+        let attn_factor = match options.attn_factor {
             AttnFactor::Ignore => AttnFactor::Apply,
             AttnFactor::Apply => AttnFactor::Ignore,
         };
-        run.program = load(&input, &Options { attn_factor: other, ..options.clone() })?;
-        run.all_rows("logits_attn_factor")?;
+        run.program = load(&input, &Options { attn_factor, ..options.clone() })?;
+        let (rows, _) = run.all_rows()?;
+        run.check("logits_attn_factor", &rows, run.ids.len())?;
     }
-    let Run { program, checks, .. } = run;
+    if golden.tensor("logits_actquant").is_some() {
+        run.program = load(&input, &Options { activations: Activations::Fp8, ..options.clone() })?;
+        let (rows, _) = run.all_rows()?;
+        run.check("logits_actquant", &rows, run.ids.len())?;
+    }
+    if golden.tensor("mtp_logits_prenorm").is_some() {
+        run.program = load(&input, &Options { mtp_input: MtpInput::Raw, ..options.clone() })?;
+        let (_, hidden) = run.all_rows()?;
+        run.mtp_rows("mtp_logits_prenorm", &hidden)?;
+    }
+    let checks = run.checks;
     let known = |n: &str| ["input_ids", "greedy"].contains(&n) || checks.iter().any(|c| c.tensor == n);
     let unchecked = golden.tensors().map(|(n, _)| n.to_owned()).filter(|n| !known(n)).collect();
     let greedy = (!greedy.is_empty()).then_some((greedy_hits, greedy.len()));
     let pass = !checks.is_empty() && checks.iter().all(|c| c.pass) && greedy.is_none_or(|(hits, of)| hits == of);
-    let architecture = program.manifest().model.architecture.clone();
     Ok(Outcome { path: dir.display().to_string(), architecture, checks, greedy, unchecked, pass })
 }
 
@@ -183,8 +198,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs entry `logits` over the input and compares with `name`; returns the hidden states.
-    fn all_rows(&mut self, name: &str) -> Result<Vec<f32>, Failure> {
+    /// Runs entry `logits` over the input; returns the logits and hidden states of every row.
+    fn all_rows(&self) -> Result<(Vec<f32>, Vec<f32>), Failure> {
         let mut session = self.session()?;
         let entry = session.entry("logits")?;
         let outputs = &self.program.manifest().entries[entry].outputs;
@@ -202,8 +217,7 @@ impl Run<'_> {
             all.extend(out);
             hidden.extend(rows);
         }
-        self.check(name, &all, self.ids.len())?;
-        Ok(hidden)
+        Ok((all, hidden))
     }
 
     /// Runs the input, then the golden continuation token by token; returns how many of its tokens came out on top.
@@ -226,10 +240,10 @@ impl Run<'_> {
         Ok(all.chunks(self.vocab).zip(greedy).filter(|(row, token)| argmax(row) == **token as usize).count())
     }
 
-    /// Runs entry `mtp` on the input shifted by one and the main model's hidden states.
-    fn mtp_rows(&mut self, hidden: &[f32]) -> Result<(), Failure> {
+    /// Runs entry `mtp` on the input shifted by one and the main model's hidden states, and compares with `name`.
+    fn mtp_rows(&mut self, name: &str, hidden: &[f32]) -> Result<(), Failure> {
         let mut session = self.session()?;
-        let (Some(_), Ok(entry)) = (self.golden.tensor("mtp_logits"), session.entry("mtp")) else { return Ok(()) };
+        let (Some(_), Ok(entry)) = (self.golden.tensor(name), session.entry("mtp")) else { return Ok(()) };
         let width = hidden.len() / self.ids.len();
         let chunk = self.chunk();
         let mut all = Vec::<f32>::new();
@@ -239,7 +253,7 @@ impl Run<'_> {
             session.run(entry, ids.len(), &[cast_slice(ids), cast_slice(rows)], &mut [cast_slice_mut(&mut out)])?;
             all.extend(out);
         }
-        self.check("mtp_logits", &all, self.ids.len() - 1)
+        self.check(name, &all, self.ids.len() - 1)
     }
 }
 

@@ -4,7 +4,8 @@ use crate::driver::Options;
 use crate::failure::Failure;
 use crate::input::Input;
 use hadal_models::checkpoint::Checkpoint;
-use hadal_models::{AttnFactor, Model};
+use hadal_models::{Activations, AttnFactor, Model};
+use hadal_types::DType;
 use std::path::{Path, PathBuf};
 
 /// What to compile for.
@@ -22,6 +23,9 @@ pub struct CompileArgs {
     /// How to read a non-standard `rope_scaling.attn_factor` (R1-0528-Qwen3).
     #[arg(long, value_enum, default_value_t = AttnFactorArg::Ignore)]
     pub attn_factor: AttnFactorArg,
+    /// What products with block-scaled FP8 weights read.
+    #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
+    pub activations: ActivationsArg,
 }
 
 /// Which tensors to compile.
@@ -53,6 +57,37 @@ pub enum AttnFactorArg {
     Apply,
 }
 
+/// Formats that states can have.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StateDtypeArg {
+    /// Four bytes an element.
+    F32,
+    /// Two.
+    Bf16,
+    /// One, scales not counted.
+    Fp8,
+}
+
+impl StateDtypeArg {
+    /// The format.
+    pub fn dtype(self) -> DType {
+        match self {
+            StateDtypeArg::F32 => DType::F32,
+            StateDtypeArg::Bf16 => DType::BF16,
+            StateDtypeArg::Fp8 => DType::F8E4M3,
+        }
+    }
+}
+
+/// Formats that inputs of products can have.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ActivationsArg {
+    /// As they are.
+    F32,
+    /// Rounded to e4m3 with a scale for each row and block, as the releases' own code does.
+    Fp8,
+}
+
 impl CompileArgs {
     /// Says on standard error where more is asked for than the model was made for.
     pub fn note(&self, model: &Model) {
@@ -71,6 +106,10 @@ impl CompileArgs {
             attn_factor: match self.attn_factor {
                 AttnFactorArg::Ignore => AttnFactor::Ignore,
                 AttnFactorArg::Apply => AttnFactor::Apply,
+            },
+            activations: match self.activations {
+                ActivationsArg::F32 => Activations::F32,
+                ActivationsArg::Fp8 => Activations::Fp8,
             },
             ..Options::default()
         }
