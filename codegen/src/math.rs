@@ -12,7 +12,7 @@ use hadal_ir::kernel::*;
 use hadal_types::DType;
 use std::collections::HashMap;
 
-/// Replaces exp, log, sin, cos and tanh by basic operations.
+/// Replaces pow2_ceil, exp, log, sin, cos and tanh by basic operations.
 pub fn expand(kernel: &Kernel) -> Kernel {
     let mut e = Expander { values: kernel.values.clone(), top: Vec::new(), constants: HashMap::new(), out: Vec::new() };
     let body = e.block(&kernel.body);
@@ -85,6 +85,7 @@ impl Expander {
             UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Not | UnaryOp::Sqrt | UnaryOp::Floor => {
                 return self.out.push(Stmt::Let(value, Op::Unary(op, a)));
             }
+            UnaryOp::Pow2Ceil => self.pow2_ceil(a),
             UnaryOp::Exp => self.exp(a),
             UnaryOp::Log => self.log(a),
             UnaryOp::Sin => self.sin(a, 0),
@@ -94,6 +95,21 @@ impl Expander {
         if let Some(Stmt::Let(last, _)) = self.out.last_mut() {
             *last = value;
         }
+    }
+
+    /// Rounds the mantissa's bits up into the exponent's.
+    fn pow2_ceil(&mut self, x: Value) -> Value {
+        let bits = self.bitcast(x, DType::I32);
+        let (below, exponent) = (self.i(x, 0x007f_ffff), self.i(x, 0x7f80_0000));
+        let up = self.binary(BinaryOp::Add, bits, below);
+        let up = self.binary(BinaryOp::And, up, exponent);
+        let up = self.bitcast(up, DType::F32);
+        let (zero, nan) = (self.f(x, 0.0), self.f(x, f32::NAN));
+        let counts = self.compare(CompareOp::Ge, x, zero);
+        // A zero of either sign has no bits to round up.
+        let sized = self.compare(CompareOp::Gt, x, zero);
+        let up = self.select(sized, up, zero);
+        self.select(counts, up, nan)
     }
 
     fn exp(&mut self, x: Value) -> Value {

@@ -135,7 +135,13 @@ impl Builder {
         let results: Vec<ValueId> =
             callee.results.iter().map(|(_, r)| self.func.add_value(callee.ty(*r).clone(), None)).collect();
         let kind = InstKind::Call(Call { func: callee.name.clone(), prefix: prefix.to_owned() });
-        self.func.insts.push(Inst { kind, args: args.to_vec(), results: results.clone(), origin: vec![], laws: vec![] });
+        self.func.insts.push(Inst {
+            kind,
+            args: args.to_vec(),
+            results: results.clone(),
+            origin: vec![],
+            laws: vec![],
+        });
         results
     }
 
@@ -247,6 +253,21 @@ impl Builder {
         self.op(Iota { len: len.into(), start: start.into() }, &[])
     }
 
+    /// Indices of the `k` largest elements of the last axis, -1 where fewer can be chosen.
+    pub fn top_k(&mut self, x: ValueId, k: usize) -> ValueId {
+        self.op(TopK { k }, &[x])
+    }
+
+    /// Whether each of `len` positions occurs in a row of indices.
+    pub fn member(&mut self, indices: ValueId, len: impl Into<Dim>) -> ValueId {
+        self.op(Member { len: len.into() }, &[indices])
+    }
+
+    /// Elements or rows of one axis, chosen by indices; zeros where an index is outside.
+    pub fn gather(&mut self, x: ValueId, indices: ValueId, axis: usize, batch: usize) -> ValueId {
+        self.op(Gather { axis, batch }, &[x, indices])
+    }
+
     /// Root-mean-square normalisation over the last axis.
     pub fn rms_norm(&mut self, x: ValueId, weight: ValueId, eps: f64) -> ValueId {
         self.op(RmsNorm { eps: Real(eps) }, &[x, weight])
@@ -296,13 +317,7 @@ pub fn decompose_func(func: &Func, choose: impl Fn(&Op) -> bool) -> Func {
 }
 
 /// Adds `op`, or its decomposition, on behalf of `from`.
-fn decompose_op(
-    b: &mut Builder,
-    op: &Op,
-    args: &[ValueId],
-    from: &Inst,
-    choose: &impl Fn(&Op) -> bool,
-) -> ValueId {
+fn decompose_op(b: &mut Builder, op: &Op, args: &[ValueId], from: &Inst, choose: &impl Fn(&Op) -> bool) -> ValueId {
     if !choose(op) {
         return b.op_from(op.clone(), args, from.origin.clone(), from.laws.clone());
     }

@@ -12,7 +12,7 @@
 //! with the held values of that row in its scratch, and no worker waits for another. 0 means that one worker computes
 //! everything.
 //!
-//! `rms_norm`, `softmax` and `top_k` compute their last axis as a whole, so it is never one of the row axes.
+//! `rms_norm`, `softmax`, `top_k` and `member` compute their last axis as a whole, so it is never one of the row axes.
 //!
 //! The result of `append %state, %rows` counts as having the rows of `%rows`: only those are computed. Nothing in the
 //! same kernel can read it row by row.
@@ -49,7 +49,7 @@ pub fn rows(func: &Func) -> Rows {
         let result = inst.results[0];
         held[result.index()] = !is_elementwise_access(op) || inst.args.iter().any(|a| held[a.index()]);
         appended[result.index()] = matches!(op, Op::Append(_));
-        if matches!(op, Op::RmsNorm(_) | Op::Softmax(_) | Op::TopK(_)) {
+        if matches!(op, Op::RmsNorm(_) | Op::Softmax(_) | Op::TopK(_) | Op::Member(_)) {
             limit = limit.min(func.ty(result).rank() - 1);
         }
         let args: Vec<&TensorType> = inst.args.iter().map(|a| func.ty(*a)).collect();
@@ -86,7 +86,13 @@ fn is_elementwise_access(op: &Op) -> bool {
         Op::Broadcast(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) | Op::Concat(_) | Op::CausalMask(_) => true,
         // Two operand elements per result element, but those at a distance: still computed where needed.
         Op::Rope(_) => true,
-        Op::Contract(_) | Op::Reduce(_) | Op::TopK(_) | Op::Append(_) | Op::RmsNorm(_) | Op::Softmax(_) => false,
+        Op::Contract(_)
+        | Op::Reduce(_)
+        | Op::TopK(_)
+        | Op::Member(_)
+        | Op::Append(_)
+        | Op::RmsNorm(_)
+        | Op::Softmax(_) => false,
         Op::Attention(_) => false,
     }
 }
@@ -97,7 +103,7 @@ pub fn aligned_axes(op: &Op, k: usize, args: &[&TensorType], out: &TensorType) -
     let arg = args[k];
     match op {
         Op::Map(_) | Op::Cast(_) | Op::CausalMask(_) => out.rank(),
-        Op::Softmax(_) | Op::TopK(_) => out.rank() - 1,
+        Op::Softmax(_) | Op::TopK(_) | Op::Member(_) => out.rank() - 1,
         Op::RmsNorm(_) if k == 0 => out.rank() - 1,
         Op::RmsNorm(_) => 0,
         Op::Rope(_) if k == 0 => out.rank() - 1,

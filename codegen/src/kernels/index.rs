@@ -4,7 +4,7 @@
 //! splitting an axis and merging it again cancels, and a loop that is split at the block size of a reshape or of a
 //! dequantisation sees no division inside. Values of expressions are never negative where they are used.
 
-use hadal_types::Dim;
+use hadal_types::{Dim, Sym};
 
 /// A loop variable: an index into [`Space::extents`].
 pub type Var = u32;
@@ -42,6 +42,11 @@ pub struct Space {
 pub fn at_most(a: &Dim, b: &Dim) -> bool {
     let gap = b.clone() - a.clone();
     gap.constant() >= 0 && gap.terms().iter().all(|(_, k)| *k >= 0)
+}
+
+/// Whether a size is at least 1 in every call: there is always a new token, though there may be no old one.
+pub fn never_empty(size: &Dim) -> bool {
+    size.lower(|s| Some((i64::from(s == Sym::T), i64::MAX))).is_some_and(|n| n >= 1)
 }
 
 impl Space {

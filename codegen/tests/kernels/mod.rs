@@ -24,7 +24,9 @@ impl Numbers {
         let n = shape.iter().product();
         match dtype {
             DType::Bool => Tensor::int(dtype, shape, (0..n).map(|_| self.below(2) as i64).collect()),
-            d if d.is_int() => Tensor::int(dtype, shape, (0..n).map(|_| self.below(9) as i64).collect()),
+            DType::U8 => Tensor::int(dtype, shape, (0..n).map(|_| self.below(9) as i64).collect()),
+            // Also an index of nothing.
+            d if d.is_int() => Tensor::int(dtype, shape, (0..n).map(|_| self.below(10) as i64 - 1).collect()),
             d => {
                 let real = |this: &mut Self| match d {
                     DType::F8E8M0 => [0.5, 1.0, 2.0][this.below(3) as usize],

@@ -259,14 +259,21 @@ impl Generator {
             }
             10 => one(self, MapFn::Tanh, x, 1.0, x.error + 4e-7),
             11 => one(self, MapFn::Sigmoid, x, 1.0, x.error + 4e-7),
-            12 if x.bits.is_some() => {
-                let id = self.b.map(MapFn::Floor, &[x.id]);
-                self.push(id, x.most + 1.0, Some(0), 0.0);
-            }
+            12 if x.bits.is_some() => match self.n.below(2) {
+                0 => {
+                    let id = self.b.map(MapFn::Floor, &[x.id]);
+                    self.push(id, x.most + 1.0, Some(0), 0.0);
+                }
+                _ => {
+                    let size = self.b.map(MapFn::Abs, &[x.id]);
+                    let id = self.b.map(MapFn::Pow2Ceil, &[size]);
+                    self.push(id, 2.0 * x.most, x.bits, 0.0);
+                }
+            },
             13 | 14 => {
                 let size = self.b.map(MapFn::Abs, &[x.id]);
                 let shifted = self.b.add_scalar(size, 1.0);
-                let f = self.pick(&[MapFn::Log, MapFn::Sqrt, MapFn::Rsqrt]);
+                let f = self.pick(&[MapFn::Log, MapFn::Log1p, MapFn::Sqrt, MapFn::Rsqrt]);
                 let x = Known { id: shifted, ..x };
                 one(self, f, x, x.most + 1.0, x.error + 4e-7);
             }
@@ -277,8 +284,9 @@ impl Generator {
                 self.push(id, x.most, None, x.error + x.most * y.error);
             }
             _ if !real => {
-                let id = self.b.map(MapFn::Div, &[x.id, y.id]);
-                self.push(id, x.most, both, 0.0);
+                let f = self.pick(&[MapFn::Div, MapFn::Rem, MapFn::Xor]);
+                let id = self.b.map(f, &[x.id, y.id]);
+                self.push(id, if f == MapFn::Xor { 2.0 * x.most.max(y.most) } else { x.most }, both, 0.0);
             }
             _ => {}
         }
@@ -405,12 +413,22 @@ impl Generator {
 
     fn top_k(&mut self, x: Known) {
         let shape = self.b.shape(x.id).to_vec();
-        let Some(n) = shape.last().and_then(Dim::as_const) else { return };
-        let k = 1 + self.n.below((n as u64).min(5)) as usize;
-        let id = self.b.op(TopK { k }, &[x.id]);
-        if self.push(id, n as f64, Some(0), 0.0) && self.n.below(2) == 0 {
-            let id = self.b.op(Gather { axis: shape.len() - 1, batch: shape.len() - 1 }, &[x.id, id]);
-            self.push(id, x.most, x.bits, x.error);
+        let last = shape[shape.len() - 1].clone();
+        let k = 1 + self.n.below(5) as usize;
+        let id = self.b.top_k(x.id, k);
+        if !self.push(id, largest(&last), Some(0), 0.0) {
+            return;
+        }
+        match self.n.below(3) {
+            0 => {
+                let id = self.b.gather(x.id, id, shape.len() - 1, shape.len() - 1);
+                self.push(id, x.most, x.bits, x.error);
+            }
+            1 => {
+                let id = self.b.member(id, last);
+                self.push(id, 1.0, Some(0), 0.0);
+            }
+            _ => {}
         }
     }
 

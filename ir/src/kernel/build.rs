@@ -489,6 +489,7 @@ impl Builder {
         not = UnaryOp::Not, "Complement.";
         sqrt = UnaryOp::Sqrt, "Square root.";
         floor = UnaryOp::Floor, "Towards minus infinity.";
+        pow2_ceil = UnaryOp::Pow2Ceil, "The smallest power of two that is not below.";
         exp = UnaryOp::Exp, "e to the power.";
         log = UnaryOp::Log, "Natural logarithm.";
         sin = UnaryOp::Sin, "Sine.";

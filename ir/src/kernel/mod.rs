@@ -234,6 +234,8 @@ pub enum UnaryOp {
     Sqrt,
     /// Towards minus infinity.
     Floor,
+    /// The smallest power of two that is not below; see the map of this name.
+    Pow2Ceil,
     /// e to the power.
     Exp,
     /// Natural logarithm.

@@ -231,6 +231,7 @@ names!(UnaryOp {
     Not = "not",
     Sqrt = "sqrt",
     Floor = "floor",
+    Pow2Ceil = "pow2_ceil",
     Exp = "exp",
     Log = "log",
     Sin = "sin",

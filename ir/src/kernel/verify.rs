@@ -436,6 +436,7 @@ impl Verifier<'_> {
                     UnaryOp::Not => LOGICAL,
                     UnaryOp::Sqrt
                     | UnaryOp::Floor
+                    | UnaryOp::Pow2Ceil
                     | UnaryOp::Exp
                     | UnaryOp::Log
                     | UnaryOp::Sin

@@ -4,12 +4,15 @@
 //! such a multiplier (sheet `deepseek-v3`, "Quantised form").
 //!
 //! - C1: `q` and `s` have one rank, and `block` as many entries, each at least 1.
-//! - C2: every `s` axis is the `q` axis divided by the block, rounded up; `q`'s sizes are constants.
+//! - C2: every `s` axis is the `q` axis divided by the block, rounded up; only where the block is 1 may the size be
+//!   symbolic.
 //! - C3: both are numbers, the scale a real.
 
 use super::*;
 use crate::tensor::{coordinates, position};
 use hadal_types::DType;
+#[cfg(test)]
+use hadal_types::Dim;
 
 /// See the module documentation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -36,9 +39,16 @@ impl OpDef for Dequantize {
         let fits = q.rank() == s.rank() && q.rank() == self.block.len() && !self.block.contains(&0);
         ensure!(fits, "C1", "blocks {:?} for {q} and {s}", self.block);
         for ((q_size, s_size), block) in q.shape.iter().zip(&s.shape).zip(&self.block) {
-            let blocks = q_size.as_const().map(|n| (n.max(0) as usize).div_ceil(*block));
-            let ok = blocks.is_some_and(|n| s_size.is(n as i64));
-            ensure!(ok, "C2", "{s} does not hold one scale per block {:?} of {q}", self.block);
+            let blocks = match *block {
+                1 => Some(q_size.clone()),
+                block => q_size.as_const().map(|n| (n.max(0) as usize).div_ceil(block).into()),
+            };
+            ensure!(
+                blocks.is_some_and(|n| n == *s_size),
+                "C2",
+                "{s} does not hold one scale per block {:?} of {q}",
+                self.block
+            );
         }
         ensure!(s.dtype.is_float() && q.dtype != DType::Bool, "C3", "{} scaled by {}", q.dtype, s.dtype);
         Ok(q.with_dtype(DType::F32))
@@ -73,6 +83,13 @@ mod tests {
         let (q, s) = (wave(&[2, 3]), wave(&[1, 2]));
         assert_eq!(run(Dequantize { block: vec![2] }, &[&q, &s]).unwrap_err().constraint, "C1");
         assert_eq!(run(Dequantize { block: vec![2, 1] }, &[&q, &s]).unwrap_err().constraint, "C2");
+        let symbolic = |a: &str| TensorType::new(DType::F32, [Dim::from(hadal_types::Sym::new(a).unwrap()), 3.into()]);
+        let scales = TensorType::new(DType::F32, [Dim::from(hadal_types::Sym::T), 2.into()]);
+        let op = Dequantize { block: vec![1, 2] };
+        assert!(op.infer(&[symbolic("T"), scales.clone()]).is_ok());
+        assert_eq!(op.infer(&[symbolic("P"), scales.clone()]).unwrap_err().constraint, "C2");
+        let coarse = Dequantize { block: vec![2, 2] };
+        assert_eq!(coarse.infer(&[symbolic("T"), scales]).unwrap_err().constraint, "C2");
         let ints = Tensor::int(DType::I32, &[1, 2], vec![1, 1]);
         assert_eq!(run(Dequantize { block: vec![2, 2] }, &[&q, &ints]).unwrap_err().constraint, "C3");
     }

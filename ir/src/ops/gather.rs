@@ -2,7 +2,8 @@
 //!
 //! With no batch axes `out[.., j.., ..] = x[.., i[j..], ..]`: the axis is replaced by the axes of `i`. The first `batch`
 //! axes are common to both operands: `gather %p, %e {axis = 1, batch = 1}` is `out[t, k] = p[t, e[t, k]]`.
-//! Indices outside the axis are clamped to it, so that a gather is total on every target.
+//! An index outside the axis (negative, or too large) gives zeros, as the contraction with a one-hot matrix would. So a
+//! gather is total, on an empty axis too, and places that a selection leaves over hold -1.
 //!
 //! - C1: the axis exists, and is not a batch axis.
 //! - C2: `batch` leading axes have equal sizes in both operands.
@@ -52,23 +53,21 @@ impl OpDef for Gather {
     fn eval(&self, args: &[&Tensor], _: &TensorType, shape: &[usize], _: &Bindings) -> Tensor {
         let (x, i) = (args[0], args[1]);
         let chosen = i.shape.len() - self.batch;
-        let Some(last) = x.shape[self.axis].checked_sub(1).map(|n| n as i64) else {
-            // Nothing to choose from: zeros, so that a gather is total.
-            let n = shape.iter().product();
-            return match &x.data {
-                Data::Real(_) => Tensor::real(x.dtype, shape, vec![0.0; n]),
-                Data::Int(_) => Tensor::int(x.dtype, shape, vec![0; n]),
-            };
-        };
         let mut at = Vec::new();
-        x.pick(shape, |n| {
+        let sources = (0..shape.iter().product()).map(|n| {
             coordinates(shape, n, &mut at);
             let index: Vec<usize> =
                 at[..self.batch].iter().chain(&at[self.axis..self.axis + chosen]).copied().collect();
-            let row = i.ints()[position(&i.shape, &index)].clamp(0, last) as usize;
+            let row = usize::try_from(i.ints()[position(&i.shape, &index)]).ok();
+            let row = row.filter(|r| *r < x.shape[self.axis])?;
             at.splice(self.axis..self.axis + chosen, [row]);
-            position(&x.shape, &at)
-        })
+            Some(position(&x.shape, &at))
+        });
+        let data = match &x.data {
+            Data::Real(v) => Data::Real(sources.map(|s| s.map_or(0.0, |s| v[s])).collect()),
+            Data::Int(v) => Data::Int(sources.map(|s| s.map_or(0, |s| v[s])).collect()),
+        };
+        Tensor { dtype: x.dtype, shape: shape.to_vec(), data }
     }
 
     fn flops(&self, _: &[TensorType], _: &TensorType, _: &Bindings) -> f64 {
@@ -83,10 +82,12 @@ mod tests {
     use hadal_types::DType;
 
     #[test]
-    fn takes_rows_clamped() {
+    fn takes_rows_and_zeros_outside() {
         let x = Tensor::real(DType::F32, &[3, 2], (0..6).map(f64::from).collect());
-        let i = Tensor::int(DType::I32, &[2], vec![2, 9]);
-        assert_eq!(run(Gather { axis: 0, batch: 0 }, &[&x, &i]).unwrap().reals(), [4., 5., 4., 5.]);
+        let i = Tensor::int(DType::I32, &[2], vec![2, 3]);
+        assert_eq!(run(Gather { axis: 0, batch: 0 }, &[&x, &i]).unwrap().reals(), [4., 5., 0., 0.]);
+        let i = Tensor::int(DType::I32, &[2], vec![-1, 1]);
+        assert_eq!(run(Gather { axis: 0, batch: 0 }, &[&x, &i]).unwrap().reals(), [0., 0., 2., 3.]);
         let none = Tensor::real(DType::F32, &[0, 1], vec![]);
         assert_eq!(run(Gather { axis: 0, batch: 0 }, &[&none, &i]).unwrap().reals(), [0., 0.]);
     }

@@ -3,7 +3,14 @@
 //! - C1: as many operands as the function takes.
 //! - C2: all operands have one shape. There is no implicit broadcasting.
 //! - C3: operands have one format, which suits the function: arithmetic takes reals or integers, the transcendental
-//!   functions reals, `and`, `or`, `not` truth values; `select` takes a truth value first.
+//!   functions and `pow2_ceil` reals, `rem` integers, `and`, `or`, `not` truth values, `xor` those or integers; `select`
+//!   takes a truth value first.
+//!
+//! `pow2_ceil` is exact, unlike a power of a rounded-up logarithm: from 0 comes 0, from less than 2^-126 (the least
+//! normal f32) that, from more than 2^127 infinity, from negative numbers and NaN comes NaN.
+//!
+//! The functions here are those of the `libm` crate on every machine, so weights that are computed when compiling are
+//! the same bytes everywhere.
 
 use super::*;
 use crate::ops::cast::wrap;
@@ -41,11 +48,13 @@ macro_rules! functions {
 functions! {
     Neg "neg" 1 "`-x`", Abs "abs" 1 "`|x|`", Exp "exp" 1 "`e^x`", Log "log" 1 "natural logarithm",
     Sqrt "sqrt" 1 "square root", Rsqrt "rsqrt" 1 "`1/√x`", Sin "sin" 1 "sine", Cos "cos" 1 "cosine",
+    Log1p "log1p" 1 "`ln(1+x)`, accurate near 0", Pow2Ceil "pow2_ceil" 1 "smallest power of two that is not below",
     Tanh "tanh" 1 "hyperbolic tangent", Sigmoid "sigmoid" 1 "`1/(1+e^-x)`", Floor "floor" 1 "largest integer below",
     Not "not" 1 "negation",
     Add "add" 2 "`x+y`", Sub "sub" 2 "`x-y`", Mul "mul" 2 "`x·y`", Div "div" 2 "`x/y`, truncating for integers",
     Max "max" 2 "`x` if `x>y`, else `y`", Min "min" 2 "`x` if `x<y`, else `y`", Lt "lt" 2 "`x<y`", Le "le" 2 "`x≤y`", Eq "eq" 2 "`x=y`",
-    And "and" 2 "both", Or "or" 2 "either",
+    And "and" 2 "both", Or "or" 2 "either", Xor "xor" 2 "one of both, or of their bits",
+    Rem "rem" 2 "`x - y·div(x, y)`, the remainder with the sign of `x`",
     Select "select" 3 "second operand where the first is true, else the third",
 }
 
@@ -53,12 +62,26 @@ impl MapFn {
     /// Whether it takes reals only.
     pub const fn real_only(self) -> bool {
         use MapFn::*;
-        matches!(self, Exp | Log | Sqrt | Rsqrt | Sin | Cos | Tanh | Sigmoid | Floor)
+        matches!(self, Exp | Log | Log1p | Pow2Ceil | Sqrt | Rsqrt | Sin | Cos | Tanh | Sigmoid | Floor)
     }
 
     /// Whether it takes truth values.
     pub const fn logical(self) -> bool {
-        matches!(self, MapFn::Not | MapFn::And | MapFn::Or)
+        matches!(self, MapFn::Not | MapFn::And | MapFn::Or | MapFn::Xor)
+    }
+
+    /// Whether it takes integers only.
+    pub const fn int_only(self) -> bool {
+        matches!(self, MapFn::Rem)
+    }
+
+    /// Whether it takes operands of a format; of `select`, those that are chosen from.
+    pub const fn takes(self, dtype: DType) -> bool {
+        match dtype {
+            DType::Bool => self.logical() || matches!(self, MapFn::Select),
+            d if d.is_int() => !self.real_only() && (!self.logical() || matches!(self, MapFn::Xor)),
+            _ => !self.logical() && !self.int_only(),
+        }
     }
 
     /// Whether the result is a truth value whatever the operands are.
@@ -72,14 +95,16 @@ impl MapFn {
         match self {
             Neg => -x,
             Abs => x.abs(),
-            Exp => x.exp(),
-            Log => x.ln(),
+            Exp => libm::exp(x),
+            Log => libm::log(x),
+            Log1p => libm::log1p(x),
+            Pow2Ceil => pow2_ceil(x),
             Sqrt => x.sqrt(),
             Rsqrt => 1.0 / x.sqrt(),
-            Sin => x.sin(),
-            Cos => x.cos(),
-            Tanh => x.tanh(),
-            Sigmoid => 1.0 / (1.0 + (-x).exp()),
+            Sin => libm::sin(x),
+            Cos => libm::cos(x),
+            Tanh => libm::tanh(x),
+            Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
             Floor => x.floor(),
             Add => x + y,
             Sub => x - y,
@@ -91,7 +116,7 @@ impl MapFn {
             Lt => (x < y) as u8 as f64,
             Le => (x <= y) as u8 as f64,
             Eq => (x == y) as u8 as f64,
-            Not | And | Or | Select => unreachable!("not on reals"),
+            Not | And | Or | Xor | Rem | Select => unreachable!("not on reals"),
         }
     }
 
@@ -113,8 +138,23 @@ impl MapFn {
             Not => (x == 0) as i64,
             And => x & y,
             Or => x | y,
-            Exp | Log | Sqrt | Rsqrt | Sin | Cos | Tanh | Sigmoid | Floor | Select => unreachable!("not on integers"),
+            Xor => x ^ y,
+            Rem => x.checked_rem(y).unwrap_or(0),
+            Exp | Log | Log1p | Pow2Ceil | Sqrt | Rsqrt | Sin | Cos | Tanh | Sigmoid | Floor | Select => {
+                unreachable!("not on integers")
+            }
         }
+    }
+}
+
+/// The smallest power of two that is not below `x`, from 2^-126 to 2^127.
+pub fn pow2_ceil(x: f64) -> f64 {
+    let (least, most) = (f64::from(f32::MIN_POSITIVE), f64::from_bits((127 + 1023) << 52));
+    match x {
+        0.0 => 0.0,
+        x if x > most => f64::INFINITY,
+        x if x > 0.0 => f64::from_bits((x.max(least).to_bits() + ((1 << 52) - 1)) >> 52 << 52),
+        _ => f64::NAN,
     }
 }
 
@@ -157,9 +197,7 @@ impl OpDef for Map {
             ensure!(args[0].dtype == DType::Bool, "C3", "the condition is {}", args[0].dtype);
             return Ok(args[1].clone());
         }
-        let logical = dtype == DType::Bool;
-        ensure!(logical == self.f.logical(), "C3", "`{}` on {dtype}", self.f.name());
-        ensure!(dtype.is_float() || !self.f.real_only(), "C3", "`{}` on {dtype}", self.f.name());
+        ensure!(self.f.takes(dtype), "C3", "`{}` on {dtype}", self.f.name());
         Ok(if self.f.compares() { args[0].with_dtype(DType::Bool) } else { args[0].clone() })
     }
 
@@ -212,6 +250,33 @@ mod tests {
     }
 
     #[test]
+    fn powers_of_two_are_exact() {
+        let cases = [
+            (1.0, 1.0),
+            (1.0000001, 2.0),
+            (3.0, 4.0),
+            (0.3, 0.5),
+            (0.0, 0.0),
+            (1e-40, f64::from(f32::MIN_POSITIVE)),
+            (f64::from(f32::MAX), f64::INFINITY),
+            (1.7e38, 2f64.powi(127)),
+            (f64::INFINITY, f64::INFINITY),
+        ];
+        for (x, y) in cases {
+            assert_eq!(pow2_ceil(x), y, "{x}");
+        }
+        assert!(pow2_ceil(-1.0).is_nan() && pow2_ceil(f64::NAN).is_nan() && pow2_ceil(f64::NEG_INFINITY).is_nan());
+    }
+
+    #[test]
+    fn integers_have_remainders_and_bits() {
+        let a = Tensor::int(DType::I64, &[4], vec![7, -7, 5, i64::MIN]);
+        let b = Tensor::int(DType::I64, &[4], vec![3, 3, 0, -1]);
+        assert_eq!(run(op(MapFn::Rem), &[&a, &b]).unwrap().ints(), [1, -1, 0, 0]);
+        assert_eq!(run(op(MapFn::Xor), &[&a, &b]).unwrap().ints(), [4, -7 ^ 3, 5, i64::MAX]);
+    }
+
+    #[test]
     fn constraints() {
         let (a, b) = (wave(&[2]), wave(&[3]));
         let ints = Tensor::int(DType::I32, &[2], vec![1, 2]);
@@ -220,6 +285,8 @@ mod tests {
         assert_eq!(run(op(MapFn::Add), &[&a, &ints]).unwrap_err().constraint, "C3");
         assert_eq!(run(op(MapFn::Exp), &[&ints]).unwrap_err().constraint, "C3");
         assert_eq!(run(op(MapFn::And), &[&ints, &ints]).unwrap_err().constraint, "C3");
+        assert_eq!(run(op(MapFn::Rem), &[&a, &a]).unwrap_err().constraint, "C3");
+        assert_eq!(run(op(MapFn::Xor), &[&a, &a]).unwrap_err().constraint, "C3");
         assert_eq!(run(op(MapFn::Select), &[&a, &a, &a]).unwrap_err().constraint, "C3");
     }
 }

@@ -168,6 +168,8 @@ ops! {
     Gather: gather,
     /// Indices of the largest elements.
     TopK: top_k,
+    /// Which positions occur among indices.
+    Member: member,
     /// Consecutive integers.
     Iota: iota,
     /// A literal scalar or vector.

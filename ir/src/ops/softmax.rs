@@ -1,6 +1,7 @@
 //! `softmax %x`: `exp(x - max) / Σ exp(x - max)` over the last axis.
 //!
-//! A row of only -∞ has no softmax; models mask so that every row keeps an element.
+//! A row of only -∞ is zeros: nothing is chosen where nothing can be. So the maximum counts as at least -1e30, and the
+//! sum as at least 1, which it is wherever an element is above that.
 //!
 //! - C1: `x` is f32 with at least one axis.
 
@@ -8,6 +9,9 @@ use super::*;
 use crate::ops::map::MapFn;
 use crate::ops::reduce::ReduceKind;
 use hadal_types::DType;
+
+/// What is not above this counts as -∞.
+const NOTHING: f64 = -1e30;
 
 /// See the module documentation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -35,9 +39,10 @@ impl OpDef for Softmax {
         let n = shape[shape.len() - 1];
         let mut values = Vec::with_capacity(args[0].len());
         for row in args[0].reals().chunks(n.max(1)) {
-            let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let exps: Vec<f64> = row.iter().map(|v| (v - max).exp()).collect();
+            let max = row.iter().copied().fold(NOTHING, f64::max);
+            let exps: Vec<f64> = row.iter().map(|v| libm::exp(v - max)).collect();
             let sum: f64 = exps.iter().sum();
+            let sum = if 1.0 > sum { 1.0 } else { sum };
             values.extend(exps.iter().map(|e| e / sum));
         }
         Tensor::real(out.dtype, shape, values)
@@ -48,10 +53,15 @@ impl OpDef for Softmax {
         let last = shape.len() - 1;
         let rows: Vec<usize> = (0..last).collect();
         let max = b.reduce(ReduceKind::Max, &[last], args[0]);
+        let least = b.scalar_like(max, NOTHING);
+        let max = b.map(MapFn::Max, &[max, least]);
         let max = b.broadcast(max, &shape, &rows);
         let shifted = b.map(MapFn::Sub, &[args[0], max]);
         let exps = b.map(MapFn::Exp, &[shifted]);
         let sum = b.reduce(ReduceKind::Sum, &[last], exps);
+        // The order of operands keeps a sum that is not a number.
+        let one = b.scalar_like(sum, 1.0);
+        let sum = b.map(MapFn::Max, &[one, sum]);
         let sum = b.broadcast(sum, &shape, &rows);
         Some(b.map(MapFn::Div, &[exps, sum]))
     }
@@ -72,6 +82,17 @@ mod tests {
         let y = run(Softmax, &[&x]).unwrap();
         assert!((y.reals()[..4].iter().sum::<f64>() - 1.0).abs() < 1e-12);
         assert_close(&y, &run_decomposed(Softmax, &[&x]), 1e-12);
+    }
+
+    #[test]
+    fn nothing_to_choose_from_is_zeros() {
+        let inf = f64::NEG_INFINITY;
+        let x = Tensor::real(DType::F32, &[3, 2], vec![inf, inf, inf, -1e9, -5e8, f64::NAN]);
+        for y in [run(Softmax, &[&x]).unwrap(), run_decomposed(Softmax, &[&x])] {
+            assert_eq!(y.reals()[..4], [0., 0., 0., 1.]);
+            assert!(y.reals()[4].is_nan() && y.reals()[5].is_nan());
+        }
+        assert_eq!(run(Softmax, &[&wave(&[2, 0])]).unwrap().len(), 0);
     }
 
     #[test]

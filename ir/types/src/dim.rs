@@ -98,6 +98,22 @@ impl Dim {
         })
     }
 
+    /// The largest value, where `range` gives the least and the largest value of each symbol; `None` where one has none.
+    pub fn upper(&self, range: impl Fn(Sym) -> Option<(i64, i64)>) -> Option<i64> {
+        self.extreme(|sym, k| range(sym).map(|(low, high)| if k > 0 { high } else { low }))
+    }
+
+    /// The least value, likewise.
+    pub fn lower(&self, range: impl Fn(Sym) -> Option<(i64, i64)>) -> Option<i64> {
+        self.extreme(|sym, k| range(sym).map(|(low, high)| if k > 0 { low } else { high }))
+    }
+
+    fn extreme(&self, at: impl Fn(Sym, i64) -> Option<i64>) -> Option<i64> {
+        self.terms
+            .iter()
+            .try_fold(self.constant, |sum, (sym, k)| Some(sum.saturating_add(k.saturating_mul(at(*sym, *k)?))))
+    }
+
     /// `self / n` where every coefficient is divisible, else `None`.
     pub fn div_exact(&self, n: i64) -> Option<Dim> {
         if n == 0 || self.constant % n != 0 || self.terms.iter().any(|(_, k)| k % n != 0) {
@@ -226,6 +242,15 @@ mod tests {
         assert_eq!((Dim::from(Sym::T) * 4 + 1).eval(&bindings), Ok(13));
         assert_eq!((Dim::from(Sym::T) + Sym::P).eval(&bindings), Err(Sym::P));
         assert_eq!((Dim::from(Sym::T) + Sym::P).substitute(&bindings).to_string(), "P+3");
+    }
+
+    #[test]
+    fn bounds_take_each_symbol_at_its_end() {
+        let range = |sym| if sym == Sym::T { Some((1, 4)) } else { (sym == Sym::P).then_some((0, 10)) };
+        let d = Dim::from(Sym::P) * 2 - Sym::T + 3;
+        assert_eq!((d.lower(range), d.upper(range)), (Some(-1), Some(22)));
+        assert_eq!((d + Sym::B).upper(range), None);
+        assert_eq!(Dim::from(7).lower(range), Some(7));
     }
 
     #[test]

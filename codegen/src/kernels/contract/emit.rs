@@ -38,9 +38,7 @@ impl<'a> Env<'a> {
         match &self.vars.list[var].kind {
             VarKind::Letter(_) => b.const_i64(0),
             VarKind::Gather { index, last } => {
-                let at = self.at(b, &index.at);
-                let loaded = b.load(self.bufs[index.param], &[at], 1);
-                let loaded = b.cast(loaded, DType::I64);
+                let loaded = self.index(b, index);
                 let (zero, last) = (b.const_i64(0), b.dim(last));
                 let low = b.max(loaded, zero);
                 b.min(low, last)
@@ -54,6 +52,35 @@ impl<'a> Env<'a> {
                 b.rem(of, by)
             }
         }
+    }
+
+    /// An integer in memory.
+    fn index(&self, b: &mut Builder, access: &Access) -> Value {
+        let at = self.at(b, &access.at);
+        let loaded = b.load(self.bufs[access.param], &[at], 1);
+        b.cast(loaded, DType::I64)
+    }
+
+    /// Whether all gathers behind an access chose something that is there; `None` where there are none.
+    fn found(&self, b: &mut Builder, access: &Access) -> Option<Value> {
+        let mut all = None;
+        for var in self.vars.gathers(access) {
+            let VarKind::Gather { index, last } = &self.vars.list[var].kind else { continue };
+            let (chosen, zero, last) = (self.index(b, index), b.const_i64(0), b.dim(last));
+            let (low, high) = (b.ge(chosen, zero), b.le(chosen, last));
+            let inside = b.and(low, high);
+            all = Some(all.map_or(inside, |a| b.and(a, inside)));
+        }
+        all
+    }
+
+    /// Elements, or zero where `access` is of something that is not there.
+    fn or_zero(&self, b: &mut Builder, access: &Access, x: Value) -> Value {
+        let Some(found) = self.found(b, access) else { return x };
+        let lanes = b.ty(x).lanes;
+        let none = b.const_f32(0.0);
+        let (found, none) = (b.splat(found, lanes), b.splat(none, lanes));
+        b.select(found, x, none)
     }
 
     /// The value of a form.
@@ -85,10 +112,11 @@ impl<'a> Env<'a> {
             _ => 1,
         };
         let x = self.load(b, access, lanes, mask.filter(|_| lanes > 1));
-        match self.scale(b, access) {
+        let x = match self.scale(b, access) {
             Some(scale) => b.mul(x, scale),
             None => x,
-        }
+        };
+        self.or_zero(b, access, x)
     }
 }
 
@@ -436,7 +464,24 @@ impl<'a> Emitter<'a> {
                 });
             }
             let (x, w) = all.split_at(rows.len());
-            self.segments(b, x, w, sums)
+            let after = self.segments(b, x, w, sums.clone());
+            // Gathers do not run along lanes: products with what is not there are left out as a whole.
+            let there = |b: &mut Builder, i: usize| {
+                let streamed = self.s.cols.map_or(bind(&rows[0]), |cols| bind(&rows[0]).with(cols, columns[i % width]));
+                let reused = bind(&rows[i / width]).found(b, self.reused());
+                match (reused, streamed.found(b, self.streamed())) {
+                    (Some(x), Some(w)) => Some(b.and(x, w)),
+                    (x, w) => x.or(w),
+                }
+            };
+            let sums = after.into_iter().zip(sums).enumerate().map(|(i, (after, before))| match there(b, i) {
+                Some(there) => {
+                    let there = b.splat(there, self.s.lanes);
+                    b.select(there, after, before)
+                }
+                None => after,
+            });
+            sums.collect()
         });
         sums.into_iter().map(|sum| b.reduce_lanes(ReduceOp::Add, sum)).collect()
     }
@@ -585,10 +630,11 @@ impl<'a> Emitter<'a> {
                 .map(|n| {
                     let env = bind(&rows[0]).with(s.lane, *n);
                     let w = env.load(b, self.streamed(), lanes, mask);
-                    match env.scale(b, self.streamed()) {
+                    let w = match env.scale(b, self.streamed()) {
                         Some(scale) => b.mul(w, scale),
                         None => w,
-                    }
+                    };
+                    env.or_zero(b, self.streamed(), w)
                 })
                 .collect();
             let x: Vec<Value> = rows.iter().map(|env| bind(env).read(b, self.reused(), None, None)).collect();

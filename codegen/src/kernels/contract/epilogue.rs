@@ -57,7 +57,7 @@ impl Epilogue {
     /// Whether a node needs transcendental functions or divisions, which are worth doing on vectors.
     pub fn is_heavy(&self) -> bool {
         use MapFn::*;
-        let heavy = |f: &MapFn| matches!(f, Exp | Log | Sin | Cos | Tanh | Sigmoid | Div | Sqrt | Rsqrt);
+        let heavy = |f: &MapFn| matches!(f, Exp | Log | Log1p | Sin | Cos | Tanh | Sigmoid | Div | Sqrt | Rsqrt);
         self.nodes.iter().any(|n| matches!(n, Node::Map(f, _) if heavy(f)))
     }
 
@@ -183,6 +183,18 @@ pub fn emit_map(b: &mut Builder, f: MapFn, x: &[Value]) -> Value {
         }
         Sin => b.sin(x[0]),
         Cos => b.cos(x[0]),
+        Log1p => {
+            // As in the loop generator: the quotient corrects the rounding of 1 + x.
+            let (one, large) = (b.const_f32(1.0), b.const_f32(f32::MAX));
+            let u = b.add(x[0], one);
+            let rest = b.sub(u, one);
+            let (log, ratio) = (b.log(u), b.div(x[0], rest));
+            let corrected = b.mul(log, ratio);
+            let (same, huge) = (b.eq(u, one), b.gt(u, large));
+            let y = b.select(huge, log, corrected);
+            b.select(same, x[0], y)
+        }
+        Pow2Ceil => b.pow2_ceil(x[0]),
         Tanh => b.tanh(x[0]),
         Sigmoid => {
             let (one, minus) = (b.const_f32(1.0), b.neg(x[0]));
@@ -203,6 +215,8 @@ pub fn emit_map(b: &mut Builder, f: MapFn, x: &[Value]) -> Value {
         Eq => b.eq(x[0], x[1]),
         And => b.and(x[0], x[1]),
         Or => b.or(x[0], x[1]),
+        Xor => b.xor(x[0], x[1]),
+        Rem => b.rem(x[0], x[1]),
         Select => b.select(x[0], x[1], x[2]),
     }
 }

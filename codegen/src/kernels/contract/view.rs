@@ -6,6 +6,7 @@
 //! across axes). What depends on a letter only through a derived variable has no stride along it, so a schedule can
 //! ask for the strides it needs and refuse.
 
+use crate::kernels::index::never_empty;
 use hadal_ir::module::{Func, Inst, InstKind, ValueId};
 use hadal_ir::ops::Op;
 use hadal_types::{DType, Dim, TensorType};
@@ -71,7 +72,8 @@ impl From<Dim> for Affine {
 pub enum VarKind {
     /// Runs over its size: a letter.
     Letter(char),
-    /// An integer read from memory, clamped to what the gathered axis holds.
+    /// An integer read from memory, clamped to what the gathered axis holds, so that it is an address. What is read
+    /// there counts as zero where the integer is outside.
     Gather {
         /// Where the index is.
         index: Box<Access>,
@@ -148,6 +150,23 @@ impl Vars {
     /// Whether what is read changes with `var`.
     pub fn reads(&self, access: &Access, var: Var) -> bool {
         self.depends(&access.at, var) || access.scale.as_ref().is_some_and(|s| self.reads(s, var))
+    }
+
+    /// The gathers that decide where an access reads.
+    pub fn gathers(&self, access: &Access) -> Vec<Var> {
+        fn visit(vars: &Vars, at: &Affine, out: &mut Vec<Var>) {
+            for v in at.terms.keys().filter(|v| !out.contains(v)).copied().collect::<Vec<_>>() {
+                match &vars.list[v].kind {
+                    VarKind::Letter(_) => {}
+                    VarKind::Gather { .. } => out.push(v),
+                    VarKind::Div(of, _) | VarKind::Rem(of, _) => visit(vars, of, out),
+                }
+            }
+        }
+        let mut out = Vec::new();
+        visit(self, &access.at, &mut out);
+        access.scale.iter().for_each(|s| visit(self, &s.at, &mut out));
+        out
     }
 
     /// How far one step of `var` moves; `None` where that is not constant.
@@ -331,7 +350,11 @@ impl<'a> Tracer<'a> {
                 let at: Vec<Affine> =
                     coords[..g.batch].iter().chain(&coords[g.axis..g.axis + chosen]).cloned().collect();
                 let index = self.access(args[1], at)?;
+                // An index that is gathered itself is 0 where it is not there, which no address says.
+                self.vars.gathers(&index).is_empty().then_some(())?;
                 let size = x.shape[g.axis].clone();
+                // An empty axis has no address to clamp to.
+                never_empty(&size).then_some(())?;
                 let row =
                     self.vars.derived(VarKind::Gather { index: Box::new(index), last: size.clone() - 1i64 }, size);
                 let mut out = coords.to_vec();

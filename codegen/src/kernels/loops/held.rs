@@ -2,7 +2,7 @@
 //!
 //! A value is held if it is dear and read in more than one *context*: by loops that walk it differently, so that the
 //! work would be done again. Elementwise uses of one value in one loop are one context, as equal nodes are shared.
-//! Selections (`top_k`) and literal vectors are held always: no index expression computes them.
+//! Selections (`top_k`), their masks (`member`) and literal vectors are held always: no index expression computes them.
 
 use hadal_ir::ops::Op;
 use hadal_ir::ops::map::MapFn;
@@ -31,7 +31,7 @@ pub fn held(func: &Func) -> BTreeSet<ValueId> {
             continue;
         }
         let hold = match op {
-            Op::TopK(_) => true,
+            Op::TopK(_) | Op::Member(_) => true,
             Op::Constant(c) => c.values.len() > 1,
             Op::Reduce(_) | Op::Contract(_) => own.len() > 1,
             _ => own.len() > 1 && costs[v.index()] >= DEAR,
@@ -64,7 +64,7 @@ fn costs(func: &Func) -> Vec<u32> {
             Op::Cast(_) | Op::Dequantize(_) => operands.saturating_add(1),
             Op::Gather(_) => operands.saturating_add(2),
             Op::Constant(_) => 0,
-            Op::Reduce(_) | Op::Contract(_) | Op::TopK(_) | Op::Iota(_) => 1,
+            Op::Reduce(_) | Op::Contract(_) | Op::TopK(_) | Op::Member(_) | Op::Iota(_) => 1,
             _ => operands,
         };
     }
@@ -75,8 +75,9 @@ fn costs(func: &Func) -> Vec<u32> {
 fn map_cost(f: MapFn) -> u32 {
     use MapFn::*;
     match f {
-        Exp | Log | Sin | Cos | Tanh | Sigmoid => DEAR,
-        Sqrt | Rsqrt | Div => 4,
-        Neg | Abs | Floor | Not | Add | Sub | Mul | Max | Min | Lt | Le | Eq | And | Or | Select => 1,
+        Exp | Log | Log1p | Sin | Cos | Tanh | Sigmoid => DEAR,
+        Sqrt | Rsqrt | Div | Rem => 4,
+        Pow2Ceil => 3,
+        Neg | Abs | Floor | Not | Add | Sub | Mul | Max | Min | Lt | Le | Eq | And | Or | Xor | Select => 1,
     }
 }

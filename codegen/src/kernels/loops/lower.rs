@@ -75,7 +75,7 @@ pub fn lower(draft: &Draft, sinks: &[Sink], target: &Target) -> Kernel {
             .parts
             .iter()
             .map(|part| match &part.built {
-                Work::Element { index, .. } | Work::Largest { index, .. } => place(index),
+                Work::Element { index, .. } | Work::Largest { index, .. } | Work::Mark { index, .. } => place(index),
             })
             .collect();
         for (part, (buf, index)) in nest.parts.iter().zip(placed) {
@@ -131,8 +131,14 @@ impl Lower<'_> {
             }
             Work::Largest { root, var, n, k, .. } => {
                 let needed = self.nodes.reachable(&[*root]);
-                self.largest_loops(b, &part.vars, &needed, &mut |this, b| {
-                    this.largest(b, &needed, *root, *var, *n, *k, buf, index);
+                self.outer_loops(b, &part.vars, &needed, &mut |this, b| {
+                    this.largest(b, &needed, *root, *var, n, *k, buf, index);
+                });
+            }
+            Work::Mark { root, var, len, .. } => {
+                let needed = self.nodes.reachable(&[*root]);
+                self.outer_loops(b, &part.vars, &needed, &mut |this, b| {
+                    this.mark(b, &needed, *root, *var, len, buf, index)
                 });
             }
         }
@@ -169,7 +175,7 @@ impl Lower<'_> {
         }
     }
 
-    fn largest_loops(
+    fn outer_loops(
         &mut self,
         b: &mut Builder,
         vars: &[Var],
@@ -180,7 +186,7 @@ impl Lower<'_> {
         let Some((var, rest)) = vars.split_first() else { return inner(self, b) };
         for segment in self.segments(b, *var, 1) {
             self.step(b, *var, &segment, &[], |this, b, _| {
-                this.largest_loops(b, rest, needed, inner);
+                this.outer_loops(b, rest, needed, inner);
                 vec![]
             });
         }
@@ -189,11 +195,11 @@ impl Lower<'_> {
     /// Selects by `k` passes. Each takes the best of what comes after the one before in the order of selection, so
     /// nothing is marked or moved, and equal elements come out in order of their indices.
     #[allow(clippy::too_many_arguments, reason = "the fields of one kind of work")]
-    fn largest(&mut self, b: &mut Builder, needed: &[Id], root: Id, var: Var, n: i64, k: i64, buf: Buf, at: &[Expr]) {
+    fn largest(&mut self, b: &mut Builder, needed: &[Id], root: Id, var: Var, n: &Dim, k: i64, buf: Buf, at: &[Expr]) {
         let ty = self.nodes.ty(root);
         let real = ty == DType::F32;
         // Indices that f32 holds exactly are compared as such: as many lanes as the elements.
-        let index_ty = if real && n < 1 << 24 { DType::F32 } else { DType::I64 };
+        let index_ty = if real && n.as_const().is_some_and(|n| n < 1 << 24) { DType::F32 } else { DType::I64 };
         let number = |b: &mut Builder, ty: DType, x: i64| match ty {
             DType::F32 => b.const_f32(x as f32),
             _ => b.const_i64(x),
@@ -202,7 +208,9 @@ impl Lower<'_> {
             true => (b.const_f32(f32::INFINITY), b.const_f32(f32::NEG_INFINITY)),
             false => (b.const_i64(i64::MAX), b.const_i64(i64::MIN)),
         };
-        let (before, after) = (number(b, index_ty, -1), number(b, index_ty, n));
+        let before = number(b, index_ty, -1);
+        let size = b.dim(n);
+        let after = b.cast(size, index_ty);
         let width = if self.vectors(var, needed) { self.width } else { 1 };
         let (zero, count) = (b.const_i64(0), b.const_i64(k));
         let mut base: Vec<Value> = at.iter().map(|e| self.expr(b, e)).collect();
@@ -224,7 +232,10 @@ impl Lower<'_> {
                 let same = b.eq(x, last_x);
                 let later = b.gt(index, last_i);
                 let tie = b.and(same, later);
-                (x, index, b.or(less, tie))
+                let open = b.or(less, tie);
+                // Minus infinity is never taken, nor what is not a number.
+                let counts = b.gt(x, bottom);
+                (x, index, if real { b.and(open, counts) } else { open })
             };
             let best = self.fold(b, var, width, ReduceOp::Max, bottom, |this, b, i, acc| {
                 let (x, _, open) = candidate(this, b, i);
@@ -238,16 +249,39 @@ impl Lower<'_> {
                 let index = b.select(hit, index, after);
                 b.min(index, acc)
             });
-            let whole = b.cast(place, DType::I64);
-            // Not-a-numbers are never taken; what is then missing is the last element.
-            let limit = b.const_i64(n - 1);
-            let whole = b.min(whole, limit);
+            // Places that are left over hold -1.
+            let (whole, over) = (b.cast(place, DType::I64), b.eq(place, after));
+            let none = b.const_i64(-1);
+            let whole = b.select(over, none, whole);
             if let Some(last) = base.last_mut() {
                 *last = j;
             }
             b.store(buf, &base, whole);
             vec![best, place]
         });
+    }
+
+    /// Stores truth at each of the positions that `root` gives.
+    #[allow(clippy::too_many_arguments, reason = "the fields of one kind of work")]
+    fn mark(&mut self, b: &mut Builder, needed: &[Id], root: Id, var: Var, len: &Dim, buf: Buf, at: &[Expr]) {
+        let base: Vec<Value> = at.iter().map(|e| self.expr(b, e)).collect();
+        let (zero, end, yes) = (b.const_i64(0), b.dim(len), b.constant(Const::Bool(true)));
+        for segment in self.segments(b, var, 1) {
+            self.step(b, var, &segment, &[], |this, b, _| {
+                this.ready(b, needed);
+                let position = this.value(root);
+                let (first, last) = (b.ge(position, zero), b.lt(position, end));
+                let inside = b.and(first, last);
+                b.if_then(inside, |b| {
+                    let mut base = base.clone();
+                    if let Some(last) = base.last_mut() {
+                        *last = position;
+                    }
+                    b.store(buf, &base, yes);
+                });
+                vec![]
+            });
+        }
     }
 
     /// One reduction over one loop, several elements at once.

@@ -39,7 +39,9 @@ pub(crate) enum Work {
     /// One element, and where it goes.
     Element { index: Vec<Expr>, root: Id },
     /// The indices of the `k` largest of `n` elements, of which `root` is the one at `var`; they go to `index` and on.
-    Largest { index: Vec<Expr>, root: Id, var: Var, n: i64, k: i64 },
+    Largest { index: Vec<Expr>, root: Id, var: Var, n: Dim, k: i64 },
+    /// Truth at `index` and on, for each value of `root` over `var` that is below `len`.
+    Mark { index: Vec<Expr>, root: Id, var: Var, len: Dim },
 }
 
 /// Loops that fill a buffer, in parts.
@@ -290,7 +292,7 @@ fn draft<'a>(func: &'a Func, held: &'a BTreeSet<ValueId>, sinks: &[Sink], grid: 
         let mut index = first.clone();
         let mut vars = Vec::new();
         let inner = match op {
-            Some(Op::TopK(_)) => shape.len() - 1,
+            Some(Op::TopK(_) | Op::Member(_)) => shape.len() - 1,
             _ => shape.len(),
         };
         for a in 0..inner {
@@ -302,16 +304,36 @@ fn draft<'a>(func: &'a Func, held: &'a BTreeSet<ValueId>, sinks: &[Sink], grid: 
         }
         let parts = match op {
             Some(Op::TopK(top)) => {
-                let n = func.ty(inst.args[0]).shape[inner].as_const().unwrap_or(0);
+                let n = &func.ty(inst.args[0]).shape[inner];
                 let k = top.k as i64;
                 index[inner] = Expr::default();
-                let var = nodes.space.var(n.into());
+                let var = nodes.space.var(n.clone());
                 nodes.nest(&index, vars, |nodes, at| {
                     let mut from = at.to_vec();
                     from[inner] = Expr::var(var);
                     let root = nodes.eval(inst.args[0], &from, None);
-                    Work::Largest { index: at.to_vec(), root, var, n, k }
+                    Work::Largest { index: at.to_vec(), root, var, n: n.clone(), k }
                 })
+            }
+            Some(Op::Member(member)) => {
+                // All false, then what occurs is marked: as many steps as positions and indices, not their product.
+                let (mut fill, mut outer) = (index.clone(), vars.clone());
+                let (at, position) = nodes.loop_over(member.len.clone());
+                fill[inner] = at;
+                outer.extend(position);
+                let mut parts = nodes.nest(&fill, outer, |nodes, at| Work::Element {
+                    root: nodes.number(0.0, DType::Bool),
+                    index: at.to_vec(),
+                });
+                index[inner] = Expr::default();
+                let var = nodes.space.var(func.ty(inst.args[0]).shape[inner].clone());
+                parts.extend(nodes.nest(&index, vars, |nodes, at| {
+                    let mut from = at.to_vec();
+                    from[inner] = Expr::var(var);
+                    let root = nodes.eval(inst.args[0], &from, None);
+                    Work::Mark { index: at.to_vec(), root, var, len: member.len.clone() }
+                }));
+                parts
             }
             Some(Op::Constant(c)) => (0..c.values.len() as i64)
                 .map(|i| {
@@ -323,7 +345,7 @@ fn draft<'a>(func: &'a Func, held: &'a BTreeSet<ValueId>, sinks: &[Sink], grid: 
                 .nest(&index, vars, |nodes, at| Work::Element { root: nodes.define(v, at, None), index: at.to_vec() }),
         };
         let mut kept = kept;
-        if matches!(op, Some(Op::TopK(_) | Op::Constant(_))) {
+        if matches!(op, Some(Op::TopK(_) | Op::Member(_) | Op::Constant(_))) {
             *kept.last_mut().expect("selections and vectors have an axis") = true;
         }
         let shape = shape.iter().zip(&kept).filter(|(_, k)| **k).map(|(d, _)| d.clone()).collect();
@@ -356,7 +378,7 @@ fn has_data(e: &Expr) -> bool {
 impl Work {
     fn root(&self) -> Id {
         match self {
-            Work::Element { root, .. } | Work::Largest { root, .. } => *root,
+            Work::Element { root, .. } | Work::Largest { root, .. } | Work::Mark { root, .. } => *root,
         }
     }
 }
@@ -386,7 +408,7 @@ fn judge(
         if symbolic > 1 {
             let defined = draft.func.definitions()[v.index()].map(|i| &draft.func.insts[i].kind);
             return match defined {
-                Some(InstKind::Op(Op::TopK(_))) => {
+                Some(InstKind::Op(Op::TopK(_) | Op::Member(_))) => {
                     Err(Error::Scratch { func: draft.func.name.clone(), shape: scratch.shape.clone() })
                 }
                 _ => Ok(Verdict::Release(*v)),
@@ -395,14 +417,14 @@ fn judge(
     }
     let grid_vars: BTreeSet<Var> = draft.grid.iter().filter_map(|d| d.var).collect();
     for part in draft.nests.iter().flat_map(|n| &n.parts) {
-        if let Work::Largest { index, .. } = &part.built
+        if let Work::Largest { index, .. } | Work::Mark { index, .. } = &part.built
             && !nodes.index_deps(index).is_superset(&grid_vars)
         {
             return Ok(Verdict::Coarser);
         }
         let mut order: Vec<Var> = part.vars.clone();
         order.extend(match &part.built {
-            Work::Largest { var, .. } => Some(*var),
+            Work::Largest { var, .. } | Work::Mark { var, .. } => Some(*var),
             Work::Element { .. } => None,
         });
         let mut bodies = vec![(part.built.root(), order)];

@@ -8,13 +8,13 @@
 //! reshape), a [`Wish`] is noted, and [`Nodes::nest`] cuts the loop there and tries again.
 
 use super::super::Error;
-use super::super::index::{Atom, Expr, Space, Var, at_most, reshape};
+use super::super::index::{Atom, Expr, Space, Var, at_most, never_empty, reshape};
 use hadal_ir::kernel::{BinaryOp, CompareOp, Const, UnaryOp};
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
 use hadal_ir::ops::*;
 use hadal_ir::{Func, InstKind, ValueId};
-use hadal_types::{DType, Dim, Sym};
+use hadal_types::{DType, Dim};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 
@@ -288,7 +288,8 @@ impl<'a> Nodes<'a> {
         self.add(Node::Select(c, a, b), self.ty(a))
     }
 
-    fn number(&mut self, value: f64, ty: DType) -> Id {
+    /// A constant.
+    pub fn number(&mut self, value: f64, ty: DType) -> Id {
         let c = match ty {
             DType::F32 => Const::F32((value as f32).to_bits()),
             DType::Bool => Const::Bool(value != 0.0),
@@ -502,21 +503,24 @@ impl<'a> Nodes<'a> {
                 let where_: Vec<Expr> = at[..op.batch].iter().chain(&at[op.axis..op.axis + chosen]).cloned().collect();
                 let row = self.eval(args[1], &where_, guard);
                 let size = shape(0)[op.axis].clone();
-                let (zero, last) = (self.number(0.0, DType::I64), self.index((size.clone() - 1i64).into()));
-                let row = self.binary(BinaryOp::Min, row, last);
-                let row = self.binary(BinaryOp::Max, row, zero);
+                let (zero, count) = (self.number(0.0, DType::I64), self.index(size.clone().into()));
+                let (after, below) = (self.compare(CompareOp::Ge, row, zero), self.compare(CompareOp::Lt, row, count));
+                let there = self.binary(BinaryOp::And, after, below);
                 let mut at = at.to_vec();
-                at.splice(op.axis..op.axis + chosen, [Expr::term(Atom::Data(row, size.clone()), 1.into())]);
-                if never_empty(&size) {
-                    return self.eval(args[0], &at, guard);
-                }
-                // Where there is nothing to choose from the element is zero.
-                let count = self.index(size.into());
-                let some = self.compare(CompareOp::Lt, zero, count);
-                let guard = guard.map_or(some, |g| self.binary(BinaryOp::And, g, some));
-                let x = self.eval(args[0], &at, Some(guard));
+                let x = if never_empty(&size) {
+                    // Read from the nearest row that exists, so that memory is read plainly.
+                    let last = self.index((size.clone() - 1i64).into());
+                    let row = self.binary(BinaryOp::Min, row, last);
+                    let row = self.binary(BinaryOp::Max, row, zero);
+                    at.splice(op.axis..op.axis + chosen, [Expr::term(Atom::Data(row, size), 1.into())]);
+                    self.eval(args[0], &at, guard)
+                } else {
+                    at.splice(op.axis..op.axis + chosen, [Expr::term(Atom::Data(row, size), 1.into())]);
+                    let guard = guard.map_or(there, |g| self.binary(BinaryOp::And, g, there));
+                    self.eval(args[0], &at, Some(guard))
+                };
                 let nothing = self.number(0.0, self.ty(x));
-                self.select(some, x, nothing)
+                self.select(there, x, nothing)
             }
             Op::Iota(op) => self.index(at[0].offset(&op.start)),
             Op::Constant(op) => {
@@ -554,7 +558,7 @@ impl<'a> Nodes<'a> {
                 })
             }
             // Held always: see `held`.
-            Op::TopK(_) => self.number(0.0, DType::I64),
+            Op::TopK(_) | Op::Member(_) => self.number(0.0, DType::I64),
             Op::RmsNorm(_) | Op::Softmax(_) | Op::Rope(_) | Op::CausalMask(_) | Op::Attention(_) => {
                 unreachable!("only primitives are left")
             }
@@ -664,6 +668,22 @@ impl<'a> Nodes<'a> {
             MapFn::Sin => self.unary(UnaryOp::Sin, x[0]),
             MapFn::Cos => self.unary(UnaryOp::Cos, x[0]),
             MapFn::Tanh => self.unary(UnaryOp::Tanh, x[0]),
+            MapFn::Pow2Ceil => self.unary(UnaryOp::Pow2Ceil, x[0]),
+            MapFn::Log1p => {
+                // ln u · x / (u - 1) with u the rounded 1 + x: the quotient corrects the rounding.
+                let one = self.number(1.0, ty);
+                let u = self.binary(BinaryOp::Add, one, x[0]);
+                let rest = self.binary(BinaryOp::Sub, u, one);
+                let log = self.unary(UnaryOp::Log, u);
+                let ratio = self.binary(BinaryOp::Div, x[0], rest);
+                let corrected = self.binary(BinaryOp::Mul, log, ratio);
+                let same = self.compare(CompareOp::Eq, u, one);
+                // Infinity over itself is not a number.
+                let large = self.number(f64::from(f32::MAX), ty);
+                let huge = self.compare(CompareOp::Lt, large, u);
+                let y = self.select(huge, log, corrected);
+                self.select(same, x[0], y)
+            }
             MapFn::Floor => self.unary(UnaryOp::Floor, x[0]),
             MapFn::Not => self.unary(UnaryOp::Not, x[0]),
             MapFn::Rsqrt => {
@@ -701,15 +721,19 @@ impl<'a> Nodes<'a> {
             MapFn::Eq => self.compare(CompareOp::Eq, x[0], x[1]),
             MapFn::And => self.binary(BinaryOp::And, x[0], x[1]),
             MapFn::Or => self.binary(BinaryOp::Or, x[0], x[1]),
+            MapFn::Xor => self.binary(BinaryOp::Xor, x[0], x[1]),
+            MapFn::Rem => {
+                // By zero gives zero; by -1 too, and is not tried, as it may overflow into a trap.
+                let [zero, one, minus] = [0.0, 1.0, -1.0].map(|n| self.number(n, ty));
+                let by_zero = self.compare(CompareOp::Eq, x[1], zero);
+                let by_minus = self.compare(CompareOp::Eq, x[1], minus);
+                let odd = self.binary(BinaryOp::Or, by_zero, by_minus);
+                let by = self.select(odd, one, x[1]);
+                self.binary(BinaryOp::Rem, x[0], by)
+            }
             MapFn::Select => self.select(x[0], x[1], x[2]),
         }
     }
-}
-
-/// Whether a size is at least 1 in every call: there is always a new token, though there may be no old one.
-fn never_empty(size: &Dim) -> bool {
-    let least = size.terms().iter().map(|(s, _)| (*s, i64::from(*s != Sym::P))).collect();
-    size.terms().iter().all(|(_, k)| *k >= 0) && size.eval(&least).is_ok_and(|n| n >= 1)
 }
 
 /// The operation that combines two elements of a reduction.

@@ -1,6 +1,7 @@
 //! Arithmetic on raw bits, one lane at a time.
 
 use super::super::*;
+use crate::ops::map::pow2_ceil;
 use hadal_types::minifloat as mini;
 use half::{bf16, f16};
 
@@ -40,11 +41,12 @@ pub(super) fn unary(op: UnaryOp, elem: DType, a: u64) -> u64 {
         (UnaryOp::Not, _) => wrap(elem, !int(elem, a)),
         (UnaryOp::Sqrt, _) => bits(f(a).sqrt()),
         (UnaryOp::Floor, _) => bits(f(a).floor()),
-        (UnaryOp::Exp, _) => wide(f64::exp),
-        (UnaryOp::Log, _) => wide(f64::ln),
-        (UnaryOp::Sin, _) => wide(f64::sin),
-        (UnaryOp::Cos, _) => wide(f64::cos),
-        (UnaryOp::Tanh, _) => wide(f64::tanh),
+        (UnaryOp::Pow2Ceil, _) => wide(pow2_ceil),
+        (UnaryOp::Exp, _) => wide(libm::exp),
+        (UnaryOp::Log, _) => wide(libm::log),
+        (UnaryOp::Sin, _) => wide(libm::sin),
+        (UnaryOp::Cos, _) => wide(libm::cos),
+        (UnaryOp::Tanh, _) => wide(libm::tanh),
     }
 }
 
