@@ -18,7 +18,9 @@ pub mod failure;
 pub mod golden;
 pub mod input;
 pub mod options;
+pub mod predict;
 pub mod probe;
+pub mod report;
 pub mod roofline;
 pub mod units;
 

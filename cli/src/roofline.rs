@@ -4,10 +4,11 @@
 //! A kernel's bytes are those of its parameters that its ops touch, and of its results, each once: views, casts and
 //! dequantisation read what their result needs of them, `append` writes the new rows only, and a gather of weights reads
 //! the rows that are chosen. For `batch` sequences at once weights are read once, and everything else once for each.
+//! What kernels hand on is in the machine's own format for that, and comes from the cache where it fits.
 
-use hadal_ir::plan::{Place, Program};
+use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, DType, Func, InstKind, Op, Sym};
+use hadal_ir::{Bindings, DType, Func, InstKind, Op};
 use std::collections::BTreeSet;
 
 /// One call of an entry.
@@ -55,34 +56,62 @@ impl Step {
     }
 }
 
-/// One call of `entry` with `tokens` new tokens after `past` others, for each of `batch` sequences. `None` if there is
-/// no such entry.
-pub fn step(
-    program: &Program,
-    entry: &str,
-    target: &Target,
-    (tokens, past): (usize, usize),
-    batch: usize,
-) -> Option<Step> {
-    let bindings: Bindings = [(Sym::T, tokens as i64), (Sym::P, past as i64)].into();
-    let mut total = Step::default();
-    for launch in &program.plan(entry)?.launches {
-        let kernel = Kernel { func: program.module.func(&launch.kernel)?, args: &launch.args, bindings: &bindings };
-        let one = kernel.step(batch as f64, target);
-        let traffic = target.traffic(one.bytes(), 0.0);
-        match one.compute_seconds > traffic {
-            true => total.compute_seconds += one.compute_seconds,
-            false => total.memory_seconds += traffic,
-        }
-        total.launch_seconds += target.launch_seconds;
-        total.launches += 1;
-        total.flops += one.flops;
-        total.weight_bytes += one.weight_bytes;
-        total.state_bytes_read += one.state_bytes_read;
-        total.state_bytes_written += one.state_bytes_written;
-        total.activation_bytes += one.activation_bytes;
+/// A call of an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// The program.
+    pub program: &'a Program,
+    /// The plan of the entry's version.
+    pub plan: &'a Plan,
+    /// The machine.
+    pub target: &'a Target,
+    /// Sizes.
+    pub bindings: &'a Bindings,
+    /// Sequences at once.
+    pub batch: usize,
+}
+
+impl Call<'_> {
+    /// The whole call.
+    pub fn step(&self) -> Step {
+        self.launches().into_iter().map(|(_, one)| one).sum()
     }
-    Some(total)
+
+    /// Each launch with its kernel, in order.
+    pub fn launches(&self) -> Vec<(&str, Step)> {
+        let launches = self.plan.launches.iter();
+        launches.filter_map(|l| Some((l.kernel.as_str(), self.launch(&l.kernel, &l.args)?))).collect()
+    }
+
+    fn launch(&self, kernel: &str, args: &[Place]) -> Option<Step> {
+        let kernel = Kernel { func: self.program.module.func(kernel)?, args, call: self };
+        let mut one = kernel.step();
+        let traffic = one.memory_seconds;
+        // The longer of the two is what the launch waits for.
+        match one.compute_seconds > traffic {
+            true => one.memory_seconds = 0.0,
+            false => one.compute_seconds = 0.0,
+        }
+        one.launch_seconds = self.target.launch_seconds;
+        one.launches = 1;
+        Some(one)
+    }
+}
+
+impl std::iter::Sum for Step {
+    fn sum<I: Iterator<Item = Step>>(all: I) -> Step {
+        all.fold(Step::default(), |a, b| Step {
+            compute_seconds: a.compute_seconds + b.compute_seconds,
+            memory_seconds: a.memory_seconds + b.memory_seconds,
+            launch_seconds: a.launch_seconds + b.launch_seconds,
+            launches: a.launches + b.launches,
+            flops: a.flops + b.flops,
+            weight_bytes: a.weight_bytes + b.weight_bytes,
+            state_bytes_read: a.state_bytes_read + b.state_bytes_read,
+            state_bytes_written: a.state_bytes_written + b.state_bytes_written,
+            activation_bytes: a.activation_bytes + b.activation_bytes,
+        })
+    }
 }
 
 /// Elements of the states that `entry` uses, for one sequence of `rows` tokens, by format.
@@ -108,46 +137,87 @@ pub fn state_elements(program: &Program, entry: &str, rows: usize) -> Vec<(DType
     out
 }
 
+/// Bytes of the weights and folds that any launch of any plan reads: what has to be kept.
+pub fn stored_bytes(program: &Program) -> u64 {
+    let used: BTreeSet<Place> = program.plans.iter().flat_map(|p| &p.launches).flat_map(|l| l.args.clone()).collect();
+    let bytes = |ty: &hadal_ir::TensorType| ty.dtype.bytes(ty.count(&Bindings::new()).unwrap_or(0.0) as u64);
+    let of = |place: &Place| match place {
+        Place::Weight(i) => bytes(&program.weights[*i].ty),
+        Place::Fold(i) => bytes(&program.folds[*i].ty),
+        _ => 0,
+    };
+    used.iter().map(of).sum()
+}
+
 /// A kernel as one launch uses it.
 struct Kernel<'a> {
     func: &'a Func,
     /// Memory of its parameters, then of its results.
     args: &'a [Place],
-    bindings: &'a Bindings,
+    call: &'a Call<'a>,
 }
 
 impl Kernel<'_> {
-    fn step(&self, batch: f64, target: &Target) -> Step {
-        let func = self.func;
+    /// Work and traffic, both times as if it were alone.
+    fn step(&self) -> Step {
+        let (func, Call { target, bindings, .. }) = (self.func, *self.call);
+        let batch = self.call.batch as f64;
         let of_weights = self.made_of_weights();
         let touched = self.touched(&of_weights, batch);
+        let formats = self.formats();
         let mut out = Step::default();
         for inst in &func.insts {
             let (InstKind::Op(op), result) = (&inst.kind, inst.results[0]) else { continue };
             if !of_weights[result.index()] {
                 let types: Vec<_> = inst.args.iter().map(|a| func.ty(*a).clone()).collect();
-                let flops = batch * op.flops(&types, func.ty(result), self.bindings);
+                let flops = batch * op.flops(&types, func.ty(result), bindings);
                 let product = matches!(op, Op::Contract(_) | Op::Attention(_));
-                let formats: Vec<DType> = if product { types.iter().map(|t| t.dtype).collect() } else { vec![] };
+                let operands: Vec<DType> = inst.args.iter().map(|a| formats[a.index()]).collect();
                 out.flops += flops;
-                out.compute_seconds += flops / target.peak(&formats);
+                out.compute_seconds += flops / target.peak(if product { &operands } else { &[] });
             }
         }
+        let mut cached = 0.0;
         let values = func.params.iter().chain(func.results.iter().map(|(_, v)| v));
         for (i, (value, place)) in values.zip(self.args).enumerate() {
-            let bytes = touched[value.index()] * func.ty(*value).dtype.bits() as f64 / 8.0;
+            let dtype = func.ty(*value).dtype;
+            let bits = |format: DType| format.bits() as f64 / 8.0;
+            let handed_on = if dtype == DType::F32 { target.activations.dtype() } else { dtype };
+            let n = touched[value.index()];
             match place {
-                Place::Weight(_) | Place::Fold(_) => out.weight_bytes += bytes,
-                Place::State(_) if i < func.params.len() => out.state_bytes_read += batch * bytes,
-                Place::State(_) => out.state_bytes_written += batch * bytes,
-                Place::Buffer(_) | Place::Input(_) | Place::Output(_) => out.activation_bytes += batch * bytes,
+                Place::Weight(_) | Place::Fold(_) => out.weight_bytes += n * bits(dtype),
+                Place::State(_) if i < func.params.len() => out.state_bytes_read += batch * n * bits(dtype),
+                Place::State(_) => out.state_bytes_written += batch * n * bits(dtype),
+                Place::Buffer(_) | Place::Input(_) | Place::Output(_) => {
+                    let bytes = batch * n * bits(handed_on);
+                    out.activation_bytes += bytes;
+                    if matches!(place, Place::Buffer(_)) && bytes <= target.cache_bytes as f64 {
+                        cached += bytes;
+                    }
+                }
+            }
+        }
+        out.memory_seconds = target.traffic(out.bytes() - cached, cached);
+        out
+    }
+
+    /// By value: the format its elements come in, which for a copy of narrower ones is theirs.
+    fn formats(&self) -> Vec<DType> {
+        let func = self.func;
+        let mut out: Vec<DType> = func.values.iter().map(|v| v.ty.dtype).collect();
+        for inst in &func.insts {
+            let (InstKind::Op(op), result) = (&inst.kind, inst.results[0].index()) else { continue };
+            let carried = op.is_view() || matches!(op, Op::Cast(_) | Op::Dequantize(_) | Op::Gather(_));
+            let Some(source) = inst.args.first().filter(|_| carried).map(|a| out[a.index()]) else { continue };
+            if source.bits() < out[result].bits() && source.is_float() {
+                out[result] = source;
             }
         }
         out
     }
 
     fn count(&self, value: hadal_ir::ValueId) -> f64 {
-        self.func.ty(value).count(self.bindings).unwrap_or(f64::INFINITY)
+        self.func.ty(value).count(self.call.bindings).unwrap_or(f64::INFINITY)
     }
 
     /// By value: whether it is weights, in whatever form and whichever rows of them. Making it is part of reading them.
@@ -179,10 +249,10 @@ impl Kernel<'_> {
                 let more = match op {
                     Op::Append(_) if n == 0 => 0.0,
                     Op::Gather(g) if n == 0 && g.batch == 0 && of_weights[arg.index()] => {
-                        let rows = func.ty(*arg).shape[g.axis].eval(self.bindings).map_or(1.0, |r| r as f64);
+                        let rows = func.ty(*arg).shape[g.axis].eval(self.call.bindings).map_or(1.0, |r| r as f64);
                         let indices = func.ty(inst.args[1]);
                         let last = indices.shape.last().filter(|_| indices.rank() > 1);
-                        let each = last.and_then(|d| d.eval(self.bindings).ok()).map_or(1.0, |k| k as f64);
+                        let each = last.and_then(|d| d.eval(self.call.bindings).ok()).map_or(1.0, |k| k as f64);
                         let choices = batch * all(1) / each.max(1.0);
                         part * all(0) * distinct(rows, each, choices) / rows.max(1.0)
                     }

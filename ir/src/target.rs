@@ -158,6 +158,22 @@ impl Target {
         toml::to_string(self).expect("a struct of numbers and names")
     }
 
+    /// So many of these machines, which share all work and all memory evenly, at no cost: what no system reaches.
+    pub fn several(&self, machines: u32) -> Target {
+        let n = f64::from(machines);
+        let Peaks { f32, bf16, f8, f4, i8 } = self.flops;
+        let [bf16, f8, f4, i8] = [bf16, f8, f4, i8].map(|peak| peak.map(|p| p * n));
+        Target {
+            threads: self.threads.saturating_mul(machines),
+            bandwidth: self.bandwidth * n,
+            cache_bandwidth: self.cache_bandwidth * n,
+            cache_bytes: self.cache_bytes.saturating_mul(machines.into()),
+            memory_bytes: self.memory_bytes.saturating_mul(machines.into()),
+            flops: Peaks { f32: f32 * n, bf16, f8, f4, i8 },
+            ..self.clone()
+        }
+    }
+
     /// Operations per second of a product of such operands: the widest decides. Values in f32 count as what the
     /// machine's kernels hand on. Without operands: of arithmetic that is no product.
     pub fn peak(&self, operands: &[DType]) -> f64 {
@@ -247,6 +263,16 @@ mod tests {
         let t = Target::by_name("h200").unwrap();
         assert_eq!(t.seconds(2.0, 1.0), 2.0 + t.launch_seconds);
         assert_eq!(t.seconds(1.0, t.traffic(4.8e12, t.cache_bandwidth)), 2.0 + t.launch_seconds);
+    }
+
+    #[test]
+    fn several_machines_have_the_sum_of_everything_but_launches() {
+        let one = Target::by_name("b200").unwrap();
+        let eight = one.several(8);
+        assert_eq!((eight.bandwidth, eight.launch_seconds), (8.0 * one.bandwidth, one.launch_seconds));
+        assert_eq!(eight.memory_bytes, 8 * one.memory_bytes);
+        assert_eq!(eight.peak(&[DType::F4E2M1]), 8.0 * one.peak(&[DType::F4E2M1]));
+        assert_eq!(one.several(1), one);
     }
 
     #[test]
