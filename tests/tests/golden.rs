@@ -31,9 +31,11 @@ fixtures! {
     deepseek_moe_16b "deepseek-moe-16b" ["logits", "greedy_logits"], 8, [];
     v2_lite "v2-lite" ["logits", "greedy_logits"], 8, [];
     v2 "v2" ["logits", "greedy_logits"], 8, [];
-    v3 "v3" ["logits", "greedy_logits", "mtp_logits"], 8, ["mtp_logits_prenorm"];
-    v3_fp8 "v3-fp8" ["logits", "greedy_logits", "mtp_logits"], 8, ["logits_actquant", "mtp_logits_prenorm"];
-    v31_fp8_ue8m0 "v31-fp8-ue8m0" ["logits", "greedy_logits", "mtp_logits"], 8, ["logits_actquant", "mtp_logits_prenorm"];
+    v3 "v3" ["logits", "greedy_logits", "mtp_logits", "mtp_logits_prenorm"], 8, [];
+    v3_fp8 "v3-fp8" ["logits", "greedy_logits", "mtp_logits", "logits_actquant", "mtp_logits_prenorm"], 8, [];
+    v31_fp8_ue8m0 "v31-fp8-ue8m0" ["logits", "greedy_logits", "mtp_logits", "logits_actquant", "mtp_logits_prenorm"], 8, [];
+    v32 "v32" ["logits", "greedy_logits", "mtp_logits", "mtp_logits_prenorm"], 8, [];
+    v32_fp8 "variant-v32-fp8" ["logits", "greedy_logits", "mtp_logits", "logits_actquant", "mtp_logits_prenorm"], 8, [];
 }
 
 #[test]
