@@ -24,6 +24,8 @@ pub struct Stats {
     pub mtp_copies: u64,
     /// Scales of quantised weights.
     pub scales: u64,
+    /// Tensors that all of it is stored in.
+    pub tensors: u64,
     /// Bytes in each format, over everything.
     pub bytes: Vec<(DType, u64)>,
     /// Elements that the main model's states grow by with every token.
@@ -38,6 +40,11 @@ impl Stats {
     /// Bytes that the main model's states grow by with every token, were they all in `dtype`.
     pub fn state_bytes_per_token(&self, dtype: DType) -> u64 {
         dtype.bytes(self.state_elements)
+    }
+
+    /// Elements of all stored tensors: parameters, copies and scales.
+    pub fn stored_elements(&self) -> u64 {
+        self.main + self.mtp + self.mtp_copies + self.scales
     }
 
     /// Bytes of all weights.
@@ -109,6 +116,7 @@ pub fn stats(model: &Model) -> Stats {
         mtp: sum(&own),
         mtp_copies: sum(&copies),
         scales: model.params.iter().filter(is_scale).map(elements).sum(),
+        tensors: model.params.iter().map(|p| p.tensors().len() as u64).sum(),
         bytes,
         state_elements: roots(false).next().map_or(0, |root| state_growth(module, root, |_, n| n)),
         mtp_state_elements: roots(true).map(|root| state_growth(module, root, |_, n| n)).sum(),

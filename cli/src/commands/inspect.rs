@@ -114,13 +114,24 @@ impl Report {
         }
         let formats: Vec<String> = s.bytes.iter().map(|(d, n)| format!("{} in {d}", bytes(*n as f64))).collect();
         say!("stored        {} ({})", bytes(s.total_bytes() as f64), formats.join(", "))?;
-        let (bf16, f32) = (s.state_bytes_per_token(DType::BF16), s.state_bytes_per_token(DType::F32));
         say!(
-            "state         {} elements a token: {} B in bf16, {} B in f32",
-            grouped(s.state_elements),
-            grouped(bf16),
-            grouped(f32)
+            "  in          {} tensors of {} elements, scales among them",
+            grouped(s.tensors),
+            grouped(s.stored_elements())
         )?;
+        let (bf16, f32) = (s.state_bytes_per_token(DType::BF16), s.state_bytes_per_token(DType::F32));
+        match s.state_bytes == f32 {
+            true => say!(
+                "state         {} elements a token: {} B in bf16, {} B in f32",
+                grouped(s.state_elements),
+                grouped(bf16),
+                grouped(f32)
+            )?,
+            // Some have a format of their own.
+            false => {
+                say!("state         {} elements a token, {} B", grouped(s.state_elements), grouped(s.state_bytes))?
+            }
+        }
         if let Some(c) = &self.decode {
             say!("decode        {}FLOP and {} a token at context {}", spaced(c.flops), bytes(c.bytes()), self.context)?;
         }
@@ -146,11 +157,13 @@ impl Report {
             "vocab": model.vocab,
             "max_position": model.max_position,
             "parameters": {"main": s.main, "active": s.active, "mtp": s.mtp, "mtp_copies": s.mtp_copies},
+            "stored": {"tensors": s.tensors, "elements": s.stored_elements()},
             "bytes": s.bytes.iter().map(|(d, n)| (d.name().to_owned(), json!(n))).collect::<serde_json::Map<_, _>>(),
             "state": {
                 "elements_per_token": s.state_elements,
                 "bytes_per_token_bf16": s.state_bytes_per_token(DType::BF16),
                 "bytes_per_token_f32": s.state_bytes_per_token(DType::F32),
+                "bytes_per_token_as_built": s.state_bytes,
             },
             "decode": self.decode.as_ref().map(|c| json!({"context": self.context, "per_token": costs(c)})),
             "prefill": self.prefill.as_ref().map(|(n, c)| json!({"tokens": n, "total": costs(c), "per_token": shared(c, *n as f64)})),
