@@ -238,11 +238,11 @@ fn main() {
     }
     for (t, p) in [(1i64, 2047i64), (512, 0), (128, 1920)] {
         let keys = |d: f64| -> f64 { (0..t).map(|i| (p + i + 1) as f64).sum::<f64>() * d };
-        let causal = "scale = 0.1, causal = true";
+        let scale = "scale = 0.1";
         let heads = function(
             "%q: f32[T, 16, 128], %k: bf16[P+T, 16, 128], %v: bf16[P+T, 16, 128]",
             &format!(
-                "  %y = attention %q, %k, %v {{terms = [\"thd,shd\"], value = \"she\", output = \"the\", {causal}}} : f32[T, 16, 128]"
+                "  %y = attention %q, %k, %v {{sets = [\"thd,shd she causal\"], output = \"the\", {scale}}} : f32[T, 16, 128]"
             ),
             "f32[T, 16, 128]",
         );
@@ -251,7 +251,7 @@ fn main() {
         let groups = function(
             "%q: f32[T, 2, 6, 128], %k: bf16[P+T, 2, 128], %v: bf16[P+T, 2, 128]",
             &format!(
-                "  %y = attention %q, %k, %v {{terms = [\"tgrd,sgd\"], value = \"sge\", output = \"tgre\", {causal}}} : f32[T, 2, 6, 128]"
+                "  %y = attention %q, %k, %v {{sets = [\"tgrd,sgd sge causal\"], output = \"tgre\", {scale}}} : f32[T, 2, 6, 128]"
             ),
             "f32[T, 2, 6, 128]",
         );
@@ -260,7 +260,7 @@ fn main() {
         let latent = function(
             "%q: f32[T, 16, 512], %r: f32[T, 16, 64], %c: bf16[P+T, 512], %k: bf16[P+T, 64]",
             &format!(
-                "  %y = attention %q, %c, %r, %k, %c {{terms = [\"tha,sa\", \"thb,sb\"], value = \"sa\", output = \"tha\", {causal}}} : f32[T, 16, 512]"
+                "  %y = attention %q, %c, %r, %k, %c {{sets = [\"tha,sa thb,sb sa causal\"], output = \"tha\", {scale}}} : f32[T, 16, 512]"
             ),
             "f32[T, 16, 512]",
         );

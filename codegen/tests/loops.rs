@@ -177,7 +177,7 @@ fn dequantized_product() {
 #[test]
 fn attention() {
     let text = text_of("attention", "(%q: f32[T, 2, 8], %k: bf16[P+T, 2, 8], %v: bf16[P+T, 2, 8]) -> (y: f32[T, 2, 8]) {
-          %0 = attention %q, %k, %v {terms = [\"thd,shd\"], value = \"shd\", output = \"thd\", scale = 0.3, causal = true} : f32[T, 2, 8]
+          %0 = attention %q, %k, %v {sets = [\"thd,shd shd causal\"], output = \"thd\", scale = 0.3} : f32[T, 2, 8]
           return %0
         }");
     insta::assert_snapshot!(text);

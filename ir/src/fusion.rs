@@ -124,10 +124,8 @@ pub fn aligned_axes(op: &Op, k: usize, args: &[&TensorType], out: &TensorType) -
         Op::Append(_) if k == 1 => arg.rank(),
         Op::Append(_) => 0,
         Op::Contract(c) => common_prefix(&c.inputs[k], &c.output),
-        Op::Attention(a) if k < 2 * a.terms.len() && k.is_multiple_of(2) => {
-            common_prefix(&a.terms[k / 2].0, &a.output).min(a.output.len() - 1)
-        }
-        Op::Attention(_) => 0,
+        // Keys and values begin with a letter that the result does not have.
+        Op::Attention(a) => common_prefix(a.operands()[k].letters, &a.output).min(a.output.len() - 1),
         Op::Constant(_) | Op::Iota(_) => 0,
     }
 }

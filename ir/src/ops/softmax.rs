@@ -11,7 +11,7 @@ use crate::ops::reduce::ReduceKind;
 use hadal_types::DType;
 
 /// What is not above this counts as -∞.
-const NOTHING: f64 = -1e30;
+pub(super) const NOTHING: f64 = -1e30;
 
 /// See the module documentation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

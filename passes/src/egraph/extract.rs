@@ -9,7 +9,7 @@ use super::cost::Costs;
 use super::{Graph, Head, Node};
 use crate::edit::Edit;
 use egg::{Id, Language};
-use hadal_ir::ops::{Attention, Contract};
+use hadal_ir::ops::Contract;
 use hadal_ir::target::Target;
 use hadal_ir::{Bindings, Func, InstKind, Op, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -271,13 +271,13 @@ fn hints(old: &Func, graph: &Graph, classes: &BTreeMap<ValueId, Id>) -> BTreeMap
 
 /// The op with letters that its operands had in the function as it was written, as far as they do not clash.
 fn readable(op: &Op, class: Id, node: &Node, hints: &BTreeMap<Id, Vec<char>>) -> Op {
-    let spelled: Vec<&String> = match op {
-        Op::Contract(c) => c.inputs.iter().collect(),
-        Op::Attention(a) => a.terms.iter().flat_map(|(q, k)| [q, k]).chain([&a.value]).collect(),
+    let spelled: Vec<&str> = match op {
+        Op::Contract(c) => c.inputs.iter().map(String::as_str).collect(),
+        Op::Attention(a) => a.operands().into_iter().map(|o| o.letters).collect(),
         _ => return op.clone(),
     };
     let output = match op {
-        Op::Contract(c) => Some(&c.output),
+        Op::Contract(c) => Some(c.output.as_str()),
         _ => None,
     };
     let mut names: BTreeMap<char, char> = BTreeMap::new();
@@ -296,16 +296,10 @@ fn readable(op: &Op, class: Id, node: &Node, hints: &BTreeMap<Id, Vec<char>>) ->
             names.insert(l, fresh);
         }
     }
-    let rename = |s: &String| s.chars().map(|l| names[&l]).collect::<String>();
+    let rename = |s: &str| s.chars().map(|l| names[&l]).collect::<String>();
     match op {
-        Op::Contract(c) => Contract { inputs: c.inputs.iter().map(rename).collect(), output: rename(&c.output) }.into(),
-        Op::Attention(a) => Attention {
-            terms: a.terms.iter().map(|(q, k)| (rename(q), rename(k))).collect(),
-            value: rename(&a.value),
-            output: rename(&a.output),
-            ..a.clone()
-        }
-        .into(),
+        Op::Contract(c) => Contract { inputs: c.inputs.iter().map(|s| rename(s)).collect(), output: rename(&c.output) }.into(),
+        Op::Attention(a) => a.renamed(rename).into(),
         other => other.clone(),
     }
 }

@@ -6,6 +6,7 @@ use crate::rules::elementwise::repeated;
 use hadal_ir::Op;
 use hadal_ir::attr::Real;
 use hadal_ir::ops::map::MapFn;
+use hadal_ir::ops::attention::{RowSet, Visible};
 use hadal_ir::ops::{Attention, CausalMask, Contract, Transpose};
 
 /// Most terms in a sum of scores.
@@ -121,13 +122,9 @@ impl Weights {
         let (value_letters, value) = framed_by(key, result, &self.value, value);
         operands.push(value);
         let own = format!("{query}{heads}{result}");
-        let attention = Attention {
-            terms: letters,
-            value: value_letters,
-            output: own.clone(),
-            scale: Real(scale),
-            causal: mask.is_some(),
-        };
+        let rows = if mask.is_some() { Visible::Causal } else { Visible::All };
+        let sets = vec![RowSet { terms: letters, value: value_letters, rows }];
+        let attention = Attention { sets, output: own.clone(), scale: Real(scale), sink: false };
         let attention = Term::new(attention, operands);
         if own == output {
             return Some(attention);

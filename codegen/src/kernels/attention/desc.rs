@@ -5,6 +5,7 @@ use crate::kernels::contract::epilogue::{self, Epilogue, is_real};
 use crate::kernels::contract::view::{Access, Affine, Tracer, Var, Vars};
 use hadal_ir::Func;
 use hadal_ir::ops::Op;
+use hadal_ir::ops::attention::Visible;
 use hadal_types::Dim;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -58,6 +59,15 @@ impl Desc {
             _ => None,
         });
         let [(attention, inst)] = found.collect::<Vec<_>>()[..] else { return None };
+        let [set] = &attention.sets[..] else { return None };
+        let causal = match &set.rows {
+            Visible::All => false,
+            Visible::Causal => true,
+            Visible::Interval(..) | Visible::Masked(_) | Visible::Selected(_) => return None,
+        };
+        if attention.sink {
+            return None;
+        }
         // Letters of the result, then the key letter, then one summed letter per term: terms may use one letter twice
         // with different sizes, so those are told apart by their position.
         let mut names: BTreeMap<char, Var> = BTreeMap::new();
@@ -66,15 +76,15 @@ impl Desc {
         for (c, size) in out.iter().zip(&t.ty(root).shape) {
             names.insert(*c, t.vars.letter(*c, size.clone()));
         }
-        let values = t.ty(inst.args[2 * attention.terms.len()]);
-        let key_name = attention.value.chars().next()?;
+        let values = t.ty(inst.args[2 * set.terms.len()]);
+        let key_name = set.value.chars().next()?;
         let key = t.vars.letter(key_name, values.shape.first()?.clone());
         names.insert(key_name, key);
         let affine = |names: &BTreeMap<char, Var>, letters: &str| -> Option<Vec<Affine>> {
             letters.chars().map(|c| names.get(&c).map(|v| Affine::var(*v))).collect()
         };
         let mut terms = Vec::new();
-        for ((q, k), args) in attention.terms.iter().zip(inst.args.chunks(2)) {
+        for ((q, k), args) in set.terms.iter().zip(inst.args.chunks(2)) {
             let last = q.chars().last()?;
             let sum = t.vars.letter(last, t.ty(args[0]).shape.last()?.clone());
             let mut names = names.clone();
@@ -87,14 +97,14 @@ impl Desc {
             }
             terms.push(Term { query, key, sum });
         }
-        let value = t.access(*inst.args.last()?, affine(&names, &attention.value)?)?;
+        let value = t.access(*inst.args.last()?, affine(&names, &set.value)?)?;
         let element = names[out.last()?];
         if !t.vars.stride(&value.at, element).is_some_and(|s| s.is(1)) || t.vars.size(element).as_const().is_none() {
             return None;
         }
         let epilogue = epilogue::trace(&mut t, root, affine(&names, &attention.output)?)?;
         let operands: Vec<&Access> = terms.iter().flat_map(|t| [&t.query, &t.key]).chain([&value]).collect();
-        let plain = operands.into_iter().all(|a| a.scale.is_none() && is_real(a.dtype));
+        let plain = operands.into_iter().all(|a| a.scale.is_none() && is_real(a.dtype) && t.vars.gathers(a).is_empty());
         let sums = terms.iter().all(|term| t.vars.size(term.sum).as_const().is_some());
         if !plain || !sums || !epilogue.loads().all(|a| is_real(a.dtype)) {
             return None;
@@ -108,7 +118,7 @@ impl Desc {
             terms,
             value,
             scale: attention.scale.0 as f32,
-            causal: attention.causal,
+            causal,
             epilogue,
             params: flat_params(func)?,
             vars: t.vars,

@@ -26,8 +26,7 @@ fn check(text: &str, t: i64, p: i64) -> Vec<String> {
 }
 
 fn attention(terms: &str, value: &str, output: &str) -> String {
-    let (terms, out) = (terms.replace(' ', "\", \""), output);
-    format!("terms = [\"{terms}\"], value = \"{value}\", output = \"{out}\", scale = 0.4, causal = true")
+    format!("sets = [\"{terms} {value} causal\"], output = \"{output}\", scale = 0.4")
 }
 
 #[test]
@@ -75,7 +74,7 @@ fn latent_keys_serve_all_heads() {
 fn without_a_mask_all_keys_count() {
     let body = format!(
         "  %y = attention %q, %k, %v {{{}}} : f32[T, 2, 8]",
-        attention("thd,shd", "she", "the").replace("causal = true", "causal = false")
+        attention("thd,shd", "she", "the").replace("causal", "all")
     );
     check(&kernel("%q: f32[T, 2, 4], %k: f32[P+T, 2, 4], %v: f32[P+T, 2, 8]", &body, "f32[T, 2, 8]"), 5, 30);
 }
@@ -132,7 +131,7 @@ fn case() -> impl Strategy<Value = (String, i64, i64)> {
         }
         params += &format!(", %v: {vf}[P+T, {ks}{e}]");
         let attrs = attention(&terms, &format!("s{k}e"), &format!("t{q}e"));
-        let attrs = attrs.replace("causal = true", &format!("causal = {causal}"));
+        let attrs = attrs.replace("causal", if causal { "causal" } else { "all" });
         let result = format!("f32[T, {qs}{e}]");
         let body = format!("  %y = attention {args}, %v {{{attrs}}} : {result}");
         (kernel(&params, &body, &result), t, p)
