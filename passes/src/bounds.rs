@@ -3,7 +3,7 @@
 //! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them.
 
 use crate::Options;
-use hadal_ir::{Dim, InstKind, Module, Range, Sym};
+use hadal_ir::{Bindings, Dim, InstKind, Module, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The values that symbols may take. The default knows nothing.
@@ -46,6 +46,15 @@ impl Bounds {
     /// The least that `size` can be; `None` where one of its symbols has no range.
     pub fn lower(&self, size: &Dim) -> Option<i64> {
         self.sum(size, |r, k| if k > 0 { r.min } else { r.max })
+    }
+
+    /// The largest sizes: as many new tokens as there may be, and the rest of the context before them.
+    pub fn largest(&self) -> Bindings {
+        let mut out: Bindings = self.ranges.iter().map(|(s, r)| (*s, r.max)).collect();
+        if let (Some(context), Some(t)) = (self.context, out.get(&Sym::T).copied()) {
+            out.entry(Sym::P).and_modify(|p| *p = context.saturating_sub(t).clamp(0, (*p).max(0)));
+        }
+        out
     }
 
     fn sum(&self, size: &Dim, end: impl Fn(&Range, i64) -> i64) -> Option<i64> {
@@ -103,5 +112,7 @@ mod tests {
         assert_eq!(ends("layer", Some(20), &(Dim::from(Sym::P) - Sym::T)), (Some(-4), Some(39)));
         assert_eq!(ends("layer", None, &Dim::from(Sym::B)), (None, None));
         assert_eq!(Bounds::default().upper(&Dim::from(7i64)), Some(7));
+        let largest = Bounds::of(&module, "layer", &Options { max_context: Some(20), ..Options::default() }).largest();
+        assert_eq!((largest[&Sym::P], largest[&Sym::T]), (16, 4));
     }
 }

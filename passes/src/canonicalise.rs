@@ -11,9 +11,10 @@
 
 use crate::Options;
 use crate::bounds::Bounds;
-use crate::edit::Edit;
+use crate::edit::{Edit, Trail};
 use crate::rule::{Rule, Term, V};
 use crate::rules::{self, LawSet};
+use crate::watch::{Watched, extend, leaves};
 use hadal_ir::{Func, InstKind, Module, ValueId};
 use std::collections::BTreeMap;
 
@@ -64,7 +65,8 @@ fn round(old: &Func, rules: &[&'static Rule], bounds: &Bounds, fired: &mut Fired
             InstKind::Op(op) => {
                 let term = Term::New(op.clone(), args.iter().map(|a| Term::Old(V(a.0))).collect());
                 let name = old.values[inst.results[0].index()].name.as_deref();
-                let new = simplify(&mut edit, rules, &term, &inst.origin, name, fired);
+                let trail = Trail { origin: &inst.origin, laws: &inst.laws };
+                let new = simplify(&mut edit, rules, &term, &trail, name, fired);
                 map[inst.results[0].index()] = Some(new);
             }
         }
@@ -77,7 +79,7 @@ fn simplify(
     edit: &mut Edit,
     rules: &[&'static Rule],
     term: &Term,
-    origin: &[String],
+    trail: &Trail,
     name: Option<&str>,
     fired: &mut Fired,
 ) -> ValueId {
@@ -85,13 +87,19 @@ fn simplify(
         Term::Old(v) => return ValueId(v.0),
         Term::New(op, args) => (op, args),
     };
-    let args: Vec<V> = args.iter().map(|a| V(simplify(edit, rules, a, origin, None, fired).0)).collect();
+    let args: Vec<V> = args.iter().map(|a| V(simplify(edit, rules, a, trail, None, fired).0)).collect();
     for rule in rules {
+        let site = Watched::new(edit, None);
         // A slice whose bounds only a value of the symbols could show to be wrong may be refused once it is joined.
-        if let Some(better) = (rule.apply)(edit, op, &args).into_iter().find(|t| t.ty(edit).is_some()) {
-            *fired.entry(rule.name).or_default() += 1;
-            return simplify(edit, rules, &better, origin, name, fired);
+        let better = (rule.apply)(&site, op, &args).into_iter().find(|t| t.ty(edit).is_some());
+        let Some(better) = better else { continue };
+        let (kept, mut laws) = (leaves(&better), trail.laws.to_vec());
+        for through in site.seen().iter().filter(|v| !kept.contains(v)) {
+            edit.laws_of(ValueId(through.0)).iter().for_each(|name| extend(&mut laws, name));
         }
+        extend(&mut laws, rule.name);
+        *fired.entry(rule.name).or_default() += 1;
+        return simplify(edit, rules, &better, &Trail { laws: &laws, ..*trail }, name, fired);
     }
-    edit.op(op.clone(), args.iter().map(|v| ValueId(v.0)).collect(), origin, name)
+    edit.op(op.clone(), args.iter().map(|v| ValueId(v.0)).collect(), trail, name)
 }

@@ -7,6 +7,15 @@ use hadal_ir::module::{State, Weight};
 use hadal_ir::{Dim, Func, Inst, InstKind, Op, TensorType, ValueId};
 use std::collections::HashMap;
 
+/// What an op remembers of how it came to be.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Trail<'a> {
+    /// Places in the model.
+    pub origin: &'a [String],
+    /// The laws behind it.
+    pub laws: &'a [String],
+}
+
 /// A function under construction in which every op occurs once per operands.
 pub(crate) struct Edit {
     pub func: Func,
@@ -46,7 +55,8 @@ impl Edit {
     }
 
     /// Adds an op, or finds it. `name` is given to a new value. Operands must suit the op.
-    pub fn op(&mut self, op: Op, args: Vec<ValueId>, origin: &[String], name: Option<&str>) -> ValueId {
+    pub fn op(&mut self, op: Op, args: Vec<ValueId>, trail: &Trail, name: Option<&str>) -> ValueId {
+        let Trail { origin, laws } = *trail;
         let key = (op, args);
         if let Some(known) = self.known.get(&key) {
             if let Some(at) = self.definitions[known.index()] {
@@ -62,9 +72,24 @@ impl Edit {
         let mut sorted = origin.to_vec();
         sorted.sort();
         let kind = InstKind::Op(key.0.clone());
-        self.func.insts.push(Inst { kind, args: key.1.clone(), results: vec![result], origin: sorted, laws: vec![] });
+        self.func.insts.push(Inst {
+            kind,
+            args: key.1.clone(),
+            results: vec![result],
+            origin: sorted,
+            laws: laws.to_vec(),
+        });
         self.known.insert(key, result);
         result
+    }
+
+    /// Adds an input behind those there are.
+    pub fn param(&mut self, ty: TensorType, name: Option<String>) -> ValueId {
+        let value = self.func.add_value(ty, name);
+        self.func.params.push(value);
+        self.definitions.push(None);
+        self.constant.push(false);
+        value
     }
 
     /// Adds a copy of a call, with its operands replaced.
@@ -78,6 +103,11 @@ impl Edit {
         self.constant.extend(results.iter().map(|_| false));
         self.func.insts.push(Inst { args, results: results.clone(), ..inst.clone() });
         results
+    }
+
+    /// The laws behind a value.
+    pub fn laws_of(&self, v: ValueId) -> &[String] {
+        self.definitions[v.index()].map_or(&[], |at| &self.func.insts[at].laws)
     }
 
     /// Ends with the results and states of `old`, and without dead code.

@@ -23,6 +23,16 @@ pub enum Error {
     /// No law has this name.
     #[error("there is no law `{0}`")]
     UnknownLaw(String),
+    /// A value that is too large, and no law that gets around it.
+    #[error("@{func} computes `{value}`, which does not fit into the {room} bytes of memory that are left for it")]
+    NoRoom {
+        /// The function.
+        func: String,
+        /// The value.
+        value: String,
+        /// Bytes that are left for values.
+        room: u64,
+    },
     /// A size depends on a symbol that has no range.
     #[error("symbol `{sym}` of {ty} has no range")]
     NoRange {

@@ -2,8 +2,9 @@
 
 use crate::bounds::Bounds;
 use crate::canonicalise::{self, Fired};
-use crate::egraph::{self, Context, Search};
-use crate::{Error, Options, fuse, specialise};
+use crate::egraph::{self, Context, Search, Stop};
+use crate::explain::Explanation;
+use crate::{Error, Options, elide, fuse, share, specialise};
 use hadal_ir::target::Target;
 use hadal_ir::{FuncKind, InstKind, Module, verify};
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub struct Details {
     pub fired: Fired,
     /// What searches for alternatives found.
     pub searches: Vec<Search>,
+    /// Why they chose as they did, where the options ask for it.
+    pub explanations: Vec<Explanation>,
 }
 
 /// What a pass did.
@@ -59,9 +62,22 @@ pub const PASSES: &[Pass] = &[
         },
     },
     Pass {
+        name: "elide",
+        summary: "compute only the rows that somebody wants",
+        run: |m, _, options| {
+            let (module, fired) = elide::run(m, &options.laws);
+            Ok((module, Details { fired, ..Details::default() }))
+        },
+    },
+    Pass {
         name: "rewrite",
         summary: "find alternatives by law, and choose by cost for each entry's sizes",
         run: rewrite,
+    },
+    Pass {
+        name: "share",
+        summary: "compute once, in the caller, what calls have in common",
+        run: |m, _, _| Ok((share::run(m), Details::default())),
     },
     Pass {
         name: "fuse",
@@ -72,6 +88,7 @@ pub const PASSES: &[Pass] = &[
 
 fn rewrite(module: &Module, target: &Target, options: &Options) -> Result<(Module, Details), Error> {
     let mut details = Details::default();
+    let room = room(module, target, options);
     let mut out = Module { funcs: Vec::new(), ..module.clone() };
     for func in &module.funcs {
         if func.kind != FuncKind::Graph {
@@ -80,12 +97,39 @@ fn rewrite(module: &Module, target: &Target, options: &Options) -> Result<(Modul
         }
         let bindings = options.typical(module, &func.name);
         let bounds = Bounds::of(module, &func.name, options);
-        let context = Context { target, bounds: &bounds, laws: &options.laws, limits: options.limits };
-        let (func, search) = egraph::func(func, &context, &bindings, &mut details.fired);
+        let context = Context { room, ..Context::of(target, &bounds, options) };
+        let (func, search, explanation) = egraph::func(func, &context, &bindings, &mut details.fired)?;
         out.funcs.push(func);
         details.searches.push(search);
+        details.explanations.extend(explanation);
     }
     Ok((out, details))
+}
+
+/// Bytes of memory that weights and states at their largest leave for values; all of it where they need several machines.
+fn room(module: &Module, target: &Target, options: &Options) -> f64 {
+    let mut kept: BTreeMap<String, f64> = BTreeMap::new();
+    for entry in &module.entries {
+        let sizes = Bounds::of(module, &entry.func, options).largest();
+        let mut open = vec![(entry.func.as_str(), String::new())];
+        while let Some((name, prefix)) = open.pop() {
+            let Some(func) = module.func(name) else { continue };
+            let weights = func.weights.iter().map(|w| (&w.name, w.value));
+            for (name, value) in weights.chain(func.states.iter().map(|s| (&s.name, s.value))) {
+                let ty = func.ty(value);
+                let bytes = ty.count(&sizes).unwrap_or(0.0) * ty.dtype.bits() as f64 / 8.0;
+                let known = kept.entry(format!("{prefix}{name}")).or_default();
+                *known = known.max(bytes);
+            }
+            for inst in &func.insts {
+                if let InstKind::Call(call) = &inst.kind {
+                    open.push((&call.func, format!("{prefix}{}", call.prefix)));
+                }
+            }
+        }
+    }
+    let (all, kept) = (target.memory_bytes as f64, kept.values().sum::<f64>());
+    if kept < all { all - kept } else { all }
 }
 
 /// Runs one pass, with the verifier after it.
@@ -142,6 +186,15 @@ impl fmt::Display for PassReport {
                 s.func, s.nodes, s.classes, s.rounds, s.stop
             )?;
             write!(f, "; {before:.1} -> {after:.1} us")?;
+            for p in s.phases.iter().filter(|p| p.stop != Stop::Saturated || !p.banned.is_empty()) {
+                write!(f, "\n    {}: {:?} after {} rounds and {} nodes", p.phase, p.stop, p.rounds, p.nodes)?;
+                if !p.banned.is_empty() {
+                    write!(f, ", without {}", p.banned.join(", "))?;
+                }
+            }
+            for value in &s.too_large {
+                write!(f, "\n    too large for memory: {value}")?;
+            }
         }
         Ok(())
     }

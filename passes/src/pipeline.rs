@@ -19,6 +19,8 @@ pub struct Options {
     pub limits: Limits,
     /// The laws that may be used.
     pub laws: LawSet,
+    /// Whether to keep what an explanation of the choice needs: see [`crate::explain`].
+    pub explain: bool,
     /// Keys that a typical call looks at, for costs; less where the context is shorter.
     pub typical_context: i64,
 }
@@ -30,6 +32,7 @@ impl Default for Options {
             rewrite: true,
             limits: Limits::default(),
             laws: LawSet::default(),
+            explain: false,
             typical_context: 4096,
         }
     }
@@ -70,7 +73,8 @@ pub struct Fused {
 
 /// Rewrites a model's module for a machine and cuts it into kernels.
 pub fn optimise(module: &Module, target: &Target, options: &Options) -> Result<Fused, Error> {
-    let rewriting: &[&str] = if options.rewrite { &["rewrite", "canonicalise"] } else { &[] };
+    let rewriting: &[&str] =
+        if options.rewrite { &["elide", "canonicalise", "rewrite", "canonicalise", "share"] } else { &[] };
     let steps = ["specialise", "canonicalise"].iter().chain(rewriting).copied();
     let (optimised, mut reports) = run_passes(module, steps, target, options)?;
     let (fused, more) = run_passes(&optimised, ["fuse"], target, options)?;

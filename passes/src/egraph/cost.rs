@@ -1,119 +1,205 @@
-//! What an op costs: the greater of its work at the machine's peak and its traffic at the machine's bandwidth, and a
-//! launch.
+//! What an op costs: the greater of its work at the machine's peak and its traffic, and a launch.
+//!
+//! Work runs at the peak of the widest operand, as operands lie in memory: a dequantised weight counts as the bytes that
+//! it is read as. Weights and states come from memory; what is computed comes from the cache where it fits there.
 //!
 //! Views, casts, dequantisation and gathers of weights are done by whoever reads them, so they cost nothing but the
 //! bytes their source has; a concat, whose reader has to ask for every element where it comes from, costs its traffic.
-//! Elementwise ops are mostly done by a neighbour: they cost their traffic, not a launch. What
-//! follows from weights alone is computed when compiling: it costs the bytes that have to be stored and read.
+//! Elementwise ops are mostly done by a neighbour: they cost their traffic, and a launch only where no neighbour can
+//! (see `problem`). Rows that are gathered cost the rows, not the whole that they are taken from. What follows from
+//! weights alone is computed when compiling: it costs the bytes that have to be stored and read.
 
-use super::{Graph, Head, Node};
-use egg::Id;
-use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Op, TensorType};
-use std::collections::BTreeMap;
+use super::problem::Problem;
+use super::space::Space;
+use super::{Fact, Head, Node};
+use hadal_ir::{Bindings, DType, Op, TensorType};
 
-/// Costs of the nodes of one e-graph.
+/// What reading all of a class takes.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    /// Bytes from memory.
+    memory: f64,
+    /// Bytes from the cache.
+    cache: f64,
+    /// The format they are in.
+    format: DType,
+}
+
+impl Read {
+    fn bytes(self) -> f64 {
+        self.memory + self.cache
+    }
+
+    fn times(self, k: f64) -> Read {
+        Read { memory: self.memory * k, cache: self.cache * k, ..self }
+    }
+
+    fn plus(self, other: Read) -> Read {
+        let wider = if other.format.bits() > self.format.bits() { other.format } else { self.format };
+        Read { memory: self.memory + other.memory, cache: self.cache + other.cache, format: wider }
+    }
+}
+
+/// Prices of the nodes of one e-graph, for some sizes.
 pub(super) struct Costs<'a> {
-    graph: &'a Graph,
-    target: &'a Target,
+    space: &'a Space<'a>,
     bindings: &'a Bindings,
-    /// By class: bytes that reading all of it takes, and bits per element where that is less than its format's.
-    reads: BTreeMap<Id, (f64, f64)>,
 }
 
 impl<'a> Costs<'a> {
-    pub fn of(graph: &'a Graph, target: &'a Target, bindings: &'a Bindings) -> Self {
-        let mut this = Costs { graph, target, bindings, reads: BTreeMap::new() };
-        let mut order: Vec<Id> = graph.classes().map(|c| c.id).collect();
-        order.sort_unstable();
-        for class in &order {
-            let ty = &graph[*class].data.ty;
-            let bits = ty.dtype.bits() as f64;
-            this.reads.insert(*class, (this.count(ty) * bits / 8.0, bits));
-        }
-        // Sources may stand anywhere; bytes only shrink, so this ends.
-        let mut changed = true;
-        while std::mem::take(&mut changed) {
-            for class in &order {
-                for node in &graph[*class].nodes {
-                    let (bytes, bits) = this.through(*class, node);
-                    let known = this.reads.get_mut(class).expect("every class is there");
-                    if bytes < known.0 || bits < known.1 {
-                        *known = (bytes.min(known.0), bits.min(known.1));
-                        changed = true;
-                    }
-                }
+    pub fn of(space: &'a Space<'a>, bindings: &'a Bindings) -> Self {
+        Costs { space, bindings }
+    }
+
+    /// Gives every candidate its price.
+    pub fn price(&self, problem: &mut Problem) {
+        let reads = self.reads(problem);
+        for class in 0..problem.ids.len() {
+            for i in 0..problem.candidates[class].len() {
+                let (own, on_the_way) = self.own(problem, class, i, &reads);
+                let fact = self.fact(problem, class);
+                let c = &mut problem.candidates[class][i];
+                c.own = own;
+                c.alone = if on_the_way { self.space.context.target.launch_seconds } else { 0.0 };
+                let Head::Op(op) = &c.node.head else { continue };
+                let computed = !fact.constant && !matches!(op, Op::Append(_)) && !op.is_view();
+                let rows = computed && !matches!(op, Op::Attention(_) | Op::Constant(_) | Op::Iota(_));
+                (c.joins_readers, c.joins_operands) = (rows, rows && !matches!(op, Op::Contract(_)));
             }
         }
-        this
+    }
+
+    fn fact<'p>(&'p self, problem: &Problem, class: usize) -> &'p Fact {
+        &self.space.graph[problem.ids[class]].data
     }
 
     fn count(&self, ty: &TensorType) -> f64 {
         ty.count(self.bindings).unwrap_or(f64::INFINITY)
     }
 
+    fn size(&self, ty: &TensorType) -> f64 {
+        self.count(ty) * ty.dtype.bits() as f64 / 8.0
+    }
+
+    /// Bytes of a value that is computed: in the cache, where it fits.
+    fn computed(&self, bytes: f64, format: DType) -> Read {
+        match bytes <= self.space.context.target.cache_bytes as f64 {
+            true => Read { memory: 0.0, cache: bytes, format },
+            false => Read { memory: bytes, cache: 0.0, format },
+        }
+    }
+
+    fn traffic(&self, read: Read) -> f64 {
+        self.space.context.target.traffic(read.memory, read.cache)
+    }
+
+    /// What reading each class takes, the cheapest way that there is. Sources may stand anywhere; reads only get
+    /// cheaper, so this ends.
+    fn reads(&self, problem: &Problem) -> Vec<Read> {
+        let inputs = &self.space.graph.analysis.inputs;
+        let in_memory = |node: &Node| match &node.head {
+            Head::Input(v) => inputs[v].weight || inputs[v].state,
+            Head::Op(op) => matches!(op, Op::Append(_)),
+        };
+        let whole = |class: usize| {
+            let fact = self.fact(problem, class);
+            let (bytes, format) = (self.size(&fact.ty), fact.ty.dtype);
+            let kept = fact.constant || problem.candidates[class].iter().any(|c| in_memory(&c.node));
+            if kept { Read { memory: bytes, cache: 0.0, format } } else { self.computed(bytes, format) }
+        };
+        let mut reads: Vec<Read> = (0..problem.ids.len()).map(whole).collect();
+        let mut changed = true;
+        while std::mem::take(&mut changed) {
+            for class in 0..problem.ids.len() {
+                for i in 0..problem.candidates[class].len() {
+                    let Some(read) = self.through(problem, class, i, &reads) else { continue };
+                    let known = &mut reads[class];
+                    let narrower = read.format.bits() < known.format.bits();
+                    if self.traffic(read) < self.traffic(*known) || narrower {
+                        let format = if narrower { read.format } else { known.format };
+                        *known = if self.traffic(read) < self.traffic(*known) { read } else { *known };
+                        known.format = format;
+                        changed = true;
+                    }
+                }
+            }
+        }
+        reads
+    }
+
     /// Whether an op is done by whoever reads its result.
-    fn is_carried(&self, op: &Op, node: &Node) -> bool {
+    fn is_carried(&self, problem: &Problem, op: &Op, args: &[usize]) -> bool {
         match op {
             Op::Constant(_) | Op::Iota(_) => true,
-            Op::Cast(_) | Op::Dequantize(_) | Op::Gather(_) => self.graph[node.args[0]].data.constant,
+            Op::Cast(_) | Op::Dequantize(_) | Op::Gather(_) => self.fact(problem, args[0]).constant,
             op => op.is_view(),
         }
     }
 
-    /// What reading the result of `node` takes.
-    fn through(&self, class: Id, node: &Node) -> (f64, f64) {
-        let ty = &self.graph[class].data.ty;
-        let own = ty.dtype.bits() as f64;
-        let whole = (self.count(ty) * own / 8.0, own);
-        let Head::Op(op) = &node.head else { return whole };
-        if !self.is_carried(op, node) {
-            return whole;
+    /// What reading the result of a candidate takes, where that is less than the result as it is.
+    fn through(&self, problem: &Problem, class: usize, i: usize, reads: &[Read]) -> Option<Read> {
+        let c = &problem.candidates[class][i];
+        let Head::Op(op) = &c.node.head else { return None };
+        if !self.is_carried(problem, op, &c.args) {
+            return None;
         }
-        let of = |i: usize| self.reads[&self.graph.find(node.args[i])];
-        match op {
-            Op::Constant(_) | Op::Iota(_) => (0.0, own),
-            Op::Broadcast(_) => of(0),
-            Op::Concat(_) => {
-                let parts = (0..node.args.len()).map(of);
-                parts.fold((0.0, 0.0), |a, b| (a.0 + b.0, f64::max(a.1, b.1)))
-            }
-            _ => {
-                let (bytes, bits) = of(0);
-                // A part, at most the whole.
-                ((self.count(ty) * bits / 8.0).min(bytes.max(self.count(ty) * bits / 8.0)), bits)
-            }
-        }
+        let ty = &self.fact(problem, class).ty;
+        // A part of the source, at most the whole.
+        let part = |arg: usize| {
+            let source = self.count(&self.fact(problem, arg).ty);
+            reads[arg].times(if source > 0.0 { (self.count(ty) / source).min(1.0) } else { 0.0 })
+        };
+        Some(match op {
+            Op::Constant(_) | Op::Iota(_) => Read { memory: 0.0, cache: 0.0, format: ty.dtype },
+            Op::Concat(_) => c.args[1..].iter().fold(reads[c.args[0]], |sum, a| sum.plus(reads[*a])),
+            _ => part(c.args[0]),
+        })
     }
 
-    /// Seconds that `node` of `class` adds to a function.
-    pub fn own(&self, class: Id, node: &Node) -> f64 {
-        let Head::Op(op) = &node.head else { return 0.0 };
-        let fact = &self.graph[class].data;
-        let size = |ty: &TensorType| self.count(ty) * ty.dtype.bits() as f64 / 8.0;
-        let out = size(&fact.ty);
+    /// Seconds that a candidate adds to a function, and whether it needs a neighbour to be done on the way.
+    fn own(&self, problem: &Problem, class: usize, i: usize, reads: &[Read]) -> (f64, bool) {
+        let target = self.space.context.target;
+        let c = &problem.candidates[class][i];
+        let fact = self.fact(problem, class);
+        let Head::Op(op) = &c.node.head else { return (0.0, false) };
+        let out = self.computed(self.size(&fact.ty), fact.ty.dtype);
         if matches!(op, Op::Concat(_)) && !fact.constant {
-            return self.target.traffic(out, 0.0);
+            return (self.traffic(out), false);
         }
-        if self.is_carried(op, node) {
-            return 0.0;
+        if self.is_carried(problem, op, &c.args) {
+            return (0.0, false);
         }
         if fact.constant {
-            return self.target.seconds(0.0, self.target.traffic(out, 0.0));
+            return (target.seconds(0.0, target.traffic(out.bytes(), 0.0)), false);
         }
-        let types: Vec<TensorType> = node.args.iter().map(|a| self.graph[*a].data.ty.clone()).collect();
-        let flops = op.flops(&types, &fact.ty, self.bindings);
-        let read: f64 = node.args.iter().map(|a| self.reads[&self.graph.find(*a)].0).sum();
-        let peak = match op {
-            Op::Contract(_) | Op::Attention(_) => self.target.peak(&types.iter().map(|t| t.dtype).collect::<Vec<_>>()),
-            _ => self.target.peak(&[]),
+        let types: Vec<TensorType> = c.args.iter().map(|a| self.fact(problem, *a).ty.clone()).collect();
+        let read = |a: usize| reads[c.args[a]];
+        let all = c.args.iter().map(|a| reads[*a]);
+        let work = op.flops(&types, &fact.ty, self.bindings);
+        let formats: Vec<DType> = match op {
+            Op::Contract(_) | Op::Attention(_) => all.clone().map(|r| r.format).collect(),
+            _ => Vec::new(),
         };
-        let seconds = self.target.seconds(flops / peak, self.target.traffic(read + out, 0.0));
+        let compute = work / target.peak(&formats);
+        let reading: f64 = match op {
+            // As many rows as are taken, or the whole once.
+            Op::Gather(_) => {
+                let source = self.size(&types[0]);
+                let rows = if source > 0.0 { (self.size(&fact.ty) / source).min(1.0) } else { 0.0 };
+                self.traffic(read(0).times(rows)) + self.traffic(read(1))
+            }
+            _ => all.map(|r| self.traffic(r)).sum(),
+        };
         match op {
-            Op::Map(_) | Op::Cast(_) | Op::CausalMask(_) => seconds - self.target.launch_seconds,
-            // Only the new rows are written.
-            Op::Append(_) => self.target.seconds(0.0, self.target.traffic(2.0 * size(&types[1]), 0.0)),
-            _ => seconds,
+            // Only the new rows are read and written.
+            Op::Append(_) => {
+                let written = target.traffic(self.size(&types[1]), 0.0);
+                (target.seconds(0.0, self.traffic(read(1)) + written), false)
+            }
+            Op::Map(_) | Op::Cast(_) | Op::CausalMask(_) => {
+                (target.seconds(compute, reading + self.traffic(out)) - target.launch_seconds, true)
+            }
+            _ => (target.seconds(compute, reading + self.traffic(out)), false),
         }
     }
 }

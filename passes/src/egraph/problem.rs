@@ -1,0 +1,250 @@
+//! The choice to be made: for each class that the results may need, the nodes that can compute it.
+//!
+//! A shared op is paid once, so what a choice costs is the sum over what the roots reach. To it comes a launch for each
+//! elementwise op that no neighbour can do on the way: fusion joins it with what computes one of its operands, or, row
+//! by row, with what reads it.
+
+use super::rebuild::Letters;
+use super::space::Space;
+use super::{Head, Node};
+use egg::{Id, Language};
+use hadal_ir::{Bindings, Func, InstKind, Op, ValueId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A node that may be chosen for its class.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub node: Node,
+    /// Operands, by position of their classes.
+    pub args: Vec<usize>,
+    /// Whether it stands in the function as it was written.
+    pub written: bool,
+    /// The laws behind it.
+    pub laws: Vec<String>,
+    /// Seconds that it adds.
+    pub own: f64,
+    /// Seconds that it adds where no neighbour can do it on the way.
+    pub alone: f64,
+    /// Whether elementwise ops on its result are done on the way.
+    pub joins_readers: bool,
+    /// Whether elementwise ops on its operands are done on the way.
+    pub joins_operands: bool,
+}
+
+/// See the module documentation.
+#[derive(Clone, Debug)]
+pub(super) struct Problem {
+    /// Classes by position.
+    pub ids: Vec<Id>,
+    /// By class: what may be chosen, in a fixed order.
+    pub candidates: Vec<Vec<Candidate>>,
+    /// Classes that must be computed.
+    pub roots: Vec<usize>,
+}
+
+/// By class: the candidate chosen, where there is one.
+pub(super) type Choice = Vec<Option<usize>>;
+
+/// Values that must be computed: results, next states, arguments of calls.
+pub(super) fn roots(func: &Func) -> Vec<ValueId> {
+    let calls = func.insts.iter().filter(|i| matches!(i.kind, InstKind::Call(_)));
+    let mut out: Vec<ValueId> = calls.flat_map(|i| i.args.iter().copied()).collect();
+    out.extend(func.results.iter().map(|(_, v)| *v));
+    out.extend(func.states.iter().map(|s| s.next));
+    out
+}
+
+impl Problem {
+    /// All choices there are for what `func` must compute. Without prices yet.
+    pub fn of(space: &Space, func: &Func) -> Problem {
+        let graph = &space.graph;
+        let roots: Vec<Id> = roots(func).into_iter().map(|r| graph.find(space.classes[&r])).collect();
+        let mut reachable: BTreeMap<Id, Vec<Candidate>> = BTreeMap::new();
+        let mut open: Vec<Id> = roots.clone();
+        while let Some(class) = open.pop() {
+            if !reachable.contains_key(&class) {
+                let candidates = candidates(space, class);
+                open.extend(candidates.iter().flat_map(|c| &c.node.args).copied());
+                reachable.insert(class, candidates);
+            }
+        }
+        let at: BTreeMap<Id, usize> = reachable.keys().enumerate().map(|(i, id)| (*id, i)).collect();
+        let (ids, mut candidates): (Vec<Id>, Vec<Vec<Candidate>>) = reachable.into_iter().unzip();
+        for c in candidates.iter_mut().flatten() {
+            c.args = c.node.args.iter().map(|a| at[a]).collect();
+        }
+        let roots = roots.iter().map(|r| at[r]).collect::<BTreeSet<usize>>().into_iter().collect();
+        Problem { ids, candidates, roots }
+    }
+
+    /// The candidate chosen for a class.
+    pub fn chosen<'p>(&'p self, choice: &Choice, class: usize) -> Option<&'p Candidate> {
+        self.candidates[class].get(choice[class]?)
+    }
+
+    /// The cost of everything that the roots reach; infinite where something is missing or the choice runs in a circle.
+    pub fn total(&self, choice: &Choice) -> f64 {
+        let mut walk = Walk { problem: self, choice, state: vec![0; self.ids.len()], order: Vec::new() };
+        if !self.roots.iter().all(|r| walk.visit(*r)) {
+            return f64::INFINITY;
+        }
+        let order = walk.order;
+        let mut sum: f64 = order.iter().filter_map(|i| self.chosen(choice, *i)).map(|c| c.own).sum();
+        if order.iter().any(|i| self.chosen(choice, *i).is_some_and(|c| c.alone > 0.0)) {
+            let mut joined = vec![false; self.ids.len()];
+            for i in &order {
+                let Some(c) = self.chosen(choice, *i) else { continue };
+                let above = |a: &usize| self.chosen(choice, *a).is_some_and(|c| c.joins_readers);
+                joined[*i] |= c.args.iter().any(above);
+                if c.joins_operands {
+                    c.args.iter().for_each(|a| joined[*a] = true);
+                }
+            }
+            let alone = order.iter().filter(|i| !joined[**i]);
+            sum += alone.filter_map(|i| self.chosen(choice, *i)).map(|c| c.alone).sum::<f64>();
+        }
+        sum
+    }
+
+    /// The classes that a choice computes, operands before what uses them; empty where it cannot be.
+    pub fn order(&self, choice: &Choice) -> Vec<usize> {
+        let mut walk = Walk { problem: self, choice, state: vec![0; self.ids.len()], order: Vec::new() };
+        if self.roots.iter().all(|r| walk.visit(*r)) { walk.order } else { Vec::new() }
+    }
+
+    /// Takes a candidate away from a class, and what can no longer be computed without it.
+    pub fn forbid(&mut self, choice: &Choice, class: usize) {
+        if let Some(c) = choice[class] {
+            self.candidates[class].remove(c);
+        }
+        loop {
+            let lost: Vec<bool> = self.candidates.iter().map(Vec::is_empty).collect();
+            let before: usize = self.candidates.iter().map(Vec::len).sum();
+            self.candidates.iter_mut().for_each(|cs| cs.retain(|c| c.args.iter().all(|a| !lost[*a])));
+            if self.candidates.iter().map(Vec::len).sum::<usize>() == before {
+                return;
+            }
+        }
+    }
+
+    /// The class whose value is the largest where the values that are there at once, at sizes `largest`, need more than
+    /// `room` bytes; `None` where all is well, or where the sizes are not known.
+    pub fn largest_excess(&self, space: &Space, choice: &Choice, largest: &Bindings, room: f64) -> Option<usize> {
+        let order = self.order(choice);
+        let mut last = vec![0; self.ids.len()];
+        for (at, i) in order.iter().enumerate() {
+            self.chosen(choice, *i)?.args.iter().for_each(|a| last[*a] = at);
+        }
+        self.roots.iter().for_each(|r| last[*r] = order.len());
+        // A view keeps what it looks at.
+        for i in order.iter().rev() {
+            let c = self.chosen(choice, *i)?;
+            if matches!(&c.node.head, Head::Op(op) if op.is_view()) {
+                c.args.iter().for_each(|a| last[*a] = last[*a].max(last[*i]));
+            }
+        }
+        let bytes: Vec<f64> = (0..self.ids.len()).map(|i| self.held_bytes(space, choice, i, largest)).collect();
+        let mut live: Vec<usize> = Vec::new();
+        for (at, i) in order.iter().enumerate() {
+            live.push(*i);
+            if live.iter().map(|l| bytes[*l]).sum::<f64>() > room {
+                // Of equal ones the first: its position is a stable key.
+                return live.into_iter().max_by(|a, b| bytes[*a].total_cmp(&bytes[*b]).then(b.cmp(a)));
+            }
+            live.retain(|l| last[*l] > at);
+        }
+        None
+    }
+
+    /// Bytes that the result of a class takes in a working buffer: none for what is an input, a view, a state, folded,
+    /// or done on the way by a neighbour.
+    fn held_bytes(&self, space: &Space, choice: &Choice, class: usize, sizes: &Bindings) -> f64 {
+        let fact = &space.graph[self.ids[class]].data;
+        match self.chosen(choice, class).map(|c| &c.node.head) {
+            Some(Head::Op(op)) if !fact.constant && !op.is_view() => match op {
+                Op::Append(_) | Op::Constant(_) | Op::Iota(_) | Op::Map(_) | Op::Cast(_) | Op::CausalMask(_) => 0.0,
+                _ => fact.ty.count(sizes).unwrap_or(0.0) * fact.ty.dtype.bits() as f64 / 8.0,
+            },
+            _ => 0.0,
+        }
+    }
+
+    /// Bytes of what has to be computed from weights when compiling.
+    pub fn folded_bytes(&self, space: &Space, choice: &Choice) -> f64 {
+        let of = |i: usize| {
+            let fact = &space.graph[self.ids[i]].data;
+            let Some(Head::Op(op)) = self.chosen(choice, i).map(|c| &c.node.head) else { return 0.0 };
+            let carried = op.is_view() && !matches!(op, Op::Concat(_));
+            let carried = carried || matches!(op, Op::Constant(_) | Op::Cast(_) | Op::Dequantize(_) | Op::Gather(_));
+            let bytes = fact.ty.count(&Bindings::new()).unwrap_or(0.0) * fact.ty.dtype.bits() as f64 / 8.0;
+            if fact.constant && !carried { bytes } else { 0.0 }
+        };
+        self.order(choice).into_iter().map(of).sum()
+    }
+
+    /// A candidate as text, with the types of its operands and result, and with the letters of the function as written.
+    pub fn text(&self, space: &Space, class: usize, candidate: &Candidate, letters: &Letters) -> String {
+        let ty = |id: &Id| space.graph[*id].data.ty.to_string();
+        let args: Vec<String> = candidate.node.args.iter().map(ty).collect();
+        let out = ty(&self.ids[class]);
+        match &candidate.node.head {
+            Head::Input(_) => out,
+            Head::Op(op) => {
+                let op = letters.readable(op, self.ids[class], &candidate.node);
+                let attrs: Vec<String> = op.attrs().iter().map(|(name, a)| format!("{name} = {a}")).collect();
+                let attrs = if attrs.is_empty() { String::new() } else { format!(" {{{}}}", attrs.join(", ")) };
+                format!("{} {}{attrs} : {out}", op.mnemonic(), args.join(", "))
+            }
+        }
+    }
+}
+
+/// The nodes of a class that can be kernels, or parts of them.
+fn candidates(space: &Space, class: Id) -> Vec<Candidate> {
+    let graph = &space.graph;
+    let mut nodes: Vec<Node> = graph[class].nodes.iter().map(|n| n.clone().map_children(|c| graph.find(c))).collect();
+    nodes.sort();
+    nodes.dedup();
+    let of = |node: Node| {
+        let made = space.made(&node);
+        // Contractions gathered only to be nested otherwise are no kernels.
+        let gathered = node.args.len() > 2 && matches!(node.head, Head::Op(Op::Contract(_)));
+        (made.written || !gathered).then_some(Candidate {
+            node,
+            args: Vec::new(),
+            written: made.written,
+            laws: made.laws,
+            own: 0.0,
+            alone: 0.0,
+            joins_readers: false,
+            joins_operands: false,
+        })
+    };
+    nodes.into_iter().filter_map(of).collect()
+}
+
+/// A walk over what a choice reaches.
+struct Walk<'a> {
+    problem: &'a Problem,
+    choice: &'a Choice,
+    /// By class: 0 before, 1 during, 2 after its visit.
+    state: Vec<u8>,
+    order: Vec<usize>,
+}
+
+impl Walk<'_> {
+    /// False on a circle, or where nothing is chosen.
+    fn visit(&mut self, class: usize) -> bool {
+        if self.state[class] != 0 {
+            return self.state[class] == 2;
+        }
+        self.state[class] = 1;
+        let Some(c) = self.problem.chosen(self.choice, class) else { return false };
+        if !c.args.iter().all(|a| self.visit(*a)) {
+            return false;
+        }
+        self.state[class] = 2;
+        self.order.push(class);
+        true
+    }
+}
