@@ -122,6 +122,15 @@ pub fn func(func: &Func) -> Result<(), Faults> {
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }
 
+/// Whether a state of `before` rows may have `after` rows when the call is over: the same, or as `P` grows by the new
+/// tokens, of which there are `T` or, where an entry fixes it, a number.
+fn grows(before: &Dim, after: &Dim) -> bool {
+    let growth = after.clone() - before.clone();
+    let per_token = before.terms().iter().find(|(s, _)| *s == Sym::P).map_or(0, |(_, k)| *k);
+    let tokens = growth.div_exact(per_token);
+    growth.is(0) || tokens.is_some_and(|t| t == Dim::from(Sym::T) || t.as_const().is_some_and(|n| n > 0))
+}
+
 struct Checker<'a> {
     func: &'a Func,
     faults: &'a mut Vec<Fault>,
@@ -186,7 +195,11 @@ impl Checker<'_> {
             }
             let (old, new) = (func.ty(s.value), func.ty(s.next));
             let rows = |ty: &TensorType| ty.shape.get(1..).map(<[Dim]>::to_vec);
-            if old.dtype != new.dtype || rows(old) != rows(new) {
+            let grown = match (old.shape.first(), new.shape.first()) {
+                (Some(before), Some(after)) => grows(before, after),
+                (before, after) => before == after,
+            };
+            if old.dtype != new.dtype || rows(old) != rows(new) || !grown {
                 self.fault(None, format!("state `{}` is {old} before and {new} after", s.name));
             }
         }
@@ -290,6 +303,29 @@ mod tests {
         assert!(
             faults("entry e = @f where P in 4..3\nentry e = @f where P in 5..9").contains("not within the module's")
         );
+    }
+
+    #[test]
+    fn states_grow_as_tokens_do() {
+        let faults = |state: &str, next: &str| {
+            let text = format!(
+                "symbols P in 0..8, T in 1..8
+                func @f(%x: f32[{next}, 4]) -> () {{
+                  state %s = \"s\" : f32[{state}, 4]
+                  next %s = %x
+                  return }}"
+            );
+            super::module(&parse_module(&text).expect("parses")).err().map_or(String::new(), |f| f.to_string())
+        };
+        for (state, next) in [("P", "P+T"), ("P", "P+1"), ("P", "P"), ("2*P", "2*P+2*T"), ("P+3", "P+T+3"), ("7", "7")]
+        {
+            assert_eq!(faults(state, next), "", "{state} to {next}");
+        }
+        for (state, next) in
+            [("P", "T"), ("P", "P+2*T"), ("P", "2*P"), ("2*P", "2*P+T"), ("7", "8"), ("7", "T"), ("P", "P-1")]
+        {
+            assert!(faults(state, next).contains("before and"), "{state} to {next}");
+        }
     }
 
     #[test]
