@@ -7,6 +7,7 @@ use hadal_artifact as artifact;
 use hadal_codegen::cranelift::{self, CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
 use hadal_ir::interpret::{WeightSource, eval_func};
+use hadal_ir::layout_fold;
 use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::{Target, TargetKind};
@@ -481,6 +482,25 @@ impl Compiled {
         Ok(results.swap_remove(fold.result))
     }
 
+    /// The bytes of such a tensor. Where elements are only moved, they are never looked at.
+    fn fold_bytes(&self, index: usize, source: &CheckpointWeights<'_>) -> Result<Vec<u8>, String> {
+        let fold = &self.program.folds[index];
+        let Some(func) = self.program.module.func(&fold.func).filter(|f| layout_fold::is_layout(f)) else {
+            return Ok(self.fold(index, source)?.to_bytes());
+        };
+        let arg = |place: &Place| match *place {
+            Place::Weight(i) => {
+                let (w, mut bytes) = (&self.program.weights[i], Vec::new());
+                source.write_to(&w.name, &w.ty, &mut bytes)?;
+                Ok(bytes)
+            }
+            Place::Fold(i) if i < index => self.fold_bytes(i, source),
+            _ => Err(format!("{place} is not known when compiling")),
+        };
+        let args = fold.args.iter().map(arg).collect::<Result<Vec<_>, _>>()?;
+        layout_fold::eval(func, args, fold.result).ok_or_else(|| format!("@{}: wrong sizes", fold.func))
+    }
+
     /// Writes the bytes of one embedded weight.
     fn write_weight(
         &self,
@@ -495,8 +515,7 @@ impl Compiled {
         match self.program.weights.get(index) {
             Some(w) => source.write_to(&w.name, &w.ty, &mut &mut *out).map_err(other)?,
             None => {
-                let fold = self.fold(index - self.program.weights.len(), &source).map_err(other)?;
-                out.write_all(&fold.to_bytes())?;
+                out.write_all(&self.fold_bytes(index - self.program.weights.len(), &source).map_err(other)?)?;
             }
         }
         progress(self.manifest.weights[index].bytes);

@@ -6,6 +6,7 @@ pub mod builder;
 pub mod fusion;
 pub mod interpret;
 pub mod kernel;
+pub mod layout_fold;
 pub mod module;
 pub mod ops;
 pub mod plan;

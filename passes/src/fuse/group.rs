@@ -120,17 +120,23 @@ impl<'a> Grouping<'a> {
         match op {
             Op::Constant(_) | Op::Iota(_) => true,
             Op::Cast(_) | Op::Dequantize(_) | Op::Gather(_) => self.is_weight(args[0]),
+            // Weights are joined once, when compiling.
+            Op::Concat(_) => !args.iter().all(|a| self.is_weight(*a)),
             _ => op.is_view(),
         }
     }
 
-    /// Whether a value is a weight seen through carried ops.
+    /// Whether a value is a weight seen through carried ops, or weights joined.
     fn is_weight(&self, value: ValueId) -> bool {
         match self.definitions[value.index()] {
             None => self.func.weights.iter().any(|w| w.value == value),
             Some(i) => {
                 let args = &self.func.insts[i].args;
-                self.op(i).is_some_and(|op| !args.is_empty() && self.is_carried(op, args) && self.is_weight(args[0]))
+                let of_weight = |op: &Op| match op {
+                    Op::Concat(_) => args.iter().all(|a| self.is_weight(*a)),
+                    op => self.is_carried(op, args) && self.is_weight(args[0]),
+                };
+                self.op(i).is_some_and(|op| !args.is_empty() && of_weight(op))
             }
         }
     }
