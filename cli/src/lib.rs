@@ -14,6 +14,7 @@
 
 pub mod commands;
 pub mod driver;
+pub mod explain;
 pub mod failure;
 pub mod golden;
 pub mod input;

@@ -67,7 +67,7 @@ pub struct Probe {
 }
 
 /// Runs of each measurement.
-const RUNS: usize = 9;
+const RUNS: usize = 25;
 
 /// Measures with so many threads. `progress` hears what is next.
 pub fn probe(threads: usize, progress: &dyn Fn(&str)) -> Result<Probe, Failure> {
@@ -127,7 +127,8 @@ impl Probe {
             features: features().into_iter().map(str::to_owned).collect(),
             threads: self.threads as u32,
             activations: Activations::F32,
-            bandwidth: digits(self.bandwidth.max()),
+            // One thread is enough where the others have something else to do.
+            bandwidth: digits(self.bandwidth.max().max(self.bandwidth_of_one.max())),
             cache_bandwidth: digits(self.cache_bandwidth.max()),
             cache_bytes: self.cache_bytes,
             memory_bytes: self.memory_bytes,

@@ -6,9 +6,11 @@
 //! the rows that are chosen. For `batch` sequences at once weights are read once, and everything else once for each.
 //! What kernels hand on is in the machine's own format for that, and comes from the cache where it fits.
 
+use hadal_ir::ops::Attention;
+use hadal_ir::ops::attention::{Operand, Role};
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, DType, Func, InstKind, Op};
+use hadal_ir::{Bindings, DType, Func, InstKind, Op, ValueId};
 use std::collections::BTreeSet;
 
 /// One call of an entry.
@@ -216,7 +218,21 @@ impl Kernel<'_> {
         out
     }
 
-    fn count(&self, value: hadal_ir::ValueId) -> f64 {
+    /// For keys and values of selected rows: how many places the selection has.
+    fn selected(&self, op: &Attention, args: &[ValueId], n: usize) -> Option<f64> {
+        let operands = op.operands();
+        let Operand { set, role, .. } = *operands.get(n)?;
+        let chosen = operands.iter().position(|o| o.set == set && o.role == Role::Selection)?;
+        matches!(role, Role::Key | Role::Value).then(|| self.count(args[chosen]))
+    }
+
+    /// Elements of one row.
+    fn row(&self, value: ValueId) -> f64 {
+        let rows = self.func.ty(value).shape.first().and_then(|d| d.eval(self.call.bindings).ok());
+        self.count(value) / (rows.unwrap_or(1).max(1) as f64)
+    }
+
+    fn count(&self, value: ValueId) -> f64 {
         self.func.ty(value).count(self.call.bindings).unwrap_or(f64::INFINITY)
     }
 
@@ -257,6 +273,11 @@ impl Kernel<'_> {
                         part * all(0) * distinct(rows, each, choices) / rows.max(1.0)
                     }
                     Op::Concat(_) | Op::Dequantize(_) => part * all(n),
+                    // Of a set of selected rows only those, at most each once.
+                    Op::Attention(a) => match self.selected(a, &inst.args, n) {
+                        Some(places) => all(n).min(places * self.row(*arg)),
+                        None => all(n),
+                    },
                     Op::Gather(_) if n == 0 => needed,
                     Op::Cast(_) => needed,
                     op if op.is_view() => needed,

@@ -15,6 +15,13 @@ pub fn seconds(s: f64) -> String {
     if s <= 0.0 { "0 s".into() } else { scaled(s * 1e9, &["ns", "µs", "ms", "s"], 1000.0) }
 }
 
+/// `12.3 %`.
+pub fn percent(part: f64) -> String {
+    let n = part * 100.0;
+    let digits = if n.abs() < 10.0 { 1 } else { 0 };
+    format!("{n:.digits$} %")
+}
+
 fn scaled(mut n: f64, units: &[&str], base: f64) -> String {
     let mut unit = 0;
     while n.abs() >= base && unit + 1 < units.len() {
@@ -55,5 +62,6 @@ mod tests {
         assert_eq!(seconds(0.0123), "12.3 ms");
         assert_eq!(grouped(671_026_419_200), "671,026,419,200");
         assert_eq!(grouped(12), "12");
+        assert_eq!((percent(0.5), percent(0.0123)), ("50 %".to_owned(), "1.2 %".to_owned()));
     }
 }

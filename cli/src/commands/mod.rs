@@ -11,9 +11,11 @@ pub mod compile;
 pub mod demo;
 pub mod dump;
 pub mod eval;
+pub mod explain;
 pub mod inspect;
 pub mod opt;
 pub mod predict;
+pub mod report;
 pub mod run;
 pub mod target;
 pub mod verify;
@@ -40,6 +42,8 @@ enum Command {
     Demo(demo::Args),
     Inspect(inspect::Args),
     Predict(predict::Args),
+    Explain(explain::Args),
+    Report(report::Args),
     Target(target::Args),
     Compile(compile::Args),
     Run(run::Args),
@@ -56,6 +60,8 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Target(args) => target::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Run(args) => run::run(&args),

@@ -166,7 +166,7 @@ impl Chart {
         let mut series: Vec<(usize, &Series)> = self.series.iter().enumerate().collect();
         series.sort_by_key(|s| order(&s));
         for (i, s) in series {
-            let colour = i % 6;
+            let (colour, dash) = styles(i);
             match s.marks {
                 Marks::Area => {
                     let d = steps(s.points.iter().map(place), x.place(x.high));
@@ -182,7 +182,7 @@ impl Chart {
                     let class = if s.marks == Marks::Limit { "limit" } else { "line" };
                     _ = writeln!(
                         out,
-                        "<path class=\"{class} c{colour} d{colour}\" d=\"{}\"/>",
+                        "<path class=\"{class} c{colour} d{dash}\" d=\"{}\"/>",
                         path(s.points.iter().map(place))
                     );
                 }
@@ -209,12 +209,12 @@ impl Chart {
         let (left, right, bottom) = (LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM);
         for v in y.ticks(&self.y, 6) {
             let py = y.place(v);
-            let (line, text) = (at(py), escape(&(self.y.show)(v)));
+            let (line, text) = (at(py), escape(&trimmed((self.y.show)(v))));
             _ = writeln!(out, "<path class=\"grid\" d=\"M{left} {line}H{right}\"/>");
             _ = writeln!(out, "<text class=\"tick end\" x=\"{}\" y=\"{}\">{text}</text>", left - 7.0, at(py + 4.0));
         }
         for v in x.ticks(&self.x, 8) {
-            let (px, text) = (at(x.place(v)), escape(&(self.x.show)(v)));
+            let (px, text) = (at(x.place(v)), escape(&trimmed((self.x.show)(v))));
             _ = writeln!(out, "<path class=\"grid\" d=\"M{px} {}V{bottom}\"/>", at(top));
             _ = writeln!(out, "<text class=\"tick mid\" x=\"{px}\" y=\"{}\">{text}</text>", bottom + 16.0);
         }
@@ -240,12 +240,12 @@ impl Chart {
             if x > 6.0 && x + wide > WIDTH {
                 (x, line) = (6.0, line + 1);
             }
-            let (y, colour) = (10.0 + LEGEND_LINE * line as f64, i % 6);
+            let (y, (colour, dash)) = (10.0 + LEGEND_LINE * line as f64, styles(i));
             let swatch = match s.marks {
                 Marks::Dots => format!("<circle class=\"dot c{colour}\" cx=\"{}\" cy=\"{y}\" r=\"4\"/>", at(x + 10.0)),
                 Marks::Area => format!("<path class=\"area c{colour}\" d=\"M{} {}h20v8h-20z\"/>", at(x), y - 4.0),
-                Marks::Line => format!("<path class=\"line c{colour} d{colour}\" d=\"M{} {y}h20\"/>", at(x)),
-                Marks::Limit => format!("<path class=\"limit c{colour} d{colour}\" d=\"M{} {y}h20\"/>", at(x)),
+                Marks::Line => format!("<path class=\"line c{colour} d{dash}\" d=\"M{} {y}h20\"/>", at(x)),
+                Marks::Limit => format!("<path class=\"limit c{colour} d{dash}\" d=\"M{} {y}h20\"/>", at(x)),
             };
             _ = writeln!(
                 out,
@@ -257,6 +257,21 @@ impl Chart {
             x += wide;
         }
         (out, line + 1)
+    }
+}
+
+/// Colour and dash of a series: after six of each, other pairs.
+fn styles(i: usize) -> (usize, usize) {
+    (i % 6, (i + i / 6) % 6)
+}
+
+/// A tick's label without idle zeros: `10.0 ms` is `10 ms`.
+fn trimmed(label: String) -> String {
+    match label.split_once(' ') {
+        Some((number, unit)) if number.contains('.') => {
+            format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.')).trim_end().to_owned()
+        }
+        _ => label,
     }
 }
 

@@ -2,5 +2,10 @@
 
 pub mod chart;
 pub mod curves;
+pub mod facts;
+pub mod graph;
+pub mod json;
+pub mod layout;
 pub mod page;
+pub mod sections;
 pub mod svg;

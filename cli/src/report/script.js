@@ -17,3 +17,80 @@ function show(target, x, y) {
 }
 addEventListener("pointermove", e => show(e.target, e.clientX, e.clientY));
 addEventListener("pointerdown", e => show(e.target, e.clientX, e.clientY));
+
+// One tab per function. Without a script, all of them stand below each other.
+for (const tabs of document.querySelectorAll(".tabs")) {
+  const panels = [...tabs.children];
+  if (panels.length < 2) continue;
+  const list = document.createElement("div");
+  list.setAttribute("role", "tablist");
+  const buttons = panels.map((panel, i) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = panel.dataset.name;
+    button.setAttribute("role", "tab");
+    panel.id ||= "tab-" + i;
+    panel.setAttribute("role", "tabpanel");
+    button.setAttribute("aria-controls", panel.id);
+    button.onclick = () => choose(i);
+    button.onkeydown = e => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[e.key];
+      if (step) { const next = (i + step + panels.length) % panels.length; choose(next); buttons[next].focus(); }
+    };
+    list.append(button);
+    return button;
+  });
+  function choose(n) {
+    panels.forEach((panel, i) => panel.hidden = i !== n);
+    buttons.forEach((button, i) => { button.setAttribute("aria-selected", i === n); button.tabIndex = i === n ? 0 : -1; });
+  }
+  tabs.prepend(list);
+  choose(0);
+}
+
+// Graphs zoom by wheel and pinch, and move by dragging; the keyboard does both.
+for (const svg of document.querySelectorAll(".zoom svg")) {
+  const whole = svg.viewBox.baseVal, start = [whole.x, whole.y, whole.width, whole.height];
+  let view = start.slice();
+  const pointers = new Map();
+  const apply = () => svg.setAttribute("viewBox", view.join(" "));
+  const scale = () => Math.max(view[2] / svg.clientWidth, view[3] / svg.clientHeight);
+  function zoom(by, x, y) {
+    const r = svg.getBoundingClientRect(), s = scale();
+    const left = (svg.clientWidth - view[2] / s) / 2, top = (svg.clientHeight - view[3] / s) / 2;
+    const px = view[0] + (x - r.left - left) * s, py = view[1] + (y - r.top - top) * s;
+    by = Math.min(Math.max(by, 60 / view[2]), 4 * start[2] / view[2]);
+    view = [px - (px - view[0]) * by, py - (py - view[1]) * by, view[2] * by, view[3] * by];
+    apply();
+  }
+  function move(dx, dy) { const s = scale(); view[0] -= dx * s; view[1] -= dy * s; apply(); }
+  svg.tabIndex = 0;
+  svg.addEventListener("wheel", e => {
+    // A page that scrolls goes on scrolling, unless the graph was meant.
+    if (!e.ctrlKey && document.activeElement !== svg) return;
+    e.preventDefault();
+    zoom(Math.exp(e.deltaY / 400), e.clientX, e.clientY);
+  }, { passive: false });
+  svg.addEventListener("pointerdown", e => { pointers.set(e.pointerId, e); svg.setPointerCapture(e.pointerId); svg.focus({ preventScroll: true }); });
+  svg.addEventListener("pointermove", e => {
+    const last = pointers.get(e.pointerId);
+    if (!last) return;
+    if (pointers.size === 2) {
+      const [a, b] = [...pointers.values()], other = a.pointerId === e.pointerId ? b : a;
+      const far = (p, q) => Math.hypot(p.clientX - q.clientX, p.clientY - q.clientY) || 1;
+      zoom(far(last, other) / far(e, other), other.clientX, other.clientY);
+    } else move(e.clientX - last.clientX, e.clientY - last.clientY);
+    pointers.set(e.pointerId, e);
+  });
+  for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, e => pointers.delete(e.pointerId));
+  svg.addEventListener("keydown", e => {
+    const r = svg.getBoundingClientRect(), mid = [r.left + r.width / 2, r.top + r.height / 2];
+    const moves = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] };
+    if (moves[e.key]) move(...moves[e.key]);
+    else if (e.key === "+" || e.key === "=") zoom(0.8, ...mid);
+    else if (e.key === "-") zoom(1.25, ...mid);
+    else if (e.key === "0") { view = start.slice(); apply(); }
+    else return;
+    e.preventDefault();
+  });
+}

@@ -39,7 +39,7 @@ pub fn path(points: impl IntoIterator<Item = (f64, f64)>) -> String {
 
 /// How wide a text of so many characters is, at the size that charts and graphs use.
 pub fn width_of(text: &str) -> f64 {
-    text.chars().count() as f64 * 6.4
+    text.chars().count() as f64 * 6.6
 }
 
 #[cfg(test)]

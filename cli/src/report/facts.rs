@@ -1,0 +1,264 @@
+//! What a report says, gathered once: the model, what became of it, and what that should cost.
+
+use crate::driver::{Options, build_model, pass_options, target};
+use crate::failure::Failure;
+use crate::input::Input;
+use crate::predict::{Prediction, Question, predict};
+use crate::roofline::{Call, Step, stored_bytes};
+use hadal_ir::plan::{Place, Plan, Program};
+use hadal_ir::target::Target;
+use hadal_ir::{Bindings, Func, InstKind, Op, Sym};
+use hadal_models::Model;
+use hadal_models::stats::{Stats, stats};
+use hadal_passes::{Fused, Gap};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Everything a report says.
+pub struct Facts {
+    /// The input's name.
+    pub name: String,
+    /// The graph as built.
+    pub model: Model,
+    /// Its sizes.
+    pub stats: Stats,
+    /// The machine.
+    pub target: Target,
+    /// What passes were told.
+    pub options: hadal_passes::Options,
+    /// What became of the graph.
+    pub fused: Fused,
+    /// Kernels, memory and launches.
+    pub program: Program,
+    /// How far each function's choice is from the best.
+    pub gaps: Vec<Gap>,
+    /// Against the context.
+    pub prediction: Prediction,
+    /// How long building the graph, the passes with planning, the exact search and the prediction took.
+    pub times: Vec<(&'static str, Duration)>,
+}
+
+/// One version of an entry, at sizes typical for it.
+pub struct Version<'a> {
+    /// Its plan.
+    pub plan: &'a Plan,
+    /// Entry and sizes, as text.
+    pub label: String,
+    /// The sizes that costs are for.
+    pub bindings: Bindings,
+    /// Each launch's kernel and cost.
+    pub launches: Vec<(&'a str, Step)>,
+    /// All of them.
+    pub step: Step,
+}
+
+/// A kernel, over all its launches in one version.
+pub struct Kernel<'a> {
+    /// Its function.
+    pub func: &'a Func,
+    /// Launches.
+    pub launches: usize,
+    /// Their cost.
+    pub step: Step,
+    /// Places in the model it came from.
+    pub origin: Vec<&'a str>,
+    /// Checkpoint tensors that its launches read, also through folds.
+    pub weights: Vec<&'a str>,
+    /// Laws that made its ops, in the order of the ops.
+    pub laws: Vec<&'a str>,
+}
+
+impl Kernel<'_> {
+    /// Its ops, in order.
+    pub fn ops(&self) -> impl Iterator<Item = &Op> {
+        self.func.insts.iter().filter_map(|i| match &i.kind {
+            InstKind::Op(op) => Some(op),
+            InstKind::Call(_) => None,
+        })
+    }
+}
+
+/// Optimises and plans, without what only a report wants.
+pub struct Optimised {
+    /// The graph as built.
+    pub model: Model,
+    /// The machine.
+    pub target: Target,
+    /// What passes were told.
+    pub options: hadal_passes::Options,
+    /// What became of the graph.
+    pub fused: Fused,
+    /// Kernels, memory and launches.
+    pub program: Program,
+    /// How long it took.
+    pub times: Vec<(&'static str, Duration)>,
+}
+
+impl Optimised {
+    /// Does so, and keeps what explanations need where they are asked for.
+    pub fn of(input: &Input, options: &Options, explain: bool) -> Result<Optimised, Failure> {
+        let target = target(&options.target)?;
+        let start = Instant::now();
+        let model = build_model(input, options)?;
+        let built = start.elapsed();
+        let passes = hadal_passes::Options { explain, ..pass_options(&model) };
+        // Whether everything fits is for `predict` to say, which knows of several machines.
+        let roomy = Target { memory_bytes: 1 << 60, ..target.clone() };
+        let start = Instant::now();
+        let (fused, program) =
+            hadal_passes::compile(&model.module, &roomy, &passes).map_err(|e| Failure::internal("optimising", e))?;
+        let times = vec![("graph", built), ("passes and plan", start.elapsed())];
+        Ok(Optimised { model, target: roomy, options: passes, fused, program, times })
+    }
+
+    /// Every version of every entry.
+    pub fn versions(&self) -> Vec<Version<'_>> {
+        versions(&self.program, &self.target, &self.options)
+    }
+}
+
+fn versions<'a>(program: &'a Program, target: &Target, options: &hadal_passes::Options) -> Vec<Version<'a>> {
+    let one = |plan: &'a Plan| {
+        let bindings = typical(plan, options.typical_context);
+        let call = Call { program, plan, target, bindings: &bindings, batch: 1 };
+        let launches = call.launches();
+        let step = launches.iter().map(|(_, s)| *s).sum();
+        // The names outlive the call, which borrows sizes of this frame.
+        let names = plan.launches.iter().map(|l| l.kernel.as_str());
+        let launches = names.zip(launches.into_iter().map(|(_, s)| s)).collect();
+        Version { plan, label: label(program, plan), bindings, launches, step }
+    };
+    program.plans.iter().map(one).collect()
+}
+
+/// Sizes that costs of a version are for: as many new tokens as it takes, behind a context of the usual length.
+fn typical(plan: &Plan, context: i64) -> Bindings {
+    let mut out: Bindings = plan.ranges.iter().map(|(s, r)| (*s, r.max)).collect();
+    if let (Some(t), Some(p)) = (plan.ranges.get(&Sym::T), plan.ranges.get(&Sym::P)) {
+        let rows = context.min(plan.max_context);
+        let tokens = t.max.min(rows).max(t.min);
+        out.extend([(Sym::T, tokens), (Sym::P, (rows - tokens).clamp(p.min, p.max.max(p.min)))]);
+    }
+    out
+}
+
+/// The entry, and the sizes that tell its version from others.
+fn label(program: &Program, plan: &Plan) -> String {
+    if program.versions(&plan.entry).count() == 1 {
+        return plan.entry.clone();
+    }
+    let ranges: Vec<String> = plan.ranges.iter().map(|(s, r)| format!("{s} {r}")).collect();
+    format!("{} ({})", plan.entry, ranges.join(", "))
+}
+
+impl Version<'_> {
+    /// Its kernels, those that take longest first.
+    pub fn kernels<'a>(&'a self, program: &'a Program) -> Vec<Kernel<'a>> {
+        let mut by_name: BTreeMap<&str, Kernel<'a>> = BTreeMap::new();
+        for (launch, (name, step)) in self.plan.launches.iter().zip(&self.launches) {
+            let Some(func) = program.module.func(name) else { continue };
+            let kernel = by_name.entry(name).or_insert_with(|| Kernel {
+                func,
+                launches: 0,
+                step: Step::default(),
+                origin: Vec::new(),
+                weights: Vec::new(),
+                laws: laws(func),
+            });
+            kernel.launches += 1;
+            kernel.step = [kernel.step, *step].into_iter().sum();
+            for origin in &launch.origin {
+                if !kernel.origin.contains(&origin.as_str()) {
+                    kernel.origin.push(origin);
+                }
+            }
+            for place in &launch.args {
+                weights(program, *place, &mut kernel.weights);
+            }
+        }
+        let mut all: Vec<Kernel<'a>> = by_name.into_values().collect();
+        all.sort_by(|a, b| b.step.seconds().total_cmp(&a.step.seconds()).then_with(|| a.func.name.cmp(&b.func.name)));
+        all
+    }
+}
+
+fn laws(func: &Func) -> Vec<&str> {
+    let mut out: Vec<&str> = Vec::new();
+    for law in func.insts.iter().flat_map(|i| &i.laws) {
+        if !out.contains(&law.as_str()) {
+            out.push(law);
+        }
+    }
+    out
+}
+
+fn weights<'a>(program: &'a Program, place: Place, out: &mut Vec<&'a str>) {
+    match place {
+        Place::Weight(i) => {
+            let name = program.weights[i].name.as_str();
+            if !out.contains(&name) {
+                out.push(name);
+            }
+        }
+        Place::Fold(i) => program.folds[i].args.iter().for_each(|p| weights(program, *p, out)),
+        _ => {}
+    }
+}
+
+impl Facts {
+    /// Gathers them.
+    pub fn of(input: &Input, options: &Options) -> Result<Facts, Failure> {
+        let Optimised { model, target, options: passes, fused, program, mut times } =
+            Optimised::of(input, options, true)?;
+        let start = Instant::now();
+        let gaps = hadal_passes::gap(&model.module, &target, &passes);
+        times.push(("exact choice, to compare", start.elapsed()));
+        let start = Instant::now();
+        let longest = model.max_position.clamp(4096, 1 << 20);
+        let contexts = std::iter::successors(Some(1024), |n| Some(n * 2)).take_while(|n| *n <= longest).collect();
+        let drafts = usize::from(model.module.entry("mtp").is_some());
+        let question = Question { contexts, batches: vec![1], chunk: options.max_chunk, drafts, devices: 1 };
+        let long = build_model(input, &Options { max_context: Some(longest), ..options.clone() })?;
+        let prediction = predict(&long, &target, &question)?;
+        times.push(("curves", start.elapsed()));
+        let stats = stats(&model);
+        // As described, whatever room the passes were given.
+        let target = crate::driver::target(&options.target)?;
+        let name = input.name.clone();
+        Ok(Facts { name, model, stats, target, options: passes, fused, program, gaps, prediction, times })
+    }
+
+    /// Every version of every entry.
+    pub fn versions(&self) -> Vec<Version<'_>> {
+        versions(&self.program, &self.target, &self.options)
+    }
+
+    /// Bytes of weights in the forms chosen.
+    pub fn weight_bytes(&self) -> u64 {
+        stored_bytes(&self.program)
+    }
+
+    /// Bytes of the states of one sequence, at the longest context compiled for.
+    pub fn state_bytes(&self) -> u64 {
+        let bytes = |s: &hadal_ir::plan::State| {
+            let row = s.row.count(&Bindings::new()).unwrap_or(0.0) as u64;
+            s.row.dtype.bytes(row * s.rows.max(0) as u64)
+        };
+        self.program.states.iter().map(bytes).sum()
+    }
+}
+
+/// Bytes alive in the arena during each launch, at the largest sizes.
+pub fn live_bytes(plan: &Plan) -> Vec<u64> {
+    let mut change = vec![0i64; plan.launches.len() + 1];
+    for b in &plan.buffers {
+        change[b.first.min(plan.launches.len())] += b.bytes as i64;
+        change[(b.last + 1).min(plan.launches.len())] -= b.bytes as i64;
+    }
+    let mut live = 0;
+    let sums = change.iter().map(|c| {
+        live += c;
+        live.max(0) as u64
+    });
+    sums.take(plan.launches.len()).collect()
+}

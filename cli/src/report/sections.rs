@@ -1,0 +1,371 @@
+//! The parts of a report, in the order in which they stand.
+
+use super::chart::{Axis, Chart, Marks, Point, Series};
+use super::curves;
+use super::facts::{Facts, Version, live_bytes};
+use super::graph;
+use super::page::{charts, table};
+use super::svg::escape;
+use crate::units::{bytes, count, grouped, percent, seconds};
+use hadal_ir::module::FuncKind;
+use hadal_ir::{Func, InstKind, Module, text};
+use hadal_passes::rules;
+use hadal_types::DType;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+/// Name of a section's anchor, heading, and what makes it.
+type Section = (&'static str, &'static str, fn(&Facts) -> String);
+
+/// All sections.
+const SECTIONS: &[Section] = &[
+    ("curves", "Against the context", predicted),
+    ("entries", "Entries and versions", entries),
+    ("graphs", "Graphs, before and after", graphs),
+    ("rewrites", "Rewrites", rewrites),
+    ("roofline", "Kernels on the roofline", roofline),
+    ("memory", "Memory over time", memory),
+    ("gap", "What the quick choice gives away", gap),
+    ("time", "Compile time", times),
+];
+
+/// The report's body.
+pub fn body(facts: &Facts) -> String {
+    let mut out = header(facts);
+    out += "<nav aria-label=\"Sections\">";
+    for (id, heading, _) in SECTIONS {
+        _ = write!(out, "<a href=\"#{id}\">{heading}</a>");
+    }
+    out += "</nav>\n";
+    for (id, heading, make) in SECTIONS {
+        _ = writeln!(out, "<section id=\"{id}\">\n<h2>{heading}</h2>\n{}</section>", make(facts));
+    }
+    out
+}
+
+fn header(f: &Facts) -> String {
+    let mut out = format!("<h1>{} for {}</h1>\n", escape(&f.name), escape(&f.target.name));
+    _ = writeln!(out, "<p class=\"quiet\">{} — {}</p>", escape(f.model.name), escape(&f.model.why));
+    let longest = f.model.max_context as u64;
+    let facts = [
+        ("parameters", count(f.stats.main as f64)),
+        ("of those read for a token", count(f.stats.active as f64)),
+        ("weights, as stored", bytes(f.weight_bytes() as f64)),
+        ("state a token, as compiled", format!("{} B", grouped(f.state_bytes() / longest.max(1)))),
+        ("state a token, in bf16", format!("{} B", grouped(f.stats.state_bytes_per_token(DType::BF16)))),
+        ("context compiled for", grouped(longest)),
+        ("layers", f.model.layers.to_string()),
+        ("kernels", f.program.module.funcs.iter().filter(|k| k.kind == FuncKind::Kernel).count().to_string()),
+    ];
+    out += "<dl class=\"facts\">\n";
+    for (name, value) in facts {
+        _ = writeln!(out, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(&value));
+    }
+    let peaks = f.target.flops.list().into_iter().map(|(name, peak)| format!("{}FLOP/s in {name}", count(peak)));
+    out += "</dl>\n";
+    let peaks: Vec<String> = peaks.collect();
+    let rates = format!(
+        "{}; {}/s from memory, {}/s from {} of cache; {} a launch. {}.",
+        peaks.join(", "),
+        bytes(f.target.bandwidth),
+        bytes(f.target.cache_bandwidth),
+        bytes(f.target.cache_bytes as f64),
+        seconds(f.target.launch_seconds),
+        f.target.source
+    );
+    _ = writeln!(out, "<p class=\"quiet\">{}</p>", escape(&rates));
+    out
+}
+
+fn predicted(f: &Facts) -> String {
+    "<p class=\"quiet\">A roofline, not a measurement. For every context the graph is optimised anew, for calls of that \
+     length.</p>\n"
+        .to_owned()
+        + &charts(&curves::charts(&f.prediction))
+}
+
+fn entries(f: &Facts) -> String {
+    let row = |v: &Version| {
+        let s = &v.step;
+        vec![
+            v.label.clone(),
+            v.bindings.iter().map(|(s, n)| format!("{s} = {n}")).collect::<Vec<_>>().join(", "),
+            s.launches.to_string(),
+            seconds(s.seconds()),
+            s.bound().to_owned(),
+            count(s.flops),
+            bytes(s.weight_bytes),
+            bytes(s.state_bytes_read + s.state_bytes_written),
+            bytes(s.activation_bytes),
+            bytes(v.plan.arena_bytes as f64),
+        ]
+    };
+    let head =
+        ["entry", "costed at", "launches", "predicted", "bound by", "FLOP", "weights", "states", "handed on", "arena"];
+    let rows: Vec<_> = f.versions().iter().map(row).collect();
+    table("Each version at sizes typical for it, one sequence", 2, &head, &rows)
+}
+
+/// The function of the source that a specialised one is a copy of.
+fn source<'a>(module: &'a Module, name: &str) -> Option<&'a Func> {
+    let stem = |n: usize| name.rsplitn(n + 1, '.').last().unwrap_or(name);
+    (0..4).find_map(|n| module.func(stem(n)))
+}
+
+fn graphs(f: &Facts) -> String {
+    let mut out =
+        "<p class=\"quiet\">Each distinct function: as the model wrote it, after rewriting, and cut into kernels. \
+         Scroll or pinch to zoom, drag to move; point at a box for the whole of it.</p>\n<p class=\"key\">"
+            .to_owned();
+    for (class, name) in graph::LEGEND {
+        _ = write!(
+            out,
+            "<span><svg viewBox=\"0 0 14 14\" aria-hidden=\"true\" class=\"graph\"><g class=\"{class}\"><rect x=\"1\" y=\"1\" width=\"12\" height=\"12\" rx=\"3\"/></g></svg> {name}</span> "
+        );
+    }
+    out += "</p>\n<div class=\"tabs\">\n";
+    let mut seen = BTreeSet::new();
+    let functions = f.fused.optimised.funcs.iter().filter(|g| g.kind == FuncKind::Graph && !g.insts.is_empty());
+    for after in functions.filter(|g| seen.insert(shape(g))) {
+        let before = source(&f.model.module, &after.name);
+        let cut = f.fused.module.func(&after.name);
+        _ = writeln!(
+            out,
+            "<div class=\"tab\" data-name=\"{}\"><h3>@{0}</h3><div class=\"graphs\">",
+            escape(&after.name)
+        );
+        let views = [
+            ("as written", before.map(|g| (&f.model.module, g))),
+            ("rewritten", Some((&f.fused.optimised, after))),
+            ("as kernels", cut.map(|g| (&f.fused.module, g))),
+        ];
+        for (caption, view) in views {
+            let Some((module, func)) = view else { continue };
+            let n = func.insts.len();
+            _ = write!(
+                out,
+                "<figure class=\"zoom\"><figcaption><b>{caption}</b> <span>{n} ops</span></figcaption>{}</figure>\n",
+                graph::svg(module, func)
+            );
+        }
+        out += "</div></div>\n";
+    }
+    out + "</div>\n"
+}
+
+/// What a function does, whatever it and those it calls are named: copies for several entries are often the same.
+fn shape(func: &Func) -> String {
+    let mut anonymous = func.clone();
+    anonymous.name = String::new();
+    for inst in &mut anonymous.insts {
+        if let InstKind::Call(call) = &mut inst.kind {
+            call.func = call.func.split('.').next().unwrap_or_default().to_owned();
+        }
+    }
+    text::print_func(&anonymous)
+}
+
+fn rewrites(f: &Facts) -> String {
+    let mut fired: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+    for report in &f.fused.reports {
+        for (law, n) in report.details.fired.iter().filter(|(_, n)| **n > 0) {
+            *fired.entry(law).or_default().entry(report.pass).or_default() += n;
+        }
+    }
+    let mut rows = Vec::new();
+    for theme in rules::themes() {
+        for law in theme.rules {
+            let Some(n) = fired.get(law.name) else { continue };
+            let times = n.iter().map(|(pass, n)| format!("{pass} {n}")).collect::<Vec<_>>().join(", ");
+            let row = vec![
+                theme.name.to_owned(),
+                law.name.to_owned(),
+                law.law.to_owned(),
+                format!("{:?}", law.class).to_lowercase(),
+                times,
+            ];
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
+    let mut out = table(
+        "Laws that fired, and how often something new came of it",
+        5,
+        &["theme", "law", "it says", "class", "fired"],
+        &rows,
+    );
+    let searches = f.fused.reports.iter().flat_map(|r| r.details.searches.iter().map(|s| (r.pass, s)));
+    let row = |(pass, s): (&str, &hadal_passes::egraph::Search)| {
+        vec![
+            format!("@{}", s.func),
+            pass.to_owned(),
+            s.nodes.to_string(),
+            s.classes.to_string(),
+            s.rounds.to_string(),
+            format!("{:?}", s.stop).to_lowercase(),
+            seconds(s.before),
+            seconds(s.after),
+            percent(1.0 - s.after / s.before),
+        ]
+    };
+    let rows: Vec<_> = searches.map(row).collect();
+    let head = ["function", "pass", "nodes", "classes", "rounds", "ended", "as written", "chosen", "saved"];
+    out += &table("Searches", 2, &head, &rows);
+    out
+}
+
+fn roofline(f: &Facts) -> String {
+    let mut out = String::new();
+    let mut all = Vec::new();
+    let mut tables = String::new();
+    for v in f.versions() {
+        let kernels = v.kernels(&f.program);
+        let total = v.step.seconds();
+        let point = |k: &super::facts::Kernel| {
+            let s = &k.step;
+            let (intensity, rate) = (s.flops / s.bytes().max(1.0), s.flops / s.seconds());
+            let share = s.seconds() / total;
+            let tip = format!(
+                "@{} ×{}\n{} of {}, {} of the time, bound by {}\n{}FLOP, {}\nfrom {}",
+                k.func.name,
+                k.launches,
+                seconds(s.seconds()),
+                v.label,
+                percent(share),
+                s.bound(),
+                count(s.flops),
+                bytes(s.bytes()),
+                k.origin.iter().take(3).copied().collect::<Vec<_>>().join(", ")
+            );
+            Point { x: intensity, y: rate, size: 2.5 + 9.0 * share.sqrt(), tip }
+        };
+        let points: Vec<Point> = kernels.iter().filter(|k| k.step.flops > 0.0).map(point).collect();
+        all.push(roof_chart(f, &v, points));
+        let rows: Vec<_> = kernels.iter().map(|k| kernel_row(k, total)).collect();
+        let head = ["kernel", "ops", "from", "laws", "launches", "time", "of all", "bound by", "FLOP", "bytes"];
+        _ = write!(
+            tables,
+            "<details><summary>Kernels of {}</summary>{}</details>\n",
+            escape(&v.label),
+            table("Those that take longest first", 4, &head, &rows)
+        );
+    }
+    out += "<p class=\"quiet\">Each circle is a kernel with all its launches, as large as its share of the time; under the \
+            roof by what launching costs.</p>\n";
+    out + &charts(&all) + &tables
+}
+
+fn kernel_row(k: &super::facts::Kernel, total: f64) -> Vec<String> {
+    let s = &k.step;
+    let mut ops: Vec<String> = Vec::new();
+    for op in k.ops().filter(|op| !op.is_view()) {
+        if ops.last().is_none_or(|last| last != op.mnemonic()) {
+            ops.push(op.mnemonic().to_owned());
+        }
+    }
+    let few = |all: &[&str], n: usize| {
+        let shown = all.iter().take(n).copied().collect::<Vec<_>>().join(", ");
+        if all.len() > n { format!("{shown} and {} more", all.len() - n) } else { shown }
+    };
+    vec![
+        format!("@{}", k.func.name),
+        few(&ops.iter().map(String::as_str).collect::<Vec<_>>(), 8),
+        few(&k.origin, 2),
+        few(&k.laws, 6),
+        k.launches.to_string(),
+        seconds(s.seconds()),
+        percent(s.seconds() / total),
+        s.bound().to_owned(),
+        count(s.flops),
+        bytes(s.bytes()),
+    ]
+}
+
+fn roof_chart(f: &Facts, v: &Version, points: Vec<Point>) -> Chart {
+    let reach = |f: fn(f64, f64) -> f64, start: f64| points.iter().map(|p| p.x).fold(start, f);
+    let (low, high) = (reach(f64::min, 0.1), reach(f64::max, 1000.0));
+    let roof = |(name, peak): (&str, f64)| {
+        let knee = peak / f.target.bandwidth;
+        let at = |x: f64| Point::new(x, (x * f.target.bandwidth).min(peak), String::new());
+        let mut xs = vec![low, knee, high];
+        xs.retain(|x| (low..=high).contains(x));
+        Series {
+            name: format!("{name} {}FLOP/s", count(peak)),
+            marks: Marks::Limit,
+            points: xs.into_iter().map(at).collect(),
+        }
+    };
+    let mut series = vec![Series { name: "kernels".into(), marks: Marks::Dots, points }];
+    series.extend(f.target.flops.list().into_iter().filter(|(name, _)| *name != "i8").map(roof));
+    Chart {
+        title: v.label.clone(),
+        summary: format!("{} launches, {} in all", v.step.launches, seconds(v.step.seconds())),
+        x: Axis { label: "FLOP a byte", log: Some(10.0), show: |x| if x < 1.0 { format!("{x}") } else { count(x) } },
+        y: Axis { label: "FLOP a second", log: Some(10.0), show: count },
+        series,
+    }
+}
+
+fn memory(f: &Facts) -> String {
+    let mut all = Vec::new();
+    for v in f.versions() {
+        let live = live_bytes(v.plan);
+        let mut points: Vec<Point> = Vec::new();
+        for (i, bytes) in live.iter().enumerate() {
+            if i == 0 || live[i - 1] != *bytes {
+                points.push(Point::new(i as f64, *bytes as f64, String::new()));
+            }
+        }
+        let peak = live.iter().max().copied().unwrap_or(0);
+        let least = v.plan.lower_bound;
+        all.push(Chart {
+            title: v.label.clone(),
+            summary: format!(
+                "arena {}, at most {} alive at once, no plan needs less than {}",
+                bytes(v.plan.arena_bytes as f64),
+                bytes(peak as f64),
+                bytes(least as f64)
+            ),
+            x: Axis { label: "launch", log: None, show: |x| x.to_string() },
+            y: Axis { label: "bytes alive", log: None, show: bytes },
+            series: vec![Series { name: "alive".into(), marks: Marks::Area, points }],
+        });
+    }
+    let text = format!(
+        "<p>Beside the arena: weights {}, states {} at the longest context compiled for.</p>\n",
+        bytes(f.weight_bytes() as f64),
+        bytes(f.state_bytes() as f64)
+    );
+    text + &charts(&all)
+}
+
+fn gap(f: &Facts) -> String {
+    let row = |g: &hadal_passes::Gap| {
+        vec![
+            format!("@{}", g.func),
+            seconds(g.greedy),
+            seconds(g.exact),
+            percent(g.greedy / g.exact - 1.0),
+            if g.proven { "yes".into() } else { format!("no, nothing is below {}", seconds(g.bound)) },
+            g.explored.to_string(),
+            g.classes.to_string(),
+        ]
+    };
+    let head = ["function", "quick", "best found", "gap", "proven", "branches", "classes"];
+    table("The pipeline's choice against branch and bound", 1, &head, &f.gaps.iter().map(row).collect::<Vec<_>>())
+}
+
+fn times(f: &Facts) -> String {
+    let mut rows: Vec<Vec<String>> = f
+        .fused
+        .reports
+        .iter()
+        .map(|r| vec![r.pass.to_owned(), seconds(r.time.as_secs_f64()), r.before.to_string(), r.after.to_string()])
+        .collect();
+    let stage = |(name, time): &(&str, std::time::Duration)| {
+        vec![format!("{name} (all of it)"), seconds(time.as_secs_f64()), String::new(), String::new()]
+    };
+    rows.extend(f.times.iter().map(stage));
+    table("Passes, in order; then whole stages", 1, &["pass", "time", "ops before", "ops after"], &rows)
+}
