@@ -5,13 +5,16 @@ pub mod attention;
 pub mod contraction;
 pub mod elementwise;
 pub mod layout;
+pub mod masks;
 pub mod merge;
 pub mod moe;
 pub mod norm_rope;
 pub mod product;
 pub mod quantisation;
 pub mod repeats;
+pub mod slices;
 pub mod sparsity;
+pub mod words;
 
 use crate::Error;
 use crate::rule::{NumericClass, Rule};
@@ -34,6 +37,7 @@ pub const CANONICAL: &[Theme] = &[
     Theme { name: "elementwise", doc: "elementwise functions, casts and masks", rules: elementwise::RULES },
     Theme { name: "product", doc: "views of operands become letters of contractions", rules: product::RULES },
     Theme { name: "repeats", doc: "what is done to every copy is done once", rules: repeats::RULES },
+    Theme { name: "masks", doc: "what selections and comparisons of positions hide", rules: masks::RULES },
 ];
 
 /// A part of the search: laws that are applied together, to saturation or to a limit.
@@ -105,9 +109,13 @@ pub const MERGING: &[Phase] = &[Phase {
     limits: USUAL,
 }];
 
+/// Laws for parts of results, where nobody wants the rest: not simplifications by themselves.
+pub const PARTS: &[Theme] =
+    &[Theme { name: "slices", doc: "a part is computed from parts", rules: slices::RULES }];
+
 /// Every theme, canonical ones first.
 pub fn themes() -> impl Iterator<Item = &'static Theme> {
-    CANONICAL.iter().chain(PHASES.iter().chain(MERGING).flat_map(|p| p.themes))
+    CANONICAL.iter().chain(PARTS).chain(PHASES.iter().chain(MERGING).flat_map(|p| p.themes))
 }
 
 /// Every law, once.
