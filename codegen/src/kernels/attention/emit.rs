@@ -1,6 +1,6 @@
 //! Kernel IR for an attention under a schedule.
 
-use super::desc::Desc;
+use super::desc::{Bound, Desc, Rows, Set};
 use super::schedule::{KEYS, Schedule};
 use crate::kernels::contract::emit::{Env, declare, finish, in_vectors, load_f32};
 use crate::kernels::contract::epilogue::on_vectors;
@@ -51,11 +51,8 @@ struct Cell<'a> {
     env: &'a Env<'a>,
     first_head: Option<Value>,
     first_query: Value,
-    /// Number of queries, and of keys before the first of them.
+    /// Number of queries.
     queries: Value,
-    before: Value,
-    /// Keys that some row sees.
-    keys: Value,
     /// Rows of a register tile.
     height: i64,
     /// Elements of an output row, padded to whole vectors.
@@ -66,8 +63,25 @@ struct Cell<'a> {
     total: Buf,
     correction: Buf,
     output: Buf,
-    /// The block's keys in f32, for each term where that pays.
-    converted: Vec<Option<(Buf, i64)>>,
+    /// Numbers of a block's rows, where they are not consecutive.
+    list: Option<Buf>,
+    /// A block's keys in f32, for each term of each set where that pays.
+    converted: Vec<Vec<Option<(Buf, i64)>>>,
+}
+
+/// Some rows of a set.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    set: &'a Set,
+    converted: &'a [Option<(Buf, i64)>],
+    /// The first row, where they are consecutive.
+    start: Value,
+    /// How many.
+    count: Value,
+    /// Where their numbers are, where they are not.
+    list: Option<Buf>,
+    /// Rows before the first query's own, where queries do not see those after it.
+    before: Option<Value>,
 }
 
 fn padded(n: i64, to: u32) -> i64 {
@@ -86,23 +100,18 @@ impl<'a> Cell<'a> {
         let rows = s.rows();
         let size = |v| desc.size(v).as_const().unwrap_or(0);
         let width = padded(size(desc.element), WIDE);
-        let (queries, all) = (b.dim(desc.size(desc.query)), b.dim(desc.size(desc.key)));
-        let before = b.sub(all, queries);
-        let keys = if desc.causal {
-            let unit = b.const_i64(s.queries);
-            let last = b.add(first_query, unit);
-            let last = b.min(last, queries);
-            let seen = b.add(last, before);
-            b.min(seen, all)
-        } else {
-            all
-        };
-        let converted = desc.terms.iter().zip(0..).map(|(term, i)| {
-            let stride = padded(size(term.sum), DOT);
-            let pays = term.key.dtype != DType::F32 && rows >= 4;
-            pays.then(|| (b.alloc(format!("keys{i}"), DType::F32, [stride.saturating_mul(KEYS)]), stride))
-        });
-        let converted = converted.collect();
+        let queries = b.dim(desc.size(desc.query));
+        let mut converted = Vec::new();
+        for (n, set) in desc.sets.iter().enumerate() {
+            let of_terms = set.terms.iter().enumerate().map(|(i, term)| {
+                let stride = padded(size(term.sum), DOT);
+                let pays = term.key.dtype != DType::F32 && rows >= 4;
+                pays.then(|| (b.alloc(format!("keys{n}_{i}"), DType::F32, [stride.saturating_mul(KEYS)]), stride))
+            });
+            converted.push(of_terms.collect());
+        }
+        let listed = desc.sets.iter().any(|set| matches!(set.rows, Rows::Masked(_) | Rows::Selected(..)));
+        let list = listed.then(|| b.alloc("list", DType::I64, [KEYS]));
         let mut row = |name: &str, n: i64| b.alloc(name, DType::F32, [n.saturating_mul(rows)]);
         Cell {
             desc,
@@ -111,8 +120,6 @@ impl<'a> Cell<'a> {
             first_head,
             first_query,
             queries,
-            before,
-            keys,
             height: [4, 2, 1].into_iter().find(|h| rows % h == 0).unwrap_or(1),
             width,
             scores: row("scores", KEYS),
@@ -120,31 +127,137 @@ impl<'a> Cell<'a> {
             total: row("total", 1),
             correction: row("correction", 1),
             output: row("output", width),
+            list,
             converted,
         }
     }
 
     fn run(&self, b: &mut Builder) {
         let (zero, rows) = (b.const_i64(0), b.const_i64(self.s.rows()));
-        let (none, hidden) = (b.const_f32(0.0), b.const_f32(HIDDEN));
+        let none = b.const_f32(0.0);
         let none = b.splat(none, WIDE);
-        b.for_each(zero, rows, 1, LoopKind::Serial, |b, r| {
-            b.store(self.largest, &[r], hidden);
-            let zero = b.const_f32(0.0);
-            b.store(self.total, &[r], zero);
-        });
+        b.for_each(zero, rows, 1, LoopKind::Serial, |b, r| self.start_row(b, r));
         let all = b.const_i64(self.width.saturating_mul(self.s.rows()));
         b.for_each(zero, all, i64::from(WIDE), LoopKind::Serial, |b, i| b.store(self.output, &[i], none));
-        b.for_each(zero, self.keys, KEYS, LoopKind::Serial, |b, start| {
-            let (left, block) = (b.sub(self.keys, start), b.const_i64(KEYS));
-            let count = b.min(left, block);
-            self.convert(b, start, count);
-            let tile = self.height;
-            b.for_each(zero, rows, tile, LoopKind::Serial, |b, r| self.score(b, r, start, count));
-            b.for_each(zero, rows, 1, LoopKind::Serial, |b, r| self.soften(b, r, start, count));
-            b.for_each(zero, rows, tile, LoopKind::Serial, |b, r| self.accumulate(b, r, start, count));
-        });
+        for (set, converted) in self.desc.sets.iter().zip(&self.converted) {
+            self.set(b, set, converted);
+        }
         b.for_each(zero, rows, 1, LoopKind::Serial, |b, r| self.finish_row(b, r));
+    }
+
+    /// A row that has seen nothing yet but the sink.
+    fn start_row(&self, b: &mut Builder, row: Value) {
+        let (hidden, none) = (b.const_f32(HIDDEN), b.const_f32(0.0));
+        let (largest, total) = match &self.desc.sink {
+            None => (hidden, none),
+            Some(sink) => {
+                let sink = self.row(b, row).load(b, sink, 1, None);
+                let largest = b.max(hidden, sink);
+                let rest = b.sub(sink, largest);
+                (largest, b.exp(rest))
+            }
+        };
+        b.store(self.largest, &[row], largest);
+        b.store(self.total, &[row], total);
+    }
+
+    /// All blocks of a set. They begin at multiples of their size, and hold what of that a query sees.
+    fn set(&self, b: &mut Builder, set: &'a Set, converted: &'a [Option<(Buf, i64)>]) {
+        let (zero, all) = (b.const_i64(0), b.dim(self.desc.size(set.key)));
+        let block = Block { set, converted, start: zero, count: zero, list: None, before: None };
+        // Where what is seen is in memory there is one query.
+        let env = self.env.with(self.desc.query, self.first_query);
+        match &set.rows {
+            Rows::All => self.consecutive(b, zero, all, block),
+            Rows::Causal => {
+                let before = b.sub(all, self.queries);
+                let unit = b.const_i64(self.s.queries);
+                let last = b.add(self.first_query, unit);
+                let last = b.min(last, self.queries);
+                let seen = b.add(last, before);
+                let seen = b.min(seen, all);
+                self.consecutive(b, zero, seen, Block { before: Some(before), ..block });
+            }
+            Rows::Interval(lo, hi) => {
+                let read = |b: &mut Builder, bound: &Bound| match bound {
+                    Bound::Read(access) => env.index(b, access),
+                    Bound::Known(at) => env.at(b, at),
+                };
+                let (lo, hi) = (read(b, lo), read(b, hi));
+                let lo = b.max(lo, zero);
+                let hi = b.min(hi, all);
+                let hi = b.max(hi, lo);
+                self.consecutive(b, lo, hi, block);
+            }
+            Rows::Masked(mask) => self.listed(b, all, block, |b, s| {
+                let env = env.with(set.key, s);
+                let at: Vec<Value> = mask.at.iter().map(|at| env.at(b, at)).collect();
+                (s, b.load(env.bufs[mask.param], &at, 1))
+            }),
+            Rows::Selected(ids, place) => {
+                let places = b.dim(self.desc.size(*place));
+                self.listed(b, places, block, |b, j| {
+                    let row = env.with(*place, j).index(b, ids);
+                    let (first, last) = (b.ge(row, zero), b.lt(row, all));
+                    (row, b.and(first, last))
+                });
+            }
+        }
+    }
+
+    /// Blocks of the rows from `lo` to below `hi`.
+    fn consecutive(&self, b: &mut Builder, lo: Value, hi: Value, block: Block<'a>) {
+        let keys = b.const_i64(KEYS);
+        let first = b.div(lo, keys);
+        let first = b.mul(first, keys);
+        b.for_each(first, hi, KEYS, LoopKind::Serial, |b, start| {
+            let end = b.add(start, keys);
+            let (start, end) = (b.max(start, lo), b.min(end, hi));
+            let count = b.sub(end, start);
+            self.block(b, Block { start, count, ..block });
+        });
+    }
+
+    /// Blocks of those of `size` places that are seen, in order; `row` gives the row at a place, and whether it is.
+    fn listed(
+        &self,
+        b: &mut Builder,
+        size: Value,
+        block: Block<'a>,
+        row: impl Fn(&mut Builder, Value) -> (Value, Value),
+    ) {
+        let Some(list) = self.list else { return };
+        let (zero, one, keys) = (b.const_i64(0), b.const_i64(1), b.const_i64(KEYS));
+        b.for_each(zero, size, KEYS, LoopKind::Serial, |b, start| {
+            let end = b.add(start, keys);
+            let end = b.min(end, size);
+            let count = b.for_loop(start, end, 1, LoopKind::Serial, &[zero], |b, j, count| {
+                let (row, seen) = row(b, j);
+                // What is not seen is overwritten by the next one.
+                b.store(list, &[count[0]], row);
+                let more = b.select(seen, one, zero);
+                vec![b.add(count[0], more)]
+            });
+            let any = b.gt(count[0], zero);
+            b.if_then(any, |b| self.block(b, Block { count: count[0], list: Some(list), ..block }));
+        });
+    }
+
+    fn block(&self, b: &mut Builder, block: Block<'a>) {
+        let (zero, rows, tile) = (b.const_i64(0), b.const_i64(self.s.rows()), self.height);
+        self.convert(b, block);
+        b.for_each(zero, rows, tile, LoopKind::Serial, |b, r| self.score(b, r, block));
+        b.for_each(zero, rows, 1, LoopKind::Serial, |b, r| self.soften(b, r, block));
+        b.for_each(zero, rows, tile, LoopKind::Serial, |b, r| self.accumulate(b, r, block));
+    }
+
+    /// With the row of keys and values bound that is the `j`-th of a block.
+    fn key(&self, b: &mut Builder, block: Block<'a>, j: Value) -> Env<'a> {
+        let row = match block.list {
+            Some(list) => b.load(list, &[j], 1),
+            None => b.add(block.start, j),
+        };
+        self.env.with(block.set.key, row)
     }
 
     /// The query of a row; beyond the last one it is the last one.
@@ -179,13 +292,13 @@ impl<'a> Cell<'a> {
             .collect()
     }
 
-    fn convert(&self, b: &mut Builder, start: Value, count: Value) {
-        for (term, converted) in self.desc.terms.iter().zip(&self.converted) {
+    fn convert(&self, b: &mut Builder, block: Block<'a>) {
+        for (term, converted) in block.set.terms.iter().zip(block.converted) {
             let Some((buf, stride)) = converted else { continue };
             let zero = b.const_i64(0);
-            b.for_each(zero, count, 1, LoopKind::Serial, |b, j| {
-                let (key, stride) = (b.add(start, j), b.const_i64(*stride));
-                let (from, to) = (self.env.with(self.desc.key, key).at(b, &term.key.at), b.mul(j, stride));
+            b.for_each(zero, block.count, 1, LoopKind::Serial, |b, j| {
+                let (key, stride) = (self.key(b, block, j), b.const_i64(*stride));
+                let (from, to) = (key.at(b, &term.key.at), b.mul(j, stride));
                 let size = self.desc.size(term.sum).as_const();
                 let end = b.const_i64(size.unwrap_or(0));
                 in_vectors(b, DOT, (zero, end, size), Vec::new(), &|b, k, mask, _| {
@@ -200,13 +313,13 @@ impl<'a> Cell<'a> {
     }
 
     /// Scores of a tile of rows and all keys of the block, unscaled.
-    fn score(&self, b: &mut Builder, first: Value, start: Value, count: Value) {
+    fn score(&self, b: &mut Builder, first: Value, block: Block<'a>) {
         let rows = self.rows(b, first);
         let columns = 8 / self.height;
         let (zero, one, none) = (b.const_i64(0), b.const_i64(1), b.const_f32(0.0));
         let none = b.splat(none, DOT);
-        let last = b.sub(count, one);
-        b.for_each(zero, count, columns, LoopKind::Serial, |b, j| {
+        let last = b.sub(block.count, one);
+        b.for_each(zero, block.count, columns, LoopKind::Serial, |b, j| {
             let keys: Vec<Value> = (0..columns)
                 .map(|i| {
                     let i = b.const_i64(i);
@@ -215,7 +328,7 @@ impl<'a> Cell<'a> {
                 })
                 .collect();
             let mut sums = vec![none; rows.len() * keys.len()];
-            for (term, converted) in self.desc.terms.iter().zip(&self.converted) {
+            for (term, converted) in block.set.terms.iter().zip(block.converted) {
                 let mut parts: Vec<(Buf, Value)> = Vec::new();
                 for (_, env) in &rows {
                     parts.push((env.bufs[term.query.param], env.at(b, &term.query.at)));
@@ -227,9 +340,8 @@ impl<'a> Cell<'a> {
                             (*buf, b.mul(*j, stride))
                         }
                         None => {
-                            let key = b.add(start, *j);
-                            let at = self.env.with(self.desc.key, key).at(b, &term.key.at);
-                            (self.env.bufs[term.key.param], at)
+                            let key = self.key(b, block, *j);
+                            (self.env.bufs[term.key.param], key.at(b, &term.key.at))
                         }
                     });
                 }
@@ -263,19 +375,21 @@ impl<'a> Cell<'a> {
         b.add(at, offset)
     }
 
+    /// How many of a block's rows a row sees: the first ones.
+    fn visible(&self, b: &mut Builder, row: Value, block: Block<'a>) -> Value {
+        let Some(before) = block.before else { return block.count };
+        let one = b.const_i64(1);
+        let query = self.query(b, row);
+        let seen = b.add(query, before);
+        let seen = b.add(seen, one);
+        let here = b.sub(seen, block.start);
+        b.min(here, block.count)
+    }
+
     /// Scores of a row to weights, and what that does to its sums.
-    fn soften(&self, b: &mut Builder, row: Value, start: Value, count: Value) {
+    fn soften(&self, b: &mut Builder, row: Value, block: Block<'a>) {
         let (zero, end) = (b.const_i64(0), b.const_i64(KEYS));
-        let visible = if self.desc.causal {
-            let one = b.const_i64(1);
-            let query = self.query(b, row);
-            let seen = b.add(query, self.before);
-            let seen = b.add(seen, one);
-            let here = b.sub(seen, start);
-            b.min(here, count)
-        } else {
-            count
-        };
+        let visible = self.visible(b, row, block);
         let hidden = b.const_f32(HIDDEN);
         let none = b.const_f32(0.0);
         let (hidden, none) = (b.splat(hidden, WIDE), b.splat(none, WIDE));
@@ -315,8 +429,35 @@ impl<'a> Cell<'a> {
     }
 
     /// Adds the block's weighted values to a tile of rows.
-    fn accumulate(&self, b: &mut Builder, first: Value, start: Value, count: Value) {
+    fn accumulate(&self, b: &mut Builder, first: Value, block: Block<'a>) {
         let rows = self.rows(b, first);
+        let before = block.before.filter(|_| self.s.queries > 1);
+        let Some(before) = before else { return self.weigh(b, &rows, block, false) };
+        // A value times zero is no zero where the value is no number: rows that do not see it must not meet it.
+        let (whole, query) = (b.add(block.start, block.count), self.query(b, first));
+        let last = b.add(query, before);
+        let one = b.const_i64(1);
+        let own = b.add(last, one);
+        let common = b.gt(whole, own);
+        b.if_else(
+            common,
+            |b| {
+                self.weigh(b, &rows, block, true);
+                Vec::new()
+            },
+            |b| {
+                self.weigh(b, &rows, block, false);
+                Vec::new()
+            },
+        );
+    }
+
+    /// The same; with `partly`, some rows do not see all of the block.
+    fn weigh(&self, b: &mut Builder, rows: &[(Value, Env<'a>)], block: Block<'a>, partly: bool) {
+        let visible: Vec<Value> = match partly {
+            true => rows.iter().map(|(r, _)| self.visible(b, *r, block)).collect(),
+            false => Vec::new(),
+        };
         let size = self.desc.size(self.desc.element).as_const().unwrap_or(0);
         let vectors = 4 / self.height;
         let step = i64::from(WIDE);
@@ -330,7 +471,7 @@ impl<'a> Cell<'a> {
                 .collect();
             let mut places = Vec::new();
             let mut init = Vec::new();
-            for (r, _) in &rows {
+            for (r, _) in rows {
                 let correction = b.load(self.correction, &[*r], 1);
                 let width = b.const_i64(self.width);
                 let base = b.mul(*r, width);
@@ -341,12 +482,11 @@ impl<'a> Cell<'a> {
                     places.push(at);
                 }
             }
-            let sums = b.for_loop(zero, count, 1, LoopKind::Serial, &init, |b, j, sums| {
-                let key = b.add(start, j);
-                let env = self.env.with(self.desc.key, key);
+            let sums = b.for_loop(zero, block.count, 1, LoopKind::Serial, &init, |b, j, sums| {
+                let env = self.key(b, block, j);
                 let v: Vec<Value> = elements
                     .iter()
-                    .map(|e| env.with(self.desc.element, *e).load(b, &self.desc.value, WIDE, mask))
+                    .map(|e| env.with(self.desc.element, *e).load(b, &block.set.value, WIDE, mask))
                     .collect();
                 let p: Vec<Value> = rows
                     .iter()
@@ -355,7 +495,14 @@ impl<'a> Cell<'a> {
                         b.load(self.scores, &[at], 1)
                     })
                     .collect();
-                sums.iter().enumerate().map(|(i, sum)| b.fma(p[i / v.len()], v[i % v.len()], *sum)).collect()
+                let seen: Vec<Value> = visible.iter().map(|n| b.lt(j, *n)).collect();
+                let sums = sums.iter().enumerate().map(|(i, sum)| {
+                    let more = b.fma(p[i / v.len()], v[i % v.len()], *sum);
+                    let Some(seen) = seen.get(i / v.len()) else { return more };
+                    let seen = b.splat(*seen, WIDE);
+                    b.select(seen, more, *sum)
+                });
+                sums.collect()
             });
             for (at, sum) in places.iter().zip(sums) {
                 b.store(self.output, &[*at], sum);
@@ -383,6 +530,8 @@ impl<'a> Cell<'a> {
             let (zero, end, width, one) =
                 (b.const_i64(0), b.const_i64(size), b.const_i64(self.width), b.const_f32(1.0));
             let total = b.load(self.total, &[row], 1);
+            // At least one wherever something is seen. The order of operands keeps what is not a number.
+            let total = b.max(one, total);
             let inverse = b.div(one, total);
             let base = b.mul(row, width);
             if !on_vectors(&desc.vars, &desc.epilogue, desc.element) {

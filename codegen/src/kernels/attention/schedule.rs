@@ -27,7 +27,8 @@ pub fn candidates(desc: &Desc) -> Vec<Schedule> {
     let grid: Vec<Var> = desc.heads.iter().copied().filter(|h| Some(*h) != shared).collect();
     let count = shared.as_ref().and_then(constant).unwrap_or(1).max(1);
     let fitting = |most: i64| (1..=most).rev().find(|n| count % n == 0).unwrap_or(1);
-    let single = desc.size(desc.query).is(1);
+    // Queries that see different rows have nothing to share.
+    let single = desc.size(desc.query).is(1) || desc.listed();
     let mut out = Vec::new();
     for most in [8, 4, 1] {
         let heads = fitting(most);

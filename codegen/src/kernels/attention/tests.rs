@@ -1,26 +1,46 @@
 use super::schedule::candidates;
 use super::{Desc, emit};
+use crate::kernels::Target;
 use crate::kernels::contract::tests::{arguments, close, compiled, function, interpreted, kernel};
+use crate::kernels::loops;
 use hadal_ir::kernel::verify::verify;
-use hadal_ir::{Bindings, interpret};
-use hadal_types::Sym;
+use hadal_ir::tensor::Data;
+use hadal_ir::{Bindings, Func, Tensor, interpret};
+use hadal_types::{DType, Sym};
 use proptest::prelude::*;
 
 /// All schedules agree with the graph interpreter, and compiled with the kernel interpreter.
 fn check(text: &str, t: i64, p: i64) -> Vec<String> {
     let func = function(text);
     let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
-    let args = arguments(&func, &bindings, 5);
-    let expected = interpret::eval_func(&func, &args, &bindings).unwrap();
-    let desc = Desc::of(&func).expect("an attention");
+    let mut args = arguments(&func, &bindings, 5);
+    for ints in args.iter_mut().filter_map(|a| match &mut a.data {
+        Data::Int(ints) if a.dtype != DType::Bool => Some(ints),
+        _ => None,
+    }) {
+        // Row numbers all over, some of which are no row's.
+        ints.iter_mut().for_each(|x| *x = if *x > 2 { *x * 17 % 71 } else { *x });
+    }
+    check_args(&func, &bindings, &args, true)
+}
+
+fn check_args(func: &Func, bindings: &Bindings, args: &[Tensor], finite: bool) -> Vec<String> {
+    let expected = interpret::eval_func(func, args, bindings).unwrap();
+    // What does not depend on how this kernel is made: the decomposition, as loops. It multiplies hidden rows by zero.
+    if finite {
+        let general = loops::emit(func, &Target::default()).unwrap();
+        let results = interpreted(&general.kernel, func, args, bindings);
+        close(&results[0], &expected[0], 1e-5, &|| format!("loops\n{}", general.kernel));
+    }
+    let desc = Desc::of(func).expect("an attention");
     for s in candidates(&desc) {
         let kernel = emit::emit(&desc, &s);
         let errors = verify(&kernel);
         assert!(errors.is_empty(), "{errors:?}\n{kernel}");
-        let results = interpreted(&kernel, &func, &args, &bindings);
+        let results = interpreted(&kernel, func, args, bindings);
         let what = || format!("{}\n{desc}\n{kernel}", s.show(&desc));
         close(&results[0], &expected[0], 1e-5, &what);
-        compiled(&kernel, &func, &args, &bindings, &results, true);
+        compiled(&kernel, func, args, bindings, &results, true);
     }
     candidates(&desc).iter().map(|s| s.show(&desc)).collect()
 }
@@ -103,46 +123,203 @@ fn a_row_has_the_same_bits_in_every_chunk() {
     }
 }
 
-/// Which letters of heads (g: own keys, r: shared ones) and how many terms, in which formats.
-fn case() -> impl Strategy<Value = (String, i64, i64)> {
-    let format = || prop::sample::select(vec!["f32", "bf16", "f16"]);
-    let sizes = (1i64..40, 0i64..70, 1i64..4, 1i64..10, 1i64..20, 1i64..20);
-    (sizes, format(), format(), any::<[bool; 4]>()).prop_map(|((t, p, g, r, d, e), kf, vf, flags)| {
-        let [own, shared, two, causal] = flags;
-        let heads = |own: bool, shared: bool| {
-            let letters = format!("{}{}", if own { "g" } else { "" }, if shared { "r" } else { "" });
-            let sizes = format!(
-                "{}{}",
-                if own { format!("{g}, ") } else { "".into() },
-                match shared {
-                    true => format!("{r}, "),
-                    false => "".into(),
-                }
-            );
-            (letters, sizes)
-        };
-        let ((q, qs), (k, ks)) = (heads(own, shared), heads(own, false));
-        let mut params = format!("%q: f32[T, {qs}{d}], %k: {kf}[P+T, {ks}{d}]");
-        let (mut terms, mut args) = (format!("t{q}a,s{k}a"), "%q, %k".to_owned());
-        if two {
-            params += &format!(", %q2: bf16[T, {qs}5], %k2: f32[P+T, 5]");
-            terms += &format!(" t{q}b,sb");
-            args += ", %q2, %k2";
+/// A set of rows: the parameters it takes, as text and as operands, and its letters.
+struct Part {
+    params: String,
+    args: String,
+    set: String,
+}
+
+/// How the operands of an attention are spelled, and which rows there are.
+#[derive(Clone, Debug)]
+struct Choice {
+    rows: &'static str,
+    format: &'static str,
+    seen: usize,
+    second: bool,
+    of_heads: bool,
+}
+
+impl Choice {
+    /// The set numbered `n`; `own` and `shared` are letters of heads with sizes, `d` and `e` widths.
+    fn part(&self, n: usize, own: &str, shared: &str, sizes: &[i64; 4]) -> Part {
+        let [g, r, d, e] = sizes;
+        let size = |l: char| if l == 'g' { format!("{g}, ") } else { format!("{r}, ") };
+        let shape = |letters: &str| letters.chars().map(size).collect::<String>();
+        let (heads, keys) = (format!("{own}{shared}"), own);
+        let rows = if self.seen == 1 { "P+T" } else { self.rows };
+        let (qs, ks, format) = (shape(&heads), shape(keys), self.format);
+        let mut params = format!("%q{n}: f32[T, {qs}{d}], %k{n}: {format}[{rows}, {ks}{d}]");
+        let (mut terms, mut args) = (format!("t{heads}a,s{keys}a"), format!("%q{n}, %k{n}"));
+        if self.second {
+            params += &format!(", %r{n}: bf16[T, {qs}5], %l{n}: f32[{rows}, 5]");
+            terms += &format!(" t{heads}b,sb");
+            args += &format!(", %r{n}, %l{n}");
         }
-        params += &format!(", %v: {vf}[P+T, {ks}{e}]");
-        let attrs = attention(&terms, &format!("s{k}e"), &format!("t{q}e"));
-        let attrs = attrs.replace("causal", if causal { "causal" } else { "all" });
-        let result = format!("f32[T, {qs}{e}]");
-        let body = format!("  %y = attention {args}, %v {{{attrs}}} : {result}");
-        (kernel(&params, &body, &result), t, p)
-    })
+        params += &format!(", %v{n}: {format}[{rows}, {ks}{e}]");
+        args += &format!(", %v{n}");
+        let of = if self.of_heads { heads.as_str() } else { "" };
+        let sees = shape(of);
+        let seen = match self.seen {
+            0 => "all".to_owned(),
+            1 => "causal".to_owned(),
+            2 => {
+                params += &format!(", %lo{n}: i32[T], %hi{n}: i64[T, {}]", sees.trim_end_matches(", "));
+                args += &format!(", %lo{n}, %hi{n}");
+                format!("interval:t,t{of}")
+            }
+            3 => {
+                params += &format!(", %m{n}: bool[T, {sees}{rows}]");
+                args += &format!(", %m{n}");
+                format!("masked:t{of}s")
+            }
+            _ => {
+                params += &format!(", %i{n}: i32[T, {sees}{}]", [3, 35, 64][self.seen % 3]);
+                args += &format!(", %i{n}");
+                format!("selected:t{of}s")
+            }
+        };
+        Part { params: params.replace(", ]", "]"), args, set: format!("{terms} s{keys}e {seen}") }
+    }
+}
+
+/// One to three sets, letters of heads (g: own keys, r: shared ones), sizes and formats.
+fn case() -> impl Strategy<Value = (String, i64, i64)> {
+    let choice = (
+        prop::sample::select(vec!["P+T", "P", "41", "1"]),
+        prop::sample::select(vec!["f32", "bf16", "f16"]),
+        0usize..7,
+        any::<[bool; 2]>(),
+    );
+    let choice =
+        choice.prop_map(|(rows, format, seen, [second, of_heads])| Choice { rows, format, seen, second, of_heads });
+    let sizes = [1i64..4, 1i64..10, 1i64..20, 1i64..20];
+    (1i64..20, 0i64..70, sizes, prop::collection::vec(choice, 1..4), any::<[bool; 3]>()).prop_map(
+        |(t, p, sizes, choices, [own, shared, sink])| {
+            let (own, shared) = (if own { "g" } else { "" }, if shared { "r" } else { "" });
+            let parts: Vec<Part> = choices.iter().enumerate().map(|(n, c)| c.part(n, own, shared, &sizes)).collect();
+            let joined = |f: fn(&Part) -> &str| parts.iter().map(f).collect::<Vec<&str>>();
+            let (mut params, mut args) = (joined(|p| &p.params).join(", "), joined(|p| &p.args).join(", "));
+            let heads: Vec<String> = [(own, sizes[0]), (shared, sizes[1])]
+                .iter()
+                .filter(|(l, _)| !l.is_empty())
+                .map(|(_, n)| n.to_string())
+                .collect();
+            if sink {
+                params += &format!(", %sink: f32[{}]", heads.join(", "));
+                args += ", %sink";
+            }
+            let sets = joined(|p| &p.set).join("\", \"");
+            let result = format!("f32[T, {}{}]", heads.iter().map(|n| format!("{n}, ")).collect::<String>(), sizes[3]);
+            let attrs = format!("sets = [\"{sets}\"], output = \"t{own}{shared}e\", scale = 0.4, sink = {sink}");
+            let body = format!("  %y = attention {args} {{{attrs}}} : {result}");
+            (kernel(&params, &body, &result), t, p)
+        },
+    )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn random_attentions((text, t, p) in case()) {
+        check(&text, t, p);
+    }
+}
+
+#[test]
+fn selections_of_nothing_of_few_and_of_heads() {
+    let set = |seen: &str| {
+        let body = format!(
+            "  %y = attention %q, %k, %v, %i {{sets = [\"tha,sa sa {seen}\"], output = \"tha\", scale = 0.4}} : f32[T, 4, 8]"
+        );
+        let ids = if seen.ends_with("ths") { "i32[T, 4, 40]" } else { "i32[T, 40]" };
+        kernel(&format!("%q: f32[T, 4, 8], %k: f32[P+T, 8], %v: f32[P+T, 8], %i: {ids}"), &body, "f32[T, 4, 8]")
+    };
+    for seen in ["selected:ts", "selected:ths"] {
+        let func = function(&set(seen));
+        for (t, p) in [(1, 0), (3, 2), (2, 60)] {
+            let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
+            let mut args = arguments(&func, &bindings, 3);
+            let shape = args[3].shape.clone();
+            let count = shape.iter().product::<usize>() as i64;
+            // None at all, fewer than there are places, and one of them many times.
+            for ids in [
+                vec![-1; count as usize],
+                (0..count).map(|i| (i % 40 + i / 40) % 45).collect(),
+                vec![0; count as usize],
+            ] {
+                args[3] = Tensor::int(DType::I32, &shape, ids);
+                check_args(&func, &bindings, &args, true);
+            }
+        }
+    }
+    let shown = check(&set("selected:ts"), 3, 40);
+    assert!(shown[0].contains("1 queries x 4 heads"), "{shown:?}");
+    let shown = check(&set("selected:ths"), 3, 40);
+    assert!(shown[0].contains("1 queries x 1 heads"), "{shown:?}");
+}
+
+#[test]
+fn hidden_rows_do_not_count_whatever_they_hold() {
+    for seen in ["causal", "interval:t,t", "masked:ts", "selected:ts"] {
+        let more = match seen {
+            "interval:t,t" => ", %lo: i32[T], %hi: i32[T]",
+            "masked:ts" => ", %m: bool[T, P+T]",
+            "selected:ts" => ", %i: i32[T, 6]",
+            _ => "",
+        };
+        let operands: String =
+            more.split(", ").skip(1).filter_map(|p| p.split(':').next()).fold(String::new(), |s, p| s + ", " + p);
+        let body = format!(
+            "  %y = attention %q, %k, %v{} {{sets = [\"ta,sa sa {seen}\"], output = \"ta\", scale = 0.4}} : f32[T, 8]",
+            operands.split(", ").filter(|p| p.starts_with('%')).fold(String::new(), |s, p| s + ", " + p)
+        );
+        let func =
+            function(&kernel(&format!("%q: f32[T, 8], %k: f32[P+T, 8], %v: f32[P+T, 8]{more}"), &body, "f32[T, 8]"));
+        let bindings = Bindings::from([(Sym::T, 4), (Sym::P, 2)]);
+        let mut args = arguments(&func, &bindings, 3);
+        // The last row is no number; only the last query sees it where all that came before are seen.
+        for x in &mut args[1..3] {
+            if let Data::Real(values) = &mut x.data {
+                values[40..].fill(f64::NAN);
+            }
+        }
+        let ints = |dtype, shape: &[usize], values: &[i64]| Tensor::int(dtype, shape, values.to_vec());
+        match seen {
+            "interval:t,t" => {
+                args[3] = ints(DType::I32, &[4], &[0, 2, -3, 4]);
+                args[4] = ints(DType::I32, &[4], &[5, 3, 4, 4]);
+            }
+            "masked:ts" => {
+                let rows = [[1, 1, 1, 1, 1, 0], [0; 6], [0, 0, 1, 0, 0, 0], [1, 0, 1, 0, 1, 0]];
+                args[3] = ints(DType::Bool, &[4, 6], rows.as_flattened());
+            }
+            "selected:ts" => {
+                let rows = [[4, -1, 3, -1, 9, -1], [-1; 6], [0, 1, 2, 3, 4, 6], [1, 1, 1, 1, 1, 1]];
+                args[3] = ints(DType::I32, &[4, 6], rows.as_flattened());
+            }
+            _ => {}
+        }
+        let expected = interpret::eval_func(&func, &args, &bindings).unwrap();
+        let desc = Desc::of(&func).unwrap();
+        for s in candidates(&desc) {
+            let kernel = emit::emit(&desc, &s);
+            let found = interpreted(&kernel, &func, &args, &bindings).remove(0).to_f32();
+            for (i, x) in found.iter().enumerate().take(24) {
+                assert!((expected[0].at(i) - f64::from(*x)).abs() < 1e-5, "{seen}, element {i}: {x}\n{kernel}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bounds_may_follow_from_the_position() {
+    let body = "  %lo = iota {len = T, start = P-4} : i32[T]
+  %hi = iota {len = T, start = P+1} : i32[T]
+  %y = attention %q, %k, %v, %lo, %hi {sets = [\"tha,sa sa interval:t,t\"], output = \"tha\", scale = 0.4} : f32[T, 4, 8]";
+    let text = kernel("%q: f32[T, 4, 8], %k: f32[P+T, 8], %v: f32[P+T, 8]", body, "f32[T, 4, 8]");
+    for (t, p) in [(1, 0), (5, 40)] {
         check(&text, t, p);
     }
 }

@@ -30,8 +30,8 @@ pub struct Flat {
     pub name: String,
     /// Format.
     pub dtype: DType,
-    /// Number of elements.
-    pub count: Dim,
+    /// Number of elements; of a buffer that is not flat, its sizes.
+    pub shape: Vec<Dim>,
     /// What the kernel does with it.
     pub rights: Rights,
 }
@@ -90,7 +90,7 @@ impl Desc {
         if !all.flat_map(|a| [Some(a), a.scale.as_deref()]).flatten().all(|a| is_real(a.dtype)) {
             return None;
         }
-        let params = flat_params(func)?;
+        let params = flat_params(func, &[])?;
         Some(Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params })
     }
 
@@ -105,16 +105,20 @@ impl Desc {
     }
 }
 
-/// A function's parameters and results as flat buffers; `None` where a count is no affine form.
-pub fn flat_params(func: &Func) -> Option<Vec<Flat>> {
+/// A function's parameters and results as flat buffers, but for those parameters that `keep` their shape; `None` where
+/// a count is no affine form.
+pub fn flat_params(func: &Func, keep: &[usize]) -> Option<Vec<Flat>> {
     let results = func.results.iter().map(|(n, v)| (Some(n), *v, Rights::Write));
     let params = func.params.iter().map(|v| (func.values[v.index()].name.as_ref(), *v, Rights::Read));
     let mut out: Vec<Flat> = Vec::new();
     for (i, (name, value, rights)) in params.chain(results).enumerate() {
         let ty = func.ty(value);
-        let count = ty.shape.iter().try_fold(Dim::from(1i64), |n, d| n.checked_mul(d))?;
+        let shape = match keep.contains(&i) {
+            true => ty.shape.clone(),
+            false => vec![ty.shape.iter().try_fold(Dim::from(1i64), |n, d| n.checked_mul(d))?],
+        };
         let name = name.filter(|n| is_name(n) && out.iter().all(|o| o.name != **n)).cloned();
-        out.push(Flat { name: name.unwrap_or_else(|| format!("b{i}")), dtype: ty.dtype, count, rights });
+        out.push(Flat { name: name.unwrap_or_else(|| format!("b{i}")), dtype: ty.dtype, shape, rights });
     }
     // A generated name may meet a given one.
     let clash = (0..out.len()).any(|i| out[..i].iter().any(|o| o.name == out[i].name));

@@ -55,7 +55,7 @@ impl<'a> Env<'a> {
     }
 
     /// An integer in memory.
-    fn index(&self, b: &mut Builder, access: &Access) -> Value {
+    pub fn index(&self, b: &mut Builder, access: &Access) -> Value {
         let at = self.at(b, &access.at);
         let loaded = b.load(self.bufs[access.param], &[at], 1);
         b.cast(loaded, DType::I64)
@@ -131,7 +131,7 @@ pub fn load_f32(b: &mut Builder, buf: Buf, at: Value, lanes: u32, mask: Option<V
 
 /// Declares the buffers, in order.
 pub fn declare(b: &mut Builder, params: &[Flat]) -> Vec<Buf> {
-    params.iter().map(|p| b.param(p.name.clone(), p.dtype, [p.count.clone()], p.rights)).collect()
+    params.iter().map(|p| b.param(p.name.clone(), p.dtype, p.shape.clone(), p.rights)).collect()
 }
 
 /// Runs `lo..hi` (`length` elements, where known) in vectors, two at a time; a last one is masked. `step` gets the

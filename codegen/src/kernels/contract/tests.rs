@@ -16,6 +16,7 @@ fn tensor(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     };
     match dtype {
         DType::I32 | DType::I64 => Tensor::int(dtype, shape, (0..n).map(|i| (next(i) * 8.0) as i64 - 1).collect()),
+        DType::Bool => Tensor::int(dtype, shape, (0..n).map(|i| i64::from(next(i) > 0.6)).collect()),
         DType::F8E8M0 => Tensor::real(dtype, shape, (0..n).map(|i| (next(i) * 6.0 - 3.0).floor().exp2()).collect()),
         _ => Tensor::real(dtype, shape, (0..n).map(|i| dtype.round(next(i) * 2.0 - 1.0)).collect()),
     }
