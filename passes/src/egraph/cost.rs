@@ -6,7 +6,8 @@
 //! Views, casts, dequantisation and gathers of weights are done by whoever reads them, so they cost nothing but the
 //! bytes their source has; a concat, whose reader has to ask for every element where it comes from, costs its traffic.
 //! Elementwise ops are mostly done by a neighbour: they cost their traffic, and a launch only where no neighbour can
-//! (see `problem`). Rows that are gathered cost the rows, not the whole that they are taken from. What follows from
+//! (see `problem`). Rows that are gathered cost the rows, not the whole that they are taken from; attention has a file
+//! of its own. What follows from
 //! weights alone is computed when compiling: it costs the bytes that have to be stored and read.
 
 use super::problem::Problem;
@@ -16,13 +17,13 @@ use hadal_ir::{Bindings, DType, Op, TensorType};
 
 /// What reading all of a class takes.
 #[derive(Clone, Copy, Debug)]
-struct Read {
+pub(super) struct Read {
     /// Bytes from memory.
-    memory: f64,
+    pub memory: f64,
     /// Bytes from the cache.
-    cache: f64,
+    pub cache: f64,
     /// The format they are in.
-    format: DType,
+    pub format: DType,
 }
 
 impl Read {
@@ -30,7 +31,7 @@ impl Read {
         self.memory + self.cache
     }
 
-    fn times(self, k: f64) -> Read {
+    pub fn times(self, k: f64) -> Read {
         Read { memory: self.memory * k, cache: self.cache * k, ..self }
     }
 
@@ -42,8 +43,8 @@ impl Read {
 
 /// Prices of the nodes of one e-graph, for some sizes.
 pub(super) struct Costs<'a> {
-    space: &'a Space<'a>,
-    bindings: &'a Bindings,
+    pub(super) space: &'a Space<'a>,
+    pub(super) bindings: &'a Bindings,
 }
 
 impl<'a> Costs<'a> {
@@ -58,8 +59,12 @@ impl<'a> Costs<'a> {
             for i in 0..problem.candidates[class].len() {
                 let (own, on_the_way) = self.own(problem, class, i, &reads);
                 let fact = self.fact(problem, class);
+                let c = &problem.candidates[class][i];
+                // Joined weights are laid out anew when compiling.
+                let carried = |op: &Op| !matches!(op, Op::Concat(_)) && self.is_carried(problem, op, &c.args);
+                let carried = matches!(&c.node.head, Head::Op(op) if carried(op));
                 let c = &mut problem.candidates[class][i];
-                c.own = own;
+                (c.own, c.carried) = (own, carried);
                 c.alone = if on_the_way { self.space.context.target.launch_seconds } else { 0.0 };
                 let Head::Op(op) = &c.node.head else { continue };
                 let computed = !fact.constant && !matches!(op, Op::Append(_)) && !op.is_view();
@@ -69,11 +74,11 @@ impl<'a> Costs<'a> {
         }
     }
 
-    fn fact<'p>(&'p self, problem: &Problem, class: usize) -> &'p Fact {
+    pub(super) fn fact<'p>(&'p self, problem: &Problem, class: usize) -> &'p Fact {
         &self.space.graph[problem.ids[class]].data
     }
 
-    fn count(&self, ty: &TensorType) -> f64 {
+    pub(super) fn count(&self, ty: &TensorType) -> f64 {
         ty.count(self.bindings).unwrap_or(f64::INFINITY)
     }
 
@@ -89,7 +94,7 @@ impl<'a> Costs<'a> {
         }
     }
 
-    fn traffic(&self, read: Read) -> f64 {
+    pub(super) fn traffic(&self, read: Read) -> f64 {
         self.space.context.target.traffic(read.memory, read.cache)
     }
 
@@ -175,20 +180,25 @@ impl<'a> Costs<'a> {
         let types: Vec<TensorType> = c.args.iter().map(|a| self.fact(problem, *a).ty.clone()).collect();
         let read = |a: usize| reads[c.args[a]];
         let all = c.args.iter().map(|a| reads[*a]);
-        let work = op.flops(&types, &fact.ty, self.bindings);
-        let formats: Vec<DType> = match op {
-            Op::Contract(_) | Op::Attention(_) => all.clone().map(|r| r.format).collect(),
-            _ => Vec::new(),
-        };
-        let compute = work / target.peak(&formats);
-        let reading: f64 = match op {
-            // As many rows as are taken, or the whole once.
-            Op::Gather(_) => {
-                let source = self.size(&types[0]);
-                let rows = if source > 0.0 { (self.size(&fact.ty) / source).min(1.0) } else { 0.0 };
-                self.traffic(read(0).times(rows)) + self.traffic(read(1))
+        let (compute, reading) = match op {
+            Op::Attention(_) => self.attention(problem, class, i, reads),
+            _ => {
+                let formats: Vec<DType> = match op {
+                    Op::Contract(_) => all.clone().map(|r| r.format).collect(),
+                    _ => Vec::new(),
+                };
+                let compute = op.flops(&types, &fact.ty, self.bindings) / target.peak(&formats);
+                let reading: f64 = match op {
+                    // As many rows as are taken, or the whole once.
+                    Op::Gather(_) => {
+                        let source = self.size(&types[0]);
+                        let rows = if source > 0.0 { (self.size(&fact.ty) / source).min(1.0) } else { 0.0 };
+                        self.traffic(read(0).times(rows)) + self.traffic(read(1))
+                    }
+                    _ => all.map(|r| self.traffic(r)).sum(),
+                };
+                (compute, reading)
             }
-            _ => all.map(|r| self.traffic(r)).sum(),
         };
         match op {
             // Only the new rows are read and written.

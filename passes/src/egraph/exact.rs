@@ -3,7 +3,8 @@
 //! A class that is needed is paid once, with the node chosen for it. Some classes are needed whatever is chosen: those
 //! that every way to compute a root goes through. What has been decided plus the cheapest node of every class that is
 //! needed by now is a lower bound; a branch whose bound is not below the best choice known is cut. The quick choice is
-//! the first one known, so the result is never worse.
+//! the first one known, so the result is never worse; nodes that cannot be part of anything as cheap are dropped at
+//! once, which makes more classes needed whatever is chosen.
 //!
 //! Effort is limited by branches explored, never by the clock. Where that ends the search, what is left of it still
 //! gives a lower bound.
@@ -61,7 +62,7 @@ fn of_func(func: &Func, context: &Context, bindings: &Bindings, budget: usize) -
     let mut problem = Problem::of(&space, func);
     Costs::of(&space, bindings).price(&mut problem);
     let (choice, _, greedy) = choose(&problem)?;
-    let search = Search::of(&problem);
+    let search = Search::of(&problem, greedy);
     let found = search.solve(choice, greedy, budget);
     let exact = problem.total(&found.choice);
     let bound = found.bound.min(exact);
@@ -157,7 +158,8 @@ struct Branch {
 }
 
 impl Search<'_> {
-    fn of(problem: &Problem) -> Search<'_> {
+    /// The search for something cheaper than `known`.
+    fn of(problem: &Problem, known: f64) -> Search<'_> {
         let n = problem.ids.len();
         let certain = certainly_alone(problem);
         let way = |class: usize, at: usize| {
@@ -168,12 +170,33 @@ impl Search<'_> {
         let ways = |class: usize| (0..problem.candidates[class].len()).map(|at| way(class, at)).collect();
         let candidates = (0..n).map(ways).collect();
         let mut this = Search { problem, candidates, cheapest: vec![0.0; n], required: Set::empty(n) };
-        let required = this.prune();
-        for (i, candidates) in this.candidates.iter().enumerate() {
-            this.cheapest[i] = candidates.iter().map(|c| c.own).fold(f64::INFINITY, f64::min);
+        loop {
+            let required = this.prune();
+            for (i, candidates) in this.candidates.iter().enumerate() {
+                this.cheapest[i] = candidates.iter().map(|c| c.own).fold(f64::INFINITY, f64::min);
+            }
+            this.required = Set::empty(n);
+            problem.roots.iter().for_each(|r| this.required.unite(&required[*r]));
+            if !this.fix(known) {
+                return this;
+            }
         }
-        problem.roots.iter().for_each(|r| this.required.unite(&required[*r]));
-        this
+    }
+
+    /// Drops candidates that cannot be part of anything as cheap as the choice known; whether there were any.
+    fn fix(&mut self, known: f64) -> bool {
+        let n = self.candidates.len();
+        let (required, cheapest) = (&self.required, &self.cheapest);
+        let base: f64 = required.without(&Set::empty(n)).map(|i| cheapest[i]).sum();
+        let before: usize = self.candidates.iter().map(Vec::len).sum();
+        for (i, candidates) in self.candidates.iter_mut().enumerate() {
+            let paid = if required.contains(i) { cheapest[i] } else { 0.0 };
+            candidates.retain(|c| {
+                let more: f64 = c.needs.without(required).map(|x| cheapest[x]).sum();
+                base - paid + c.own + more <= known * (1.0 + EQUAL)
+            });
+        }
+        self.candidates.iter().map(Vec::len).sum::<usize>() < before
     }
 
     /// Finds what each class requires, and drops nodes that need their own class.
@@ -347,6 +370,7 @@ mod tests {
                     args,
                     written: false,
                     laws: vec![],
+                    carried: false,
                     own: next(20) as f64,
                     alone: if next(3) == 0 { next(5) as f64 } else { 0.0 },
                     joins_readers: next(2) == 0,
@@ -377,7 +401,9 @@ mod tests {
             let problem = random(3 + seed as usize % 6, seed);
             let none: Choice = vec![None; problem.ids.len()];
             let best = by_trying(&problem, &mut none.clone(), 0);
-            let found = Search::of(&problem).solve(none, f64::INFINITY, BUDGET);
+            let known = if seed % 2 == 0 { f64::INFINITY } else { choose(&problem).unwrap().2 };
+            let start = if seed % 2 == 0 { none } else { choose(&problem).unwrap().0 };
+            let found = Search::of(&problem, known).solve(start, known, BUDGET);
             // Where the bound reaches the cost, it is the best; where it does not, it is at least below it.
             assert!(found.bound.min(found.cost) <= best && best <= found.cost, "seed {seed}");
             assert_eq!(problem.total(&found.choice), found.cost, "seed {seed}");
@@ -396,7 +422,7 @@ mod tests {
             let problem = random(9, seed);
             let none: Choice = vec![None; problem.ids.len()];
             let best = by_trying(&problem, &mut none.clone(), 0);
-            let found = Search::of(&problem).solve(none, f64::INFINITY, 2);
+            let found = Search::of(&problem, f64::INFINITY).solve(none, f64::INFINITY, 2);
             assert!(found.bound.min(found.cost) <= best && best <= found.cost, "seed {seed}");
             ended += usize::from(found.bound.is_finite());
         }

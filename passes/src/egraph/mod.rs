@@ -17,6 +17,7 @@
 //!
 //! Reassociating: sums may be taken in another order.
 
+mod attended;
 mod choose;
 mod cost;
 mod exact;

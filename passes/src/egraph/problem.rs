@@ -21,6 +21,8 @@ pub(super) struct Candidate {
     pub written: bool,
     /// The laws behind it.
     pub laws: Vec<String>,
+    /// Whether whoever reads its result does it, so that it never lies in memory.
+    pub carried: bool,
     /// Seconds that it adds.
     pub own: f64,
     /// Seconds that it adds where no neighbour can do it on the way.
@@ -139,7 +141,7 @@ impl Problem {
         // A view keeps what it looks at.
         for i in order.iter().rev() {
             let c = self.chosen(choice, *i)?;
-            if matches!(&c.node.head, Head::Op(op) if op.is_view()) {
+            if c.carried {
                 c.args.iter().for_each(|a| last[*a] = last[*a].max(last[*i]));
             }
         }
@@ -160,12 +162,10 @@ impl Problem {
     /// or done on the way by a neighbour.
     fn held_bytes(&self, space: &Space, choice: &Choice, class: usize, sizes: &Bindings) -> f64 {
         let fact = &space.graph[self.ids[class]].data;
-        match self.chosen(choice, class).map(|c| &c.node.head) {
-            Some(Head::Op(op)) if !fact.constant && !op.is_view() => match op {
-                Op::Append(_) | Op::Constant(_) | Op::Iota(_) | Op::Map(_) | Op::Cast(_) | Op::CausalMask(_) => 0.0,
-                _ => fact.ty.count(sizes).unwrap_or(0.0) * fact.ty.dtype.bits() as f64 / 8.0,
-            },
-            _ => 0.0,
+        let Some(c) = self.chosen(choice, class).filter(|c| !c.carried && !fact.constant) else { return 0.0 };
+        match &c.node.head {
+            Head::Input(_) | Head::Op(Op::Append(_) | Op::Map(_) | Op::Cast(_) | Op::CausalMask(_)) => 0.0,
+            Head::Op(_) => fact.ty.count(sizes).unwrap_or(0.0) * fact.ty.dtype.bits() as f64 / 8.0,
         }
     }
 
@@ -173,11 +173,9 @@ impl Problem {
     pub fn folded_bytes(&self, space: &Space, choice: &Choice) -> f64 {
         let of = |i: usize| {
             let fact = &space.graph[self.ids[i]].data;
-            let Some(Head::Op(op)) = self.chosen(choice, i).map(|c| &c.node.head) else { return 0.0 };
-            let carried = op.is_view() && !matches!(op, Op::Concat(_));
-            let carried = carried || matches!(op, Op::Constant(_) | Op::Cast(_) | Op::Dequantize(_) | Op::Gather(_));
+            let folded = self.chosen(choice, i).is_some_and(|c| matches!(c.node.head, Head::Op(_)) && !c.carried);
             let bytes = fact.ty.count(&Bindings::new()).unwrap_or(0.0) * fact.ty.dtype.bits() as f64 / 8.0;
-            if fact.constant && !carried { bytes } else { 0.0 }
+            if fact.constant && folded { bytes } else { 0.0 }
         };
         self.order(choice).into_iter().map(of).sum()
     }
@@ -214,6 +212,7 @@ fn candidates(space: &Space, class: Id) -> Vec<Candidate> {
             args: Vec::new(),
             written: made.written,
             laws: made.laws,
+            carried: false,
             own: 0.0,
             alone: 0.0,
             joins_readers: false,

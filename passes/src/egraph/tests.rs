@@ -196,3 +196,41 @@ fn preferences_change_with_the_sizes() {
         }
     });
 }
+
+/// Seconds of a function on a machine that reads a byte a second from memory and nothing else takes time.
+fn bytes_read(text: &str, p: i64, t: i64) -> f64 {
+    let module = parse_module(&format!("symbols P in 0..4096, T in 1..64\n{text}")).unwrap();
+    let never = 1e30;
+    let cpu = Target::by_name("cpu").unwrap();
+    let flops = hadal_ir::target::Peaks::flat(never);
+    let target = Target { flops, bandwidth: 1.0, cache_bandwidth: never, launch_seconds: 0.0, ..cpu };
+    let (bounds, options) = (Bounds::default(), Options::default());
+    let bindings = Bindings::from([(Sym::P, p), (Sym::T, t)]);
+    func(&module.funcs[0], &Context::of(&target, &bounds, &options), &bindings, &mut Fired::new()).unwrap().1.before
+}
+
+#[test]
+fn attention_costs_the_rows_that_are_seen() {
+    let of = |rows: &str, more: &str, setup: &str| {
+        format!(
+            "func @f(%q: f32[T, 2, 8], %i: i32[T, 16]) -> (o: f32[T, 2, 8]) {{
+              state %c = \"c\" : bf16[P, 8]
+              {setup}
+              %o = attention %q, %c, %c{more} {{sets = [\"tha,sa sa {rows}\"], output = \"tha\", scale = 1.0, \
+               sink = false}} : f32[T, 2, 8]
+              next %c = %c
+              return %o }}"
+        )
+    };
+    let row = 16.0;
+    // Keys that are values too are read once.
+    assert_eq!(bytes_read(&of("all", "", ""), 1000, 1), 1000.0 * row);
+    // As many rows as there are places, for both heads together.
+    assert_eq!(bytes_read(&of("selected:ts", ", %i", ""), 1000, 1), 16.0 * row);
+    // What fits into the cache comes from memory once.
+    assert_eq!(bytes_read(&of("selected:ts", ", %i", ""), 100, 64), 100.0 * row);
+    // A window of eight rows, for three queries in a row.
+    let window = "%lo = iota {len = T, start = P-10} : i32[T]
+              %hi = iota {len = T, start = P-2} : i32[T]";
+    assert_eq!(bytes_read(&of("interval:t,t", ", %lo, %hi", window), 1000, 3), 10.0 * row);
+}
