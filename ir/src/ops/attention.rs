@@ -432,7 +432,8 @@ impl OpDef for Attention {
             };
             let summed: f64 = pairs.iter().step_by(2).filter_map(|q| q.shape.last()).map(size).sum();
             let value = out.shape.last().map_or(0.0, size);
-            queries * rows.map_or(0.0, size) * (2.0 * summed + 7.0 + 2.0 * value)
+            // Six for mask and softmax; the scale may as well be in the queries.
+            queries * rows.map_or(0.0, size) * (2.0 * summed + 6.0 + 2.0 * value)
         });
         sets.sum()
     }

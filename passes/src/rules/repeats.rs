@@ -77,11 +77,11 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "reshape-of-broadcast",
-        law: "reshape(broadcast(x)) = broadcast(reshape(x)), where no repeated axis is joined with another",
+        law: "reshape(broadcast(x)) = broadcast(reshape(x)), along repeated axes that stay by themselves",
         class: Exact,
-        example: "func @f(%x: f32[A, 6]) -> (y: f32[A, B, 2, 3]) {
-            %0 = broadcast %x {shape = [A, B, 6], dims = [0, 2]} : f32[A, B, 6]
-            %1 = reshape %0 {shape = [A, B, 2, 3]} : f32[A, B, 2, 3]
+        example: "func @f(%x: f32[A, 6]) -> (y: f32[A, B, 2, 12]) {
+            %0 = broadcast %x {shape = [A, B, 6, 4], dims = [0, 2]} : f32[A, B, 6, 4]
+            %1 = reshape %0 {shape = [A, B, 2, 12]} : f32[A, B, 2, 12]
             return %1 }",
         apply: |site, op, args| {
             let Op::Reshape(r) = op else { return vec![] };
@@ -164,26 +164,28 @@ fn reduced(r: &Reduce, b: &Broadcast, x: V) -> Option<Term> {
 }
 
 fn reshaped(r: &Reshape, b: &Broadcast, x: V) -> Option<Term> {
-    let (mut shape, mut dims) = (Vec::new(), Vec::new());
+    // Axes of the reshape that are not repeated as a whole, and the old ones that they are made of.
+    let (mut dims, mut inner) = (Vec::new(), Vec::new());
     for (old, new) in segments(&b.shape, &r.shape)? {
         // Axes of size 1 may count as either.
-        let sized = |i: &usize| !b.shape[*i].is(1);
-        let repeats = old.clone().filter(sized).any(|i| !b.dims.contains(&i));
-        let keeps = old.clone().filter(sized).any(|i| b.dims.contains(&i));
-        if repeats && keeps {
-            return None;
-        }
-        if !repeats {
-            dims.extend(new.clone());
-            shape.extend(r.shape[new].iter().cloned());
+        let repeats = old.clone().any(|i| !b.dims.contains(&i) && !b.shape[i].is(1));
+        let keeps = old.clone().any(|i| b.dims.contains(&i));
+        if keeps || !repeats {
+            dims.extend(new);
+            inner.extend(old);
         }
     }
-    // Without a repeated axis left, the broadcast adds units alone, which other laws take care of.
-    let repeated = dims.len() < r.shape.len();
-    repeated.then(|| {
-        let inner = Term::new(Reshape { shape }, [Term::Old(x)]);
-        Term::new(Broadcast { shape: r.shape.clone(), dims }, [inner])
-    })
+    if dims.len() == r.shape.len() {
+        return None;
+    }
+    let sizes = |axes: &[usize], of: &[Dim]| axes.iter().map(|i| of[*i].clone()).collect::<Vec<Dim>>();
+    let partly = Broadcast {
+        shape: sizes(&inner, &b.shape),
+        dims: b.dims.iter().map(|d| position(&inner, *d)).collect::<Option<_>>()?,
+    };
+    let below = if partly.dims.len() == inner.len() { Term::Old(x) } else { Term::new(partly, [Term::Old(x)]) };
+    let below = Term::new(Reshape { shape: sizes(&dims, &r.shape) }, [below]);
+    Some(Term::new(Broadcast { shape: r.shape.clone(), dims }, [below]))
 }
 
 /// Cuts two shapes of one size into the shortest runs of axes that have equal sizes.
