@@ -27,6 +27,24 @@ fn every_law_holds_and_fires_on_its_example() {
     }
 }
 
+/// In 64-bit integers nothing is rounded, so exact or not, both sides are the same.
+#[test]
+fn laws_hold_in_integers_where_their_ops_do() {
+    let mut held = 0;
+    for rule in rules::all() {
+        let Some(module) = law::in_integers(rule) else { continue };
+        let exact = Rule { class: NumericClass::Exact, ..*rule };
+        for (value, term) in law::firings(rule, &module.funcs[0]) {
+            if let Err(reason) = law::check(&exact, &module.funcs[0], value, &term) {
+                panic!("`{}`: {reason}", rule.name);
+            }
+            held += 1;
+        }
+    }
+    println!("{held} firings hold in integers");
+    assert!(held > 20, "only {held}");
+}
+
 #[test]
 fn names_are_unique_and_kebab_case() {
     let mut names = BTreeSet::new();

@@ -2,7 +2,8 @@
 
 use super::{noise, parse};
 use hadal_ir::interpret::eval_func;
-use hadal_ir::{Bindings, Builder, Dim, Func, Inst, InstKind, Module, Op, Sym, Tensor, ValueId};
+use hadal_ir::ops::map::MapFn;
+use hadal_ir::{Bindings, Builder, DType, Dim, Func, Inst, InstKind, Module, Op, Sym, Tensor, ValueId};
 use hadal_passes::bounds::Bounds;
 use hadal_passes::rule::{NumericClass, Rule, Site, Term, V};
 use std::collections::BTreeMap;
@@ -106,35 +107,76 @@ fn both(func: &Func, value: ValueId, term: &Term) -> Func {
     b.finish().unwrap()
 }
 
-/// Whether the term equals the value, as far as the law's class demands.
+/// Whether the term equals the value: in reals as far as the law's class demands, and to the bit on small whole numbers
+/// where everything stays whole.
 pub fn check(rule: &Rule, func: &Func, value: ValueId, term: &Term) -> Result<(), String> {
     if term.ty(&View(func)).as_ref() != Some(func.ty(value)) {
         return Err("the types differ".to_owned());
     }
     let sides = both(func, value, term);
+    let tolerance = if rule.class == NumericClass::Exact { 0.0 } else { 1e-9 };
     for seed in 0..16u64 {
-        let size = |i: u64| 1 + ((seed * 2654435761 + i * 40503) >> 3) as i64 % 5;
-        let names = ["A", "B", "C", "D", "P", "T"];
-        let bindings: Bindings = names.iter().zip(0..).map(|(n, i)| (Sym::new(n).unwrap(), size(i))).collect();
-        let of = |(p, i): (&ValueId, u64)| {
-            let ty = sides.ty(*p);
-            noise(ty.dtype, &ty.eval_shape(&bindings).unwrap(), seed + i)
-        };
-        let args: Vec<Tensor> = sides.params.iter().zip(0..).map(of).collect();
-        let results = eval_func(&sides, &args, &bindings).map_err(|e| e.to_string())?;
-        let tolerance = if rule.class == NumericClass::Exact { 0.0 } else { 1e-9 };
-        let (one, other) = (&results[0], &results[1]);
-        if (one.dtype, &one.shape) != (other.dtype, &other.shape) {
-            return Err("the shapes differ".to_owned());
-        }
-        for i in 0..one.len() {
-            let (x, y) = (one.at(i), other.at(i));
-            let same = x == y || x.is_nan() && y.is_nan();
-            let near = x.is_finite() && (x - y).abs() <= tolerance * (1.0 + x.abs());
-            if !same && !near {
-                return Err(format!("element {i} is {x} on one side and {y} on the other"));
-            }
+        compare(&sides, seed, tolerance, noise)?;
+        if stays_whole(&sides) {
+            compare(&sides, seed, 0.0, whole)?;
         }
     }
     Ok(())
+}
+
+/// Values of a format and shape, by seed.
+type Draw = fn(DType, &[usize], u64) -> Tensor;
+
+fn compare(sides: &Func, seed: u64, tolerance: f64, draw: Draw) -> Result<(), String> {
+    let size = |i: u64| 1 + ((seed * 2654435761 + i * 40503) >> 3) as i64 % 5;
+    let names = ["A", "B", "C", "D", "P", "T"];
+    let bindings: Bindings = names.iter().zip(0..).map(|(n, i)| (Sym::new(n).unwrap(), size(i))).collect();
+    let of = |(p, i): (&ValueId, u64)| {
+        let ty = sides.ty(*p);
+        draw(ty.dtype, &ty.eval_shape(&bindings).unwrap(), seed + i)
+    };
+    let args: Vec<Tensor> = sides.params.iter().zip(0..).map(of).collect();
+    let results = eval_func(sides, &args, &bindings).map_err(|e| e.to_string())?;
+    let (one, other) = (&results[0], &results[1]);
+    if (one.dtype, &one.shape) != (other.dtype, &other.shape) {
+        return Err("the shapes differ".to_owned());
+    }
+    for i in 0..one.len() {
+        let (x, y) = (one.at(i), other.at(i));
+        let same = x == y || x.is_nan() && y.is_nan();
+        let near = x.is_finite() && (x - y).abs() <= tolerance * (1.0 + x.abs());
+        if !same && !near {
+            return Err(format!("element {i} is {x} on one side and {y} on the other"));
+        }
+    }
+    Ok(())
+}
+
+/// Whole numbers from -3 to 3.
+fn whole(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+    if !dtype.is_float() {
+        return noise(dtype, shape, seed);
+    }
+    let drawn = noise(DType::F32, shape, seed);
+    Tensor::real(dtype, shape, (0..drawn.len()).map(|i| dtype.round((3.4 * drawn.at(i)).round())).collect())
+}
+
+/// Whether all that is computed from small whole numbers is whole, so that no order of summation can matter.
+fn stays_whole(func: &Func) -> bool {
+    use MapFn::{Add, And, Eq, Le, Lt, Max, Min, Mul, Neg, Not, Or, Select, Sub};
+    func.insts.iter().all(|i| match &i.kind {
+        InstKind::Op(Op::Contract(_) | Op::Reduce(_) | Op::Gather(_) | Op::Iota(_)) => true,
+        InstKind::Op(Op::Map(m)) => {
+            matches!(m.f, Add | And | Eq | Le | Lt | Max | Min | Mul | Neg | Not | Or | Select | Sub)
+        }
+        InstKind::Op(Op::Constant(c)) => c.values.iter().all(|v| v.0.fract() == 0.0),
+        InstKind::Op(op) => op.is_view(),
+        InstKind::Call(_) => false,
+    })
+}
+
+/// The law's example with whole numbers in place of reals, where its ops take them.
+pub fn in_integers(rule: &Rule) -> Option<Module> {
+    let text = with_symbols(&rule.example.replace("bf16", "i64").replace("f32", "i64"));
+    hadal_ir::text::parse_module(&text).ok().filter(|m| hadal_ir::verify::module(m).is_ok())
 }
