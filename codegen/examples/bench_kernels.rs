@@ -45,6 +45,8 @@ impl Runner {
                     DType::F32 => b.copy_from_slice(&(((i * step) % 61) as f32 / 61.0 - 0.5).to_le_bytes()),
                     DType::BF16 => b.copy_from_slice(&(0x3c00u16 + (i % 7) as u16).to_le_bytes()),
                     DType::F8E4M3 => b[0] = 0x20 + (i % 16) as u8,
+                    // Row numbers of a selection.
+                    DType::I64 => b.copy_from_slice(&((i as i64 * 40_503) % 32_768).to_le_bytes()),
                     DType::I32 => b.copy_from_slice(&((i as i32 * 7) % 16).to_le_bytes()),
                     _ => b[0] = 127,
                 }
@@ -179,6 +181,14 @@ fn main() {
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(desc));
             }
         }
+        if std::env::var_os("HADAL_ALL").is_some()
+            && let Some(desc) = attention::Desc::of(&func)
+        {
+            for s in attention::schedule::candidates(&desc) {
+                let seconds = Runner::new(&attention::emit::emit(&desc, &s), &bindings).time();
+                println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(&desc));
+            }
+        }
         let special = attention::generate(&func, &target).or_else(|| contract::generate(&func, &target));
         let generated = special.expect("a special kernel").expect("emits");
         let seconds = Runner::new(&generated.kernel, &bindings).time();
@@ -266,5 +276,21 @@ fn main() {
         );
         let bytes = 576.0 * 2.0 * (t + p) as f64;
         report(&format!("attention latent T={t} S={}", t + p), &latent, t, p, 2.0 * keys(16.0 * 1088.0), bytes);
+    }
+    // As many rows: all there are, or chosen among many.
+    for (t, dtype, width) in [(1i64, "f32", 4.0), (1, "bf16", 2.0), (8, "f32", 4.0)] {
+        for (name, rows, seen) in [("dense", 2048, "all"), ("chosen", 32_768, "selected:ts")] {
+            let chosen = seen != "all";
+            let (param, operand) = if chosen { (", %i: i64[T, 2048]", ", %i") } else { ("", "") };
+            let params = format!(
+                "%q: f32[T, 128, 512], %r: f32[T, 128, 64], %c: {dtype}[{rows}, 512], %k: {dtype}[{rows}, 64]{param}"
+            );
+            let sets = format!("{{sets = [\"tha,sa thb,sb sa {seen}\"], output = \"tha\", scale = 0.1}}");
+            let body = format!("  %y = attention %q, %c, %r, %k, %c{operand} {sets} : f32[T, 128, 512]");
+            let func = function(&params, &body, "f32[T, 128, 512]");
+            let flops = 2.0 * (t * 2048 * 128) as f64 * 1088.0;
+            let bytes = (t * 2048 * 576) as f64 * width;
+            report(&format!("attention 2048 {name} {dtype} T={t}"), &func, t, 0, flops, bytes);
+        }
     }
 }

@@ -54,6 +54,41 @@ fn softmax() {
 }
 
 #[test]
+fn selections_leave_places_over() {
+    // Logarithms of negative numbers and of zero are never taken.
+    for (size, k) in [("P+T", 3), ("P+T", 40), ("70", 9), ("70", 48), ("300", 100), ("5", 9)] {
+        let chosen = |rest: &str, result: &str| {
+            both(&format!(
+                "kernel @k(%x: f32[T, {size}]) -> (y: {result}) {{
+                  %0 = log %x : f32[T, {size}]
+                  %1 = top_k %0 {{k = {k}}} : i32[T, {k}]
+                  {rest}
+                  return %y
+                }}"
+            ))
+        };
+        chosen(&format!("%y = reshape %1 {{shape = [T, {k}]}} : i32[T, {k}]"), &format!("i32[T, {k}]"));
+        chosen(&format!("%y = gather %x, %1 {{axis = 1, batch = 1}} : f32[T, {k}]"), &format!("f32[T, {k}]"));
+        chosen(&format!("%y = member %1 {{len = {size}}} : bool[T, {size}]"), &format!("bool[T, {size}]"));
+    }
+}
+
+#[test]
+fn members_of_given_indices() {
+    for (len, indices) in [("P+T", "i32[T, 2, 5]"), ("6", "i64[T, 2, P]"), ("1", "i32[T, 2, 40]")] {
+        both(&format!(
+            "kernel @k(%i: {indices}, %x: f32[T, 2, {len}]) -> (y: f32[T, 2, {len}]) {{
+              %0 = member %i {{len = {len}}} : bool[T, 2, {len}]
+              %1 = constant {{value = -1.0, dtype = f32}} : f32[]
+              %2 = broadcast %1 {{shape = [T, 2, {len}], dims = []}} : f32[T, 2, {len}]
+              %3 = select %0, %x, %2 : f32[T, 2, {len}]
+              return %3
+            }}"
+        ));
+    }
+}
+
+#[test]
 fn rope() {
     for (name, interleaved) in [("rope", false), ("rope_interleaved", true)] {
         let text = text_of(
@@ -176,10 +211,13 @@ fn dequantized_product() {
 
 #[test]
 fn attention() {
-    let text = text_of("attention", "(%q: f32[T, 2, 8], %k: bf16[P+T, 2, 8], %v: bf16[P+T, 2, 8]) -> (y: f32[T, 2, 8]) {
+    let text = text_of(
+        "attention",
+        "(%q: f32[T, 2, 8], %k: bf16[P+T, 2, 8], %v: bf16[P+T, 2, 8]) -> (y: f32[T, 2, 8]) {
           %0 = attention %q, %k, %v {sets = [\"thd,shd shd causal\"], output = \"thd\", scale = 0.3} : f32[T, 2, 8]
           return %0
-        }");
+        }",
+    );
     insta::assert_snapshot!(text);
 }
 

@@ -30,7 +30,14 @@ pub fn candidates(desc: &Desc) -> Vec<Schedule> {
     // Queries that see different rows have nothing to share.
     let single = desc.size(desc.query).is(1) || desc.listed();
     let mut out = Vec::new();
-    for most in [8, 4, 1] {
+    // Rows that lie anywhere are dear to fetch, so more heads share each. With one query there are no others to share the
+    // work of a grid with, so heads are not taken all together.
+    let many: &[i64] = match desc.listed() {
+        true if desc.size(desc.query).is(1) => &[16, 8, 4, 1],
+        true => &[32, 8, 4, 1],
+        false => &[8, 4, 1],
+    };
+    for most in many.iter().copied() {
         let heads = fitting(most);
         // As many queries as make enough rows, in fours where possible.
         let queries = if single { 1 } else { (1..=8).find(|q| heads * q >= 8 && heads * q % 4 == 0).unwrap_or(1) };

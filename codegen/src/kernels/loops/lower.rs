@@ -6,6 +6,7 @@
 
 use super::super::Target;
 use super::super::index::{Atom, Expr, Var};
+use super::largest::Choice;
 use super::nodes::{Id, Node, Nodes, Part, Source, combine};
 use super::{Dest, Draft, Sink, Work};
 use hadal_ir::ValueId;
@@ -94,22 +95,22 @@ impl Draft<'_> {
     }
 }
 
-struct Lower<'a> {
+pub(super) struct Lower<'a> {
     draft: &'a Draft<'a>,
-    nodes: &'a Nodes<'a>,
+    pub(super) nodes: &'a Nodes<'a>,
     params: Vec<Buf>,
     held: BTreeMap<ValueId, Buf>,
-    vars: BTreeMap<Var, Value>,
+    pub(super) vars: BTreeMap<Var, Value>,
     /// What is computed already, where the open blocks can use it.
     values: Vec<Option<Value>>,
     trail: Vec<Id>,
     /// The variable that several elements are taken of, and how many.
-    lanes: Option<(Var, u32)>,
-    width: u32,
+    pub(super) lanes: Option<(Var, u32)>,
+    pub(super) width: u32,
 }
 
 /// Steps of a loop: from where to where, how many elements at once.
-struct Segment {
+pub(super) struct Segment {
     lo: Value,
     hi: Value,
     lanes: u32,
@@ -131,9 +132,8 @@ impl Lower<'_> {
             }
             Work::Largest { root, var, n, k, .. } => {
                 let needed = self.nodes.reachable(&[*root]);
-                self.outer_loops(b, &part.vars, &needed, &mut |this, b| {
-                    this.largest(b, &needed, *root, *var, n, *k, buf, index);
-                });
+                let choice = Choice { needed: &needed, root: *root, var: *var, n, k: *k, buf, at: index };
+                self.outer_loops(b, &part.vars, &needed, &mut |this, b| this.largest(b, &choice));
             }
             Work::Mark { root, var, len, .. } => {
                 let needed = self.nodes.reachable(&[*root]);
@@ -192,75 +192,6 @@ impl Lower<'_> {
         }
     }
 
-    /// Selects by `k` passes. Each takes the best of what comes after the one before in the order of selection, so
-    /// nothing is marked or moved, and equal elements come out in order of their indices.
-    #[allow(clippy::too_many_arguments, reason = "the fields of one kind of work")]
-    fn largest(&mut self, b: &mut Builder, needed: &[Id], root: Id, var: Var, n: &Dim, k: i64, buf: Buf, at: &[Expr]) {
-        let ty = self.nodes.ty(root);
-        let real = ty == DType::F32;
-        // Indices that f32 holds exactly are compared as such: as many lanes as the elements.
-        let index_ty = if real && n.as_const().is_some_and(|n| n < 1 << 24) { DType::F32 } else { DType::I64 };
-        let number = |b: &mut Builder, ty: DType, x: i64| match ty {
-            DType::F32 => b.const_f32(x as f32),
-            _ => b.const_i64(x),
-        };
-        let (top, bottom) = match real {
-            true => (b.const_f32(f32::INFINITY), b.const_f32(f32::NEG_INFINITY)),
-            false => (b.const_i64(i64::MAX), b.const_i64(i64::MIN)),
-        };
-        let before = number(b, index_ty, -1);
-        let size = b.dim(n);
-        let after = b.cast(size, index_ty);
-        let width = if self.vectors(var, needed) { self.width } else { 1 };
-        let (zero, count) = (b.const_i64(0), b.const_i64(k));
-        let mut base: Vec<Value> = at.iter().map(|e| self.expr(b, e)).collect();
-        b.for_loop(zero, count, 1, LoopKind::Serial, &[top, before], |b, j, last| {
-            let (last_x, last_i) = (last[0], last[1]);
-            // Whether an element comes after the last one taken, and its index.
-            let candidate = |this: &mut Self, b: &mut Builder, i: Value| {
-                this.ready(b, needed);
-                let x = this.value(root);
-                let lanes = this.lanes.map_or(1, |(_, l)| l);
-                let x = b.splat(x, lanes);
-                let mut index = b.cast(i, index_ty);
-                if lanes > 1 {
-                    let iota = b.iota(DType::I64, lanes);
-                    let iota = b.cast(iota, index_ty);
-                    index = b.add(iota, index);
-                }
-                let less = b.lt(x, last_x);
-                let same = b.eq(x, last_x);
-                let later = b.gt(index, last_i);
-                let tie = b.and(same, later);
-                let open = b.or(less, tie);
-                // Minus infinity is never taken, nor what is not a number.
-                let counts = b.gt(x, bottom);
-                (x, index, if real { b.and(open, counts) } else { open })
-            };
-            let best = self.fold(b, var, width, ReduceOp::Max, bottom, |this, b, i, acc| {
-                let (x, _, open) = candidate(this, b, i);
-                let x = b.select(open, x, bottom);
-                b.max(x, acc)
-            });
-            let place = self.fold(b, var, width, ReduceOp::Min, after, |this, b, i, acc| {
-                let (x, index, open) = candidate(this, b, i);
-                let equal = b.eq(x, best);
-                let hit = b.and(open, equal);
-                let index = b.select(hit, index, after);
-                b.min(index, acc)
-            });
-            // Places that are left over hold -1.
-            let (whole, over) = (b.cast(place, DType::I64), b.eq(place, after));
-            let none = b.const_i64(-1);
-            let whole = b.select(over, none, whole);
-            if let Some(last) = base.last_mut() {
-                *last = j;
-            }
-            b.store(buf, &base, whole);
-            vec![best, place]
-        });
-    }
-
     /// Stores truth at each of the positions that `root` gives.
     #[allow(clippy::too_many_arguments, reason = "the fields of one kind of work")]
     fn mark(&mut self, b: &mut Builder, needed: &[Id], root: Id, var: Var, len: &Dim, buf: Buf, at: &[Expr]) {
@@ -285,7 +216,7 @@ impl Lower<'_> {
     }
 
     /// One reduction over one loop, several elements at once.
-    fn fold(
+    pub(super) fn fold(
         &mut self,
         b: &mut Builder,
         var: Var,
@@ -313,7 +244,7 @@ impl Lower<'_> {
     // ---- loops ----
 
     /// How a loop is walked with `width` elements at once.
-    fn segments(&mut self, b: &mut Builder, var: Var, width: u32) -> Vec<Segment> {
+    pub(super) fn segments(&mut self, b: &mut Builder, var: Var, width: u32) -> Vec<Segment> {
         let extent = self.nodes.space.extents[var as usize].clone();
         let zero = b.const_i64(0);
         let limit = self.draft.limits.get(&var);
@@ -352,7 +283,7 @@ impl Lower<'_> {
     }
 
     /// Runs one segment of a loop; what is computed inside is forgotten afterwards.
-    fn step(
+    pub(super) fn step(
         &mut self,
         b: &mut Builder,
         var: Var,
@@ -383,7 +314,7 @@ impl Lower<'_> {
     }
 
     /// Computes everything that can be computed here.
-    fn ready(&mut self, b: &mut Builder, needed: &[Id]) {
+    pub(super) fn ready(&mut self, b: &mut Builder, needed: &[Id]) {
         for id in needed {
             if self.values[*id as usize].is_none() && self.nodes.deps(*id).iter().all(|v| self.vars.contains_key(v)) {
                 let value = self.node(b, *id);
@@ -393,7 +324,7 @@ impl Lower<'_> {
         }
     }
 
-    fn value(&self, id: Id) -> Value {
+    pub(super) fn value(&self, id: Id) -> Value {
         self.values[id as usize].expect("operands are computed before what uses them")
     }
 
@@ -524,7 +455,7 @@ impl Lower<'_> {
     // ---- which loops can take several elements at once ----
 
     /// Whether all nodes that depend on `v` can be computed for consecutive values of it.
-    fn vectors(&self, v: Var, needed: &[Id]) -> bool {
+    pub(super) fn vectors(&self, v: Var, needed: &[Id]) -> bool {
         needed.iter().filter(|id| self.nodes.deps(**id).contains(&v)).all(|id| match self.nodes.node(*id) {
             Node::Load { from, index, .. } => {
                 let index = match from {
@@ -574,7 +505,7 @@ impl Lower<'_> {
     // ---- indices ----
 
     /// The value of an index expression, of the first element where several are taken.
-    fn expr(&mut self, b: &mut Builder, e: &Expr) -> Value {
+    pub(super) fn expr(&mut self, b: &mut Builder, e: &Expr) -> Value {
         let mut sum = b.dim(&e.constant);
         for (atom, k) in &e.terms {
             let x = match atom {

@@ -11,7 +11,9 @@
 //! Sums run in an order fixed by the kernel's text. Results do not depend on how the grid is cut.
 
 mod held;
+mod largest;
 mod lower;
+mod maps;
 mod nodes;
 
 use super::index::{Atom, Expr, Var};
