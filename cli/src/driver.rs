@@ -16,6 +16,7 @@ use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, CheckpointWeights, Model, Planned};
 use hadal_passes::PassReport;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -90,6 +91,8 @@ pub struct Compiled {
     pub times: Vec<(&'static str, Duration)>,
     /// The plan of the compiled file.
     pub manifest: artifact::Manifest,
+    /// The constants that the file holds, in the manifest's order.
+    pub stored: Vec<Place>,
     /// Machine code of all kernels.
     pub code: Vec<u8>,
 }
@@ -108,8 +111,14 @@ pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
     timed("graph", start);
 
     let start = Instant::now();
-    let (fused, program) = hadal_passes::compile(&model.module, &target, &pass_options(&model))
-        .map_err(|e| Failure::internal("optimising", e))?;
+    let mut choices = pass_options(&model);
+    if options.external_weights {
+        // Joined weights would have to be written a second time, beside the checkpoint's own.
+        let joining = hadal_passes::rules::MERGING.iter().flat_map(|p| p.themes).flat_map(|t| t.rules);
+        choices.laws = choices.laws.without(joining.map(|r| r.name)).expect("names of laws");
+    }
+    let (fused, program) =
+        hadal_passes::compile(&model.module, &target, &choices).map_err(|e| Failure::internal("optimising", e))?;
     timed("passes", start);
 
     let start = Instant::now();
@@ -117,10 +126,12 @@ pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
     let kernels = build_kernels(&program.module, &cpu, options.disassembly)?;
     timed("code", start);
 
+    let stored = stored(&program);
     let packed = cranelift::pack(kernels.iter().map(|k| &k.compiled));
-    let manifest = manifest(input, &model, (&fused.optimised, &program), &kernels, &packed.offsets, &cpu, options)?;
+    let manifest =
+        manifest(input, &model, (&fused.optimised, &program, &stored), &kernels, &packed.offsets, &cpu, options)?;
     let (optimised, passes) = (fused.optimised, fused.reports);
-    Ok(Compiled { model, optimised, program, kernels, passes, times, manifest, code: packed.code })
+    Ok(Compiled { model, optimised, program, kernels, passes, times, manifest, stored, code: packed.code })
 }
 
 /// The machine called `name`, or described in the file `name`.
@@ -205,7 +216,7 @@ fn build_kernels(module: &Module, cpu: &CpuTarget, disassembly: bool) -> Result<
 fn manifest(
     input: &Input,
     model: &Model,
-    (optimised, program): (&Module, &Program),
+    (optimised, program, stored): (&Module, &Program, &[Place]),
     kernels: &[BuiltKernel],
     offsets: &[usize],
     cpu: &CpuTarget,
@@ -223,11 +234,12 @@ fn manifest(
         origin: origins.get(k.func.as_str()).cloned().unwrap_or_default(),
     });
     let mut files = Vec::new();
-    let weights = program.weights.iter().map(|w| weight(w, input.checkpoint.as_ref(), options, &mut files));
-    let mut weights = weights.collect::<Result<Vec<_>, _>>()?;
-    for (i, fold) in program.folds.iter().enumerate() {
-        weights.push(embedded(format!("fold{i} @{}", fold.func), &fold.ty));
-    }
+    let weights = stored.iter().map(|place| match *place {
+        Place::Fold(i) => Ok(embedded(format!("fold{i} @{}", program.folds[i].func), &program.folds[i].ty)),
+        Place::Weight(i) => weight(&program.weights[i], input.checkpoint.as_ref(), options, &mut files),
+        _ => unreachable!("only constants are stored"),
+    });
+    let weights = weights.collect::<Result<Vec<_>, _>>()?;
     let states = program.states.iter().map(|s| {
         let row_shape: Vec<u64> = s.row.shape.iter().map(|d| d.as_const().unwrap_or(0) as u64).collect();
         let row_bytes = s.row.dtype.bytes(row_shape.iter().product());
@@ -244,7 +256,7 @@ fn manifest(
     let by_name = |name: &str| kernels.iter().position(|k| k.func == name).expect("every kernel function was built");
     let mut names: Vec<&str> = program.plans.iter().map(|p| p.entry.as_str()).collect();
     names.dedup();
-    let entries = names.into_iter().map(|name| entry(name, program, optimised, kernels, &by_name));
+    let entries = names.into_iter().map(|name| entry(name, (program, stored), optimised, kernels, &by_name));
     let stop = if input.stop.is_empty() {
         model.eos.iter().filter_map(|t| u32::try_from(*t).ok()).collect()
     } else {
@@ -313,6 +325,13 @@ fn kernel_origins(program: &Program) -> std::collections::BTreeMap<&str, String>
     all.into_iter().map(|(k, v)| (k, v.join(", "))).collect()
 }
 
+/// The constants that launches read, in order: what only goes into folds is not needed afterwards.
+fn stored(program: &Program) -> Vec<Place> {
+    let args = program.plans.iter().flat_map(|p| &p.launches).flat_map(|l| &l.args);
+    let constants = args.copied().filter(|a| matches!(a, Place::Weight(_) | Place::Fold(_)));
+    constants.collect::<BTreeSet<Place>>().into_iter().collect()
+}
+
 fn embedded(name: String, ty: &TensorType) -> artifact::Weight {
     let shape: Vec<u64> = ty.shape.iter().map(|d| d.as_const().unwrap_or(0).max(0) as u64).collect();
     let bytes = ty.dtype.bytes(shape.iter().product());
@@ -366,7 +385,7 @@ fn external_file(path: String, file: &Path) -> Result<artifact::ExternalFile, Fa
 
 fn entry(
     name: &str,
-    program: &Program,
+    (program, stored): (&Program, &[Place]),
     optimised: &Module,
     kernels: &[BuiltKernel],
     by_name: &dyn Fn(&str) -> usize,
@@ -377,7 +396,7 @@ fn entry(
         (0..plans.first().map_or(0, |p| of(p).len())).map(one).collect()
     };
     let versions: Vec<artifact::Version> =
-        plans.iter().map(|plan| version(plan, program, optimised, kernels, by_name)).collect();
+        plans.iter().map(|plan| version(plan, stored, optimised, kernels, by_name)).collect();
     let mut symbols = versions.first().map(|v| v.symbols.clone()).unwrap_or_default();
     for v in &versions {
         for (whole, part) in symbols.iter_mut().zip(&v.symbols) {
@@ -405,15 +424,17 @@ fn port(of: &[&hadal_ir::plan::Port]) -> artifact::Port {
 
 fn version(
     plan: &Plan,
-    program: &Program,
+    stored: &[Place],
     optimised: &Module,
     kernels: &[BuiltKernel],
     by_name: &dyn Fn(&str) -> usize,
 ) -> artifact::Version {
     let arg = |place: &Place| match *place {
         Place::Buffer(i) => artifact::Arg::arena(plan.buffers[i].offset),
-        Place::Weight(i) => artifact::Arg::of(artifact::Space::Weight(i as u32)),
-        Place::Fold(i) => artifact::Arg::of(artifact::Space::Weight((program.weights.len() + i) as u32)),
+        Place::Weight(_) | Place::Fold(_) => {
+            let at = stored.binary_search(place).expect("what launches read is stored");
+            artifact::Arg::of(artifact::Space::Weight(at as u32))
+        }
         Place::State(i) => artifact::Arg::of(artifact::Space::State(i as u32)),
         Place::Input(i) => artifact::Arg::of(artifact::Space::Input(i as u32)),
         Place::Output(i) => artifact::Arg::of(artifact::Space::Output(i as u32)),
@@ -512,11 +533,13 @@ impl Compiled {
         let other = |e: String| std::io::Error::other(e);
         let checkpoint = input.checkpoint.as_ref().ok_or_else(|| other("there are no weights".into()))?;
         let source = CheckpointWeights(checkpoint);
-        match self.program.weights.get(index) {
-            Some(w) => source.write_to(&w.name, &w.ty, &mut &mut *out).map_err(other)?,
-            None => {
-                out.write_all(&self.fold_bytes(index - self.program.weights.len(), &source).map_err(other)?)?;
+        match self.stored[index] {
+            Place::Fold(i) => out.write_all(&self.fold_bytes(i, &source).map_err(other)?)?,
+            Place::Weight(i) => {
+                let w = &self.program.weights[i];
+                source.write_to(&w.name, &w.ty, &mut &mut *out).map_err(other)?;
             }
+            _ => unreachable!("only constants are stored"),
         }
         progress(self.manifest.weights[index].bytes);
         Ok(())
