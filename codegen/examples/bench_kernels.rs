@@ -189,8 +189,7 @@ fn main() {
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(&desc));
             }
         }
-        let special = attention::generate(&func, &target).or_else(|| contract::generate(&func, &target));
-        let generated = special.expect("a special kernel").expect("emits");
+        let generated = hadal_codegen::kernels::select(&func, &target).expect("emits");
         let seconds = Runner::new(&generated.kernel, &bindings).time();
         let (flops, bytes) = (flops / seconds, bytes / seconds);
         println!(
@@ -276,6 +275,14 @@ fn main() {
         );
         let bytes = 576.0 * 2.0 * (t + p) as f64;
         report(&format!("attention latent T={t} S={}", t + p), &latent, t, p, 2.0 * keys(16.0 * 1088.0), bytes);
+    }
+    for (k, n) in [(8i64, 256i64), (256, 8192), (2048, 8192), (2048, 131_072)] {
+        let body = format!("  %y = top_k %x {{k = {k}}} : i32[T, {k}]");
+        let func = function(&format!("%x: f32[T, {n}]"), &body, &format!("i32[T, {k}]"));
+        report(&format!("top_k {k} of {n}"), &func, 1, 0, n as f64, 4.0 * n as f64);
+        let body = format!("  %y = member %i {{len = {n}}} : bool[T, {n}]");
+        let func = function(&format!("%i: i32[T, {k}]"), &body, &format!("bool[T, {n}]"));
+        report(&format!("member {k} of {n}"), &func, 1, 0, n as f64, n as f64);
     }
     // As many rows: all there are, or chosen among many.
     for (t, dtype, width) in [(1i64, "f32", 4.0), (1, "bf16", 2.0), (8, "f32", 4.0)] {

@@ -222,7 +222,7 @@ fn mask(t: &mut Tracer<'_>, value: ValueId, coords: Vec<Affine>) -> Option<Mask>
         return Some(Mask { param, at: coords });
     };
     let (from, coords) = match op {
-        Op::Broadcast(_) | Op::Transpose(_) | Op::Slice(_) => t.step(op, &inst.args, &coords)?,
+        Op::Broadcast(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_) => t.step(op, &inst.args, &coords)?,
         _ => return None,
     };
     mask(t, from, coords)

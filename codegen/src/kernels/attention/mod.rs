@@ -1,23 +1,34 @@
-//! Attention without a score matrix in memory: scores of a block of keys, an online softmax, a rescaled sum of values.
+//! Attention without a score matrix in memory: scores of a block of rows, an online softmax, a rescaled sum of values.
 //!
 //! ```text
-//! for each block of 32 keys:          rows = some queries × heads that share their keys
-//!   s[r, j] = Σ_terms q[r] · k[j]     one dot product in four lanes, running on through all terms
-//!   m'      = max(m[r], max_j s)      hidden keys count as -1e30
-//!   p[r, j] = exp(s[r, j] - m')       and 0 where hidden
+//! m[r], l[r] = the sink, 1             or -1e30, 0 without one
+//! for each set, for each block of 32:  rows = some queries × heads that share their keys
+//!   s[r, j] = Σ_terms q[r] · k[j]      one dot product in four lanes, running on through all terms
+//!   m'      = max(m[r], max_j s)       hidden keys count as -1e30
+//!   p[r, j] = exp(s[r, j] - m')        and 0 where hidden
 //!   l[r]    = l[r] · exp(m - m') + Σ_j p
 //!   o[r]    = o[r] · exp(m - m') + Σ_j p[r, j] · v[j]
-//! o[r] / l[r] goes through the epilogue
+//! o[r] / max(l[r], 1) goes through the epilogue: l is at least 1 but where nothing was seen
 //! ```
 //!
-//! **Rows.** Heads that appear in no key and no value letter (grouped queries, latent attention) are processed together
-//! with neighbouring queries, so a key read once serves all rows of a tile. Blocks of keys that all rows must not see
-//! are not visited.
+//! **Rows.** Heads that appear in no key, no value and nothing that says what is seen (grouped queries, latent
+//! attention) are processed together with neighbouring queries, so a key read once serves all rows of a tile. Queries
+//! whose rows are told by memory (intervals, masks, selections) each have a tile of their own, with more heads.
 //!
-//! **Numbers.** Blocks begin at multiples of 32 keys, whatever the number of new tokens; a block that a row cannot see
-//! multiplies by one and adds zeros. So a row has the same bits alone, in a chunk, and however the grid is cut.
+//! **What is seen.** All and causal sets run from the first row to the last that any row of the tile sees; intervals from
+//! the block of the first bound to the second. Of masks and selections the numbers of the rows seen are written to a list,
+//! 32 places at a time, and the block reads its keys and values through it: nothing is gathered in memory, and what is
+//! not seen is not read. Only causal blocks may hold rows that some rows of the tile do not see, so only those that do
+//! choose between sums element by element: a hidden value does not count even where it is no number.
+//!
+//! **Numbers.** Blocks begin at multiples of 32 rows, or places of a selection, whatever the number of new tokens; a block
+//! that a row cannot see multiplies by one and adds zeros. Sets follow each other as written. So a row has the same bits
+//! alone, in a chunk, and however the grid is cut: `T = 1` and more agree, unless the form of the graph differs between
+//! the two. Rows that a selection lists in another order are summed in another order.
 //!
 //! **Bound.** One query: reading keys and values once. Many: multiply-adds. Measurements: `docs/perf/kernels-cpu.md`.
+//!
+//! Left to the loop generator: operands that are gathered, scaled by blocks, or not consecutive along what is summed.
 
 pub mod desc;
 pub mod emit;
