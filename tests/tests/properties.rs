@@ -160,6 +160,18 @@ fn third() -> impl Strategy<Value = Value> {
     })
 }
 
+/// The third with an indexer, which keeps fewer keys than there are, or more.
+fn sparse() -> impl Strategy<Value = Value> {
+    let indexer = (1..=6usize, prop_oneof![Just(0usize), 1..40usize], 1..=30usize, any::<bool>());
+    (third(), size(3..50, 140), indexer).prop_map(|(base, q_rank, (heads, still, kept, interleaved))| {
+        let turning = base["qk_rope_head_dim"].as_u64().expect("a size") as usize;
+        let keys = json!({"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32",
+            "q_lora_rank": q_rank, "index_n_heads": heads, "index_head_dim": turning + still, "index_topk": kept,
+            "indexer_rope_interleave": interleaved});
+        merge(base, keys)
+    })
+}
+
 fn case(config: impl Strategy<Value = Value>) -> impl Strategy<Value = Case> {
     let cuts = prop::collection::vec(prop_oneof![4 => Just(1usize), 4 => 2..=9usize, 1 => 10..=80usize], 1..=6);
     let stored = prop_oneof![4 => Just(Stored::Announced), 1 => Just(Stored::Mixed)];
@@ -286,6 +298,7 @@ families! {
     mixtures_of_experts mixture 25;
     second_generation second 30;
     third_generation third 40;
+    with_an_indexer sparse 40;
 }
 
 /// The comparison sees other weights.
