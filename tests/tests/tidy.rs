@@ -87,7 +87,8 @@ fn every_op_has_a_page_and_tests() {
     let page = text(&root().join("docs/src/ops.md"));
     for path in files(&root().join("ir/src/ops"), &["rs"]) {
         let name = path.file_stem().and_then(|s| s.to_str()).expect("a file name");
-        if name == "mod" {
+        // A folder holds parts of the op of its name.
+        if name == "mod" || path.parent().is_some_and(|p| !p.ends_with("ops")) {
             continue;
         }
         assert!(page.contains(&format!("\n## {name}\n")), "op `{name}` has no page: run `cargo xtask bless`");
