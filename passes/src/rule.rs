@@ -11,7 +11,7 @@ use hadal_ir::{Dim, Op, TensorType};
 pub struct V(pub u32);
 
 /// What a rule makes: something there already, or an op over such.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Term {
     /// An existing value.
     Old(V),

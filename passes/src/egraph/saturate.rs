@@ -13,7 +13,7 @@ use crate::watch::Watched;
 use egg::Id;
 use std::cell::OnceCell;
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{Hash, Hasher};
 use std::time::Instant;
 
@@ -24,6 +24,9 @@ struct Found {
     term: Term,
     heritage: Heritage,
 }
+
+/// What laws have said in a phase, so that it is only followed once. Only ever looked up, so its order does not matter.
+type Said = HashSet<(&'static str, Id, Term)>;
 
 /// What a class looked like from its nodes when it was last looked at.
 struct Looked {
@@ -53,14 +56,14 @@ impl Space<'_> {
         let most_nodes = self.context.limits.nodes.min(self.graph.total_size() + phase.limits.nodes);
         let most_rounds = self.context.limits.rounds.min(phase.limits.rounds);
         let mut looked: BTreeMap<Id, Looked> = BTreeMap::new();
-        let mut before: BTreeMap<Id, u64> = BTreeMap::new();
+        let (mut before, mut said): (BTreeMap<Id, u64>, Said) = Default::default();
         let (mut rounds, mut stop) = (0, Stop::Rounds);
         while rounds < most_rounds {
             rounds += 1;
             let now = fingerprints(&self.graph);
             let changed: BTreeSet<Id> =
                 now.iter().filter(|(id, f)| before.get(id) != Some(f)).map(|(c, _)| *c).collect();
-            let mut found = self.look(&rules, &changed, &mut looked);
+            let mut found = self.look(&rules, &changed, &mut looked, &mut said);
             before = now;
             for rule in eager(&found, phase.limits.matches) {
                 banned.push(rule);
@@ -90,7 +93,13 @@ impl Space<'_> {
     }
 
     /// What the laws say about every class from which something changed can be seen, in order of classes and nodes.
-    fn look(&self, rules: &[&'static Rule], changed: &BTreeSet<Id>, looked: &mut BTreeMap<Id, Looked>) -> Vec<Found> {
+    fn look(
+        &self,
+        rules: &[&'static Rule],
+        changed: &BTreeSet<Id>,
+        looked: &mut BTreeMap<Id, Looked>,
+        said: &mut Said,
+    ) -> Vec<Found> {
         let readers = OnceCell::new();
         let view = View { graph: &self.graph, bounds: self.context.bounds, readers: &readers };
         let mut out = Vec::new();
@@ -116,7 +125,7 @@ impl Space<'_> {
                     let terms: Vec<Term> = terms.into_iter().filter(|t| t.ty(&view).is_some()).collect();
                     memory.anything |= site.asked_for_readers();
                     let seen = site.seen();
-                    for term in terms {
+                    for term in terms.into_iter().filter(|t| said.insert((rule.name, class, t.clone()))) {
                         let heritage = self.heritage(rule, class, node, &term, &seen);
                         out.push(Found { rule, class, term, heritage });
                     }

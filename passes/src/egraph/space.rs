@@ -127,16 +127,6 @@ impl<'a> Space<'a> {
             Term::New(op, args) => (op, args),
         };
         let args: Vec<Id> = args.iter().map(|a| self.add_within(a, heritage, depth, fired)).collect();
-        if depth < DEPTH
-            && let Some((rule, simpler, more)) = self.simplified(op, &args, heritage)
-        {
-            let before = self.graph.total_size();
-            let made = self.add_within(&simpler, &more, depth + 1, fired);
-            if self.graph.total_size() > before {
-                *fired.entry(rule.name).or_default() += 1;
-            }
-            return made;
-        }
         let mut node = Node { head: Head::Op(spelled(op)), args };
         if let Some(known) = self.graph.lookup(&mut node) {
             // Of two derivations the shorter is the better story.
@@ -144,6 +134,16 @@ impl<'a> Space<'a> {
                 how.laws.clone_from(&heritage.laws);
             }
             return known;
+        }
+        if depth < DEPTH
+            && let Some((rule, simpler, more)) = self.simplified(op, &node.args, heritage)
+        {
+            let before = self.graph.total_size();
+            let made = self.add_within(&simpler, &more, depth + 1, fired);
+            if self.graph.total_size() > before {
+                *fired.entry(rule.name).or_default() += 1;
+            }
+            return made;
         }
         self.made.insert(node.clone(), Made { written: false, laws: heritage.laws.clone() });
         let class = self.graph.add(node);
