@@ -57,6 +57,16 @@ pub enum AttnFactorArg {
     Apply,
 }
 
+impl ActivationsArg {
+    /// The choice as the models' builder takes it.
+    pub fn activations(self) -> Activations {
+        match self {
+            ActivationsArg::F32 => Activations::F32,
+            ActivationsArg::Fp8 => Activations::Fp8,
+        }
+    }
+}
+
 /// Formats that states can have.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StateDtypeArg {
@@ -107,10 +117,7 @@ impl CompileArgs {
                 AttnFactorArg::Ignore => AttnFactor::Ignore,
                 AttnFactorArg::Apply => AttnFactor::Apply,
             },
-            activations: match self.activations {
-                ActivationsArg::F32 => Activations::F32,
-                ActivationsArg::Fp8 => Activations::Fp8,
-            },
+            activations: self.activations.activations(),
             ..Options::default()
         }
     }

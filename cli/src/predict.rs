@@ -166,9 +166,11 @@ pub fn program_for(
     for (phase, tokens) in calls {
         let found = phase.entries().iter().find_map(|name| model.module.entry(name));
         let Some(entry) = found else { continue };
-        let fixed = |n: usize| Range { min: n as i64, max: n as i64 };
+        let (tokens, past) = (*tokens as i64, context.saturating_sub(*tokens) as i64);
         let mut ranges = entry.ranges.clone();
-        ranges.extend([(Sym::T, fixed(*tokens)), (Sym::P, fixed(context.saturating_sub(*tokens)))]);
+        // The past keeps its symbol, by which states grow: as narrow a range as a symbol can have.
+        ranges.insert(Sym::T, Range { min: tokens, max: tokens });
+        ranges.insert(Sym::P, Range { min: (past - 1).max(0), max: past.max(1) });
         module.entries.push(Entry { name: phase.name().to_owned(), func: entry.func.clone(), ranges });
     }
     // What does not fit is answered by how many machines it takes, not by other forms.
@@ -187,8 +189,8 @@ fn at_context(model: &Model, target: &Target, question: &Question, context: usiz
     let (_, program) = program_for(model, target, context, &calls)?;
     let mut out = Vec::new();
     for (phase, tokens) in calls {
-        let Some(plan) = program.plan(phase.name()) else { continue };
         let bindings: Bindings = [(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)].into();
+        let Some(plan) = program.plan_for(phase.name(), &bindings) else { continue };
         let batches: &[usize] = if phase == Phase::Prefill { &[1] } else { &question.batches };
         for batch in batches {
             let call = Call { program: &program, plan, target, bindings: &bindings, batch: *batch };

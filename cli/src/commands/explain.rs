@@ -369,15 +369,17 @@ fn verdict_of(e: &Explanation, law: &str) -> Answer {
             let mut text = format!("fired {} times, lost by cost", u.fired);
             if let Some(r) = &u.lost {
                 let (by, part) = more(e, r.cost);
-                _ = write!(
-                    text,
-                    ": {} instead of {}, {} more (+{})\n      {}",
-                    seconds(r.cost),
-                    seconds(e.cost),
-                    seconds(by),
-                    percent(part),
-                    clip(&r.text)
-                );
+                text += &match part < 1e-9 {
+                    true => format!(": as much, {}, and ties go to what was written", seconds(e.cost)),
+                    false => format!(
+                        ": {} instead of {}, {} more (+{})",
+                        seconds(r.cost),
+                        seconds(e.cost),
+                        seconds(by),
+                        percent(part)
+                    ),
+                };
+                _ = write!(text, "\n      {}", clip(&r.text));
             }
             (text, base("lost", Some(u)))
         }
@@ -407,6 +409,10 @@ fn form(out: &mut String, e: &Explanation, f: &Form) {
     }
     if let Some(r) = &f.runner_up {
         let (by, part) = more(e, r.cost);
+        if part < 1e-9 {
+            _ = writeln!(out, "    as good: {}", clip(&r.text));
+            return;
+        }
         let laws = if r.laws.is_empty() { "as written".to_owned() } else { format!("by {}", r.laws.join(", ")) };
         _ = writeln!(out, "    runner-up {} more (+{}), {laws}: {}", seconds(by), percent(part), clip(&r.text));
     }

@@ -3,7 +3,7 @@
 use crate::driver::{Options, build_model, target};
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::options::StateDtypeArg;
+use crate::options::{ActivationsArg, StateDtypeArg};
 use crate::predict::{Context, Phase, Predicted, Prediction, Question, predict};
 use crate::report::curves;
 use crate::units::{bytes, count, grouped, seconds};
@@ -53,6 +53,9 @@ pub struct Args {
     /// Format of the states [default: as compiled, f32]. fp8 counts a byte an element, without scales.
     #[arg(long, value_enum)]
     state_dtype: Option<StateDtypeArg>,
+    /// What products with block-scaled FP8 weights read.
+    #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
+    activations: ActivationsArg,
     /// Machines that share the work and the memory, as if talking cost nothing.
     #[arg(long, value_name = "MACHINES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     devices: u32,
@@ -115,8 +118,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         list.sort_unstable();
         list.dedup();
     }
-    let state = args.state_dtype.map(StateDtypeArg::dtype);
-    let answer = Answer::new(&input, target, state, &question)?;
+    let defaults = Options::default();
+    let state_dtype = args.state_dtype.map_or(defaults.state_dtype, StateDtypeArg::dtype);
+    let options = Options { state_dtype, activations: args.activations.activations(), ..defaults };
+    let answer = Answer::new(&input, target, &options, &question)?;
     answer.note();
     if let Some(Some(file)) = &args.plot {
         write_plot(file, &answer)?;
@@ -148,10 +153,9 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(input: &Input, target: Target, state: Option<DType>, question: &Question) -> Result<Answer, Failure> {
+    fn new(input: &Input, target: Target, options: &Options, question: &Question) -> Result<Answer, Failure> {
         let longest = question.contexts.iter().copied().max().unwrap_or(1);
-        let defaults = Options { max_context: Some(longest), max_chunk: question.chunk, ..Options::default() };
-        let options = Options { state_dtype: state.unwrap_or(defaults.state_dtype), ..defaults };
+        let options = Options { max_context: Some(longest), max_chunk: question.chunk, ..options.clone() };
         let model = build_model(input, &options)?;
         let prediction = predict(&model, &target, question)?;
         Ok(Answer { model, target, prediction })
@@ -322,7 +326,9 @@ mod tests {
     fn answer(config: &str, machine: &str, state: Option<DType>, question: &Question) -> Answer {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/configs").join(config);
         let input = Input::open(&path).unwrap();
-        Answer::new(&input, target(machine).unwrap(), state, question).unwrap()
+        let defaults = Options::default();
+        let options = Options { state_dtype: state.unwrap_or(defaults.state_dtype), ..defaults };
+        Answer::new(&input, target(machine).unwrap(), &options, question).unwrap()
     }
 
     #[test]

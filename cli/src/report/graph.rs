@@ -233,7 +233,6 @@ fn made_of_weights(func: &Func) -> Vec<Option<Vec<&str>>> {
 fn headline(op: &Op) -> String {
     match op {
         Op::Contract(c) => format!("contract {}→{}", c.inputs.join(","), c.output),
-        Op::Map(_) => op.attrs().first().map_or_else(|| "map".to_owned(), |(_, a)| a.to_string().replace('"', "")),
         op => op.mnemonic().to_owned(),
     }
 }

@@ -30,6 +30,16 @@ pub fn json(f: &Facts) -> Value {
                 "stop": format!("{:?}", s.stop).to_lowercase(),
                 "seconds_before": s.before,
                 "seconds_after": s.after,
+                "folded_bytes": s.folded_bytes,
+                "phases": s.phases.iter().map(|p| json!({
+                    "phase": p.phase,
+                    "nodes": p.nodes,
+                    "rounds": p.rounds,
+                    "stop": format!("{:?}", p.stop).to_lowercase(),
+                    "banned": p.banned,
+                    "fired": p.fired,
+                    "seconds": p.time.as_secs_f64(),
+                })).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
         "gaps": f.gaps.iter().map(|g| json!({

@@ -48,22 +48,49 @@ for (const tabs of document.querySelectorAll(".tabs")) {
   choose(0);
 }
 
-// Graphs zoom by wheel and pinch, and move by dragging; the keyboard does both.
-for (const svg of document.querySelectorAll(".zoom svg")) {
-  const whole = svg.viewBox.baseVal, start = [whole.x, whole.y, whole.width, whole.height];
+// Graphs zoom by wheel, pinch and buttons, and move by dragging; the keyboard does both.
+for (const figure of document.querySelectorAll(".zoom")) {
+  const svg = figure.querySelector("svg"), box = svg.viewBox.baseVal;
+  const start = [box.x, box.y, box.width, box.height];
   let view = start.slice();
   const pointers = new Map();
-  const apply = () => svg.setAttribute("viewBox", view.join(" "));
+  const apply = () => svg.setAttribute("viewBox", view.map(v => +v.toFixed(1)).join(" "));
+  // Units of the drawing in a pixel.
   const scale = () => Math.max(view[2] / svg.clientWidth, view[3] / svg.clientHeight);
   function zoom(by, x, y) {
     const r = svg.getBoundingClientRect(), s = scale();
     const left = (svg.clientWidth - view[2] / s) / 2, top = (svg.clientHeight - view[3] / s) / 2;
     const px = view[0] + (x - r.left - left) * s, py = view[1] + (y - r.top - top) * s;
-    by = Math.min(Math.max(by, 60 / view[2]), 4 * start[2] / view[2]);
+    by = Math.min(Math.max(by, 60 / view[2]), 2 * start[2] / view[2]);
     view = [px - (px - view[0]) * by, py - (py - view[1]) * by, view[2] * by, view[3] * by];
     apply();
   }
+  function middle(by) {
+    const r = svg.getBoundingClientRect();
+    zoom(by, r.left + r.width / 2, r.top + r.height / 2);
+  }
   function move(dx, dy) { const s = scale(); view[0] -= dx * s; view[1] -= dy * s; apply(); }
+  const whole = () => { view = start.slice(); apply(); };
+  // As large as can be read, beginning at the top.
+  const large = () => {
+    const on = figure.classList.toggle("large");
+    const wide = svg.clientWidth, tall = svg.clientHeight;
+    view = on ? [start[0] + (start[2] - wide) / 2, 0, wide, tall] : start.slice();
+    apply();
+  };
+  const bar = document.createElement("div");
+  bar.className = "bar";
+  for (const [name, label, act] of [["+", "larger", () => middle(0.7)], ["−", "smaller", () => middle(1.4)],
+    ["whole", "the whole graph", whole], ["read", "full width, in readable size", large]]) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = name;
+    button.title = label;
+    button.setAttribute("aria-label", label);
+    button.onclick = act;
+    bar.append(button);
+  }
+  figure.querySelector("figcaption").after(bar);
   svg.tabIndex = 0;
   svg.addEventListener("wheel", e => {
     // A page that scrolls goes on scrolling, unless the graph was meant.
@@ -71,25 +98,28 @@ for (const svg of document.querySelectorAll(".zoom svg")) {
     e.preventDefault();
     zoom(Math.exp(e.deltaY / 400), e.clientX, e.clientY);
   }, { passive: false });
-  svg.addEventListener("pointerdown", e => { pointers.set(e.pointerId, e); svg.setPointerCapture(e.pointerId); svg.focus({ preventScroll: true }); });
+  svg.addEventListener("pointerdown", e => {
+    pointers.set(e.pointerId, e);
+    svg.setPointerCapture(e.pointerId);
+    svg.focus({ preventScroll: true });
+  });
   svg.addEventListener("pointermove", e => {
     const last = pointers.get(e.pointerId);
     if (!last) return;
     if (pointers.size === 2) {
-      const [a, b] = [...pointers.values()], other = a.pointerId === e.pointerId ? b : a;
-      const far = (p, q) => Math.hypot(p.clientX - q.clientX, p.clientY - q.clientY) || 1;
-      zoom(far(last, other) / far(e, other), other.clientX, other.clientY);
+      const other = [...pointers.values()].find(p => p.pointerId !== e.pointerId);
+      const far = p => Math.hypot(p.clientX - other.clientX, p.clientY - other.clientY) || 1;
+      zoom(far(last) / far(e), other.clientX, other.clientY);
     } else move(e.clientX - last.clientX, e.clientY - last.clientY);
     pointers.set(e.pointerId, e);
   });
   for (const end of ["pointerup", "pointercancel"]) svg.addEventListener(end, e => pointers.delete(e.pointerId));
   svg.addEventListener("keydown", e => {
-    const r = svg.getBoundingClientRect(), mid = [r.left + r.width / 2, r.top + r.height / 2];
     const moves = { ArrowLeft: [40, 0], ArrowRight: [-40, 0], ArrowUp: [0, 40], ArrowDown: [0, -40] };
     if (moves[e.key]) move(...moves[e.key]);
-    else if (e.key === "+" || e.key === "=") zoom(0.8, ...mid);
-    else if (e.key === "-") zoom(1.25, ...mid);
-    else if (e.key === "0") { view = start.slice(); apply(); }
+    else if (e.key === "+" || e.key === "=") middle(0.8);
+    else if (e.key === "-") middle(1.25);
+    else if (e.key === "0") whole();
     else return;
     e.preventDefault();
   });

@@ -9,6 +9,7 @@ use super::svg::escape;
 use crate::units::{bytes, count, grouped, percent, seconds};
 use hadal_ir::module::FuncKind;
 use hadal_ir::{Func, InstKind, Module, text};
+use hadal_passes::egraph::Search;
 use hadal_passes::rules;
 use hadal_types::DType;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ const SECTIONS: &[Section] = &[
     ("entries", "Entries and versions", entries),
     ("graphs", "Graphs, before and after", graphs),
     ("rewrites", "Rewrites", rewrites),
+    ("choices", "Choices, and what came second", choices),
     ("roofline", "Kernels on the roofline", roofline),
     ("memory", "Memory over time", memory),
     ("gap", "What the quick choice gives away", gap),
@@ -195,11 +197,11 @@ fn rewrites(f: &Facts) -> String {
         &["theme", "law", "it says", "class", "fired"],
         &rows,
     );
-    let searches = f.fused.reports.iter().flat_map(|r| r.details.searches.iter().map(|s| (r.pass, s)));
-    let row = |(pass, s): (&str, &hadal_passes::egraph::Search)| {
+    let searches: Vec<_> = f.fused.reports.iter().flat_map(|r| &r.details.searches).collect();
+    let row = |s: &&Search| {
         vec![
             format!("@{}", s.func),
-            pass.to_owned(),
+            sizes(&s.bindings),
             s.nodes.to_string(),
             s.classes.to_string(),
             s.rounds.to_string(),
@@ -207,11 +209,66 @@ fn rewrites(f: &Facts) -> String {
             seconds(s.before),
             seconds(s.after),
             percent(1.0 - s.after / s.before),
+            bytes(s.folded_bytes),
         ]
     };
-    let rows: Vec<_> = searches.map(row).collect();
-    let head = ["function", "pass", "nodes", "classes", "rounds", "ended", "as written", "chosen", "saved"];
-    out += &table("Searches", 2, &head, &rows);
+    let head =
+        ["function", "costed at", "nodes", "classes", "rounds", "ended", "as written", "chosen", "saved", "folded"];
+    out += &table("Searches", 2, &head, &searches.iter().map(row).collect::<Vec<_>>());
+    let phases = searches.iter().flat_map(|s| s.phases.iter().map(move |p| (s, p)));
+    let row = |(s, p): (&&Search, &hadal_passes::egraph::PhaseReport)| {
+        let fired: Vec<String> = p.fired.iter().map(|(law, n)| format!("{law} {n}")).collect();
+        vec![
+            format!("@{}", s.func),
+            p.phase.to_owned(),
+            fired.join(", "),
+            p.banned.join(", "),
+            p.nodes.to_string(),
+            p.rounds.to_string(),
+            format!("{:?}", p.stop).to_lowercase(),
+            seconds(p.time.as_secs_f64()),
+        ]
+    };
+    let rows: Vec<_> = phases.map(row).collect();
+    let head = ["function", "phase", "fired", "banned", "nodes", "rounds", "ended", "time"];
+    let all =
+        table("Each phase keeps what those before it found; a law that matches too often is banned", 4, &head, &rows);
+    _ = write!(out, "<details><summary>Phases of each search</summary>{all}</details>\n");
+    out
+}
+
+fn sizes(bindings: &hadal_ir::Bindings) -> String {
+    bindings.iter().map(|(s, n)| format!("{s} = {n}")).collect::<Vec<_>>().join(", ")
+}
+
+/// Ops that are work of their own, the laws behind them, and the best choice without them.
+fn choices(f: &Facts) -> String {
+    let mut out =
+        "<p class=\"quiet\">What an op's absence would cost its function: the best choice without it. Most of \
+                   the time that is another form of the same value.</p>\n"
+            .to_owned();
+    for e in f.fused.reports.iter().flat_map(|r| &r.details.explanations) {
+        let row = |form: &hadal_passes::explain::Form| {
+            let second = form.runner_up.as_ref();
+            vec![
+                form.text.clone(),
+                form.origin.join(", "),
+                if form.laws.is_empty() { "as written".to_owned() } else { form.laws.join(", ") },
+                second.map_or_else(|| "nothing else".to_owned(), |r| r.text.clone()),
+                seconds(form.own),
+                second.map_or_else(String::new, |r| seconds(r.cost - e.cost)),
+                second.map_or_else(String::new, |r| percent(r.cost / e.cost - 1.0)),
+            ]
+        };
+        let rows: Vec<_> = e.forms.iter().map(row).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let head = ["op", "from", "laws", "runner-up", "alone", "runner-up adds", "to all"];
+        let caption = format!("{} as chosen", seconds(e.cost));
+        let name = escape(&crate::explain::at(e));
+        _ = write!(out, "<details><summary>{name}</summary>{}</details>\n", table(&caption, 4, &head, &rows));
+    }
     out
 }
 
