@@ -25,13 +25,13 @@ impl Costs<'_> {
         let c = &problem.candidates[class][i];
         let Head::Op(Op::Attention(a)) = &c.node.head else { return (0.0, 0.0) };
         let out = self.fact(problem, class).ty.clone();
-        let types: Vec<TensorType> = c.args.iter().map(|x| self.fact(problem, *x).ty.clone()).collect();
+        let types = &c.types;
         let operands = a.operands();
         let (mut work, mut reading) = (0.0, 0.0);
         let mut read = BTreeSet::new();
         for (n, set) in a.sets.iter().enumerate() {
             let mine: Vec<usize> = (0..operands.len()).filter(|o| operands[*o].set == n).collect();
-            let (seen, spanned) = self.share_of_rows(problem, a, n, &c.args, &types);
+            let (seen, spanned) = self.share_of_rows(problem, a, n, &c.args, types);
             let alone = Attention { sets: vec![set.clone()], sink: false, ..a.clone() };
             let of_set: Vec<TensorType> = mine.iter().map(|o| types[*o].clone()).collect();
             work += seen * alone.flops(&of_set, &out, self.bindings);

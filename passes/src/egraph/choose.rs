@@ -5,7 +5,7 @@
 //! that can use one value which nothing uses so far. The cheaper end is taken. Ties go to the earlier beginning and the
 //! smaller node, so the result depends on the input alone.
 
-use super::problem::{Choice, Problem};
+use super::problem::{Choice, Problem, Walk};
 
 /// Costs nearer than this, relatively, are equal.
 pub(super) const EQUAL: f64 = 1e-9;
@@ -101,7 +101,8 @@ fn greedy(problem: &Problem, written: bool) -> Choice {
 
 /// Improves a choice while the total falls. Classes in `frozen` stay.
 fn improve(problem: &Problem, mut choice: Choice, frozen: &[usize]) -> (Choice, f64) {
-    let mut cost = problem.total(&choice);
+    let mut walk = Walk::new(problem);
+    let mut cost = walk.total(&choice);
     let better = |now: f64, cost: f64| now < cost * (1.0 - EQUAL) || (cost.is_infinite() && now.is_finite());
     let mut changed = true;
     while std::mem::take(&mut changed) {
@@ -116,7 +117,7 @@ fn improve(problem: &Problem, mut choice: Choice, frozen: &[usize]) -> (Choice, 
                 if old == Some(candidate) {
                     continue;
                 }
-                let now = problem.total(&choice);
+                let now = walk.total(&choice);
                 if better(now, cost) {
                     (cost, changed) = (now, true);
                 } else {
@@ -127,7 +128,7 @@ fn improve(problem: &Problem, mut choice: Choice, frozen: &[usize]) -> (Choice, 
         for pulled in together(problem, &choice, frozen) {
             let old = choice.clone();
             pulled.into_iter().for_each(|(class, candidate)| choice[class] = Some(candidate));
-            let now = problem.total(&choice);
+            let now = walk.total(&choice);
             if better(now, cost) {
                 (cost, changed) = (now, true);
             } else {

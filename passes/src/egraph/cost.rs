@@ -177,7 +177,7 @@ impl<'a> Costs<'a> {
         if fact.constant {
             return (target.seconds(0.0, target.traffic(out.bytes(), 0.0)), false);
         }
-        let types: Vec<TensorType> = c.args.iter().map(|a| self.fact(problem, *a).ty.clone()).collect();
+        let types = &c.types;
         let read = |a: usize| reads[c.args[a]];
         let all = c.args.iter().map(|a| reads[*a]);
         let (compute, reading) = match op {
@@ -187,7 +187,7 @@ impl<'a> Costs<'a> {
                     Op::Contract(_) => all.clone().map(|r| r.format).collect(),
                     _ => Vec::new(),
                 };
-                let compute = op.flops(&types, &fact.ty, self.bindings) / target.peak(&formats);
+                let compute = op.flops(types, &fact.ty, self.bindings) / target.peak(&formats);
                 let reading: f64 = match op {
                     // As many rows as are taken, or the whole once.
                     Op::Gather(_) => {

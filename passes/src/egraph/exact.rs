@@ -342,7 +342,7 @@ fn certainly_alone(problem: &Problem) -> Vec<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::problem::Candidate;
+    use super::super::problem::{Candidate, Form};
     use super::super::{Head, Node};
     use super::*;
     use egg::Id;
@@ -365,16 +365,13 @@ mod tests {
                 *name += 1;
                 let node =
                     Node { head: Head::Input(ValueId(*name)), args: args.iter().map(|a| Id::from(*a)).collect() };
+                let form = Form { node, args, types: vec![], written: false, laws: vec![] };
                 Candidate {
-                    node,
-                    args,
-                    written: false,
-                    laws: vec![],
-                    carried: false,
                     own: next(20) as f64,
                     alone: if next(3) == 0 { next(5) as f64 } else { 0.0 },
                     joins_readers: next(2) == 0,
                     joins_operands: next(4) == 0,
+                    ..Candidate::of(form)
                 }
             };
             let nodes = 1 + next(3);

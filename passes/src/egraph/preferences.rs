@@ -7,8 +7,11 @@ use super::space::Space;
 use super::{Context, Head, MAX_OPS};
 use crate::rules;
 use hadal_ir::{Bindings, Func};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::rc::Rc;
 
 /// The alternatives of one function.
 ///
@@ -16,6 +19,8 @@ use std::hash::{Hash, Hasher};
 pub struct Preferences<'a> {
     space: Space<'a>,
     problem: Problem,
+    /// With prices, for sizes asked about before.
+    priced: RefCell<BTreeMap<Bindings, Rc<Problem>>>,
 }
 
 /// A choice.
@@ -37,7 +42,7 @@ impl<'a> Preferences<'a> {
         let mut space = Space::of(func, context);
         space.saturate(rules::PHASES);
         let problem = Problem::of(&space, func);
-        Some(Preferences { space, problem })
+        Some(Preferences { space, problem, priced: RefCell::default() })
     }
 
     /// The best choice found at some sizes; `None` where the function cannot be computed.
@@ -59,9 +64,12 @@ impl<'a> Preferences<'a> {
         self.priced(bindings).total(&preference.choice)
     }
 
-    fn priced(&self, bindings: &Bindings) -> Problem {
-        let mut problem = self.problem.clone();
-        Costs::of(&self.space, bindings).price(&mut problem);
-        problem
+    fn priced(&self, bindings: &Bindings) -> Rc<Problem> {
+        let price = || {
+            let mut problem = self.problem.clone();
+            Costs::of(&self.space, bindings).price(&mut problem);
+            Rc::new(problem)
+        };
+        self.priced.borrow_mut().entry(bindings.clone()).or_insert_with(price).clone()
     }
 }

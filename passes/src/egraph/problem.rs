@@ -5,22 +5,32 @@
 //! by row, with what reads it.
 
 use super::rebuild::Letters;
-use super::space::Space;
+use super::space::{Made, Space};
 use super::{Head, Node};
 use egg::{Id, Language};
-use hadal_ir::{Bindings, Func, InstKind, Op, ValueId};
+use hadal_ir::{Bindings, Func, InstKind, Op, TensorType, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::rc::Rc;
 
-/// A node that may be chosen for its class.
-#[derive(Clone, Debug)]
-pub(super) struct Candidate {
+/// A node that may be chosen for its class: what does not depend on sizes.
+#[derive(Debug)]
+pub(super) struct Form {
     pub node: Node,
     /// Operands, by position of their classes.
     pub args: Vec<usize>,
+    /// Types of the operands.
+    pub types: Vec<TensorType>,
     /// Whether it stands in the function as it was written.
     pub written: bool,
     /// The laws behind it.
     pub laws: Vec<String>,
+}
+
+/// A form with its price.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub form: Rc<Form>,
     /// Whether whoever reads its result does it, so that it never lies in memory.
     pub carried: bool,
     /// Seconds that it adds.
@@ -31,6 +41,22 @@ pub(super) struct Candidate {
     pub joins_readers: bool,
     /// Whether elementwise ops on its operands are done on the way.
     pub joins_operands: bool,
+}
+
+impl Candidate {
+    /// Without a price.
+    pub fn of(form: Form) -> Candidate {
+        let form = Rc::new(form);
+        Candidate { form, carried: false, own: 0.0, alone: 0.0, joins_readers: false, joins_operands: false }
+    }
+}
+
+impl Deref for Candidate {
+    type Target = Form;
+
+    fn deref(&self) -> &Form {
+        &self.form
+    }
 }
 
 /// See the module documentation.
@@ -61,20 +87,23 @@ impl Problem {
     pub fn of(space: &Space, func: &Func) -> Problem {
         let graph = &space.graph;
         let roots: Vec<Id> = roots(func).into_iter().map(|r| graph.find(space.classes[&r])).collect();
-        let mut reachable: BTreeMap<Id, Vec<Candidate>> = BTreeMap::new();
+        let mut reachable: BTreeMap<Id, Vec<(Node, Made)>> = BTreeMap::new();
         let mut open: Vec<Id> = roots.clone();
         while let Some(class) = open.pop() {
             if !reachable.contains_key(&class) {
-                let candidates = candidates(space, class);
-                open.extend(candidates.iter().flat_map(|c| &c.node.args).copied());
-                reachable.insert(class, candidates);
+                let nodes = usable(space, class);
+                open.extend(nodes.iter().flat_map(|(n, _)| &n.args).copied());
+                reachable.insert(class, nodes);
             }
         }
         let at: BTreeMap<Id, usize> = reachable.keys().enumerate().map(|(i, id)| (*id, i)).collect();
-        let (ids, mut candidates): (Vec<Id>, Vec<Vec<Candidate>>) = reachable.into_iter().unzip();
-        for c in candidates.iter_mut().flatten() {
-            c.args = c.node.args.iter().map(|a| at[a]).collect();
-        }
+        let form = |(node, made): (Node, Made)| {
+            let args = node.args.iter().map(|a| at[a]).collect();
+            let types = node.args.iter().map(|a| graph[*a].data.ty.clone()).collect();
+            Candidate::of(Form { node, args, types, written: made.written, laws: made.laws })
+        };
+        let (ids, nodes): (Vec<Id>, Vec<Vec<(Node, Made)>>) = reachable.into_iter().unzip();
+        let candidates = nodes.into_iter().map(|nodes| nodes.into_iter().map(form).collect()).collect();
         let roots = roots.iter().map(|r| at[r]).collect::<BTreeSet<usize>>().into_iter().collect();
         Problem { ids, candidates, roots }
     }
@@ -86,32 +115,13 @@ impl Problem {
 
     /// The cost of everything that the roots reach; infinite where something is missing or the choice runs in a circle.
     pub fn total(&self, choice: &Choice) -> f64 {
-        let mut walk = Walk { problem: self, choice, state: vec![0; self.ids.len()], order: Vec::new() };
-        if !self.roots.iter().all(|r| walk.visit(*r)) {
-            return f64::INFINITY;
-        }
-        let order = walk.order;
-        let mut sum: f64 = order.iter().filter_map(|i| self.chosen(choice, *i)).map(|c| c.own).sum();
-        if order.iter().any(|i| self.chosen(choice, *i).is_some_and(|c| c.alone > 0.0)) {
-            let mut joined = vec![false; self.ids.len()];
-            for i in &order {
-                let Some(c) = self.chosen(choice, *i) else { continue };
-                let above = |a: &usize| self.chosen(choice, *a).is_some_and(|c| c.joins_readers);
-                joined[*i] |= c.args.iter().any(above);
-                if c.joins_operands {
-                    c.args.iter().for_each(|a| joined[*a] = true);
-                }
-            }
-            let alone = order.iter().filter(|i| !joined[**i]);
-            sum += alone.filter_map(|i| self.chosen(choice, *i)).map(|c| c.alone).sum::<f64>();
-        }
-        sum
+        Walk::new(self).total(choice)
     }
 
     /// The classes that a choice computes, operands before what uses them; empty where it cannot be.
     pub fn order(&self, choice: &Choice) -> Vec<usize> {
-        let mut walk = Walk { problem: self, choice, state: vec![0; self.ids.len()], order: Vec::new() };
-        if self.roots.iter().all(|r| walk.visit(*r)) { walk.order } else { Vec::new() }
+        let mut walk = Walk::new(self);
+        if walk.run(choice) { walk.order } else { Vec::new() }
     }
 
     /// Takes a candidate away from a class, and what can no longer be computed without it.
@@ -198,51 +208,83 @@ impl Problem {
 }
 
 /// The nodes of a class that can be kernels, or parts of them.
-fn candidates(space: &Space, class: Id) -> Vec<Candidate> {
+fn usable(space: &Space, class: Id) -> Vec<(Node, Made)> {
     let graph = &space.graph;
     let mut nodes: Vec<Node> = graph[class].nodes.iter().map(|n| n.clone().map_children(|c| graph.find(c))).collect();
     nodes.sort();
     nodes.dedup();
-    let of = |node: Node| {
-        let made = space.made(&node);
-        // Contractions gathered only to be nested otherwise are no kernels.
-        let gathered = node.args.len() > 2 && matches!(node.head, Head::Op(Op::Contract(_)));
-        (made.written || !gathered).then_some(Candidate {
-            node,
-            args: Vec::new(),
-            written: made.written,
-            laws: made.laws,
-            carried: false,
-            own: 0.0,
-            alone: 0.0,
-            joins_readers: false,
-            joins_operands: false,
-        })
-    };
-    nodes.into_iter().filter_map(of).collect()
+    let made = nodes.into_iter().map(|n| {
+        let made = space.made(&n);
+        (n, made)
+    });
+    // Contractions gathered only to be nested otherwise are no kernels.
+    let gathered = |n: &Node| n.args.len() > 2 && matches!(n.head, Head::Op(Op::Contract(_)));
+    made.filter(|(n, made)| made.written || !gathered(n)).collect()
 }
 
-/// A walk over what a choice reaches.
-struct Walk<'a> {
+/// Walks over what choices reach.
+pub(super) struct Walk<'a> {
     problem: &'a Problem,
-    choice: &'a Choice,
-    /// By class: 0 before, 1 during, 2 after its visit.
-    state: Vec<u8>,
+    /// By class: where the visit began and ended, as numbers that grow from walk to walk.
+    begun: Vec<u32>,
+    ended: Vec<u32>,
+    joined: Vec<u32>,
+    number: u32,
     order: Vec<usize>,
 }
 
-impl Walk<'_> {
-    /// False on a circle, or where nothing is chosen.
-    fn visit(&mut self, class: usize) -> bool {
-        if self.state[class] != 0 {
-            return self.state[class] == 2;
+impl<'a> Walk<'a> {
+    pub fn new(problem: &'a Problem) -> Self {
+        let n = problem.ids.len();
+        Walk { problem, begun: vec![0; n], ended: vec![0; n], joined: vec![0; n], number: 0, order: Vec::new() }
+    }
+
+    /// See [`Problem::total`].
+    pub fn total(&mut self, choice: &Choice) -> f64 {
+        if !self.run(choice) {
+            return f64::INFINITY;
         }
-        self.state[class] = 1;
-        let Some(c) = self.problem.chosen(self.choice, class) else { return false };
-        if !c.args.iter().all(|a| self.visit(*a)) {
+        let chosen = |i: usize| self.problem.chosen(choice, i);
+        let (mut sum, mut alone) = (0.0, false);
+        for c in self.order.iter().filter_map(|i| chosen(*i)) {
+            sum += c.own;
+            alone |= c.alone > 0.0;
+        }
+        if alone {
+            for i in &self.order {
+                let Some(c) = chosen(*i) else { continue };
+                if c.args.iter().any(|a| chosen(*a).is_some_and(|c| c.joins_readers)) {
+                    self.joined[*i] = self.number;
+                }
+                if c.joins_operands {
+                    c.args.iter().for_each(|a| self.joined[*a] = self.number);
+                }
+            }
+            let alone = self.order.iter().filter(|i| self.joined[**i] != self.number);
+            sum += alone.filter_map(|i| chosen(*i)).map(|c| c.alone).sum::<f64>();
+        }
+        sum
+    }
+
+    /// False on a circle, or where nothing is chosen.
+    fn run(&mut self, choice: &Choice) -> bool {
+        self.number += 1;
+        self.order.clear();
+        let problem = self.problem;
+        problem.roots.iter().all(|r| self.visit(choice, *r))
+    }
+
+    fn visit(&mut self, choice: &Choice, class: usize) -> bool {
+        if self.begun[class] == self.number {
+            return self.ended[class] == self.number;
+        }
+        self.begun[class] = self.number;
+        let problem = self.problem;
+        let Some(c) = problem.chosen(choice, class) else { return false };
+        if !c.args.iter().all(|a| self.visit(choice, *a)) {
             return false;
         }
-        self.state[class] = 2;
+        self.ended[class] = self.number;
         self.order.push(class);
         true
     }
