@@ -4,7 +4,8 @@ use crate::bounds::Bounds;
 use crate::canonicalise::{self, Fired};
 use crate::egraph::{self, Context, Search, Stop};
 use crate::explain::Explanation;
-use crate::{Error, Options, elide, fuse, share, specialise};
+use crate::versions::Split;
+use crate::{Error, Options, elide, fuse, share, specialise, versions};
 use hadal_ir::target::Target;
 use hadal_ir::{FuncKind, InstKind, Module, verify};
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub struct Pass {
 pub struct Details {
     /// How often each law fired, or added something new.
     pub fired: Fired,
+    /// Where entries were split.
+    pub splits: Vec<Split>,
     /// What searches for alternatives found.
     pub searches: Vec<Search>,
     /// Why they chose as they did, where the options ask for it.
@@ -48,6 +51,14 @@ pub struct PassReport {
 
 /// Every pass from module to module, in the order of the pipeline.
 pub const PASSES: &[Pass] = &[
+    Pass {
+        name: "versions",
+        summary: "split entries where the best form changes",
+        run: |m, target, options| {
+            let (module, splits) = versions::run(m, target, options);
+            Ok((module, Details { splits, ..Details::default() }))
+        },
+    },
     Pass {
         name: "specialise",
         summary: "copy functions per entry and replace the symbols it fixes",
@@ -177,6 +188,9 @@ impl fmt::Display for PassReport {
         let fired: BTreeMap<_, _> = self.details.fired.iter().filter(|(_, n)| **n > 0).collect();
         for (i, (name, n)) in fired.into_iter().enumerate() {
             write!(f, "{} {name} {n}", if i > 0 { "," } else { ";" })?;
+        }
+        for s in &self.details.splits {
+            write!(f, "\n  {s}")?;
         }
         for s in &self.details.searches {
             let (before, after) = (s.before * 1e6, s.after * 1e6);

@@ -3,10 +3,11 @@
 use crate::bounds::reaches;
 use crate::egraph::Limits;
 use crate::pass::{PassReport, run_passes};
+use crate::plan::Ranges;
 use crate::{Error, LawSet, plan};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Module, Sym};
+use hadal_ir::{Bindings, Module, Range, Sym};
 
 /// Choices that a user can make.
 #[derive(Clone, PartialEq, Debug)]
@@ -15,6 +16,8 @@ pub struct Options {
     pub max_context: Option<i64>,
     /// Whether to look for cheaper forms.
     pub rewrite: bool,
+    /// Whether to split entries into versions where the best form changes.
+    pub versions: bool,
     /// When that search stops.
     pub limits: Limits,
     /// The laws that may be used.
@@ -30,6 +33,7 @@ impl Default for Options {
         Options {
             max_context: None,
             rewrite: true,
+            versions: true,
             limits: Limits::default(),
             laws: LawSet::default(),
             explain: false,
@@ -45,16 +49,38 @@ impl Options {
         self.max_context.unwrap_or_else(|| most(Sym::P).saturating_add(most(Sym::T)))
     }
 
-    /// Sizes to cost a function for: those of the first entry that reaches it, with the most new tokens it takes and a
-    /// context of some thousands.
+    /// Sizes to cost a function for: those usual for the first entry that reaches it.
     pub fn typical(&self, module: &Module, func: &str) -> Bindings {
         let entry = module.entries.iter().find(|e| reaches(module, &e.func, func));
-        let ranges = entry.map_or_else(|| module.symbols.clone(), |e| module.ranges(e));
-        let mut out: Bindings = ranges.iter().map(|(s, r)| (*s, r.max)).collect();
-        if let (Some(p), Some(t)) = (ranges.get(&Sym::P), ranges.get(&Sym::T)) {
-            let rows = self.context(module).min(self.typical_context);
-            let at_t = t.max.min(rows).max(t.min);
-            out.extend([(Sym::T, at_t), (Sym::P, (rows - at_t).clamp(p.min, p.max))]);
+        let Some(entry) = entry else { return self.typical_of(&module.symbols, &module.symbols, self.context(module)) };
+        let mut whole = module.ranges(entry);
+        for (sym, r) in module.versions(&entry.name).flat_map(|e| module.ranges(e)) {
+            let known = whole.entry(sym).or_insert(r);
+            *known = Range { min: known.min.min(r.min), max: known.max.max(r.max) };
+        }
+        self.typical_of(&module.ranges(entry), &whole, self.context(module))
+    }
+
+    /// Usual sizes of a version for `part` of an entry's values: as many new tokens as it takes, and some thousands of
+    /// rows in all. Where one of them lies beyond the part, its middle on a logarithmic scale, since near the border both
+    /// forms cost the same.
+    pub(crate) fn typical_of(&self, part: &Ranges, whole: &Ranges, context: i64) -> Bindings {
+        let mut out: Bindings = part.iter().map(|(s, r)| (*s, r.max)).collect();
+        if let (Some(p), Some(t)) = (part.get(&Sym::P), part.get(&Sym::T)) {
+            let middle =
+                |low: i64, high: i64| ((low.max(1) as f64 * high.max(1) as f64).sqrt() as i64).clamp(low, high);
+            let beyond = |sym: Sym, r: &Range| whole.get(&sym).is_some_and(|w| r.max < w.max);
+            let rows = context.min(self.typical_context);
+            let at_t = match beyond(Sym::T, t) {
+                true => middle(t.min, t.max),
+                false => t.max.min(rows).max(t.min),
+            };
+            let (least, most) = (p.min + at_t, p.max.saturating_add(at_t).min(context).max(p.min + at_t));
+            let at_rows = match () {
+                () if rows > most && beyond(Sym::P, p) || rows < least => middle(least, most),
+                () => rows.min(most),
+            };
+            out.extend([(Sym::T, at_t), (Sym::P, (at_rows - at_t).clamp(p.min, p.max))]);
         }
         out
     }
@@ -75,7 +101,8 @@ pub struct Fused {
 pub fn optimise(module: &Module, target: &Target, options: &Options) -> Result<Fused, Error> {
     let rewriting: &[&str] =
         if options.rewrite { &["elide", "canonicalise", "rewrite", "canonicalise", "share"] } else { &[] };
-    let steps = ["specialise", "canonicalise"].iter().chain(rewriting).copied();
+    let versions = (options.rewrite && options.versions).then_some("versions");
+    let steps = versions.into_iter().chain(["specialise", "canonicalise"]).chain(rewriting.iter().copied());
     let (optimised, mut reports) = run_passes(module, steps, target, options)?;
     let (fused, more) = run_passes(&optimised, ["fuse"], target, options)?;
     reports.extend(more);

@@ -15,7 +15,7 @@ fn fired(module: &Module) -> BTreeMap<&'static str, usize> {
         let target = Target::by_name(target).unwrap();
         // What no entry reaches would be dropped: examples have none.
         let specialise = (!module.entries.is_empty()).then_some("specialise");
-        let steps = specialise.into_iter().chain(["canonicalise", "rewrite", "canonicalise"]);
+        let steps = specialise.into_iter().chain(["canonicalise", "elide", "canonicalise", "rewrite", "canonicalise"]);
         let (_, reports) = run_passes(module, steps, &target, &Options::default()).unwrap();
         for (name, n) in reports.iter().flat_map(|r| &r.details.fired) {
             *out.entry(*name).or_default() += n;

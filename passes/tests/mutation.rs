@@ -106,8 +106,20 @@ fn mutants(func: &Func, value: ValueId, term: &Term) -> Mutants {
     out
 }
 
+/// A part of a value that was masked already, as the same part of what it was before: masked twice is masked once.
+fn before_mask(func: &Func, mask: &Op, term: &Term) -> Term {
+    match term {
+        Term::New(op @ Op::Slice(_), args) => Term::new(op.clone(), [before_mask(func, mask, &args[0])]),
+        Term::Old(v) => match func.insts.iter().find(|i| i.results.contains(&ValueId(v.0))) {
+            Some(i) if matches!(&i.kind, InstKind::Op(op) if op == mask) => Term::Old(V(i.args[0].0)),
+            _ => term.clone(),
+        },
+        _ => term.clone(),
+    }
+}
+
 /// A spelling that is the same for terms that differ only in the order of operands of commutative ops, and in the
-/// names of letters, or in views and casts that change nothing.
+/// names of letters, in views and casts that change nothing, or in masking twice.
 fn spelling(func: &Func, term: &Term) -> String {
     let (op, args) = match term {
         Term::Old(v) => return format!("%{}", v.0),
@@ -118,6 +130,11 @@ fn spelling(func: &Func, term: &Term) -> String {
     {
         return spelling(func, x);
     }
+    let masked = [args.first().map(|x| before_mask(func, op, x))];
+    let args = match (op, &masked) {
+        (Op::CausalMask(_), [Some(x)]) => std::slice::from_ref(x),
+        _ => &args[..],
+    };
     let mut args: Vec<String> = args.iter().map(|a| spelling(func, a)).collect();
     match op {
         Op::Map(Map { f: MapFn::Add | MapFn::Mul | MapFn::Max | MapFn::Min | MapFn::Eq }) => args.sort(),

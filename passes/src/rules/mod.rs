@@ -110,8 +110,7 @@ pub const MERGING: &[Phase] = &[Phase {
 }];
 
 /// Laws for parts of results, where nobody wants the rest: not simplifications by themselves.
-pub const PARTS: &[Theme] =
-    &[Theme { name: "slices", doc: "a part is computed from parts", rules: slices::RULES }];
+pub const PARTS: &[Theme] = &[Theme { name: "slices", doc: "a part is computed from parts", rules: slices::RULES }];
 
 /// Every theme, canonical ones first.
 pub fn themes() -> impl Iterator<Item = &'static Theme> {

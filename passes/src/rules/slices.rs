@@ -35,8 +35,7 @@ pub const RULES: &[Rule] = &[
             return %1 }",
         apply: |site, op, args| {
             along(site, op, args, |s, op, x| {
-                let row = s.axis + 1 < site.ty(x[0]).rank();
-                (row && matches!(op, Op::RmsNorm(_))).then(|| vec![Some(s.axis), None])
+                (matches!(op, Op::RmsNorm(_)) && is_row(site, s, x)).then(|| vec![Some(s.axis), None])
             })
         },
     },
@@ -50,8 +49,7 @@ pub const RULES: &[Rule] = &[
             return %1 }",
         apply: |site, op, args| {
             along(site, op, args, |s, op, x| {
-                let row = s.axis + 1 < site.ty(x[0]).rank();
-                (row && matches!(op, Op::Softmax(_))).then(|| vec![Some(s.axis)])
+                (matches!(op, Op::Softmax(_)) && is_row(site, s, x)).then(|| vec![Some(s.axis)])
             })
         },
     },
@@ -67,8 +65,7 @@ pub const RULES: &[Rule] = &[
             return %1, %3 }",
         apply: |site, op, args| {
             along(site, op, args, |s, op, x| {
-                let row = s.axis + 1 < site.ty(x[0]).rank();
-                (row && matches!(op, Op::TopK(_) | Op::Member(_))).then(|| vec![Some(s.axis)])
+                (matches!(op, Op::TopK(_) | Op::Member(_)) && is_row(site, s, x)).then(|| vec![Some(s.axis)])
             })
         },
     },
@@ -85,8 +82,7 @@ pub const RULES: &[Rule] = &[
         apply: |site, op, args| {
             along(site, op, args, |s, op, x| {
                 let table = (s.axis == 0).then_some(0);
-                let row = s.axis + 1 < site.ty(x[0]).rank();
-                (row && matches!(op, Op::Rope(_))).then(|| vec![Some(s.axis), table, table])
+                (matches!(op, Op::Rope(_)) && is_row(site, s, x)).then(|| vec![Some(s.axis), table, table])
             })
         },
     },
@@ -94,10 +90,10 @@ pub const RULES: &[Rule] = &[
         name: "slice-of-mask",
         law: "slice(causal_mask(x)) = causal_mask(slice(x)), for the last queries or along an axis it does not look at",
         class: Exact,
-        example: "func @f(%x: f32[2, A+1, B]) -> (y: f32[2, 1, B], z: f32[1, A+1, B]) {
-            %0 = causal_mask %x {query = 1, key = 2} : f32[2, A+1, B]
-            %1 = slice %0 {axis = 1, start = A, len = 1} : f32[2, 1, B]
-            %2 = slice %0 {axis = 0, start = 1, len = 1} : f32[1, A+1, B]
+        example: "func @f(%x: f32[2, A+2, B]) -> (y: f32[2, 2, B], z: f32[1, A+2, B]) {
+            %0 = causal_mask %x {query = 1, key = 2} : f32[2, A+2, B]
+            %1 = slice %0 {axis = 1, start = A, len = 2} : f32[2, 2, B]
+            %2 = slice %0 {axis = 0, start = 1, len = 1} : f32[1, A+2, B]
             return %1, %2 }",
         apply: |site, op, args| {
             along(site, op, args, |s, op, x| {
@@ -246,6 +242,11 @@ pub const RULES: &[Rule] = &[
         },
     },
 ];
+
+/// Whether a slice is along another axis than the last of the first operand.
+fn is_row(site: &dyn Site, s: &Slice, x: &[V]) -> bool {
+    s.axis + 1 < site.ty(x[0]).rank()
+}
 
 /// What a slice of each form of its operand is, where `axes` says along which axis each operand is cut (or not at all)
 /// for the op to give that part.

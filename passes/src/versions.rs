@@ -1,0 +1,327 @@
+//! `versions`: entries are split where the best form changes.
+//!
+//! ```text
+//! entry prefill = @main where T in 1..512   ->   entry prefill = @main where P in 0..4095, T in 1..170
+//!                                                entry prefill = @main where P in 0..4095, T in 171..512
+//! ```
+//!
+//! What is cheapest for one new token is not for five hundred, and a choice of 2048 rows is none among 2048. For every
+//! entry the choice is made on a grid, powers of two of new tokens and of rows in all; between neighbours that choose
+//! differently, bisection finds where the costs of the two choices cross. Sizes that laws ask for (how many rows are
+//! chosen) are tried as well, with the ranges narrowed as the version would have them. Of these candidates the one that
+//! gains most is taken, as long as it gains a percent of the entry's time somewhere on the grid, up to [`MOST`]. First by
+//! new tokens, then each part by rows.
+//!
+//! Entries with equal ranges are split alike, since they share their layers. Functions are looked at as `specialise` makes
+//! them. What is already in several versions stays. Exact.
+
+use crate::Options;
+use crate::bounds::Bounds;
+use crate::canonicalise;
+use crate::egraph::{Context, Preference, Preferences};
+use crate::specialise;
+use hadal_ir::target::Target;
+use hadal_ir::{Bindings, Entry, Func, FuncKind, InstKind, Module, Op, Range, Sym};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Most versions of an entry by new tokens, and of each of these by rows.
+pub const MOST: [(Sym, usize); 2] = [(Sym::T, 2), (Sym::P, 3)];
+
+/// The least share of an entry's time that a split has to gain somewhere.
+pub const LEAST_GAIN: f64 = 0.01;
+
+/// Where entries were split.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Split {
+    /// The entries.
+    pub entries: Vec<String>,
+    /// The values for which it holds that there are two versions: the ranges of the part that was split.
+    pub within: BTreeMap<Sym, Range>,
+    /// New tokens or rows held.
+    pub sym: Sym,
+    /// The largest value of the lower part.
+    pub at: i64,
+    /// The largest share of the entry's time that is gained at a size of the grid.
+    pub gain: f64,
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let within: Vec<String> = self.within.iter().map(|(s, r)| format!("{s} in {r}")).collect();
+        let (names, gain) = (self.entries.join(", "), self.gain * 100.0);
+        write!(f, "{names} for {}: {} up to {} and beyond, {gain:.1} % gained", within.join(", "), self.sym, self.at)
+    }
+}
+
+/// Of so many points of the grid one is looked at first, and those between only where neighbours choose differently.
+const COARSE: usize = 3;
+
+type Ranges = BTreeMap<Sym, Range>;
+
+/// Splits entries.
+pub fn run(module: &Module, target: &Target, options: &Options) -> (Module, Vec<Split>) {
+    let mut splits = Vec::new();
+    let mut parts: BTreeMap<Vec<(Sym, i64, i64)>, Vec<Ranges>> = BTreeMap::new();
+    let mut entries = Vec::new();
+    for entry in &module.entries {
+        let ranges = module.ranges(entry);
+        let key: Vec<(Sym, i64, i64)> = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
+        let whole = module.versions(&entry.name).count() == 1;
+        let both = [Sym::P, Sym::T].iter().all(|s| ranges.get(s).is_some_and(|r| r.min <= r.max));
+        if !(whole && both) {
+            entries.push(entry.clone());
+            continue;
+        }
+        let parts = parts.entry(key).or_insert_with(|| {
+            let alike = |e: &&Entry| module.ranges(e) == ranges && module.versions(&e.name).count() == 1;
+            let group: Vec<Entry> = module.entries.iter().filter(alike).cloned().collect();
+            split(&Module { entries: group, ..module.clone() }, &ranges, target, options, &mut splits)
+        });
+        match &parts[..] {
+            [_] => entries.push(entry.clone()),
+            parts => entries.extend(parts.iter().map(|r| Entry { ranges: r.clone(), ..entry.clone() })),
+        }
+    }
+    (Module { entries, ..module.clone() }, splits)
+}
+
+/// The parts of the ranges that the entries of `module` share.
+fn split(module: &Module, whole: &Ranges, target: &Target, options: &Options, splits: &mut Vec<Split>) -> Vec<Ranges> {
+    let (module, _) = canonicalise::run(&specialise::run(module), options);
+    let Some(first) = module.entries.first() else { return vec![whole.clone()] };
+    let bounds = Bounds::of(&module, &first.func, options);
+    let context = Context::of(target, &bounds, options);
+    let count = calls(&module);
+    let funcs = module.funcs.iter().filter(|f| f.kind == FuncKind::Graph);
+    let funcs = funcs.filter_map(|f| {
+        let chosen = chosen_of_many(f);
+        Some(Candidate { func: f, calls: *count.get(f.name.as_str())?, all: Preferences::of(f, &context)?, chosen })
+    });
+    let rows = options.context(&module);
+    let mut search =
+        Search { module: &module, whole, target, options, rows, funcs: funcs.collect(), known: BTreeMap::new() };
+    let mut parts = vec![whole.clone()];
+    for (sym, most) in MOST {
+        parts = parts.into_iter().flat_map(|part| search.along(sym, most, part, splits)).collect();
+    }
+    parts
+}
+
+/// How often a call of an entry runs each function; the most of any entry.
+fn calls(module: &Module) -> BTreeMap<&str, f64> {
+    let mut most: BTreeMap<&str, f64> = BTreeMap::new();
+    for entry in &module.entries {
+        let mut count = BTreeMap::from([(entry.func.as_str(), 1.0)]);
+        // Callees come before callers.
+        for func in module.funcs.iter().rev() {
+            let Some(n) = count.get(func.name.as_str()).copied() else { continue };
+            for inst in &func.insts {
+                if let InstKind::Call(call) = &inst.kind {
+                    *count.entry(&call.func).or_default() += n;
+                }
+            }
+        }
+        for (name, n) in count {
+            let known = most.entry(name).or_default();
+            *known = known.max(n);
+        }
+    }
+    most
+}
+
+/// How many elements are chosen of as many as there are rows: where laws ask for sizes.
+fn chosen_of_many(func: &Func) -> BTreeSet<i64> {
+    let choices = func.insts.iter().filter_map(|i| match &i.kind {
+        InstKind::Op(Op::TopK(t)) => {
+            func.ty(i.args[0]).shape.last().filter(|d| d.as_const().is_none()).map(|_| t.k as i64)
+        }
+        _ => None,
+    });
+    choices.collect()
+}
+
+/// A function that a call of an entry runs.
+struct Candidate<'a> {
+    func: &'a Func,
+    calls: f64,
+    /// Its forms, as far as they are there for all sizes.
+    all: Preferences<'a>,
+    /// How many of the rows it chooses; there are more forms where there are no more than these.
+    chosen: BTreeSet<i64>,
+}
+
+/// The functions of entries with equal ranges.
+struct Search<'a> {
+    module: &'a Module,
+    whole: &'a Ranges,
+    target: &'a Target,
+    options: &'a Options,
+    rows: i64,
+    funcs: Vec<Candidate<'a>>,
+    /// Costs by function, choice and sizes.
+    known: BTreeMap<(usize, u64, i64, i64), f64>,
+}
+
+impl Search<'_> {
+    /// Splits a part along one symbol.
+    fn along(&mut self, sym: Sym, most: usize, part: Ranges, splits: &mut Vec<Split>) -> Vec<Ranges> {
+        let range = part[&sym];
+        // Of two values one version would be left with a single one on both sides, and no size would be a symbol.
+        if range.max - range.min < 2 {
+            return vec![part];
+        }
+        let points: Vec<Bindings> = grid(range).into_iter().map(|x| self.at(&part, sym, x)).collect();
+        let candidates = self.candidates(&part, sym, &points);
+        if candidates.is_empty() {
+            return vec![part];
+        }
+        let mut parts = vec![part.clone()];
+        let mut times = self.times(&parts, &points);
+        while parts.len() < most {
+            let mut best: Option<(f64, f64, i64, Vec<Ranges>, Vec<f64>)> = None;
+            for at in &candidates {
+                let Some(cut) = parts.iter().position(|p| p[&sym].min <= *at && *at < p[&sym].max) else { continue };
+                let mut cut_parts = parts.clone();
+                let mut upper = cut_parts[cut].clone();
+                let limits = upper[&sym];
+                cut_parts[cut].insert(sym, Range { min: limits.min, max: *at });
+                upper.insert(sym, Range { min: *at + 1, max: limits.max });
+                cut_parts.insert(cut + 1, upper);
+                let new = self.times(&cut_parts, &points);
+                let gains: Vec<f64> =
+                    times.iter().zip(&new).map(|(a, b)| if *a > 0.0 { (a - b) / a } else { 0.0 }).collect();
+                let (sum, gain) = (gains.iter().sum::<f64>(), gains.iter().copied().fold(0.0, f64::max));
+                // Of candidates that the grid does not tell apart the last: a choice of 128 rows is none up to 128.
+                let better = best.as_ref().is_none_or(|(known, ..)| sum >= *known * (1.0 - 1e-9));
+                if gain >= LEAST_GAIN && sum > 0.0 && better {
+                    best = Some((sum, gain, *at, cut_parts, new));
+                }
+            }
+            let Some((_, gain, at, cut_parts, new)) = best else { break };
+            let entries = self.module.entries.iter().map(|e| e.name.clone()).collect();
+            splits.push(Split { entries, within: part.clone(), sym, at, gain });
+            (parts, times) = (cut_parts, new);
+        }
+        parts
+    }
+
+    /// Values behind which another form may be better.
+    fn candidates(&mut self, part: &Ranges, sym: Sym, points: &[Bindings]) -> Vec<i64> {
+        let mut out = BTreeSet::new();
+        for f in 0..self.funcs.len() {
+            let mut best: Vec<Option<Option<Preference>>> = vec![None; points.len()];
+            let coarse: Vec<usize> = (0..points.len()).step_by(COARSE).chain([points.len() - 1]).collect();
+            for ends in coarse.windows(2) {
+                self.between(f, part, sym, points, (ends[0], ends[1]), &mut best, &mut out);
+            }
+            if sym == Sym::P {
+                // So many rows at most, whatever the new tokens.
+                out.extend(self.funcs[f].chosen.iter().map(|k| k - part[&Sym::T].max));
+            }
+        }
+        // A state whose size is known could not be told from one that keeps its size.
+        let least = part[&sym].min + i64::from(sym == Sym::P);
+        out.into_iter().filter(|at| least <= *at && *at < part[&sym].max).collect()
+    }
+
+    /// Adds where the choice changes between two points of the grid that choose differently.
+    #[allow(clippy::too_many_arguments, reason = "a recursion with its memory")]
+    fn between(
+        &mut self,
+        f: usize,
+        part: &Ranges,
+        sym: Sym,
+        points: &[Bindings],
+        (i, j): (usize, usize),
+        best: &mut [Option<Option<Preference>>],
+        out: &mut BTreeSet<i64>,
+    ) {
+        for at in [i, j] {
+            best[at].get_or_insert_with(|| self.funcs[f].all.best(&points[at]));
+        }
+        let (Some(Some(a)), Some(Some(b))) = (best[i].clone(), best[j].clone()) else { return };
+        if a.id == b.id {
+            return;
+        }
+        if j - i > 1 {
+            let middle = i + (j - i) / 2;
+            self.between(f, part, sym, points, (i, middle), best, out);
+            return self.between(f, part, sym, points, (middle, j), best, out);
+        }
+        let (mut low, mut high) = (points[i][&sym], points[j][&sym]);
+        while high - low > 1 {
+            let x = low + (high - low) / 2;
+            let at = self.at(part, sym, x);
+            match self.cost(f, &a, &at) <= self.cost(f, &b, &at) {
+                true => low = x,
+                false => high = x,
+            }
+        }
+        out.insert(low);
+    }
+
+    /// Seconds that a call takes at some sizes, each in the part that it falls into.
+    fn times(&mut self, parts: &[Ranges], points: &[Bindings]) -> Vec<f64> {
+        let mut out = vec![0.0; points.len()];
+        for part in parts {
+            let here: Vec<usize> = (0..points.len()).filter(|i| hadal_ir::module::within(part, &points[*i])).collect();
+            if here.is_empty() {
+                continue;
+            }
+            for f in 0..self.funcs.len() {
+                let costs = self.costs(f, part, here.iter().map(|i| &points[*i]));
+                here.iter().zip(costs).for_each(|(i, seconds)| out[*i] += seconds * self.funcs[f].calls);
+            }
+        }
+        out
+    }
+
+    /// Seconds of one function in the form that a version for `part` has.
+    fn costs<'b>(&mut self, f: usize, part: &Ranges, points: impl Iterator<Item = &'b Bindings>) -> Vec<f64> {
+        let typical = self.options.typical_of(part, self.whole, self.rows);
+        let candidate = &self.funcs[f];
+        let most = part[&Sym::P].max.saturating_add(part[&Sym::T].max).min(self.rows);
+        if candidate.chosen.iter().all(|k| *k < most) {
+            let Some(choice) = candidate.all.best(&typical) else { return points.map(|_| 0.0).collect() };
+            return points.map(|b| self.cost(f, &choice, b)).collect();
+        }
+        let narrowed = |e: &Entry| Entry { ranges: part.clone(), ..e.clone() };
+        let entries = self.module.entries.iter().map(narrowed).collect();
+        let module = Module { entries, ..self.module.clone() };
+        let bounds = Bounds::of(&module, &candidate.func.name, self.options);
+        let context = Context::of(self.target, &bounds, self.options);
+        let all = Preferences::of(candidate.func, &context);
+        let Some((all, choice)) = all.and_then(|all| Some((all.best(&typical)?, all)).map(|(c, a)| (a, c))) else {
+            return points.map(|_| 0.0).collect();
+        };
+        points.map(|b| all.cost(&choice, b)).collect()
+    }
+
+    fn cost(&mut self, f: usize, choice: &Preference, at: &Bindings) -> f64 {
+        let key = (f, choice.id, at[&Sym::P], at[&Sym::T]);
+        if let Some(known) = self.known.get(&key) {
+            return *known;
+        }
+        let cost = self.funcs[f].all.cost(choice, at);
+        self.known.insert(key, cost);
+        cost
+    }
+
+    /// The sizes of a call with `sym` at `x` and the other as is usual in this part.
+    fn at(&self, part: &Ranges, sym: Sym, x: i64) -> Bindings {
+        let mut out = self.options.typical_of(part, self.whole, self.rows);
+        let rows = out[&Sym::P] + out[&Sym::T];
+        out.insert(sym, x);
+        if sym == Sym::T {
+            let held = part[&Sym::P];
+            out.insert(Sym::P, (rows - x).clamp(held.min, held.max));
+        }
+        out
+    }
+}
+
+/// Powers of two in a range, and its ends.
+fn grid(range: Range) -> Vec<i64> {
+    let powers = (0..62).map(|i| 1i64 << i).filter(|x| range.min < *x && *x < range.max);
+    [range.min].into_iter().chain(powers).chain([range.max]).collect()
+}
