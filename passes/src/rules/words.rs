@@ -2,7 +2,7 @@
 
 /// A word, what is meant by it, and the laws that it comes from.
 pub struct Word {
-    /// The word; forms of it (`absorption`) begin with it.
+    /// The word; forms of it begin with the same five letters.
     pub word: &'static str,
     /// What is meant.
     pub meaning: &'static str,
@@ -43,7 +43,9 @@ pub const WORDS: &[Word] = &[
 
 /// What `word` means here, in any of its forms.
 pub fn meaning(word: &str) -> Option<&'static Word> {
-    WORDS.iter().find(|w| word.len() >= 4 && (word.starts_with(w.word) || w.word.starts_with(word)))
+    // Five letters tell them apart: `absorption` is `absorb`.
+    let stem = |w: &'static str| &w[..w.len().min(5)];
+    WORDS.iter().find(|w| word.starts_with(stem(w.word)))
 }
 
 #[cfg(test)]
@@ -58,6 +60,6 @@ mod tests {
         }
         assert_eq!(meaning("absorption").map(|w| w.word), Some("absorb"));
         assert_eq!(meaning("sinks").map(|w| w.word), Some("sink"));
-        assert!(meaning("a").is_none() && meaning("").is_none());
+        assert!(meaning("abs").is_none() && meaning("").is_none());
     }
 }
