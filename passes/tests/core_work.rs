@@ -51,7 +51,7 @@ fn work(t: i64, s: i64) -> (f64, f64) {
         ..Target::by_name("cpu").unwrap()
     };
     let text = format!("{CORE}entry e = @core where P in 0..{}, T = {t}", s - t);
-    let options = Options { typical_context: s, ..Options::default() };
+    let options = Options { typical_context: s, versions: false, ..Options::default() };
     let fused = optimise(&parse(&text), &target, &options).unwrap();
     let search = fused.reports.iter().find_map(|r| r.details.searches.first()).unwrap();
     (search.before, search.after)

@@ -115,7 +115,7 @@ fn selects(module: &Module) -> bool {
 /// The chosen form for `t` new tokens and `s` rows, and what it costs.
 fn chosen(t: i64, s: i64, target: &Target, laws: LawSet) -> (Module, f64) {
     let module = masked_dense(&LARGE, &format!("entry e = @core where P in 0..131071, T = {t}"));
-    let options = Options { typical_context: s, laws, ..Options::default() };
+    let options = Options { typical_context: s, laws, versions: false, ..Options::default() };
     let fused = optimise(&module, target, &options).unwrap();
     let search = fused.reports.iter().find_map(|r| r.details.searches.first()).unwrap().clone();
     (fused.optimised, search.after)
