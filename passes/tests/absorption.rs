@@ -54,10 +54,10 @@ fn flops_only() -> Target {
 }
 
 fn chosen(form: &str, t: i64, s: i64, target: &Target) -> (Module, f64, f64) {
-    let entry = format!("entry e = @core where P in 0..{}, T in {t}", s - t);
+    let entry = format!("entry e = @core where P in 0..{}, T in {t}", (s - t).max(1));
     let text = CORE.replace("KEYS", form) + &entry.replace(&format!("T in {t}"), &format!("T = {t}"));
     // Costs are taken at the largest sizes.
-    let options = Options { typical_context: s, ..Options::default() };
+    let options = Options { typical_context: s, versions: false, ..Options::default() };
     let fused = optimise(&parse(&text), target, &options).unwrap();
     let search = fused.reports.iter().find_map(|r| r.details.searches.first()).unwrap().clone();
     (fused.optimised, search.before, search.after)

@@ -171,6 +171,12 @@ impl<'a> Costs<'a> {
         if matches!(op, Op::Concat(_)) && !fact.constant {
             return (self.traffic(out), false);
         }
+        // Part of a product's row is no row: elementwise ops on it are not done on the product's way.
+        let product =
+            |arg: usize| problem.candidates[arg].iter().any(|c| matches!(c.node.head, Head::Op(Op::Contract(_))));
+        if matches!(op, Op::Slice(s) if s.axis > 0) && !fact.constant && product(c.args[0]) {
+            return (self.traffic(out), false);
+        }
         if self.is_carried(problem, op, &c.args) {
             return (0.0, false);
         }

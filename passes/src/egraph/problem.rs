@@ -2,13 +2,14 @@
 //!
 //! A shared op is paid once, so what a choice costs is the sum over what the roots reach. To it comes a launch for each
 //! elementwise op that no neighbour can do on the way: fusion joins it with what computes one of its operands, or, row
-//! by row, with what reads it.
+//! by row, with what reads it. Elementwise ops that have only each other share one launch.
 
 use super::rebuild::Letters;
 use super::space::{Made, Space};
 use super::{Head, Node};
 use egg::{Id, Language};
 use hadal_ir::{Bindings, Func, InstKind, Op, TensorType, ValueId};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::rc::Rc;
@@ -90,10 +91,9 @@ impl Problem {
         let mut reachable: BTreeMap<Id, Vec<(Node, Made)>> = BTreeMap::new();
         let mut open: Vec<Id> = roots.clone();
         while let Some(class) = open.pop() {
-            if !reachable.contains_key(&class) {
-                let nodes = usable(space, class);
+            if let Entry::Vacant(new) = reachable.entry(class) {
+                let nodes = new.insert(usable(space, class));
                 open.extend(nodes.iter().flat_map(|(n, _)| &n.args).copied());
-                reachable.insert(class, nodes);
             }
         }
         let at: BTreeMap<Id, usize> = reachable.keys().enumerate().map(|(i, id)| (*id, i)).collect();
@@ -251,19 +251,39 @@ impl<'a> Walk<'a> {
             alone |= c.alone > 0.0;
         }
         if alone {
-            for i in &self.order {
-                let Some(c) = chosen(*i) else { continue };
-                if c.args.iter().any(|a| chosen(*a).is_some_and(|c| c.joins_readers)) {
-                    self.joined[*i] = self.number;
-                }
-                if c.joins_operands {
-                    c.args.iter().for_each(|a| self.joined[*a] = self.number);
-                }
+            self.join(choice);
+            for c in self.order.iter().filter(|i| self.joined[**i] != self.number).filter_map(|i| chosen(*i)) {
+                // Of elementwise ops that are joined with each other alone, the first has the launch.
+                let waits = |a: &usize| self.joined[*a] != self.number && chosen(*a).is_some_and(|c| c.alone > 0.0);
+                sum += if c.args.iter().any(waits) { 0.0 } else { c.alone };
             }
-            let alone = self.order.iter().filter(|i| self.joined[**i] != self.number);
-            sum += alone.filter_map(|i| chosen(*i)).map(|c| c.alone).sum::<f64>();
         }
         sum
+    }
+
+    /// Marks what is done on the way of an op that has a launch of its own, be it through other elementwise ops.
+    fn join(&mut self, choice: &Choice) {
+        let problem = self.problem;
+        let mut grew = true;
+        while std::mem::take(&mut grew) {
+            for i in &self.order {
+                let Some(c) = problem.chosen(choice, *i) else { continue };
+                let launched = |joined: &[u32], at: usize, c: &Candidate| c.alone == 0.0 || joined[at] == self.number;
+                let above = |a: &usize| {
+                    problem.chosen(choice, *a).is_some_and(|c| c.joins_readers && launched(&self.joined, *a, c))
+                };
+                if self.joined[*i] != self.number && c.args.iter().any(above) {
+                    self.joined[*i] = self.number;
+                    grew = true;
+                }
+                if c.joins_operands && launched(&self.joined, *i, c) {
+                    for a in &c.args {
+                        grew |= self.joined[*a] != self.number;
+                        self.joined[*a] = self.number;
+                    }
+                }
+            }
+        }
     }
 
     /// False on a circle, or where nothing is chosen.
