@@ -18,8 +18,11 @@ pub struct Pass {
     pub name: &'static str,
     /// What it does, in a line.
     pub summary: &'static str,
-    run: fn(&Module, &Target, &Options) -> Result<(Module, Details), Error>,
+    run: fn(&Module, &Target, &Options) -> Outcome,
 }
+
+/// A new module, and what there is to say; or why there is none.
+type Outcome = Result<(Module, Details), Error>;
 
 /// What a pass has to say besides its result.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -97,7 +100,7 @@ pub const PASSES: &[Pass] = &[
     },
 ];
 
-fn rewrite(module: &Module, target: &Target, options: &Options) -> Result<(Module, Details), Error> {
+fn rewrite(module: &Module, target: &Target, options: &Options) -> Outcome {
     let mut details = Details::default();
     let room = room(module, target, options);
     let mut out = Module { funcs: Vec::new(), ..module.clone() };

@@ -121,11 +121,12 @@ impl Space<'_> {
                     let miss = |reason| _ = self.misses.borrow_mut().insert((rule.name, class, reason));
                     let listener = self.context.explain.then_some(&miss as &dyn Fn(String));
                     let site = Watched::new(&view, listener);
-                    let terms = (rule.apply)(&site, op, &args);
-                    let terms: Vec<Term> = terms.into_iter().filter(|t| t.ty(&view).is_some()).collect();
+                    let terms = (rule.apply)(&site, op, &args).into_iter();
+                    let new = |t: &Term| said.insert((rule.name, class, t.clone())) && t.ty(&view).is_some();
+                    let terms: Vec<Term> = terms.filter(new).collect();
                     memory.anything |= site.asked_for_readers();
                     let seen = site.seen();
-                    for term in terms.into_iter().filter(|t| said.insert((rule.name, class, t.clone()))) {
+                    for term in terms {
                         let heritage = self.heritage(rule, class, node, &term, &seen);
                         out.push(Found { rule, class, term, heritage });
                     }
