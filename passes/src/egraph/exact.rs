@@ -326,18 +326,32 @@ impl Search<'_> {
     }
 }
 
-/// By class: whether no choice has a neighbour that could do its elementwise ops on the way.
+/// By class: whether its elementwise ops have a launch of their own in every choice: no neighbour could do them on the
+/// way, however far it is through other elementwise ops, and none of them comes before.
 fn certainly_alone(problem: &Problem) -> Vec<bool> {
-    let mut out: Vec<bool> = vec![true; problem.ids.len()];
-    for (class, candidates) in problem.candidates.iter().enumerate() {
-        for c in candidates {
-            out[class] &= !c.args.iter().any(|a| problem.candidates[*a].iter().any(|below| below.joins_readers));
-            if c.joins_operands {
-                c.args.iter().for_each(|a| out[*a] = false);
+    let mut joined = vec![false; problem.ids.len()];
+    let mut grew = true;
+    while std::mem::take(&mut grew) {
+        for class in 0..joined.len() {
+            for c in &problem.candidates[class] {
+                let above = |a: &usize| {
+                    problem.candidates[*a].iter().any(|b| b.joins_readers && (b.alone == 0.0 || joined[*a]))
+                };
+                if !joined[class] && c.args.iter().any(above) {
+                    (joined[class], grew) = (true, true);
+                }
+                if c.joins_operands && (c.alone == 0.0 || joined[class]) {
+                    for a in &c.args {
+                        grew |= !joined[*a];
+                        joined[*a] = true;
+                    }
+                }
             }
         }
     }
-    out
+    let waits = |a: &usize| problem.candidates[*a].iter().any(|b| b.alone > 0.0);
+    let first = |class: usize| !problem.candidates[class].iter().any(|c| c.args.iter().any(waits));
+    (0..joined.len()).map(|class| !joined[class] && first(class)).collect()
 }
 
 #[cfg(test)]
