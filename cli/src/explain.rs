@@ -2,7 +2,7 @@
 
 use crate::report::facts::{Kernel, Optimised, Version};
 use hadal_ir::module::FuncKind;
-use hadal_ir::{InstKind, Module, text};
+use hadal_ir::{InstKind, text};
 use hadal_passes::explain::{Explanation, Form, LawUse};
 use hadal_passes::rule::Rule;
 use hadal_passes::rules::{self, words};
@@ -35,36 +35,36 @@ pub fn theme(law: &str) -> &'static str {
     rules::themes().find(|t| t.rules.iter().any(|r| r.name == law)).map_or("", |t| t.name)
 }
 
-/// The kernels that `name` means: the one called so, or all whose names hold it.
-pub fn kernels<'a>(optimised: &'a Optimised, name: &str) -> Vec<&'a str> {
+/// The kernels that `name` means, of those launched in `versions`: the one called so, or all whose names hold it.
+pub fn kernels<'a>(versions: &'a [Version<'a>], name: &str) -> Vec<&'a str> {
     let name = name.trim_start_matches('@');
-    let all = optimised.program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).map(|f| f.name.as_str());
-    let all: Vec<&str> = all.collect();
-    match all.iter().find(|k| **k == name) {
+    let launches = versions.iter().flat_map(|v| &v.plan.launches);
+    let all: BTreeSet<&str> = launches.map(|l| l.kernel.as_str()).collect();
+    match all.get(name) {
         Some(exact) => vec![exact],
         None => all.into_iter().filter(|k| k.contains(name)).collect(),
     }
 }
 
-/// The functions that launch a kernel.
-pub fn callers<'a>(module: &'a Module, kernel: &str) -> BTreeSet<&'a str> {
-    let calls = |f: &&hadal_ir::Func| f.insts.iter().any(|i| matches!(&i.kind, InstKind::Call(c) if c.func == kernel));
-    module.funcs.iter().filter(calls).map(|f| f.name.as_str()).collect()
-}
-
-/// The chosen forms that ended in a kernel, with the function they were chosen in.
+/// The chosen forms that ended in a kernel, with the function they were chosen in: such an op, from such a place, by such
+/// laws. Fusion and later passes add to what an op remembers, and take nothing away.
 pub fn forms_of<'a>(optimised: &'a Optimised, kernel: &Kernel) -> Vec<(&'a Explanation, &'a Form)> {
-    let callers = callers(&optimised.fused.module, &kernel.func.name);
-    let all = explanations(optimised).into_iter().filter(|e| callers.contains(e.func.as_str()));
-    let inside = |form: &Form| {
-        kernel.func.insts.iter().any(|i| match &i.kind {
-            InstKind::Op(op) => {
-                form.text.contains(op.mnemonic()) && form.origin == i.origin && form.laws.iter().eq(i.laws.iter())
-            }
-            InstKind::Call(_) => false,
-        })
-    };
-    all.flat_map(|e| e.forms.iter().filter(|f| inside(f)).map(move |f| (e, f))).collect()
+    let mut out = Vec::new();
+    for e in explanations(optimised) {
+        let insts = optimised.fused.module.func(&e.func).map(|f| f.insts.as_slice()).unwrap_or_default();
+        let calls = insts.iter().filter(|i| matches!(&i.kind, InstKind::Call(c) if c.func == kernel.func.name));
+        let places: BTreeSet<&String> = calls.flat_map(|i| &i.origin).collect();
+        let inside = |form: &&Form| {
+            let word = form.text.split_whitespace().next().unwrap_or_default();
+            kernel.ops().any(|op| op.mnemonic() == word)
+                && form.origin.iter().all(|o| places.contains(o))
+                && form.laws.iter().all(|l| kernel.laws.contains(&l.as_str()))
+        };
+        if !places.is_empty() {
+            out.extend(e.forms.iter().filter(inside).map(|f| (e, f)));
+        }
+    }
+    out
 }
 
 /// The kernel in every version that launches it.
@@ -80,9 +80,11 @@ pub fn uses<'a>(
     versions.iter().filter_map(one).collect()
 }
 
-/// The kernel's text.
+/// The kernel's text, without the laws of each op.
 pub fn kernel_text(kernel: &Kernel) -> String {
-    text::print_func(kernel.func)
+    let mut func = kernel.func.clone();
+    func.insts.iter_mut().for_each(|i| i.laws.clear());
+    text::print_func(&func)
 }
 
 /// What a question with `--why` is about.

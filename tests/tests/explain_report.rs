@@ -51,6 +51,7 @@ fn a_kernel_tells_its_laws_its_tensors_and_its_cost() {
         kernel["chain"].as_array().expect("a chain").iter().filter_map(|l| l["law"].as_str()).collect();
     assert!(laws.contains(&"select-attention"), "{kernel}");
     assert!(kernel["chain"].as_array().expect("a chain").iter().all(|l| l["says"].is_string()), "{kernel}");
+    assert!(kernel["choices"][0]["choice"]["runner_up"]["more"].as_f64().is_some_and(|s| s >= 0.0), "{kernel}");
     assert!(kernel["versions"][0]["seconds"].as_f64().is_some_and(|s| s > 0.0), "{kernel}");
     assert!(!kernel["origin"].as_array().expect("places").is_empty());
     let text = explain(&["--kernel", kernel["kernel"].as_str().expect("a name"), "--entry", "decode"]);

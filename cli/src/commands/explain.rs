@@ -174,12 +174,8 @@ impl<'a> Session<'a> {
     }
 
     fn kernels(&self, name: &str) -> Result<Answer, Failure> {
-        let found = kernels(self.optimised, name);
-        let used: Vec<_> = found
-            .iter()
-            .map(|k| (*k, uses(self.optimised, &self.versions, k)))
-            .filter(|(_, uses)| !uses.is_empty())
-            .collect();
+        let found = kernels(&self.versions, name);
+        let used: Vec<_> = found.iter().map(|k| (*k, uses(self.optimised, &self.versions, k))).collect();
         if used.is_empty() {
             let help = "`hadal explain PATH` lists the kernels of every entry";
             return Err(Failure::usage(format!("there is no kernel `{name}`")).help(help));
