@@ -166,7 +166,6 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
         activations: options.activations,
         mtp_input: options.mtp_input,
         state_dtype: options.state_dtype,
-        ..BuildOptions::default()
     };
     if build.max_context.is_none() {
         let limit = input.config.object().optional_usize("max_position_embeddings")?;

@@ -144,9 +144,9 @@ fn graphs(f: &Facts) -> String {
         for (caption, view) in views {
             let Some((module, func)) = view else { continue };
             let n = func.insts.len();
-            _ = write!(
+            _ = writeln!(
                 out,
-                "<figure class=\"zoom\"><figcaption><b>{caption}</b> <span>{n} ops</span></figcaption>{}</figure>\n",
+                "<figure class=\"zoom\"><figcaption><b>{caption}</b> <span>{n} ops</span></figcaption>{}</figure>",
                 graph::svg(module, func)
             );
         }
@@ -233,7 +233,7 @@ fn rewrites(f: &Facts) -> String {
     let head = ["function", "phase", "fired", "banned", "nodes", "rounds", "ended", "time"];
     let all =
         table("Each phase keeps what those before it found; a law that matches too often is banned", 4, &head, &rows);
-    _ = write!(out, "<details><summary>Phases of each search</summary>{all}</details>\n");
+    _ = writeln!(out, "<details><summary>Phases of each search</summary>{all}</details>");
     out
 }
 
@@ -267,7 +267,7 @@ fn choices(f: &Facts) -> String {
         let head = ["op", "from", "laws", "runner-up", "alone", "runner-up adds", "to all"];
         let caption = format!("{} as chosen", seconds(e.cost));
         let name = escape(&crate::explain::at(e));
-        _ = write!(out, "<details><summary>{name}</summary>{}</details>\n", table(&caption, 4, &head, &rows));
+        _ = writeln!(out, "<details><summary>{name}</summary>{}</details>", table(&caption, 4, &head, &rows));
     }
     out
 }
@@ -301,9 +301,9 @@ fn roofline(f: &Facts) -> String {
         all.push(roof_chart(f, &v, points));
         let rows: Vec<_> = kernels.iter().map(|k| kernel_row(k, total)).collect();
         let head = ["kernel", "ops", "from", "laws", "launches", "time", "of all", "bound by", "FLOP", "bytes"];
-        _ = write!(
+        _ = writeln!(
             tables,
-            "<details><summary>Kernels of {}</summary>{}</details>\n",
+            "<details><summary>Kernels of {}</summary>{}</details>",
             escape(&v.label),
             table("Those that take longest first", 4, &head, &rows)
         );
