@@ -228,3 +228,20 @@ fn the_whole_pipeline_does_both() {
     // One token has no other part.
     assert!(fused.optimised.func("layer.decode.part").is_none());
 }
+
+/// The last layer's part of a prompt's work, but for its keys and values.
+#[test]
+fn prompts_cost_one_layer_less() {
+    let (known, _) = releases::all();
+    for (name, layers) in [("deepseek-llm-7b-chat", 30.0), ("deepseek-v2-lite", 27.0), ("deepseek-r1", 61.0)] {
+        let module = &known.iter().find(|(n, _)| n == name).unwrap().1;
+        let (out, _) = elide::run(module, &LawSet::default());
+        let flops = |m: &Module, entry: &str| hadal_models::stats::cost(m, entry, 512, 0).unwrap().flops;
+        let saved = 1.0 - flops(&out, "prefill") / flops(module, "prefill");
+        assert!((0.75..1.15).contains(&(saved * layers)), "{name}: {saved}");
+        // Entries that return all rows stay.
+        assert_eq!(flops(&out, "logits"), flops(module, "logits"));
+        let ops = |m: &Module| m.funcs.iter().map(|f| f.insts.len()).sum::<usize>();
+        println!("{name}: {saved:.4} of the work saved; {} -> {} ops", ops(module), ops(&out));
+    }
+}

@@ -221,6 +221,30 @@ fn close(what: &str, found: &[f32], expected: &[f64]) -> Result<(), TestCaseErro
     Ok(())
 }
 
+/// New tokens of calls that together take `total`: as many as a version of `prefill` takes at most, and one more, in turn.
+/// So both sides of every border between versions are run, one after the other. None where there is one version.
+fn across_borders(program: &hadal_runtime::Program, total: usize) -> Vec<usize> {
+    let Some(entry) = program.manifest().entry("prefill") else { return vec![] };
+    let most = entry.range(Sym::T).map_or(1, |r| r.hi);
+    let ends = entry.versions.iter().flat_map(|v| &v.symbols).filter(|r| r.sym == Sym::T && r.hi < most).map(|r| r.hi);
+    let mut sizes: Vec<usize> = ends.flat_map(|n| [n as usize, n as usize + 1]).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    let held = entry.versions.iter().flat_map(|v| &v.symbols).filter(|r| r.sym == Sym::P && r.lo > 0).map(|r| r.lo);
+    let mut held: Vec<usize> = held.map(|n| n as usize).filter(|n| *n < total).collect();
+    held.sort_unstable();
+    let (mut out, mut at, mut next) = (Vec::new(), 0, 0);
+    while at < total && !(sizes.is_empty() && held.is_empty()) {
+        let size = if sizes.is_empty() { most as usize } else { sizes[next % sizes.len()] };
+        // A call begins exactly where another version begins.
+        let border = held.iter().find(|n| **n > at).map_or(total, |n| *n);
+        let n = size.min(border - at).min(most as usize);
+        out.push(n);
+        (at, next) = (at + n, next + 1);
+    }
+    out
+}
+
 /// Whether the compiled program agrees with the interpreter on `reference`, the checkpoint's seed.
 fn holds(case: &Case, reference: u64) -> Result<(), TestCaseError> {
     let dir = tempfile::tempdir().expect("a folder");
@@ -256,6 +280,12 @@ fn holds(case: &Case, reference: u64) -> Result<(), TestCaseError> {
         close(&format!("hidden {i}, tokens {range:?}"), &rows[1], &expected.hidden[range.start * d..range.end * d])?;
         hidden.extend(&rows[1]);
         at += n;
+    }
+    let (mut borders, mut at) = (session(&program, case.threads), 0);
+    for n in across_borders(&program, total) {
+        let row = call(&mut borders, "prefill", &tokens[at..at + n], &[]);
+        at += n;
+        close(&format!("prefill of {n} up to {at}"), &row[0], &expected.logits[(at - 1) * v..at * v])?;
     }
     if let Some(expected) = &expected.mtp {
         let mut s = session(&program, case.threads);
