@@ -106,11 +106,13 @@ fn versions(module: &Module, name: &str) -> Option<String> {
 }
 
 /// Formats and ranks of what an entry takes and gives, with the names of the latter. Sizes may be fixed in a version.
-fn signature<'a>(module: &'a Module, entry: &Entry) -> Option<(Vec<Port>, Vec<(&'a str, Port)>)> {
+fn signature<'a>(module: &'a Module, entry: &Entry) -> Option<Vec<(&'a str, Port)>> {
     let func = module.func(&entry.func)?;
     let port = |v: ValueId| func.values.get(v.index()).map(|v| (v.ty.dtype, v.ty.rank()));
     let results = func.results.iter().map(|(name, v)| (name.as_str(), port(*v)));
-    Some((func.params.iter().map(|p| port(*p)).collect(), results.collect()))
+    let params = func.params.iter().map(|p| ("", port(*p)));
+    // A nameless thing without a type tells the last input from the first result.
+    Some(params.chain([("", None)]).chain(results).collect())
 }
 
 type Port = Option<(DType, usize)>;

@@ -150,6 +150,17 @@ struct Candidate<'a> {
     chosen: BTreeSet<i64>,
 }
 
+/// Parts with one more border.
+struct Cut {
+    at: i64,
+    /// Shares of the time gained at all points together, and the largest of them.
+    sum: f64,
+    gain: f64,
+    parts: Vec<Ranges>,
+    /// Seconds at each point.
+    times: Vec<f64>,
+}
+
 /// The functions of entries with equal ranges.
 struct Search<'a> {
     module: &'a Module,
@@ -178,7 +189,7 @@ impl Search<'_> {
         let mut parts = vec![part.clone()];
         let mut times = self.times(&parts, &points);
         while parts.len() < most {
-            let mut best: Option<(f64, f64, i64, Vec<Ranges>, Vec<f64>)> = None;
+            let mut best: Option<Cut> = None;
             for at in &candidates {
                 let Some(cut) = parts.iter().position(|p| p[&sym].min <= *at && *at < p[&sym].max) else { continue };
                 let mut cut_parts = parts.clone();
@@ -192,15 +203,15 @@ impl Search<'_> {
                     times.iter().zip(&new).map(|(a, b)| if *a > 0.0 { (a - b) / a } else { 0.0 }).collect();
                 let (sum, gain) = (gains.iter().sum::<f64>(), gains.iter().copied().fold(0.0, f64::max));
                 // Of candidates that the grid does not tell apart the last: a choice of 128 rows is none up to 128.
-                let better = best.as_ref().is_none_or(|(known, ..)| sum >= *known * (1.0 - 1e-9));
+                let better = best.as_ref().is_none_or(|b| sum >= b.sum * (1.0 - 1e-9));
                 if gain >= LEAST_GAIN && sum > 0.0 && better {
-                    best = Some((sum, gain, *at, cut_parts, new));
+                    best = Some(Cut { at: *at, sum, gain, parts: cut_parts, times: new });
                 }
             }
-            let Some((_, gain, at, cut_parts, new)) = best else { break };
+            let Some(best) = best else { break };
             let entries = self.module.entries.iter().map(|e| e.name.clone()).collect();
-            splits.push(Split { entries, within: part.clone(), sym, at, gain });
-            (parts, times) = (cut_parts, new);
+            splits.push(Split { entries, within: part.clone(), sym, at: best.at, gain: best.gain });
+            (parts, times) = (best.parts, best.times);
         }
         parts
     }
