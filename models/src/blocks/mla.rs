@@ -116,9 +116,10 @@ pub fn attend(f: &mut Block<'_>, a: &Mla, x: ValueId, from: ValueId, angles: Ang
     let k_rope = a.rope.turn(f, k_rope, angles);
     let latent = f.slice(latent, 1, 0, c, 1);
     let latent = f.norm(latent, "kv_a_layernorm", LATENT_EPS);
+    // Rounding, where products have it, treats rows one by one: done before they are kept, it is done once a token.
+    let latent = f.operand(latent, "kv_b_proj");
     let (latent, k_rope) = (f.remember("ckv", latent), f.remember("k_rope", k_rope));
 
-    let latent = f.operand(latent, "kv_b_proj");
     let kv = f.matrix("kv_b_proj", &[h * (dn + dv), c]);
     let kv = f.reshape(kv, &[h.into(), (dn + dv).into(), c.into()]);
     let (up, read) = (f.slice(kv, 1, 0, dn, 1), f.slice(kv, 1, dn, dv, 1));
