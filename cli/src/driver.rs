@@ -42,6 +42,17 @@ pub struct Options {
     pub mtp_input: hadal_models::MtpInput,
     /// Format of the states.
     pub state_dtype: DType,
+    /// The laws that the optimiser may use.
+    pub laws: hadal_passes::LawSet,
+    /// Sequences that a call is costed for.
+    pub batch: u64,
+}
+
+impl Options {
+    /// What passes are told of a model.
+    pub fn passes(&self, model: &Model) -> hadal_passes::Options {
+        hadal_passes::Options { laws: self.laws.clone(), batch: self.batch, ..pass_options(model) }
+    }
 }
 
 impl Default for Options {
@@ -56,6 +67,8 @@ impl Default for Options {
             activations: hadal_models::Activations::default(),
             mtp_input: hadal_models::MtpInput::default(),
             state_dtype: BuildOptions::default().state_dtype,
+            laws: hadal_passes::LawSet::default(),
+            batch: 1,
         }
     }
 }
@@ -111,7 +124,7 @@ pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
     timed("graph", start);
 
     let start = Instant::now();
-    let mut choices = pass_options(&model);
+    let mut choices = options.passes(&model);
     if options.external_weights {
         // Joined weights would have to be written a second time, beside the checkpoint's own.
         let joining = hadal_passes::rules::MERGING.iter().flat_map(|p| p.themes).flat_map(|t| t.rules);
@@ -152,7 +165,7 @@ pub fn target(name: &str) -> Result<Target, Failure> {
     Err(Failure::usage(format!("there is no target `{name}`; known are {}", known.join(", "))).help(help))
 }
 
-/// What passes are told of a model.
+/// What passes are told of a model where nobody says otherwise.
 pub fn pass_options(model: &Model) -> hadal_passes::Options {
     hadal_passes::Options { max_context: Some(model.max_context as i64), ..Default::default() }
 }

@@ -5,6 +5,7 @@ use crate::failure::Failure;
 use crate::input::Input;
 use hadal_models::checkpoint::Checkpoint;
 use hadal_models::{Activations, AttnFactor, Model};
+use hadal_passes::{LawSet, rules};
 use hadal_types::DType;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,43 @@ pub struct CompileArgs {
     /// What products with block-scaled FP8 weights read.
     #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
     pub activations: ActivationsArg,
+    /// Which laws may be used.
+    #[command(flatten)]
+    pub laws: LawArgs,
+}
+
+/// Which laws the optimiser may use.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct LawArgs {
+    /// A law that the optimiser must do without. May be given several times.
+    #[arg(long, value_name = "LAW", value_parser = law)]
+    pub without_law: Vec<&'static str>,
+}
+
+impl LawArgs {
+    /// The laws.
+    pub fn set(&self) -> LawSet {
+        LawSet::default().without(self.without_law.iter().copied()).expect("names of laws")
+    }
+}
+
+fn law(name: &str) -> Result<&'static str, String> {
+    rules::law(name).map(|r| r.name).ok_or_else(|| match &near_laws(name)[..] {
+        [] => "there is no such law; the book lists them all".to_owned(),
+        near => format!("there is no such law; near are {}", near.join(", ")),
+    })
+}
+
+/// Laws with names like `name`: those that hold it, or else those that share the most words with it.
+pub fn near_laws(name: &str) -> Vec<&'static str> {
+    let all = || rules::all().map(|r| r.name);
+    let hold: Vec<&str> = all().filter(|law| law.contains(name)).collect();
+    if !hold.is_empty() && !name.is_empty() {
+        return hold;
+    }
+    let shared = |law: &str| name.split('-').filter(|w| w.len() > 2 && law.split('-').any(|l| l == *w)).count();
+    let most = all().map(shared).max().filter(|most| *most > 0);
+    all().filter(|law| most == Some(shared(law))).collect()
 }
 
 /// Which tensors to compile.
@@ -118,7 +156,23 @@ impl CompileArgs {
                 AttnFactorArg::Apply => AttnFactor::Apply,
             },
             activations: self.activations.activations(),
+            laws: self.laws.set(),
             ..Options::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn laws_are_named_in_full_and_near_ones_are_known() {
+        assert_eq!(law("nest-contractions"), Ok("nest-contractions"));
+        assert!(law("nest").unwrap_err().contains("nest-contractions"));
+        assert!(law("nested-contractions").unwrap_err().contains("nest-contractions"));
+        assert!(near_laws("").is_empty() && near_laws("no-such-thing").is_empty());
+        let args = LawArgs { without_law: vec!["nest-contractions"] };
+        assert_eq!(args.set().with(["nest-contractions"]).unwrap(), LawSet::default());
     }
 }

@@ -1,16 +1,15 @@
 //! What a model should take on a machine, for sets of contexts and batches: the figures behind `hadal predict` and the
 //! curves of `hadal report`.
 //!
-//! For each context the graph is optimised anew, for calls of exactly those sizes: what is chosen for a long context is
-//! not what is chosen for a short one.
+//! For each context the graph is optimised anew, for calls of exactly those sizes and so many sequences: what is chosen
+//! for a long context is not what is chosen for a short one, nor is it for one sequence what it is for a hundred.
 
-use crate::driver::pass_options;
 use crate::failure::Failure;
 use crate::roofline::{Call, Step, state_elements, stored_bytes};
 use hadal_ir::module::{Entry, Range};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Module, Sym};
+use hadal_ir::{Bindings, Sym};
 use hadal_models::Model;
 use hadal_types::DType;
 
@@ -82,10 +81,6 @@ pub struct Context {
     pub tokens: usize,
     /// State elements of one sequence, by compiled format.
     pub state: Vec<(DType, u64)>,
-    /// Bytes of weights, in the forms chosen.
-    pub weight_bytes: u64,
-    /// Bytes of working memory for one sequence.
-    pub arena_bytes: u64,
     /// The calls.
     pub calls: Vec<Predicted>,
 }
@@ -101,6 +96,10 @@ pub struct Predicted {
     pub batch: usize,
     /// What it takes.
     pub step: Step,
+    /// Bytes of weights, in the forms chosen for prompts and for so many sequences.
+    pub stored_bytes: u64,
+    /// Bytes of working memory, of all sequences; no less than a prompt needs.
+    pub arena_bytes: u64,
 }
 
 impl Predicted {
@@ -131,14 +130,19 @@ impl Context {
         self.state.iter().map(|(d, _)| d.name()).collect::<Vec<_>>().join(", ")
     }
 
-    /// Bytes that so many sequences need.
-    pub fn bytes(&self, batch: usize) -> u64 {
-        self.weight_bytes + (self.state_bytes() + self.arena_bytes) * batch as u64
+    /// Bytes of weights, states and working memory that a call needs.
+    pub fn bytes(&self, call: &Predicted) -> u64 {
+        call.stored_bytes + call.arena_bytes + self.state_bytes() * call.batch as u64
     }
 
-    /// Machines of one's memory that hold so many sequences.
-    pub fn machines(&self, one: &Target, batch: usize) -> u64 {
-        self.bytes(batch).div_ceil(one.memory_bytes)
+    /// Machines of one's memory that hold as much.
+    pub fn machines(&self, one: &Target, call: &Predicted) -> u64 {
+        self.bytes(call).div_ceil(one.memory_bytes)
+    }
+
+    /// Bytes of weights for the smallest batch that was asked about.
+    pub fn weight_bytes(&self) -> u64 {
+        self.phase(Phase::Decode).next().map_or(0, |c| c.stored_bytes)
     }
 
     /// The calls of a phase.
@@ -147,20 +151,26 @@ impl Context {
     }
 }
 
-/// Answers `question` for a model built for at least its longest context.
-pub fn predict(model: &Model, one: &Target, question: &Question) -> Result<Prediction, Failure> {
+/// Answers `question` for a model built for at least its longest context, with `passes` told to each compilation.
+pub fn predict(
+    model: &Model,
+    one: &Target,
+    passes: &hadal_passes::Options,
+    question: &Question,
+) -> Result<Prediction, Failure> {
     let target = one.several(question.devices as u32);
-    let at = question.contexts.iter().map(|n| at_context(model, &target, question, *n));
+    let at = question.contexts.iter().map(|n| at_context(model, &target, passes, question, *n));
     Ok(Prediction { at: at.collect::<Result<_, _>>()?, target: target.clone(), devices: question.devices })
 }
 
 /// The program for calls of exactly these sizes, one entry per phase that the model has.
-pub fn program_for(
+fn program_for(
     model: &Model,
     target: &Target,
+    passes: &hadal_passes::Options,
     context: usize,
     calls: &[(Phase, usize)],
-) -> Result<(Module, Program), Failure> {
+) -> Result<Program, Failure> {
     let mut module = model.module.clone();
     module.entries.clear();
     for (phase, tokens) in calls {
@@ -175,33 +185,60 @@ pub fn program_for(
     }
     // What does not fit is answered by how many machines it takes, not by other forms.
     let target = Target { memory_bytes: 1 << 60, ..target.clone() };
-    let options = hadal_passes::Options { typical_context: context as i64, ..pass_options(model) };
+    // There is one size of each call, so there is nothing to split.
+    let options = hadal_passes::Options { typical_context: context as i64, versions: false, ..passes.clone() };
     let (_, program) =
         hadal_passes::compile(&module, &target, &options).map_err(|e| Failure::internal("optimising", e))?;
-    Ok((module, program))
+    Ok(program)
 }
 
-fn at_context(model: &Model, target: &Target, question: &Question, context: usize) -> Result<Context, Failure> {
-    let mut calls = vec![(Phase::Prefill, question.chunk.min(context)), (Phase::Decode, 1)];
+fn at_context(
+    model: &Model,
+    target: &Target,
+    passes: &hadal_passes::Options,
+    question: &Question,
+    context: usize,
+) -> Result<Context, Failure> {
+    let of = |batch: usize, calls: &[(Phase, usize)]| {
+        let passes = hadal_passes::Options { batch: batch as u64, ..passes.clone() };
+        program_for(model, target, &passes, context, calls)
+    };
+    let chunk = [(Phase::Prefill, question.chunk.min(context))];
+    let mut steps = vec![(Phase::Decode, 1)];
     if question.drafts > 0 && question.drafts < context {
-        calls.extend([(Phase::Verify, 1 + question.drafts), (Phase::Draft, 1)]);
+        steps.extend([(Phase::Verify, 1 + question.drafts), (Phase::Draft, 1)]);
     }
-    let (_, program) = program_for(model, target, context, &calls)?;
-    let mut out = Vec::new();
-    for (phase, tokens) in calls {
-        let bindings: Bindings = [(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)].into();
-        let Some(plan) = program.plan_for(phase.name(), &bindings) else { continue };
-        let batches: &[usize] = if phase == Phase::Prefill { &[1] } else { &question.batches };
-        for batch in batches {
-            let call = Call { program: &program, plan, target, bindings: &bindings, batch: *batch };
-            out.push(Predicted { phase, tokens, batch: *batch, step: call.step() });
-        }
+    // A prompt is one sequence, whatever is decoded together.
+    let prompt = of(1, &chunk)?;
+    let mut state = Vec::new();
+    let mut calls = predicted(&[&prompt], target, context, 1, &chunk);
+    for batch in &question.batches {
+        let program = of(*batch, &steps)?;
+        state = state_elements(&program, Phase::Decode.name(), context);
+        calls.extend(predicted(&[&program, &prompt], target, context, *batch, &steps));
     }
-    Ok(Context {
-        tokens: context,
-        state: state_elements(&program, Phase::Decode.name(), context),
-        weight_bytes: stored_bytes(&program),
-        arena_bytes: program.arena_bytes(),
-        calls: out,
-    })
+    // By phase, then by batch.
+    calls.sort_by_key(|c| (c.phase, c.batch));
+    Ok(Context { tokens: context, state, calls })
+}
+
+/// What calls of the first of some programs take, which are kept together.
+fn predicted(
+    programs: &[&Program],
+    target: &Target,
+    context: usize,
+    batch: usize,
+    calls: &[(Phase, usize)],
+) -> Vec<Predicted> {
+    let Some((program, others)) = programs.split_first() else { return Vec::new() };
+    let arena = |p: &Program, batch: usize| p.arena_bytes().saturating_mul(batch as u64);
+    let arena_bytes = others.iter().map(|p| arena(p, 1)).fold(arena(program, batch), u64::max);
+    let stored_bytes = stored_bytes(programs);
+    let one = |(phase, tokens): &(Phase, usize)| {
+        let bindings: Bindings = [(Sym::T, *tokens as i64), (Sym::P, (context - tokens) as i64)].into();
+        let plan = program.plan_for(phase.name(), &bindings)?;
+        let step = Call { program, plan, target, bindings: &bindings, batch }.step();
+        Some(Predicted { phase: *phase, tokens: *tokens, batch, step, stored_bytes, arena_bytes })
+    };
+    calls.iter().filter_map(one).collect()
 }

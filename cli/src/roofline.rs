@@ -10,8 +10,8 @@ use hadal_ir::ops::Attention;
 use hadal_ir::ops::attention::{Operand, Role};
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, DType, Func, InstKind, Op, ValueId};
-use std::collections::BTreeSet;
+use hadal_ir::{Bindings, DType, Func, InstKind, Op, ValueId, text};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One call of an entry.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -139,16 +139,47 @@ pub fn state_elements(program: &Program, entry: &str, rows: usize) -> Vec<(DType
     out
 }
 
-/// Bytes of the weights and folds that any launch of any plan reads: what has to be kept.
-pub fn stored_bytes(program: &Program) -> u64 {
-    let used: BTreeSet<Place> = program.plans.iter().flat_map(|p| &p.launches).flat_map(|l| l.args.clone()).collect();
+/// Bytes of the weights and folds that any launch of any plan reads: what has to be kept. What several programs of one
+/// model read alike is there once.
+pub fn stored_bytes(programs: &[&Program]) -> u64 {
+    let mut kept: BTreeMap<String, u64> = BTreeMap::new();
     let bytes = |ty: &hadal_ir::TensorType| ty.dtype.bytes(ty.count(&Bindings::new()).unwrap_or(0.0) as u64);
-    let of = |place: &Place| match place {
-        Place::Weight(i) => bytes(&program.weights[*i].ty),
-        Place::Fold(i) => bytes(&program.folds[*i].ty),
-        _ => 0,
-    };
-    used.iter().map(of).sum()
+    for program in programs {
+        let launches = program.plans.iter().flat_map(|p| &p.launches);
+        for place in launches.flat_map(|l| &l.args).collect::<BTreeSet<_>>() {
+            let ty = match place {
+                Place::Weight(i) => &program.weights[*i].ty,
+                Place::Fold(i) => &program.folds[*i].ty,
+                _ => continue,
+            };
+            kept.entry(constant(program, *place)).or_insert_with(|| bytes(ty));
+        }
+    }
+    kept.values().sum()
+}
+
+/// What a weight or a fold is, in words: the same in every program that has it.
+fn constant(program: &Program, place: Place) -> String {
+    match place {
+        Place::Weight(i) => program.weights[i].name.clone(),
+        Place::Fold(i) => {
+            let fold = &program.folds[i];
+            let args: Vec<String> = fold.args.iter().map(|a| constant(program, *a)).collect();
+            let func = program.module.func(&fold.func).map(|f| text::print_func(&plain(f))).unwrap_or_default();
+            format!("{func}({})#{}", args.join(", "), fold.result)
+        }
+        _ => String::new(),
+    }
+}
+
+/// A function without its name, and without what its ops remember.
+fn plain(func: &Func) -> Func {
+    let mut out = Func { name: String::new(), ..func.clone() };
+    for inst in &mut out.insts {
+        inst.laws.clear();
+        inst.origin.clear();
+    }
+    out
 }
 
 /// A kernel as one launch uses it.

@@ -12,6 +12,8 @@ pub struct Explanation {
     pub func: String,
     /// The sizes that it was costed for.
     pub bindings: Bindings,
+    /// The sequences that it was costed for.
+    pub batch: u64,
     /// Seconds of the whole function as chosen.
     pub cost: f64,
     /// Ops that are work of their own, as chosen, in order.

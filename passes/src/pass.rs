@@ -128,10 +128,11 @@ fn room(module: &Module, target: &Target, options: &Options) -> f64 {
         let mut open = vec![(entry.func.as_str(), String::new())];
         while let Some((name, prefix)) = open.pop() {
             let Some(func) = module.func(name) else { continue };
-            let weights = func.weights.iter().map(|w| (&w.name, w.value));
-            for (name, value) in weights.chain(func.states.iter().map(|s| (&s.name, s.value))) {
+            let weights = func.weights.iter().map(|w| (&w.name, w.value, 1));
+            let states = func.states.iter().map(|s| (&s.name, s.value, options.batch));
+            for (name, value, times) in weights.chain(states) {
                 let ty = func.ty(value);
-                let bytes = ty.count(&sizes).unwrap_or(0.0) * ty.dtype.bits() as f64 / 8.0;
+                let bytes = times as f64 * ty.count(&sizes).unwrap_or(0.0) * ty.dtype.bits() as f64 / 8.0;
                 let known = kept.entry(format!("{prefix}{name}")).or_default();
                 *known = known.max(bytes);
             }

@@ -26,6 +26,8 @@ pub struct Options {
     pub explain: bool,
     /// Keys that a typical call looks at, for costs; less where the context is shorter.
     pub typical_context: i64,
+    /// Sequences that a call is costed for: weights are read once for all of them, everything else is there for each.
+    pub batch: u64,
 }
 
 impl Default for Options {
@@ -38,6 +40,7 @@ impl Default for Options {
             laws: LawSet::default(),
             explain: false,
             typical_context: 4096,
+            batch: 1,
         }
     }
 }

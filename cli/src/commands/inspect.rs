@@ -1,6 +1,6 @@
 //! `hadal inspect`: what a model is, before or after compiling.
 
-use crate::driver::{build_model, pass_options, target};
+use crate::driver::{build_model, target};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::options::CompileArgs;
@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let options = args.compile.options();
     let model = build_model(&input, &options)?;
     // What a token costs depends on the forms chosen for the machine.
-    let fused = hadal_passes::optimise(&model.module, &target(&options.target)?, &pass_options(&model))
+    let fused = hadal_passes::optimise(&model.module, &target(&options.target)?, &options.passes(&model))
         .map_err(|e| Failure::internal("optimising", e))?;
     let report =
         Report::new(&model, &fused.optimised, args.context.map_or(model.max_position.min(4096), |n| n as usize));

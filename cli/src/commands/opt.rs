@@ -1,6 +1,7 @@
 //! `hadal opt`: passes on a text file.
 
 use crate::failure::{Failure, read_text};
+use crate::options::LawArgs;
 use hadal_ir::{text, verify};
 use std::path::PathBuf;
 
@@ -23,6 +24,11 @@ pub struct Args {
     /// Say on standard error what each pass did.
     #[arg(long)]
     report: bool,
+    /// Sequences that a call is costed for.
+    #[arg(long, value_name = "SEQUENCES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    batch: u64,
+    #[command(flatten)]
+    laws: LawArgs,
 }
 
 /// Runs the command.
@@ -37,11 +43,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     verify::module(&module).map_err(|e| at(&e))?;
     let target = crate::driver::target(&args.target)?;
     let names = args.passes.iter().map(String::as_str);
-    let (module, reports) =
-        hadal_passes::run_passes(&module, names, &target, &Default::default()).map_err(|e| match e {
-            hadal_passes::Error::UnknownPass(_) => Failure::usage(e).help("`hadal opt --list` lists the passes"),
-            e => at(&e),
-        })?;
+    let options = hadal_passes::Options { laws: args.laws.set(), batch: args.batch, ..Default::default() };
+    let (module, reports) = hadal_passes::run_passes(&module, names, &target, &options).map_err(|e| match e {
+        hadal_passes::Error::UnknownPass(_) => Failure::usage(e).help("`hadal opt --list` lists the passes"),
+        e => at(&e),
+    })?;
     if args.report {
         reports.iter().for_each(|r| eprintln!("{r}"));
     }

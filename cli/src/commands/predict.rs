@@ -3,7 +3,7 @@
 use crate::driver::{Options, build_model, target};
 use crate::failure::Failure;
 use crate::input::Input;
-use crate::options::{ActivationsArg, StateDtypeArg};
+use crate::options::{ActivationsArg, LawArgs, StateDtypeArg};
 use crate::predict::{Context, Phase, Predicted, Prediction, Question, predict};
 use crate::report::curves;
 use crate::units::{bytes, count, grouped, seconds};
@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// Predict time, work and traffic of prefill, decode and checked drafts on a machine, for a set of contexts and batches.
 ///
-/// For each context the graph is optimised anew, for the machine and for calls of exactly those sizes, and cut into
-/// kernels. Prefill is one chunk that ends at the context; decode is one token for each sequence of the batch; with
+/// For each context and batch the graph is optimised anew, for the machine and for calls of exactly those sizes, and cut
+/// into kernels. Prefill is one chunk that ends at the context; decode is one token for each sequence of the batch; with
 /// --drafts, verify is one token and the drafts behind it, and draft one of those by the model's own module.
 ///
 /// The model is a roofline: each kernel takes the longer of its operations at the machine's peak for the formats it
@@ -25,8 +25,7 @@ use std::path::{Path, PathBuf};
 /// are read once a step however many sequences there are (of experts: the expected number of different ones, all equally
 /// likely); states and everything that kernels hand on are moved once for each sequence.
 ///
-/// It is not a measurement, and no bound either: nothing overlaps and no kernel falls short of the peak. Forms are chosen
-/// for one sequence, whatever the batch. Several --devices share everything evenly and talk to each other for free.
+/// It is not a measurement, and no bound either: nothing overlaps and no kernel falls short of the peak. Several --devices share everything evenly and talk to each other for free.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     hadal predict tests/fixtures/configs/deepseek-r1.json --target h200 --context 4k..128k --devices 8\n  \
@@ -65,6 +64,8 @@ pub struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    laws: LawArgs,
 }
 
 /// What one item of `--context` stands for.
@@ -120,7 +121,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let defaults = Options::default();
     let state_dtype = args.state_dtype.map_or(defaults.state_dtype, StateDtypeArg::dtype);
-    let options = Options { state_dtype, activations: args.activations.activations(), ..defaults };
+    let options =
+        Options { state_dtype, activations: args.activations.activations(), laws: args.laws.set(), ..defaults };
     let answer = Answer::new(&input, target, &options, &question)?;
     answer.note();
     if let Some(Some(file)) = &args.plot {
@@ -157,7 +159,7 @@ impl Answer {
         let longest = question.contexts.iter().copied().max().unwrap_or(1);
         let options = Options { max_context: Some(longest), max_chunk: question.chunk, ..options.clone() };
         let model = build_model(input, &options)?;
-        let prediction = predict(&model, &target, question)?;
+        let prediction = predict(&model, &target, &options.passes(&model), question)?;
         Ok(Answer { model, target, prediction })
     }
 
@@ -167,10 +169,11 @@ impl Answer {
         if longest > limit {
             eprintln!("note: a context of {longest} is beyond the {limit} tokens that the model was made for");
         }
-        let calls = self.at().iter().flat_map(|c| c.calls.iter().map(move |p| (c, p.batch)));
-        let most = calls.max_by_key(|(c, batch)| c.bytes(*batch));
-        if let Some((c, batch)) = most.filter(|(c, b)| c.machines(&self.target, *b) > self.prediction.devices as u64) {
-            let (need, machines) = (bytes(c.bytes(batch) as f64), c.machines(&self.target, batch));
+        let calls = self.at().iter().flat_map(|c| c.calls.iter().map(move |p| (c, p)));
+        let most = calls.max_by_key(|(c, call)| c.bytes(call));
+        if let Some((c, call)) = most.filter(|(c, p)| c.machines(&self.target, p) > self.prediction.devices as u64) {
+            let (need, machines) = (bytes(c.bytes(call) as f64), c.machines(&self.target, call));
+            let batch = call.batch;
             let (context, name, has) =
                 (short(c.tokens), &self.target.name, bytes(self.prediction.target.memory_bytes as f64));
             eprintln!(
@@ -237,8 +240,8 @@ impl Answer {
             bytes(s.state_bytes_read),
             bytes(s.state_bytes_written + s.activation_bytes),
             bytes(c.state_bytes() as f64 * p.batch as f64),
-            bytes(c.bytes(p.batch) as f64),
-            c.machines(&self.target, p.batch).to_string(),
+            bytes(c.bytes(p) as f64),
+            c.machines(&self.target, p).to_string(),
             s.bound().to_owned(),
         ]
     }
@@ -289,8 +292,10 @@ impl Answer {
                 "state_bytes_read": s.state_bytes_read,
                 "state_bytes_written": s.state_bytes_written,
                 "activation_bytes": s.activation_bytes,
-                "memory_bytes": c.bytes(p.batch),
-                "machines": c.machines(&self.target, p.batch),
+                "stored_weight_bytes": p.stored_bytes,
+                "working_bytes": p.arena_bytes,
+                "memory_bytes": c.bytes(p),
+                "machines": c.machines(&self.target, p),
             })
         };
         json!({
@@ -301,8 +306,6 @@ impl Answer {
                 "bytes_per_sequence_compiled": c.state_bytes(),
                 "compiled_format": c.formats(),
             },
-            "stored_weight_bytes": c.weight_bytes,
-            "working_bytes_per_sequence": c.arena_bytes,
             "phases": c.calls.iter().map(call).collect::<Vec<_>>(),
         })
     }
@@ -396,7 +399,8 @@ mod tests {
         let (one, eight) = (of(1), of(8));
         let time = |p: &Answer| p.at()[0].phase(Phase::Decode).next().unwrap().step.seconds();
         assert!(time(&one) > 2.0 * time(&eight) && time(&one) < 8.0 * time(&eight));
-        assert_eq!(one.at()[0].machines(&one.target, 1), eight.at()[0].machines(&eight.target, 1));
+        let machines = |p: &Answer| p.at()[0].machines(&p.target, &p.at()[0].calls[1]);
+        assert_eq!(machines(&one), machines(&eight));
     }
 
     #[test]

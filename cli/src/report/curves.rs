@@ -94,7 +94,7 @@ fn state(prediction: &Prediction) -> Chart {
         summary: "states of one sequence, against the weights".into(),
         x: context_axis(),
         y: Axis { label: "bytes", log: Some(10.0), show: bytes },
-        series: vec![of("states of one sequence", &Context::state_bytes), of("weights", &|c| c.weight_bytes)],
+        series: vec![of("states of one sequence", &Context::state_bytes), of("weights", &Context::weight_bytes)],
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a report says, gathered once: the model, what became of it, and what that should cost.
 
-use crate::driver::{Options, build_model, pass_options, target};
+use crate::driver::{Options, build_model, target};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::predict::{Prediction, Question, predict};
@@ -101,7 +101,7 @@ impl Optimised {
         let start = Instant::now();
         let model = build_model(input, options)?;
         let built = start.elapsed();
-        let passes = hadal_passes::Options { explain, ..pass_options(&model) };
+        let passes = hadal_passes::Options { explain, ..options.passes(&model) };
         // Whether everything fits is for `predict` to say, which knows of several machines.
         let roomy = Target { memory_bytes: 1 << 60, ..target.clone() };
         let start = Instant::now();
@@ -120,7 +120,7 @@ impl Optimised {
 fn versions<'a>(program: &'a Program, target: &Target, options: &hadal_passes::Options) -> Vec<Version<'a>> {
     let one = |plan: &'a Plan| {
         let bindings = typical(plan, options.typical_context);
-        let call = Call { program, plan, target, bindings: &bindings, batch: 1 };
+        let call = Call { program, plan, target, bindings: &bindings, batch: options.batch as usize };
         let launches = call.launches();
         let step = launches.iter().map(|(_, s)| *s).sum();
         // The names outlive the call, which borrows sizes of this frame.
@@ -217,9 +217,10 @@ impl Facts {
         let longest = model.max_position.clamp(4096, 1 << 20);
         let contexts = std::iter::successors(Some(1024), |n| Some(n * 2)).take_while(|n| *n <= longest).collect();
         let drafts = usize::from(model.module.entry("mtp").is_some());
-        let question = Question { contexts, batches: vec![1], chunk: options.max_chunk, drafts, devices: 1 };
+        let question =
+            Question { contexts, batches: vec![options.batch as usize], chunk: options.max_chunk, drafts, devices: 1 };
         let long = build_model(input, &Options { max_context: Some(longest), ..options.clone() })?;
-        let prediction = predict(&long, &target, &question)?;
+        let prediction = predict(&long, &target, &options.passes(&long), &question)?;
         times.push(("curves", start.elapsed()));
         let stats = stats(&model);
         // As described, whatever room the passes were given.
@@ -235,7 +236,7 @@ impl Facts {
 
     /// Bytes of weights in the forms chosen.
     pub fn weight_bytes(&self) -> u64 {
-        stored_bytes(&self.program)
+        stored_bytes(&[&self.program])
     }
 
     /// Bytes of the states of one sequence, at the longest context compiled for.

@@ -46,7 +46,7 @@ impl Costs<'_> {
         let products =
             (0..operands.len()).filter(|o| matches!(operands[*o].role, Role::Query | Role::Key | Role::Value));
         let formats: Vec<DType> = products.map(|o| reads[c.args[o]].format).collect();
-        (work / self.space.context.target.peak(&formats), reading)
+        (self.batch() * work / self.space.context.target.peak(&formats), reading)
     }
 
     /// Of the rows of a set: how many a query sees on average, where that is less than the op itself counts; and how
@@ -92,9 +92,9 @@ impl Costs<'_> {
         }
     }
 
-    /// Reading a source so many times: what fits into the cache comes from memory once.
+    /// Reading a source so many times, one sequence after the other: what fits into the cache comes from memory once.
     fn repeated(&self, read: Read, times: f64) -> Read {
-        let fits = read.memory <= self.space.context.target.cache_bytes as f64;
+        let fits = read.memory / self.batch() <= self.space.context.target.cache_bytes as f64;
         let again = (times - 1.0).max(0.0);
         match fits && again > 0.0 {
             true => Read { cache: read.cache * times + read.memory * again, ..read },

@@ -9,6 +9,9 @@
 //! (see `problem`). Rows that are gathered cost the rows, not the whole that they are taken from; attention has a file
 //! of its own. What follows from
 //! weights alone is computed when compiling: it costs the bytes that have to be stored and read.
+//!
+//! For a batch of sequences, weights and what follows from them alone are read once; work, states and everything else
+//! that is read or written is there once for each. Of gathered weights each sequence wants other rows.
 
 use super::problem::Problem;
 use super::space::Space;
@@ -41,7 +44,7 @@ impl Read {
     }
 }
 
-/// Prices of the nodes of one e-graph, for some sizes.
+/// Prices of the nodes of one e-graph, for some sizes of each sequence.
 pub(super) struct Costs<'a> {
     pub(super) space: &'a Space<'a>,
     pub(super) bindings: &'a Bindings,
@@ -82,8 +85,18 @@ impl<'a> Costs<'a> {
         ty.count(self.bindings).unwrap_or(f64::INFINITY)
     }
 
+    /// Bytes of one sequence.
     fn size(&self, ty: &TensorType) -> f64 {
         self.count(ty) * ty.dtype.bits() as f64 / 8.0
+    }
+
+    pub(super) fn batch(&self) -> f64 {
+        self.space.context.batch as f64
+    }
+
+    /// Bytes of a class, of all sequences.
+    fn bytes(&self, fact: &Fact) -> f64 {
+        self.size(&fact.ty) * if fact.constant { 1.0 } else { self.batch() }
     }
 
     /// Bytes of a value that is computed: in the cache, where it fits.
@@ -108,7 +121,7 @@ impl<'a> Costs<'a> {
         };
         let whole = |class: usize| {
             let fact = self.fact(problem, class);
-            let (bytes, format) = (self.size(&fact.ty), fact.ty.dtype);
+            let (bytes, format) = (self.bytes(fact), fact.ty.dtype);
             let kept = fact.constant || problem.candidates[class].iter().any(|c| in_memory(&c.node));
             if kept { Read { memory: bytes, cache: 0.0, format } } else { self.computed(bytes, format) }
         };
@@ -148,11 +161,13 @@ impl<'a> Costs<'a> {
         if !self.is_carried(problem, op, &c.args) {
             return None;
         }
-        let ty = &self.fact(problem, class).ty;
+        let Fact { ty, constant, .. } = self.fact(problem, class);
         // A part of the source, at most the whole.
         let part = |arg: usize| {
-            let source = self.count(&self.fact(problem, arg).ty);
-            reads[arg].times(if source > 0.0 { (self.count(ty) / source).min(1.0) } else { 0.0 })
+            let from = self.fact(problem, arg);
+            let source = self.count(&from.ty);
+            let parts = if from.constant && !constant { self.batch() } else { 1.0 };
+            reads[arg].times(if source > 0.0 { (parts * self.count(ty) / source).min(1.0) } else { 0.0 })
         };
         Some(match op {
             Op::Constant(_) | Op::Iota(_) => Read { memory: 0.0, cache: 0.0, format: ty.dtype },
@@ -167,7 +182,7 @@ impl<'a> Costs<'a> {
         let c = &problem.candidates[class][i];
         let fact = self.fact(problem, class);
         let Head::Op(op) = &c.node.head else { return (0.0, false) };
-        let out = self.computed(self.size(&fact.ty), fact.ty.dtype);
+        let out = self.computed(self.bytes(fact), fact.ty.dtype);
         if matches!(op, Op::Concat(_)) && !fact.constant {
             return (self.traffic(out), false);
         }
@@ -193,7 +208,7 @@ impl<'a> Costs<'a> {
                     Op::Contract(_) => all.clone().map(|r| r.format).collect(),
                     _ => Vec::new(),
                 };
-                let compute = op.flops(types, &fact.ty, self.bindings) / target.peak(&formats);
+                let compute = self.batch() * op.flops(types, &fact.ty, self.bindings) / target.peak(&formats);
                 let reading: f64 = match op {
                     // As many rows as are taken, or the whole once.
                     Op::Gather(_) => {
@@ -209,7 +224,7 @@ impl<'a> Costs<'a> {
         match op {
             // Only the new rows are read and written.
             Op::Append(_) => {
-                let written = target.traffic(self.size(&types[1]), 0.0);
+                let written = target.traffic(self.batch() * self.size(&types[1]), 0.0);
                 (target.seconds(0.0, self.traffic(read(1)) + written), false)
             }
             Op::Map(_) | Op::Cast(_) | Op::CausalMask(_) => {

@@ -32,7 +32,8 @@ pub(super) fn explain(
     let allowed = rules.filter(|r| space.context.laws.allows(r) && seen.insert(r.name));
     let fired = |law| reports.iter().filter_map(|p| p.fired.get(law)).sum();
     let laws = allowed.map(|r| asked.law(r.name, fired(r.name), &order)).collect();
-    Explanation { func: old.name.clone(), bindings: bindings.clone(), cost, forms, laws }
+    let batch = space.context.batch;
+    Explanation { func: old.name.clone(), bindings: bindings.clone(), batch, cost, forms, laws }
 }
 
 struct Asked<'a> {

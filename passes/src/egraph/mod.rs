@@ -232,6 +232,8 @@ pub struct Context<'a> {
     pub limits: Limits,
     /// Bytes of memory that values of the function can have at its largest sizes.
     pub room: f64,
+    /// Sequences at once.
+    pub batch: u64,
     /// Whether to keep what an explanation needs.
     pub explain: bool,
 }
@@ -240,7 +242,7 @@ impl<'a> Context<'a> {
     /// With all of the machine's memory for values.
     pub fn of(target: &'a Target, bounds: &'a Bounds, options: &'a Options) -> Self {
         let (laws, limits, explain) = (&options.laws, options.limits, options.explain);
-        Context { target, bounds, laws, limits, room: target.memory_bytes as f64, explain }
+        Context { target, bounds, laws, limits, room: target.memory_bytes as f64, batch: options.batch, explain }
     }
 }
 

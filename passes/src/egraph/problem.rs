@@ -168,14 +168,17 @@ impl Problem {
         None
     }
 
-    /// Bytes that the result of a class takes in a working buffer: none for what is an input, a view, a state, folded,
+    /// Bytes that the result of a class takes in working buffers of all sequences: none for what is an input, a view, a state, folded,
     /// or done on the way by a neighbour.
     fn held_bytes(&self, space: &Space, choice: &Choice, class: usize, sizes: &Bindings) -> f64 {
         let fact = &space.graph[self.ids[class]].data;
         let Some(c) = self.chosen(choice, class).filter(|c| !c.carried && !fact.constant) else { return 0.0 };
         match &c.node.head {
             Head::Input(_) | Head::Op(Op::Append(_) | Op::Map(_) | Op::Cast(_) | Op::CausalMask(_)) => 0.0,
-            Head::Op(_) => fact.ty.count(sizes).unwrap_or(0.0) * fact.ty.dtype.bits() as f64 / 8.0,
+            Head::Op(_) => {
+                let elements = space.context.batch as f64 * fact.ty.count(sizes).unwrap_or(0.0);
+                elements * fact.ty.dtype.bits() as f64 / 8.0
+            }
         }
     }
 
