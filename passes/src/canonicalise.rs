@@ -33,6 +33,11 @@ pub fn run(module: &Module, options: &Options) -> (Module, Fired) {
     (Module { funcs, ..module.clone() }, fired)
 }
 
+/// One function, of sizes within `bounds`.
+pub(crate) fn within(old: &Func, bounds: &Bounds, options: &Options) -> Func {
+    func(old, &canonical(&options.laws), bounds, &mut Fired::new())
+}
+
 /// The canonical laws that may be used.
 pub(crate) fn canonical(laws: &LawSet) -> Vec<&'static Rule> {
     rules::CANONICAL.iter().flat_map(|theme| theme.rules).filter(|r| laws.allows(r)).collect()

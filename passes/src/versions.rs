@@ -301,7 +301,8 @@ impl Search<'_> {
         let module = Module { entries, ..self.module.clone() };
         let bounds = Bounds::of(&module, &candidate.func.name, self.options);
         let context = Context::of(self.target, &bounds, self.options);
-        let all = Preferences::of(candidate.func, &context);
+        let func = canonicalise::within(candidate.func, &bounds, self.options);
+        let all = Preferences::of(&func, &context);
         let Some((all, choice)) = all.and_then(|all| Some((all.best(&typical)?, all)).map(|(c, a)| (a, c))) else {
             return points.map(|_| 0.0).collect();
         };
