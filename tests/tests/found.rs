@@ -130,9 +130,11 @@ fn a_token_is_rounded_once_for_all_its_experts() {
                 assert_eq!(rows(&shapes, 3), 0, "{entry} {past:?} {new:?}: {shapes:?}");
                 // One for the projections of attention, one for all experts, routed and shared.
                 assert_eq!(rows(&shapes, 2), 2, "{entry} {past:?} {new:?}: {shapes:?}");
-                // For few new tokens the rows in the state are keys and values as they are.
+                // For few queries the rows in the state are keys and values as they are. Of the last layer only the
+                // last row is wanted.
                 let (inst, _) = attention(func);
-                assert_eq!(func.ty(inst.args[1]).rank() == 2, new.max < 512, "{entry} {new:?}");
+                let few = new.max < 512 || func.ty(inst.args[0]).shape[0].is(1);
+                assert_eq!(func.ty(inst.args[1]).rank() == 2, few, "{entry} {new:?}");
             }
         }
     }
