@@ -2,7 +2,7 @@
 
 use crate::report::facts::{Kernel, Optimised, Version};
 use hadal_ir::module::FuncKind;
-use hadal_ir::{InstKind, text};
+use hadal_ir::{Entry, Func, InstKind, Module, text};
 use hadal_passes::explain::{Explanation, Form, LawUse};
 use hadal_passes::rule::Rule;
 use hadal_passes::rules::{self, words};
@@ -15,8 +15,36 @@ pub fn explanations(optimised: &Optimised) -> Vec<&Explanation> {
 
 /// A function, and the sizes it was costed for.
 pub fn at(e: &Explanation) -> String {
-    let sizes: Vec<String> = e.bindings.iter().map(|(s, n)| format!("{s} = {n}")).collect();
-    if sizes.is_empty() { format!("@{}", e.func) } else { format!("@{} ({})", e.func, sizes.join(", ")) }
+    let sizes = sizes(e);
+    if sizes.is_empty() { format!("@{}", e.func) } else { format!("@{} ({sizes})", e.func) }
+}
+
+/// The sizes that a function was costed for, and how many sequences where there are several.
+pub fn sizes(e: &Explanation) -> String {
+    let sizes = e.bindings.iter().map(|(s, n)| format!("{s} = {n}"));
+    sizes.chain((e.batch > 1).then(|| format!("{} sequences", e.batch))).collect::<Vec<_>>().join(", ")
+}
+
+/// The function of the source that a specialised one is a copy of.
+pub fn source<'a>(module: &'a Module, name: &str) -> Option<&'a Func> {
+    let stem = |n: usize| name.rsplitn(n + 1, '.').last().unwrap_or(name);
+    (0..4).find_map(|n| module.func(stem(n)))
+}
+
+/// The functions that some entries reach.
+pub fn reached<'m>(module: &'m Module, entries: impl IntoIterator<Item = &'m Entry>) -> BTreeSet<&'m str> {
+    let mut open: Vec<&str> = entries.into_iter().map(|e| e.func.as_str()).collect();
+    let mut seen = BTreeSet::new();
+    while let Some(name) = open.pop() {
+        if seen.insert(name) {
+            let insts = module.func(name).map(|f| f.insts.as_slice()).unwrap_or_default();
+            open.extend(insts.iter().filter_map(|i| match &i.kind {
+                InstKind::Call(c) => Some(c.func.as_str()),
+                InstKind::Op(_) => None,
+            }));
+        }
+    }
+    seen
 }
 
 /// Seconds more of the function that another form would take, and that as a part of what it takes.
@@ -63,6 +91,55 @@ pub fn forms_of<'a>(optimised: &'a Optimised, kernel: &Kernel) -> Vec<(&'a Expla
         if !places.is_empty() {
             out.extend(e.forms.iter().filter(inside).map(|f| (e, f)));
         }
+    }
+    out
+}
+
+/// What is chosen at one place of the model in one version.
+#[derive(Clone, Debug)]
+pub struct Choice<'a> {
+    /// The versions that share the function.
+    pub versions: Vec<&'a str>,
+    /// The function, and what was said of it.
+    pub function: &'a Explanation,
+    /// The op.
+    pub form: &'a Form,
+}
+
+/// The choices of a kernel, each in every version that has the place: the same op as near as it stands, or another one
+/// that came from there. By function of the source.
+pub fn by_version<'a>(
+    optimised: &'a Optimised,
+    versions: &'a [Version<'a>],
+    kernel: &Kernel,
+) -> Vec<(&'a str, Vec<Choice<'a>>)> {
+    let (module, model) = (&optimised.fused.optimised, &optimised.model.module);
+    let stem = |e: &Explanation| source(model, &e.func).map(|f| f.name.as_str());
+    let word = |f: &Form| f.text.split_whitespace().next().map(str::to_owned);
+    let mut out: Vec<(&str, Vec<Choice>)> = Vec::new();
+    for (own, form) in forms_of(optimised, kernel) {
+        let Some(name) = stem(own).filter(|name| out.iter().all(|(known, _)| known != name)) else { continue };
+        let near = |f: &&Form| {
+            let shared = f.origin.iter().filter(|o| form.origin.contains(o)).count();
+            let all = f.origin.len() + form.origin.len() - shared;
+            (shared > 0).then(|| (word(f) == word(form), shared as f64 / all as f64))
+        };
+        let mut rows: Vec<Choice> = Vec::new();
+        for v in versions {
+            let entries = module.entries.iter().filter(|e| e.name == v.plan.entry && module.ranges(e) == v.plan.ranges);
+            let reached = reached(module, entries);
+            let there = |e: &&Explanation| reached.contains(e.func.as_str()) && stem(e) == Some(name);
+            for e in explanations(optimised).into_iter().filter(there) {
+                if let Some(row) = rows.iter_mut().find(|r| std::ptr::eq(r.function, e)) {
+                    row.versions.push(&v.label);
+                    continue;
+                }
+                let nearest = e.forms.iter().filter_map(|f| Some((near(&f)?, f)));
+                let nearest = nearest.max_by(|((a, x), _), ((b, y), _)| a.cmp(b).then(x.total_cmp(y)));
+                rows.extend(nearest.map(|(_, form)| Choice { versions: vec![&v.label], function: e, form }));
+            }
+        }
+        out.push((name, rows));
     }
     out
 }

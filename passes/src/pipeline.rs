@@ -100,12 +100,17 @@ pub struct Fused {
     pub reports: Vec<PassReport>,
 }
 
+/// The passes that a module goes through before the search.
+pub(crate) fn before_rewrite(options: &Options) -> Vec<&'static str> {
+    let versions = (options.rewrite && options.versions).then_some("versions");
+    let parts: &[&str] = if options.rewrite { &["elide", "canonicalise"] } else { &[] };
+    versions.into_iter().chain(["specialise", "canonicalise"]).chain(parts.iter().copied()).collect()
+}
+
 /// Rewrites a model's module for a machine and cuts it into kernels.
 pub fn optimise(module: &Module, target: &Target, options: &Options) -> Result<Fused, Error> {
-    let rewriting: &[&str] =
-        if options.rewrite { &["elide", "canonicalise", "rewrite", "canonicalise", "share"] } else { &[] };
-    let versions = (options.rewrite && options.versions).then_some("versions");
-    let steps = versions.into_iter().chain(["specialise", "canonicalise"]).chain(rewriting.iter().copied());
+    let rewriting: &[&str] = if options.rewrite { &["rewrite", "canonicalise", "share"] } else { &[] };
+    let steps = before_rewrite(options).into_iter().chain(rewriting.iter().copied());
     let (optimised, mut reports) = run_passes(module, steps, target, options)?;
     let (fused, more) = run_passes(&optimised, ["fuse"], target, options)?;
     reports.extend(more);

@@ -1,10 +1,12 @@
 //! `hadal explain`: why kernels are as they are, and why others are not there.
 
+use crate::driver::Options;
 use crate::explain::{
-    Topic, Verdict, at, explanations, forms_of, kernel_text, kernels, more, role, theme, topic, uses, verdict,
+    Choice, Topic, Verdict, at, by_version, explanations, forms_of, kernel_text, kernels, more, reached, role, sizes,
+    theme, topic, uses, verdict,
 };
 use crate::failure::Failure;
-use crate::options::{AdapterArgs, CompileArgs};
+use crate::options::{AdapterArgs, CompileArgs, near_laws};
 use crate::report::facts::{Kernel, Optimised, Version};
 use crate::report::json;
 use crate::units::{bytes, count, percent, seconds};
@@ -40,6 +42,9 @@ pub struct Args {
     /// Only this entry (prefill, decode, …).
     #[arg(long)]
     entry: Option<String>,
+    /// Sequences that calls are costed for.
+    #[arg(long, value_name = "SEQUENCES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    batch: u64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -57,7 +62,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return Err(unknown_law(law));
     }
     let input = args.adapter.open(&args.path)?;
-    let optimised = Optimised::of(&input, &args.compile.options(), true)?;
+    let options = Options { batch: args.batch, ..args.compile.options() };
+    let optimised = Optimised::of(&input, &options, true)?;
     args.compile.note(&optimised.model);
     let session = Session::new(&optimised, args.entry.as_deref())?;
     let (text, value) = match (&args.kernel, &args.why, &args.why_not) {
@@ -73,13 +79,13 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn unknown_law(law: &str) -> Failure {
-    let near: Vec<&str> = rules::all().map(|r| r.name).filter(|n| n.contains(law)).collect();
+    let near = near_laws(law);
     let failure = Failure::usage(format!("there is no law `{law}`"));
     match near.is_empty() {
         true => {
             failure.help("`hadal explain PATH --why WORD` finds laws by theme and by word; the book lists them all")
         }
-        false => failure.help(format!("such names have {}", near.join(", "))),
+        false => failure.help(format!("near are {}", near.join(", "))),
     }
 }
 
@@ -104,15 +110,19 @@ impl<'a> Session<'a> {
                 return Err(Failure::usage(format!("there is no entry `{name}`; this model has {}", has.join(", "))));
             }
             versions.retain(|v| v.plan.entry == name);
-            let reached = reached(module, name);
-            explanations.retain(|e| reached.contains(&e.func.as_str()));
+            let reached = reached(module, module.entries.iter().filter(|e| e.name == name));
+            explanations.retain(|e| reached.contains(e.func.as_str()));
         }
         Ok(Session { optimised, versions, explanations })
     }
 
     fn summary(&self) -> Answer {
         let o = self.optimised;
-        let mut out = format!("{} on {}\n", o.model.name, o.target.name);
+        let mut out = format!("{} on {}", o.model.name, o.target.name);
+        if o.options.batch > 1 {
+            _ = write!(out, ", {} sequences at once", o.options.batch);
+        }
+        out.push('\n');
         for v in &self.versions {
             let kernels = v.kernels(&o.program);
             let total = v.step.seconds();
@@ -162,6 +172,7 @@ impl<'a> Session<'a> {
         let value = json!({
             "architecture": o.model.name,
             "target": o.target.name,
+            "batch": o.options.batch,
             "versions": self.versions.iter().map(|v| json!({
                 "version": v.label,
                 "seconds": v.step.seconds(),
@@ -200,6 +211,9 @@ impl<'a> Session<'a> {
                 .collect();
             let forms = forms_of(self.optimised, kernel);
             value["choices"] = forms.iter().map(|(e, f)| json!({"in": at(e), "choice": form_json(e, f)})).collect();
+            let by_version = by_version(self.optimised, &self.versions, kernel);
+            table(&mut out, &by_version);
+            value["by_version"] = by_version.iter().flat_map(|(f, rows)| rows.iter().map(|c| row_json(f, c))).collect();
             values.push(value);
         }
         Ok((out, json!({"kernels": values})))
@@ -414,6 +428,47 @@ fn form(out: &mut String, e: &Explanation, f: &Form) {
     }
 }
 
+/// What is chosen at a kernel's places in every version, and what came second.
+fn table(out: &mut String, by_version: &[(&str, Vec<Choice>)]) {
+    for (function, rows) in by_version {
+        _ = writeln!(out, "in every version of @{function}");
+        let head = ["version", "costed at", "op", "alone", "function", "runner-up", "by"].map(str::to_owned).to_vec();
+        let mut lines = vec![head];
+        for Choice { versions, function: e, form } in rows {
+            let (second, by) = match &form.runner_up {
+                None => ("nothing else".to_owned(), String::new()),
+                Some(r) if more(e, r.cost).1 < 1e-9 => ("as good".to_owned(), String::new()),
+                Some(r) => (seconds(r.cost), format!("+{}", percent(more(e, r.cost).1))),
+            };
+            let op = brief(&form.text);
+            lines.push(vec![versions.join(", "), sizes(e), op, seconds(form.own), seconds(e.cost), second, by]);
+        }
+        let width = |i: usize| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
+        for line in &lines {
+            let cells: Vec<String> = line.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+            _ = writeln!(out, "  {}", cells.join("  ").trim_end());
+        }
+        out.push('\n');
+    }
+}
+
+/// An op with the types of its operands and result, without attributes.
+fn brief(text: &str) -> String {
+    let out = text.rsplit_once(" : ").map_or("", |(_, ty)| ty);
+    format!("{} : {out}", text.split(" {").next().unwrap_or(text))
+}
+
+fn row_json(function: &str, c: &Choice) -> Value {
+    json!({
+        "source": function,
+        "versions": c.versions,
+        "in": at(c.function),
+        "function_seconds": c.function.cost,
+        "choice": form_json(c.function, c.form),
+    })
+}
+
 fn law_line(name: &str) -> String {
     match rules::law(name) {
         Some(r) => format!("{name} ({}, {}): {}", theme(name), format!("{:?}", r.class).to_lowercase(), r.law),
@@ -451,26 +506,11 @@ fn explanation_json(e: &Explanation) -> Value {
     json!({
         "function": e.func,
         "sizes": e.bindings.iter().map(|(s, n)| (s.to_string(), json!(n))).collect::<serde_json::Map<_, _>>(),
+        "batch": e.batch,
         "seconds": e.cost,
         "choices": e.forms.iter().map(|f| form_json(e, f)).collect::<Vec<_>>(),
         "laws": e.laws.iter().map(|u| verdict_of(e, u.law).1).collect::<Vec<_>>(),
     })
-}
-
-/// The functions that an entry reaches, in any of its versions.
-fn reached<'m>(module: &'m hadal_ir::Module, entry: &str) -> std::collections::BTreeSet<&'m str> {
-    let mut open: Vec<&str> = module.entries.iter().filter(|e| e.name == entry).map(|e| e.func.as_str()).collect();
-    let mut seen = std::collections::BTreeSet::new();
-    while let Some(name) = open.pop() {
-        if seen.insert(name) {
-            let calls = module.func(name).into_iter().flat_map(|f| &f.insts).filter_map(|i| match &i.kind {
-                hadal_ir::InstKind::Call(c) => Some(c.func.as_str()),
-                hadal_ir::InstKind::Op(_) => None,
-            });
-            open.extend(calls);
-        }
-    }
-    seen
 }
 
 /// The first few of some names, and how many more there are.

@@ -211,7 +211,8 @@ impl Facts {
         let Optimised { model, target, options: passes, fused, program, mut times } =
             Optimised::of(input, options, true)?;
         let start = Instant::now();
-        let gaps = hadal_passes::gap(&model.module, &target, &passes);
+        let gaps =
+            hadal_passes::gap(&model.module, &target, &passes).map_err(|e| Failure::internal("optimising", e))?;
         times.push(("exact choice, to compare", start.elapsed()));
         let start = Instant::now();
         let longest = model.max_position.clamp(4096, 1 << 20);

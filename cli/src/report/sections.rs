@@ -8,7 +8,7 @@ use super::page::{charts, table};
 use super::svg::escape;
 use crate::units::{bytes, count, grouped, percent, seconds};
 use hadal_ir::module::FuncKind;
-use hadal_ir::{Func, InstKind, Module, text};
+use hadal_ir::{Func, InstKind, text};
 use hadal_passes::egraph::Search;
 use hadal_passes::rules;
 use hadal_types::DType;
@@ -105,13 +105,8 @@ fn entries(f: &Facts) -> String {
     let head =
         ["entry", "costed at", "launches", "predicted", "bound by", "FLOP", "weights", "states", "handed on", "arena"];
     let rows: Vec<_> = f.versions().iter().map(row).collect();
-    table("Each version at sizes typical for it, one sequence", 2, &head, &rows)
-}
-
-/// The function of the source that a specialised one is a copy of.
-fn source<'a>(module: &'a Module, name: &str) -> Option<&'a Func> {
-    let stem = |n: usize| name.rsplitn(n + 1, '.').last().unwrap_or(name);
-    (0..4).find_map(|n| module.func(stem(n)))
+    let sequences = if f.options.batch == 1 { "one sequence".into() } else { format!("{} sequences", f.options.batch) };
+    table(&format!("Each version at sizes typical for it, {sequences}"), 2, &head, &rows)
 }
 
 fn graphs(f: &Facts) -> String {
@@ -129,7 +124,7 @@ fn graphs(f: &Facts) -> String {
     let mut seen = BTreeSet::new();
     let functions = f.fused.optimised.funcs.iter().filter(|g| g.kind == FuncKind::Graph && !g.insts.is_empty());
     for after in functions.filter(|g| seen.insert(shape(g))) {
-        let before = source(&f.model.module, &after.name);
+        let before = crate::explain::source(&f.model.module, &after.name);
         let cut = f.fused.module.func(&after.name);
         _ = writeln!(
             out,
@@ -210,10 +205,22 @@ fn rewrites(f: &Facts) -> String {
             seconds(s.after),
             percent(1.0 - s.after / s.before),
             bytes(s.folded_bytes),
+            f.gaps.iter().find(|g| g.func == s.func).map_or_else(String::new, |g| percent(g.greedy / g.exact - 1.0)),
         ]
     };
-    let head =
-        ["function", "costed at", "nodes", "classes", "rounds", "ended", "as written", "chosen", "saved", "folded"];
+    let head = [
+        "function",
+        "costed at",
+        "nodes",
+        "classes",
+        "rounds",
+        "ended",
+        "as written",
+        "chosen",
+        "saved",
+        "folded",
+        "gap",
+    ];
     out += &table("Searches", 2, &head, &searches.iter().map(row).collect::<Vec<_>>());
     let phases = searches.iter().flat_map(|s| s.phases.iter().map(move |p| (s, p)));
     let row = |(s, p): (&&Search, &hadal_passes::egraph::PhaseReport)| {

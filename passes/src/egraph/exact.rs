@@ -1,4 +1,4 @@
-//! The cheapest choice there is, by branch and bound: to measure what the quick choice of `extract` gives away.
+//! The cheapest choice there is, by branch and bound: to measure what the quick choice gives away.
 //!
 //! A class that is needed is paid once, with the node chosen for it. Some classes are needed whatever is chosen: those
 //! that every way to compute a root goes through. What has been decided plus the cheapest node of every class that is
@@ -18,7 +18,9 @@ use super::problem::{Choice, Problem};
 use super::space::Space;
 use super::{Context, MAX_OPS};
 use crate::bounds::Bounds;
-use crate::{Options, canonicalise, rules, specialise};
+use crate::pass::run_passes;
+use crate::pipeline::before_rewrite;
+use crate::{Error, Options, rules};
 use hadal_ir::target::Target;
 use hadal_ir::{Bindings, Func, FuncKind, Module};
 
@@ -45,15 +47,15 @@ pub struct Gap {
 }
 
 /// The gap of each function that `rewrite` would look at, in the pipeline's order.
-pub fn gap(module: &Module, target: &Target, options: &Options) -> Vec<Gap> {
-    let (module, _) = canonicalise::run(&specialise::run(module), options);
+pub fn gap(module: &Module, target: &Target, options: &Options) -> Result<Vec<Gap>, Error> {
+    let (module, _) = run_passes(module, before_rewrite(options), target, options)?;
     let graphs = module.funcs.iter().filter(|f| f.kind == FuncKind::Graph && f.insts.len() <= MAX_OPS);
     let of = |f: &Func| {
         let bounds = Bounds::of(&module, &f.name, options);
         let context = Context::of(target, &bounds, options);
         of_func(f, &context, &options.typical(&module, &f.name), BUDGET)
     };
-    graphs.filter_map(of).collect()
+    Ok(graphs.filter_map(of).collect())
 }
 
 fn of_func(func: &Func, context: &Context, bindings: &Bindings, budget: usize) -> Option<Gap> {
