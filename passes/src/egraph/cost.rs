@@ -8,12 +8,13 @@
 //! Elementwise ops are mostly done by a neighbour: they cost their traffic, and a launch only where no neighbour can
 //! (see `problem`). Rows that are gathered cost the rows, not the whole that they are taken from; attention has a file
 //! of its own. What follows from
-//! weights alone is computed when compiling: it costs the bytes that have to be stored and read.
+//! weights alone is computed when compiling: it costs the bytes that have to be stored and read. A stack joined from
+//! weights, of which rows are gathered, costs all of its bytes: the whole is stored anew, however little is read of it.
 //!
 //! For a batch of sequences, weights and what follows from them alone are read once; work, states and everything else
 //! that is read or written is there once for each. Of gathered weights each sequence wants other rows.
 
-use super::problem::Problem;
+use super::problem::{Candidate, Problem};
 use super::space::Space;
 use super::{Fact, Head, Node};
 use hadal_ir::{Bindings, DType, Op, TensorType};
@@ -145,6 +146,16 @@ impl<'a> Costs<'a> {
         reads
     }
 
+    /// Whether a class is weights joined from several: all of them are stored anew, however few rows a call takes.
+    fn is_joined(&self, problem: &Problem, class: usize) -> bool {
+        let joins = |c: &Candidate| match &c.node.head {
+            Head::Op(Op::Concat(_)) => true,
+            Head::Op(Op::Dequantize(_)) => self.is_joined(problem, c.args[0]),
+            _ => false,
+        };
+        self.fact(problem, class).constant && problem.candidates[class].iter().any(joins)
+    }
+
     /// Whether an op is done by whoever reads its result.
     fn is_carried(&self, problem: &Problem, op: &Op, args: &[usize]) -> bool {
         match op {
@@ -191,6 +202,9 @@ impl<'a> Costs<'a> {
             |arg: usize| problem.candidates[arg].iter().any(|c| matches!(c.node.head, Head::Op(Op::Contract(_))));
         if matches!(op, Op::Slice(s) if s.axis > 0) && !fact.constant && product(c.args[0]) {
             return (self.traffic(out), false);
+        }
+        if matches!(op, Op::Gather(_)) && self.is_joined(problem, c.args[0]) {
+            return (self.traffic(reads[c.args[0]]), false);
         }
         if self.is_carried(problem, op, &c.args) {
             return (0.0, false);
