@@ -12,6 +12,7 @@ pub mod norm_rope;
 pub mod product;
 pub mod quantisation;
 pub mod repeats;
+pub mod shared_expert;
 pub mod slices;
 pub mod sparsity;
 pub mod words;

@@ -1,9 +1,11 @@
-//! Laws of routed experts: where their weights are applied, and what the choice among them depends on.
+//! Laws of routed experts: where their weights are applied, what the choice among them depends on, and that an expert
+//! which every token takes is one more of them ([`super::shared_expert`]).
 
 use super::elementwise::{repeated, widens};
-use super::layout::each;
+use super::layout::{each, some};
 use super::quantisation::finite;
-use crate::rule::NumericClass::Reassociating;
+use super::shared_expert::{among_routed, function_of_rows, product_of_rows};
+use crate::rule::NumericClass::{Exact, Reassociating};
 use crate::rule::{Rule, Site, Term, V};
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{Broadcast, Contract, Map};
@@ -43,6 +45,57 @@ pub const RULES: &[Rule] = &[
                 Some(Term::new(op.clone(), [Term::Old(x)]))
             })
         },
+    },
+    Rule {
+        name: "shared-expert-among-routed",
+        law: "Σ_k w_k · h_k W[i_k] + h V = Σ over one k more, of joined rows h, weights w with a 1, numbers i with the last \
+              one, and a stack W with V at its end",
+        class: Reassociating,
+        example: "func @f(%h: f32[A, 2, 3], %g: f32[A, 6], %w: f32[A, 2], %p: f32[A, 4]) -> (y: f32[A, 5]) {
+            weight %d = \"d\" : bf16[4, 5, 3]
+            weight %v = \"v\" : bf16[5, 6]
+            %i = top_k %p {k = 2} : i32[A, 2]
+            %0 = gather %d, %i {axis = 0} : bf16[A, 2, 5, 3]
+            %1 = contract %h, %0 {spec = \"tkf,tkdf->tkd\"} : f32[A, 2, 5]
+            %2 = contract %1, %w {spec = \"tkd,tk->td\"} : f32[A, 5]
+            %3 = contract %g, %v {spec = \"tf,df->td\"} : f32[A, 5]
+            %4 = add %2, %3 : f32[A, 5]
+            return %4 }",
+        apply: |site, op, args| some(among_routed(site, op, args)),
+    },
+    Rule {
+        name: "function-of-joined-rows",
+        law: "concat(f(x), f(y)) = f(concat(x, y)), row by row",
+        class: Exact,
+        example: "func @f(%x: f32[A, 2, 4], %y: f32[A, 4], %u: f32[A, 2, 4], %v: f32[A, 4]) -> (z: f32[A, 3, 4]) {
+            %0 = mul %x, %u : f32[A, 2, 4]
+            %1 = sub %x, %0 : f32[A, 2, 4]
+            %2 = mul %y, %v : f32[A, 4]
+            %3 = sub %y, %2 : f32[A, 4]
+            %4 = reshape %3 {shape = [A, 1, 4]} : f32[A, 1, 4]
+            %5 = concat %1, %4 {axis = 1} : f32[A, 3, 4]
+            return %5 }",
+        apply: |site, op, args| some(function_of_rows(site, op, args)),
+    },
+    Rule {
+        name: "product-of-joined-rows",
+        law: "concat(x W[i], x V) = x U[concat(i, n, …)], where the stack U is W with V at its end, from n on",
+        class: Exact,
+        example: "func @f(%x: f32[A, 4], %p: f32[A, 4]) -> (y: f32[A, 4, 3]) {
+            weight %q = \"q\" : f8e4m3[4, 3, 4]
+            weight %s = \"s\" : f32[4, 1, 2]
+            weight %r = \"r\" : f8e4m3[6, 4]
+            weight %u = \"u\" : f32[2, 2]
+            %d = dequantize %q, %s {block = [1, 3, 2]} : f32[4, 3, 4]
+            %v = dequantize %r, %u {block = [3, 2]} : f32[6, 4]
+            %i = top_k %p {k = 2} : i32[A, 2]
+            %0 = gather %d, %i {axis = 0} : f32[A, 2, 3, 4]
+            %1 = contract %x, %0 {spec = \"td,tkfd->tkf\"} : f32[A, 2, 3]
+            %2 = contract %x, %v {spec = \"td,fd->tf\"} : f32[A, 6]
+            %3 = reshape %2 {shape = [A, 2, 3]} : f32[A, 2, 3]
+            %4 = concat %1, %3 {axis = 1} : f32[A, 4, 3]
+            return %4 }",
+        apply: |site, op, args| some(product_of_rows(site, op, args)),
     },
 ];
 

@@ -99,7 +99,7 @@ fn constant_like(site: &dyn Site, v: V, leading: &[Dim], rest: &[Dim]) -> Option
 }
 
 /// The same op with the leading axes `from` replaced by `to`, where it treats each of them on its own.
-fn row_op(op: &Op, from: &[Dim], to: &[Dim]) -> Option<Op> {
+pub(super) fn row_op(op: &Op, from: &[Dim], to: &[Dim]) -> Option<Op> {
     let n = from.len();
     let moved = |axis: usize| axis.checked_sub(n).map(|a| a + to.len());
     let replaced = |shape: &[Dim]| shape.strip_prefix(from).map(|rest| [to, rest].concat());
