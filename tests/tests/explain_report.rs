@@ -67,9 +67,11 @@ fn why_not_gives_a_verdict_for_every_function() {
 #[test]
 fn the_summary_names_every_entry() {
     let text = explain(&[]);
-    for entry in ["decode: ", "prefill: ", "choices in @"] {
-        assert!(text.contains(entry), "{entry}: {text}");
+    for entry in ["decode", "prefill"] {
+        let line = |l: &str| l.starts_with(entry) && l.contains(" predicted, ");
+        assert!(text.lines().any(line), "{entry}: {text}");
     }
+    assert!(text.contains("choices in @"), "{text}");
     let answer = json(&explain(&["--json"]));
     assert!(!answer["functions"].as_array().expect("functions").is_empty());
 }
@@ -163,4 +165,48 @@ fn plots_are_drawn_as_the_file_is_called() {
     ran.ok();
     assert!(html.starts_with("<!doctype html>") && html.contains("<figure>"));
     assert_eq!(draw("curves.png").0.code, Some(2));
+}
+
+#[test]
+fn a_kernel_shows_its_choice_in_every_version() {
+    let answer = json(&explain(&["--kernel", "attention", "--json"]));
+    let rows = answer["kernels"][0]["by_version"].as_array().expect("rows");
+    for source in ["dense_layer", "moe_layer"] {
+        let of = |row: &&Value| row["source"] == source;
+        let versions: Vec<&str> =
+            rows.iter().filter(of).flat_map(|r| r["versions"].as_array()).flatten().filter_map(Value::as_str).collect();
+        // Decode is one version; prompts are in two.
+        assert!(versions.contains(&"decode"), "{versions:?}");
+        assert!(versions.iter().filter(|v| v.starts_with("prefill (")).count() >= 2, "{versions:?}");
+    }
+    for row in rows {
+        let (chosen, second) = (&row["function_seconds"], &row["choice"]["runner_up"]["seconds"]);
+        assert!(chosen.as_f64() <= second.as_f64() || second.is_null(), "{row}");
+        assert!(row["choice"]["form"].as_str().is_some_and(|f| f.starts_with("attention ")), "{row}");
+    }
+    let text = explain(&["--kernel", "attention"]);
+    assert!(text.contains("in every version of @dense_layer"), "{text}");
+}
+
+#[test]
+fn costs_are_for_as_many_sequences_as_are_asked_for() {
+    let seconds = |batch: &str| {
+        let answer = json(&explain(&["--entry", "decode", "--batch", batch, "--json"]));
+        assert_eq!(answer["batch"].to_string(), batch);
+        let functions = answer["functions"].as_array().expect("functions");
+        functions.iter().map(|f| f["seconds"].as_f64().expect("a number")).sum::<f64>()
+    };
+    let (one, many) = (seconds("1"), seconds("64"));
+    // Weights are read once for all of them.
+    assert!(one < many && many < 32.0 * one, "{one} {many}");
+    assert!(explain(&["--entry", "decode", "--batch", "64"]).contains("64 sequences"));
+}
+
+#[test]
+fn laws_can_be_left_out() {
+    let laws = |args: &[&str]| explain(&[&["--entry", "decode"], args].concat());
+    assert!(laws(&[]).contains("select-attention"));
+    assert!(!laws(&["--without-law", "select-attention"]).contains("select-attention"));
+    let ran = hadal(&["report", "nowhere", "--json", "--without-law", "nested-contractions"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("nest-contractions"), "{}", ran.stderr);
 }

@@ -432,7 +432,8 @@ fn form(out: &mut String, e: &Explanation, f: &Form) {
 fn table(out: &mut String, by_version: &[(&str, Vec<Choice>)]) {
     for (function, rows) in by_version {
         _ = writeln!(out, "in every version of @{function}");
-        let head = ["version", "costed at", "op", "alone", "function", "runner-up", "by"].map(str::to_owned).to_vec();
+        let head =
+            ["version", "costed at", "alone", "in all", "runner-up", "", "function", "op"].map(str::to_owned).to_vec();
         let mut lines = vec![head];
         for Choice { versions, function: e, form } in rows {
             let (second, by) = match &form.runner_up {
@@ -440,8 +441,9 @@ fn table(out: &mut String, by_version: &[(&str, Vec<Choice>)]) {
                 Some(r) if more(e, r.cost).1 < 1e-9 => ("as good".to_owned(), String::new()),
                 Some(r) => (seconds(r.cost), format!("+{}", percent(more(e, r.cost).1))),
             };
-            let op = brief(&form.text);
-            lines.push(vec![versions.join(", "), sizes(e), op, seconds(form.own), seconds(e.cost), second, by]);
+            let (name, op) = (format!("@{}", e.func), brief(&form.text));
+            let (alone, all) = (seconds(form.own), seconds(e.cost));
+            lines.push(vec![together(versions), sizes(e), alone, all, second, by, name, op]);
         }
         let width = |i: usize| lines.iter().map(|l| l[i].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
@@ -451,6 +453,13 @@ fn table(out: &mut String, by_version: &[(&str, Vec<Choice>)]) {
         }
         out.push('\n');
     }
+}
+
+/// Versions that share a function have the same ranges, which are said once.
+fn together(labels: &[&str]) -> String {
+    let names: Vec<&str> = labels.iter().map(|l| l.split(" (").next().unwrap_or(l)).collect();
+    let ranges = labels.first().and_then(|l| l.split_once(" (")).map_or(String::new(), |(_, r)| format!(" ({r}"));
+    names.join(", ") + &ranges
 }
 
 /// An op with the types of its operands and result, without attributes.

@@ -122,20 +122,24 @@ fn graphs(f: &Facts) -> String {
     }
     out += "</p>\n<div class=\"tabs\">\n";
     let mut seen = BTreeSet::new();
+    // What versions are copies of is drawn once: with a long layer that is a good part of the page.
+    let mut drawn: BTreeMap<&str, &str> = BTreeMap::new();
     let functions = f.fused.optimised.funcs.iter().filter(|g| g.kind == FuncKind::Graph && !g.insts.is_empty());
     for after in functions.filter(|g| seen.insert(shape(g))) {
         let before = crate::explain::source(&f.model.module, &after.name);
         let cut = f.fused.module.func(&after.name);
-        _ = writeln!(
-            out,
-            "<div class=\"tab\" data-name=\"{}\"><h3>@{0}</h3><div class=\"graphs\">",
-            escape(&after.name)
-        );
+        _ = writeln!(out, "<div class=\"tab\" data-name=\"{}\"><h3>@{0}</h3>", escape(&after.name));
+        let first = before.map(|g| *drawn.entry(g.name.as_str()).or_insert(after.name.as_str()));
+        let new = first == Some(after.name.as_str());
+        if let Some(first) = first.filter(|_| !new) {
+            _ = writeln!(out, "<p class=\"quiet\">As written: as drawn with @{}.</p>", escape(first));
+        }
         let views = [
-            ("as written", before.map(|g| (&f.model.module, g))),
+            ("as written", before.filter(|_| new).map(|g| (&f.model.module, g))),
             ("rewritten", Some((&f.fused.optimised, after))),
             ("as kernels", cut.map(|g| (&f.fused.module, g))),
         ];
+        out += "<div class=\"graphs\">";
         for (caption, view) in views {
             let Some((module, func)) = view else { continue };
             let n = func.insts.len();
