@@ -14,7 +14,10 @@ fn main() {
     }
     let out_dir = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let runner = match std::env::var_os("HADAL_RUNNER") {
-        Some(path) => PathBuf::from(path),
+        Some(path) => {
+            println!("cargo::rerun-if-changed={}", Path::new(&path).display());
+            PathBuf::from(path)
+        }
         None => build(&out_dir),
     };
     if let Err(e) = std::fs::copy(&runner, out_dir.join("hadal-run")) {

@@ -58,7 +58,11 @@ fn blocks(path: &Path, margin: &str) -> Vec<Block> {
 fn graph_text_means_what_it_says() {
     let mut all: Vec<Block> = pages().iter().flat_map(|p| blocks(p, "")).collect();
     for entry in std::fs::read_dir(root().join("ir/src/ops")).expect("readable") {
-        all.extend(blocks(&entry.expect("readable").path(), "//!"));
+        let path = entry.expect("readable").path();
+        // Parts of an op's file, in a folder, show no text of their own.
+        if path.is_file() {
+            all.extend(blocks(&path, "//!"));
+        }
     }
     let mut seen = 0;
     for block in all.iter().filter(|b| b.language == "hir") {
