@@ -1,7 +1,7 @@
 //! What one call of an entry should take on a machine: each launch of its plan takes the longer of its operations at the
 //! machine's peak and its bytes at the machine's bandwidth, and a launch; launches follow one another.
 //!
-//! A kernel's bytes are those of its parameters that its ops touch, and of its results, each once: views, casts and
+//! A kernel's bytes are those of its parameters that its ops touch, and of its results, each once a kernel: views, casts and
 //! dequantisation read what their result needs of them, `append` writes the new rows only, and a gather of weights reads
 //! the rows that are chosen. For `batch` sequences at once weights are read once, and everything else once for each.
 //! What kernels hand on is in the machine's own format for that, and comes from the cache where it fits.
@@ -204,10 +204,18 @@ impl Kernel<'_> {
             if !of_weights[result.index()] {
                 let types: Vec<_> = inst.args.iter().map(|a| func.ty(*a).clone()).collect();
                 let flops = batch * op.flops(&types, func.ty(result), bindings);
-                let product = matches!(op, Op::Contract(_) | Op::Attention(_));
-                let operands: Vec<DType> = inst.args.iter().map(|a| formats[a.index()]).collect();
+                let multiplied: Vec<DType> = match op {
+                    Op::Contract(_) => inst.args.iter().map(|a| formats[a.index()]).collect(),
+                    // What says which rows are seen is not multiplied.
+                    Op::Attention(a) => {
+                        let factor = |r: Role| matches!(r, Role::Query | Role::Key | Role::Value);
+                        let operands = a.operands().into_iter().zip(&inst.args).filter(|(o, _)| factor(o.role));
+                        operands.map(|(_, a)| formats[a.index()]).collect()
+                    }
+                    _ => Vec::new(),
+                };
                 out.flops += flops;
-                out.compute_seconds += flops / target.peak(if product { &operands } else { &[] });
+                out.compute_seconds += flops / target.peak(&multiplied);
             }
         }
         let mut cached = 0.0;
@@ -257,6 +265,12 @@ impl Kernel<'_> {
         matches!(role, Role::Key | Role::Value).then(|| self.count(args[chosen]))
     }
 
+    /// Whether an earlier operand of the same set is the same value.
+    fn read_before(&self, op: &Attention, args: &[ValueId], n: usize) -> bool {
+        let operands = op.operands();
+        (0..n.min(operands.len())).any(|o| operands[o].set == operands[n].set && args[o] == args[n])
+    }
+
     /// Elements of one row.
     fn row(&self, value: ValueId) -> f64 {
         let rows = self.func.ty(value).shape.first().and_then(|d| d.eval(self.call.bindings).ok());
@@ -294,6 +308,8 @@ impl Kernel<'_> {
             let all = |n: usize| self.count(inst.args[n]);
             for (n, arg) in inst.args.iter().enumerate() {
                 let more = match op {
+                    // Keys that are values too are read once for a set.
+                    Op::Attention(a) if self.read_before(a, &inst.args, n) => 0.0,
                     Op::Append(_) if n == 0 => 0.0,
                     Op::Gather(g) if n == 0 && g.batch == 0 && of_weights[arg.index()] => {
                         let rows = func.ty(*arg).shape[g.axis].eval(self.call.bindings).map_or(1.0, |r| r as f64);

@@ -107,14 +107,19 @@ pub enum TargetError {
     /// Not a well-formed description.
     #[error("{0}")]
     Malformed(String),
-    /// A rate or time that cannot be.
-    #[error("`{field}` is {value}")]
+    /// A figure that no machine has.
+    #[error("`{field}` is {value:?}, expected {expected}")]
     OutOfRange {
         /// The field.
         field: &'static str,
         /// Its value.
         value: f64,
+        /// What it can be.
+        expected: &'static str,
     },
+    /// A name that cannot stand on a command line and in a description.
+    #[error("`name` is {0:?}, expected 1 to 64 characters, none of them a quote, a backslash or a control character")]
+    Name(String),
 }
 
 const TEXTS: [&str; 5] = [
@@ -125,22 +130,45 @@ const TEXTS: [&str; 5] = [
     include_str!("../targets/b200.toml"),
 ];
 
+/// Operations or bytes a second that no single machine reaches.
+const MAX_RATE: f64 = 1e18;
+
+/// Bytes of memory below which nothing that is compiled runs.
+const MIN_MEMORY: u64 = 1 << 20;
+
+/// Checks what a machine is to be called.
+pub fn check_name(name: &str) -> Result<(), TargetError> {
+    let fits = (1..=64).contains(&name.chars().count());
+    let plain = !name.chars().any(|c| c.is_control() || matches!(c, '"' | '\'' | '`' | '\\'));
+    if fits && plain { Ok(()) } else { Err(TargetError::Name(name.to_owned())) }
+}
+
 impl Target {
     /// Reads a description.
     pub fn parse(text: &str) -> Result<Target, TargetError> {
         let target: Target = toml::from_str(text).map_err(|e| TargetError::Malformed(e.to_string()))?;
+        check_name(&target.name)?;
+        let out_of_range = |field, value, expected| Err(TargetError::OutOfRange { field, value, expected });
         let peaks = target.flops.list().into_iter().map(|(_, peak)| ("flops", peak));
         let rates = [("bandwidth", target.bandwidth), ("cache_bandwidth", target.cache_bandwidth)];
-        let sizes = [("threads", target.threads as f64), ("memory_bytes", target.memory_bytes as f64)];
-        for (field, value) in peaks.chain(rates).chain(sizes) {
-            if !(value.is_finite() && value > 0.0) {
-                return Err(TargetError::OutOfRange { field, value });
+        for (field, value) in peaks.chain(rates) {
+            if !(value > 0.0 && value <= MAX_RATE) {
+                return out_of_range(field, value, "a rate above 0 and at most 1e18 a second");
             }
         }
-        match target.launch_seconds {
-            t if t.is_finite() && t >= 0.0 => Ok(target),
-            value => Err(TargetError::OutOfRange { field: "launch_seconds", value }),
+        if target.cache_bandwidth < target.bandwidth {
+            return out_of_range("cache_bandwidth", target.cache_bandwidth, "no less than `bandwidth`");
         }
+        if target.threads == 0 {
+            return out_of_range("threads", 0.0, "at least 1");
+        }
+        if target.memory_bytes < MIN_MEMORY {
+            return out_of_range("memory_bytes", target.memory_bytes as f64, "at least 1048576, a MiB");
+        }
+        if !(0.0..=1.0).contains(&target.launch_seconds) {
+            return out_of_range("launch_seconds", target.launch_seconds, "0 to 1 seconds");
+        }
+        Ok(target)
     }
 
     /// Every machine described here.
@@ -175,11 +203,12 @@ impl Target {
     }
 
     /// Operations per second of a product of such operands: the widest decides. Values in f32 count as what the
-    /// machine's kernels hand on. Without operands: of arithmetic that is no product.
+    /// machine's kernels hand on. Row numbers and truth values say what is multiplied and are not: they do not count.
+    /// Without operands: of arithmetic that is no product.
     pub fn peak(&self, operands: &[DType]) -> f64 {
         let Peaks { f32, bf16, f8, f4, i8 } = self.flops;
         let wide = bf16.unwrap_or(f32);
-        let widths = operands.iter().map(|d| Width::of(*d, self.activations));
+        let widths = operands.iter().filter_map(|d| Width::of(*d, self.activations));
         match widths.reduce(Width::join) {
             None | Some(Width::F32) => f32,
             Some(Width::Half) => wide,
@@ -211,15 +240,17 @@ enum Width {
 }
 
 impl Width {
-    fn of(dtype: DType, activations: Activations) -> Width {
-        match dtype {
+    /// Nothing for what is never multiplied.
+    fn of(dtype: DType, activations: Activations) -> Option<Width> {
+        Some(match dtype {
             DType::F4E2M1 => Width::F4,
             DType::F8E4M3 | DType::F8E8M0 => Width::F8,
-            DType::I8 | DType::U8 | DType::Bool => Width::I8,
+            DType::I8 | DType::U8 => Width::I8,
             DType::BF16 | DType::F16 => Width::Half,
             DType::F32 if activations == Activations::BF16 => Width::Half,
-            DType::F32 | DType::F64 | DType::I32 | DType::I64 => Width::F32,
-        }
+            DType::F32 | DType::F64 => Width::F32,
+            DType::I32 | DType::I64 | DType::Bool => return None,
+        })
     }
 
     /// What multiplies one with the other: integers meet floats in a float that holds both.
@@ -246,7 +277,27 @@ mod tests {
     fn nonsense_is_refused() {
         assert!(matches!(Target::parse("name = 1"), Err(TargetError::Malformed(_))));
         let zero = TEXTS[0].replace("67.5e9", "0.0");
-        assert_eq!(Target::parse(&zero), Err(TargetError::OutOfRange { field: "flops", value: 0.0 }));
+        assert!(matches!(Target::parse(&zero), Err(TargetError::OutOfRange { field: "flops", value: 0.0, .. })));
+        let wrong = [
+            ("67.5e9", "2e18", "flops"),
+            ("67.5e9", "nan", "flops"),
+            ("bandwidth = 39e9", "bandwidth = inf", "bandwidth"),
+            ("cache_bandwidth = 60e9", "cache_bandwidth = 38e9", "cache_bandwidth"),
+            ("launch_seconds = 2e-6", "launch_seconds = 2.0", "launch_seconds"),
+            ("launch_seconds = 2e-6", "launch_seconds = -1.0", "launch_seconds"),
+            ("1_099_511_627_776", "1_048_575", "memory_bytes"),
+            ("threads = 1", "threads = 0", "threads"),
+        ];
+        for (right, wrong, at) in wrong {
+            let found = Target::parse(&TEXTS[0].replacen(right, wrong, 1)).unwrap_err();
+            assert!(matches!(found, TargetError::OutOfRange { field, .. } if field == at), "{wrong}: {found}");
+        }
+        let slow = Target::parse(&TEXTS[0].replace("= 60e9", "= 38e9")).unwrap_err();
+        assert_eq!(slow.to_string(), "`cache_bandwidth` is 38000000000.0, expected no less than `bandwidth`");
+        for name in ["", "a\"b", "a'b", "a\nb", "a\u{1b}b"] {
+            assert_eq!(check_name(name), Err(TargetError::Name(name.into())));
+        }
+        assert_eq!(check_name("my box, 8 × H200"), Ok(()));
         let extra = format!("{}\ncolour = 1\n", TEXTS[0]);
         assert!(matches!(Target::parse(&extra), Err(TargetError::Malformed(_))));
     }
@@ -277,7 +328,7 @@ mod tests {
 
     #[test]
     fn the_widest_operand_decides_the_peak() {
-        use DType::{BF16, Bool, F4E2M1, F8E4M3, F32, I8};
+        use DType::{BF16, Bool, F4E2M1, F8E4M3, F32, I8, I32};
         let (cpu, h100, b200) = (Target::by_name("cpu"), Target::by_name("h100"), Target::by_name("b200"));
         let (cpu, h100, b200) = (cpu.unwrap(), h100.unwrap(), b200.unwrap());
         assert_eq!(cpu.peak(&[F8E4M3, F32]), cpu.flops.f32);
@@ -291,6 +342,9 @@ mod tests {
         assert_eq!(b200.peak(&[I8, I8]), b200.flops.i8.unwrap());
         assert_eq!(b200.peak(&[I8, F8E4M3]), b200.flops.bf16.unwrap());
         assert_eq!(b200.peak(&[Bool, BF16]), b200.flops.bf16.unwrap());
+        assert_eq!(b200.peak(&[F8E4M3, F8E4M3, I32, Bool]), b200.flops.f8.unwrap());
+        assert_eq!(b200.peak(&[I8, I8, I32]), b200.flops.i8.unwrap());
+        assert_eq!(b200.peak(&[I32]), b200.flops.f32);
         assert_eq!(b200.peak(&[]), b200.flops.f32);
     }
 }
