@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use hadal_ir::layout_fold::is_layout;
 use hadal_ir::{Func, FuncKind, Inst, InstKind, Module, Op};
+use hadal_passes::explain::LawUse;
 use hadal_passes::pipeline::Fused;
 use hadal_passes::{LawSet, Options, optimise};
 
@@ -153,4 +154,135 @@ fn a_choice_needs_no_scores_but_its_own() {
         LawSet::default(),
     );
     assert!(!ops(&fused.optimised).any(|(_, _, op)| matches!(op, Op::Softmax(_))));
+}
+
+/// `Σ_k w_k FFN_{e_k}(x) + FFN(x)` with two of `experts` experts for each token, `inner` wide, and a shared one that is
+/// `shared` wide; with `scaled`, weights and what they are multiplied with are e4m3 with a scale for each block.
+fn with_shared_expert(experts: usize, inner: usize, shared: usize, scaled: bool) -> Module {
+    const D: usize = 8;
+    let mut text = format!(
+        "func @f(%x: f32[T, {D}]) -> (y: f32[T, {D}]) {{
+           weight %r = \"r\" : f32[{experts}, {D}]\n"
+    );
+    let mut body = format!(
+        "%z = contract %x, %r {{spec = \"td,ed->te\"}} : f32[T, {experts}]
+         %p = softmax %z : f32[T, {experts}]
+         %e = top_k %p {{k = 2}} : i32[T, 2]
+         %k = gather %p, %e {{axis = 1, batch = 1}} : f32[T, 2]\n"
+    );
+    for (name, prefix, rows, columns) in [
+        ("g", format!("{experts}, "), inner, D),
+        ("u", format!("{experts}, "), inner, D),
+        ("d", format!("{experts}, "), D, inner),
+        ("vg", String::new(), shared, D),
+        ("vu", String::new(), shared, D),
+        ("vd", String::new(), D, shared),
+    ] {
+        match scaled {
+            false => text += &format!("weight %{name} = \"{name}\" : bf16[{prefix}{rows}, {columns}]\n"),
+            true => {
+                let block = if prefix.is_empty() { "" } else { "1, " };
+                text += &format!("weight %q{name} = \"q{name}\" : f8e4m3[{prefix}{rows}, {columns}]\n");
+                text += &format!("weight %s{name} = \"s{name}\" : f32[{prefix}{}, {}]\n", rows / 2, columns / 4);
+                body += &format!("%{name} = dequantize %q{name}, %s{name} {{block = [{block}2, 4]}} : ");
+                body += &format!("f32[{prefix}{rows}, {columns}]\n");
+            }
+        }
+    }
+    // What a product reads, rounded in blocks of four where that is asked for.
+    let rounded = |name: &str, lead: &str, width: usize| match scaled {
+        false => String::new(),
+        true => {
+            let axes = lead.matches(',').count() + 2;
+            let dims: Vec<String> = (0..axes).map(|a| a.to_string()).collect();
+            let (blocks, last, dims) = (width / 4, dims.len(), dims.join(", "));
+            let ones = "1, ".repeat(axes - 1);
+            format!(
+                "%{name}g = reshape %{name} {{shape = [{lead}, {blocks}, 4]}} : f32[{lead}, {blocks}, 4]
+                 %{name}a = abs %{name}g : f32[{lead}, {blocks}, 4]
+                 %{name}m = reduce %{name}a {{kind = max, axes = [{last}]}} : f32[{lead}, {blocks}]
+                 %{name}l = constant {{value = 0.001, dtype = f32}} : f32[]
+                 %{name}f = broadcast %{name}l {{shape = [{lead}, {blocks}], dims = []}} : f32[{lead}, {blocks}]
+                 %{name}s = max %{name}m, %{name}f : f32[{lead}, {blocks}]
+                 %{name}b = broadcast %{name}s {{shape = [{lead}, {blocks}, 4], dims = [{dims}]}} : f32[{lead}, {blocks}, 4]
+                 %{name}w = reshape %{name}b {{shape = [{lead}, {width}]}} : f32[{lead}, {width}]
+                 %{name}d = div %{name}, %{name}w : f32[{lead}, {width}]
+                 %{name}c = cast %{name}d {{to = f8e4m3}} : f8e4m3[{lead}, {width}]
+                 %{name}r = dequantize %{name}c, %{name}s {{block = [{ones}4]}} : f32[{lead}, {width}]\n"
+            )
+        }
+    };
+    let (r, ty) = if scaled { ("r", "f32") } else { ("", "bf16") };
+    body += &rounded("x", "T", D);
+    for name in ["g", "u"] {
+        body += &format!(
+            "%e{name} = gather %{name}, %e {{axis = 0}} : {ty}[T, 2, {inner}, {D}]
+             %h{name} = contract %x{r}, %e{name} {{spec = \"td,tkfd->tkf\"}} : f32[T, 2, {inner}]
+             %t{name} = contract %x{r}, %v{name} {{spec = \"td,fd->tf\"}} : f32[T, {shared}]\n"
+        );
+    }
+    for (of, name, lead, width) in [("h", "i", "T, 2", inner), ("t", "j", "T", shared)] {
+        body += &format!(
+            "%{name}0 = sigmoid %{of}g : f32[{lead}, {width}]
+             %{name}1 = mul %{of}g, %{name}0 : f32[{lead}, {width}]
+             %{name} = mul %{name}1, %{of}u : f32[{lead}, {width}]\n"
+        );
+        body += &rounded(name, lead, width);
+    }
+    text += &body;
+    text += &format!(
+        "%ed = gather %d, %e {{axis = 0}} : {ty}[T, 2, {D}, {inner}]
+         %o = contract %i{r}, %ed {{spec = \"tkf,tkdf->tkd\"}} : f32[T, 2, {D}]
+         %m = contract %o, %k {{spec = \"tkd,tk->td\"}} : f32[T, {D}]
+         %n = contract %j{r}, %vd {{spec = \"tf,df->td\"}} : f32[T, {D}]
+         %y = add %m, %n : f32[T, {D}]
+         return %y }}"
+    );
+    program(&text)
+}
+
+/// Optimised for a machine with slow launches, with the same results, and with what became of the law.
+fn explained(module: &Module, launch_seconds: f64) -> (Fused, Vec<LawUse>) {
+    let target = hadal_ir::target::Target { launch_seconds, ..cpu() };
+    let options = Options { versions: false, explain: true, ..Options::default() };
+    let fused = optimise(module, &target, &options).unwrap();
+    let expected = sequence(module);
+    assert_all_close(&sequence(&fused.optimised), &expected, 1e-9, "optimised");
+    assert_all_close(&sequence(&fused.module), &expected, 1e-9, "fused");
+    let uses = fused.reports.iter().flat_map(|r| &r.details.explanations).flat_map(|e| &e.laws);
+    let uses = uses.filter(|l| l.law == "shared-expert-among-routed").cloned().collect();
+    (fused, uses)
+}
+
+#[test]
+fn a_shared_expert_is_one_of_the_routed_ones_where_launches_cost_more() {
+    // As wide as a routed one, twice as wide, and in e4m3, inputs too.
+    for (inner, shared, scaled) in [(4, 4, false), (4, 8, false), (8, 8, true)] {
+        let module = with_shared_expert(4, inner, shared, scaled);
+        let (fused, uses) = explained(&module, 1e-3);
+        // The router's scores, two products into the experts, one out of them, and the sum.
+        let found = products(&fused);
+        assert_eq!(found.len(), 5, "{shared} {scaled}: {found:?}");
+        assert!(uses.iter().all(|l| l.chosen > 0), "{uses:?}");
+        // Joined as they are stored.
+        assert!(!folds(&fused).is_empty() && folds(&fused).into_iter().all(is_layout));
+        let law = "product-of-joined-rows";
+        assert!(ops(&fused.optimised).any(|(_, i, _)| i.laws.iter().any(|l| l == law)));
+    }
+}
+
+#[test]
+fn a_shared_expert_stays_apart_where_joining_costs_more() {
+    let (fused, uses) = explained(&with_shared_expert(64, 32, 32, false), 0.0);
+    assert_eq!(products(&fused).len(), 8);
+    assert!(folds(&fused).is_empty());
+    assert!(!uses.is_empty() && uses.iter().all(|l| l.fired > 0 && l.chosen == 0 && l.lost.is_some()), "{uses:?}");
+}
+
+#[test]
+fn a_shared_expert_that_is_no_multiple_is_said_to_be_none() {
+    let (_, uses) = explained(&with_shared_expert(4, 4, 6, false), 1e-3);
+    assert!(uses.iter().all(|l| l.fired == 0));
+    let reasons: Vec<&str> = uses.iter().flat_map(|l| &l.misses).map(|m| m.reason.as_str()).collect();
+    assert!(reasons.contains(&"the shared expert's width of 6 is no multiple of a routed one's, 4"), "{reasons:?}");
 }

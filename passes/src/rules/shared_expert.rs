@@ -318,21 +318,25 @@ fn through(site: &dyn Site, a: V, b: V, lead: &[Dim], steps: usize) -> Option<Te
             // Whatever was done, a reshape keeps the order of elements.
             return Some(Term::New(outer, vec![joined(site, x[0], *sides.last()?, lead, next)]));
         }
-        for (side, (other, y)) in sides.iter().flat_map(|s| site.forms(*s).into_iter().map(move |f| (*s, f))) {
-            let elementwise = matches!(op, Op::Map(_) | Op::Cast(_));
-            let leading = match site.ty(side).shape.starts_with(lead) {
-                true => lead,
-                false if lead[JOINED].is(1) => &lead[..1],
-                false if elementwise => &[],
-                false => continue,
+        let elementwise = matches!(op, Op::Map(_) | Op::Cast(_));
+        let outer = if elementwise { Some(op.clone()) } else { row_op(op, from, &joint) };
+        let Some(outer) = outer else { continue };
+        for (other, y) in sides.iter().flat_map(|side| site.forms(*side)) {
+            // A single row of each token may have an axis of its own or not.
+            let of_rows = |leading: &[Dim]| {
+                let rest = |x: V, y: V| site.ty(x).shape[from.len()..] == site.ty(y).shape[leading.len()..];
+                let rows = |x: V, y: V| site.ty(x).shape.starts_with(from) && site.ty(y).shape.starts_with(leading);
+                row_op(other, leading, &joint).as_ref() == Some(&outer)
+                    && x.iter().zip(&y).all(|(x, y)| rows(*x, *y) && rest(*x, *y))
             };
-            let outer = if elementwise { Some(op.clone()) } else { row_op(op, from, &joint) };
-            let same = if elementwise { op == other } else { outer == row_op(other, leading, &joint) };
-            let rows = |v: &V, leading: &[Dim]| site.ty(*v).shape.starts_with(leading);
-            let by_rows = x.iter().all(|v| rows(v, from)) && y.iter().all(|v| rows(v, leading));
-            if let Some(outer) = outer.filter(|_| same && by_rows && x.len() == y.len()) {
+            let alike = x.len() == y.len()
+                && match elementwise {
+                    true => op == other,
+                    false => of_rows(lead) || lead[JOINED].is(1) && of_rows(&lead[..1]),
+                };
+            if alike {
                 let args = x.iter().zip(&y).map(|(x, y)| joined(site, *x, *y, lead, next));
-                return Some(Term::New(outer, args.collect()));
+                return Some(Term::new(outer, args.collect::<Vec<_>>()));
             }
         }
     }
