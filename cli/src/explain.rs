@@ -6,7 +6,7 @@ use hadal_ir::{Entry, Func, InstKind, Module, text};
 use hadal_passes::explain::{Explanation, Form, LawUse};
 use hadal_passes::rule::Rule;
 use hadal_passes::rules::{self, words};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the passes said of each function, in the pipeline's order.
 pub fn explanations(optimised: &Optimised) -> Vec<&Explanation> {
@@ -95,6 +95,17 @@ pub fn forms_of<'a>(optimised: &'a Optimised, kernel: &Kernel) -> Vec<(&'a Expla
     out
 }
 
+/// A place of the model, and what is chosen there in every version that has it.
+#[derive(Clone, Debug)]
+pub struct Place<'a> {
+    /// The function of the source.
+    pub function: &'a str,
+    /// Where in it.
+    pub origin: &'a [String],
+    /// The choices.
+    pub choices: Vec<Choice<'a>>,
+}
+
 /// What is chosen at one place of the model in one version.
 #[derive(Clone, Debug)]
 pub struct Choice<'a> {
@@ -106,40 +117,41 @@ pub struct Choice<'a> {
     pub form: &'a Form,
 }
 
-/// The choices of a kernel, each in every version that has the place: the same op as near as it stands, or another one
-/// that came from there. By function of the source.
-pub fn by_version<'a>(
-    optimised: &'a Optimised,
-    versions: &'a [Version<'a>],
-    kernel: &Kernel,
-) -> Vec<(&'a str, Vec<Choice<'a>>)> {
+/// The places of a kernel's choices, and of each what is chosen there in every version that has it: the same op as near
+/// as it stands, or another one that came from there.
+pub fn by_version<'a>(optimised: &'a Optimised, versions: &'a [Version<'a>], kernel: &Kernel) -> Vec<Place<'a>> {
     let (module, model) = (&optimised.fused.optimised, &optimised.model.module);
     let stem = |e: &Explanation| source(model, &e.func).map(|f| f.name.as_str());
     let word = |f: &Form| f.text.split_whitespace().next().map(str::to_owned);
-    let mut out: Vec<(&str, Vec<Choice>)> = Vec::new();
+    let mut out = Vec::new();
+    let mut first: BTreeMap<&str, &Explanation> = BTreeMap::new();
     for (own, form) in forms_of(optimised, kernel) {
-        let Some(name) = stem(own).filter(|name| out.iter().all(|(known, _)| known != name)) else { continue };
+        // Other copies of a function have the same places.
+        let Some(name) = stem(own) else { continue };
+        if !std::ptr::eq(*first.entry(name).or_insert(own), own) {
+            continue;
+        }
         let near = |f: &&Form| {
             let shared = f.origin.iter().filter(|o| form.origin.contains(o)).count();
             let all = f.origin.len() + form.origin.len() - shared;
             (shared > 0).then(|| (word(f) == word(form), shared as f64 / all as f64))
         };
-        let mut rows: Vec<Choice> = Vec::new();
+        let mut choices: Vec<Choice> = Vec::new();
         for v in versions {
             let entries = module.entries.iter().filter(|e| e.name == v.plan.entry && module.ranges(e) == v.plan.ranges);
             let reached = reached(module, entries);
             let there = |e: &&Explanation| reached.contains(e.func.as_str()) && stem(e) == Some(name);
             for e in explanations(optimised).into_iter().filter(there) {
-                if let Some(row) = rows.iter_mut().find(|r| std::ptr::eq(r.function, e)) {
-                    row.versions.push(&v.label);
+                if let Some(known) = choices.iter_mut().find(|c| std::ptr::eq(c.function, e)) {
+                    known.versions.push(&v.label);
                     continue;
                 }
                 let nearest = e.forms.iter().filter_map(|f| Some((near(&f)?, f)));
                 let nearest = nearest.max_by(|((a, x), _), ((b, y), _)| a.cmp(b).then(x.total_cmp(y)));
-                rows.extend(nearest.map(|(_, form)| Choice { versions: vec![&v.label], function: e, form }));
+                choices.extend(nearest.map(|(_, form)| Choice { versions: vec![&v.label], function: e, form }));
             }
         }
-        out.push((name, rows));
+        out.push(Place { function: name, origin: &form.origin, choices });
     }
     out
 }

@@ -52,7 +52,8 @@ fn v32_decodes_long_contexts_for_a_fraction_of_v31() {
     let (v31, v32) = (at("deepseek-r1", &[]), at("deepseek-v3.2", &[]));
     let ratio = |key| number(decode(&v31), key) / number(decode(&v32), key);
     within("FLOPs", ratio("flops"), 9.0, 10.0);
-    within("bytes of states read, all in bf16", ratio("state_bytes_read"), 3.8, 4.2);
+    // 576·131072 elements over 128·131072 + 576·2048.
+    within("bytes of states read, all in bf16", ratio("state_bytes_read"), 4.2, 4.21);
     // Short contexts are not worth a choice of rows: everything is read, and the index on top.
     let short = |name| predict(name, &["--target", "h800", "--context", "1k", "--state-dtype", "bf16"]);
     let (v31, v32) = (short("deepseek-r1"), short("deepseek-v3.2"));

@@ -2,8 +2,8 @@
 
 use crate::driver::Options;
 use crate::explain::{
-    Choice, Topic, Verdict, at, by_version, explanations, forms_of, kernel_text, kernels, more, reached, role, sizes,
-    theme, topic, uses, verdict,
+    Choice, Place, Topic, Verdict, at, by_version, explanations, forms_of, kernel_text, kernels, more, reached, role,
+    sizes, theme, topic, uses, verdict,
 };
 use crate::failure::Failure;
 use crate::options::{AdapterArgs, CompileArgs, near_laws};
@@ -213,7 +213,8 @@ impl<'a> Session<'a> {
             value["choices"] = forms.iter().map(|(e, f)| json!({"in": at(e), "choice": form_json(e, f)})).collect();
             let by_version = by_version(self.optimised, &self.versions, kernel);
             table(&mut out, &by_version);
-            value["by_version"] = by_version.iter().flat_map(|(f, rows)| rows.iter().map(|c| row_json(f, c))).collect();
+            value["by_version"] =
+                by_version.iter().flat_map(|p| p.choices.iter().map(|c| row_json(p.function, c))).collect();
             values.push(value);
         }
         Ok((out, json!({"kernels": values})))
@@ -429,13 +430,14 @@ fn form(out: &mut String, e: &Explanation, f: &Form) {
 }
 
 /// What is chosen at a kernel's places in every version, and what came second.
-fn table(out: &mut String, by_version: &[(&str, Vec<Choice>)]) {
-    for (function, rows) in by_version {
-        _ = writeln!(out, "in every version of @{function}");
+fn table(out: &mut String, by_version: &[Place]) {
+    for Place { function, origin, choices } in by_version {
+        let origin: Vec<&str> = origin.iter().map(String::as_str).collect();
+        _ = writeln!(out, "in every version of @{function}, at {}", few(&origin, 3));
         let head =
             ["version", "costed at", "alone", "in all", "runner-up", "", "function", "op"].map(str::to_owned).to_vec();
         let mut lines = vec![head];
-        for Choice { versions, function: e, form } in rows {
+        for Choice { versions, function: e, form } in choices {
             let (second, by) = match &form.runner_up {
                 None => ("nothing else".to_owned(), String::new()),
                 Some(r) if more(e, r.cost).1 < 1e-9 => ("as good".to_owned(), String::new()),
