@@ -114,12 +114,11 @@ impl Dim {
             .try_fold(self.constant, |sum, (sym, k)| Some(sum.saturating_add(k.saturating_mul(at(*sym, *k)?))))
     }
 
-    /// `self / n` where every coefficient is divisible, else `None`.
+    /// `self / n` where every coefficient is divisible and no quotient overflows, else `None`.
     pub fn div_exact(&self, n: i64) -> Option<Dim> {
-        if n == 0 || self.constant % n != 0 || self.terms.iter().any(|(_, k)| k % n != 0) {
-            return None;
-        }
-        Some(Dim { constant: self.constant / n, terms: self.terms.iter().map(|(s, k)| (*s, k / n)).collect() })
+        let div = |k: i64| if k.checked_rem(n)? == 0 { k.checked_div(n) } else { None };
+        let terms: Option<_> = self.terms.iter().map(|(s, k)| Some((*s, div(*k)?))).collect();
+        Some(Dim { constant: div(self.constant)?, terms: terms? })
     }
 
     /// The product, where at most one side has symbols.
@@ -251,6 +250,16 @@ mod tests {
         assert_eq!((d.lower(range), d.upper(range)), (Some(-1), Some(22)));
         assert_eq!((d + Sym::B).upper(range), None);
         assert_eq!(Dim::from(7).lower(range), Some(7));
+    }
+
+    #[test]
+    fn division_is_exact_or_none() {
+        let d = Dim::from(Sym::P) * 6 - 4;
+        assert_eq!(d.div_exact(2), Some(Dim::from(Sym::P) * 3 - 2));
+        assert_eq!((d.div_exact(3), d.div_exact(0)), (None, None));
+        let least = Dim::from(i64::MIN);
+        assert_eq!((least.div_exact(-1), (Dim::from(Sym::P) * i64::MIN).div_exact(-1)), (None, None));
+        assert_eq!(least.div_exact(2), Some(Dim::from(i64::MIN / 2)));
     }
 
     #[test]
