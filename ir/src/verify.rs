@@ -34,6 +34,12 @@ impl fmt::Display for Faults {
     }
 }
 
+/// Versions an entry may have, as in artifacts.
+const MAX_VERSIONS: usize = 64;
+
+/// Calls within calls; a model has two or three, and passes follow them by recursion.
+const MAX_DEPTH: usize = 64;
+
 /// Checks a module.
 pub fn module(module: &Module) -> Result<(), Faults> {
     let mut faults = Vec::new();
@@ -54,15 +60,15 @@ pub fn module(module: &Module) -> Result<(), Faults> {
             fault(format!("symbol `{sym}` in {range} may be negative, which no count of tokens is"));
         }
     }
-    let mut names = BTreeSet::new();
+    nesting(module, &mut faults);
+    new_rows(module, &mut faults);
+    let mut versions: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+    module.entries.iter().for_each(|e| versions.entry(&e.name).or_default().push(e));
+    let messages = versions.iter().filter_map(|(name, all)| wrong_versions(module, &known, name, all));
+    faults.extend(messages.map(|message| Fault { func: None, inst: None, message }));
     for e in &module.entries {
         let mut fault = |message| faults.push(Fault { func: None, inst: None, message });
-        if names.insert(&e.name)
-            && let Some(message) = versions(module, &e.name)
-        {
-            fault(message);
-        }
-        if module.func(&e.func).is_none() {
+        if !known.contains_key(e.func.as_str()) {
             fault(format!("entry `{}` runs @{}, which does not exist", e.name, e.func));
         }
         for (sym, range) in &e.ranges {
@@ -75,10 +81,62 @@ pub fn module(module: &Module) -> Result<(), Faults> {
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }
 
-/// What is wrong with the versions of an entry, if it has several: they must be for different values of the symbols, leave
+/// Finds calls that are nested too deep.
+fn nesting(module: &Module, faults: &mut Vec<Fault>) {
+    let mut depths: BTreeMap<&str, usize> = BTreeMap::new();
+    for f in &module.funcs {
+        let depth = callees(f).filter_map(|c| depths.get(c)).max().map_or(0, |d| d + 1);
+        // Whoever calls what is too deep is told nothing new.
+        if depth == MAX_DEPTH + 1 {
+            let message = format!("calls are nested more than {MAX_DEPTH} deep here");
+            faults.push(Fault { func: Some(f.name.clone()), inst: None, message });
+        }
+        depths.insert(&f.name, depth);
+    }
+}
+
+/// Finds states that grow by a number of tokens that is not what every entry brings that reaches them.
+fn new_rows(module: &Module, faults: &mut Vec<Fault>) {
+    let mut tokens: BTreeMap<&str, Range> = BTreeMap::new();
+    let hull = |a: Range, b: Range| Range { min: a.min.min(b.min), max: a.max.max(b.max) };
+    for e in &module.entries {
+        if let Some(range) = e.ranges.get(&Sym::T).or(module.symbols.get(&Sym::T)) {
+            tokens.entry(&e.func).and_modify(|r| *r = hull(*r, *range)).or_insert(*range);
+        }
+    }
+    for f in module.funcs.iter().rev() {
+        let Some(range) = tokens.get(f.name.as_str()).copied() else { continue };
+        for callee in callees(f) {
+            tokens.entry(callee).and_modify(|r| *r = hull(*r, range)).or_insert(range);
+        }
+        for s in &f.states {
+            let size = |v: ValueId| f.values.get(v.index())?.ty.shape.first();
+            let grown =
+                size(s.value).zip(size(s.next)).and_then(|(before, after)| new_tokens(before, after)?.as_const());
+            if let Some(n) = grown.filter(|n| *n != 0 && (range.min, range.max) != (*n, *n)) {
+                let message = format!("state `{}` grows by {n} where an entry has T in {range}", s.name);
+                faults.push(Fault { func: Some(f.name.clone()), inst: None, message });
+            }
+        }
+    }
+}
+
+fn callees(func: &Func) -> impl Iterator<Item = &str> {
+    func.insts.iter().filter_map(|i| match &i.kind {
+        InstKind::Call(call) => Some(call.func.as_str()),
+        InstKind::Op(_) => None,
+    })
+}
+
+/// What is wrong with the versions of an entry, where it has several: they must be for different values of the symbols, leave
 /// none out between them, and take and give the same.
-fn versions(module: &Module, name: &str) -> Option<String> {
-    let all: Vec<&Entry> = module.versions(name).collect();
+fn wrong_versions(module: &Module, funcs: &BTreeMap<&str, &Func>, name: &str, all: &[&Entry]) -> Option<String> {
+    if all.len() < 2 {
+        return None;
+    }
+    if all.len() > MAX_VERSIONS {
+        return Some(format!("entry `{name}` has {} versions, more than {MAX_VERSIONS}", all.len()));
+    }
     let ranges: Vec<BTreeMap<Sym, Range>> = all.iter().map(|e| module.ranges(e)).collect();
     let mut hull = BTreeMap::new();
     for (sym, r) in ranges.iter().flatten() {
@@ -96,18 +154,23 @@ fn versions(module: &Module, name: &str) -> Option<String> {
         if let Some(other) = ranges[..i].iter().position(|other| meet(version, other)) {
             return Some(format!("entry `{name}`: versions {other} and {i} are for the same sizes"));
         }
-        if signature(module, all[i]) != signature(module, all[0]) {
+        if signature(funcs, all[i]) != signature(funcs, all[0]) {
             return Some(format!("entry `{name}`: version {i} does not take and give what the first does"));
         }
     }
-    let values = |v: &BTreeMap<Sym, Range>| v.values().map(|r| (r.max as f64 - r.min as f64) + 1.0).product::<f64>();
-    let (covered, whole) = (ranges.iter().map(values).sum::<f64>(), values(&hull));
+    let count = |r: &Range| u128::try_from(i128::from(r.max) - i128::from(r.min) + 1).ok();
+    let values = |v: &BTreeMap<Sym, Range>| v.values().try_fold(1u128, |n, r| n.checked_mul(count(r)?));
+    let Some(whole) = values(&hull) else {
+        return Some(format!("entry `{name}`: its symbols have more values than can be counted"));
+    };
+    // Parts of the whole that do not meet have no more values than it.
+    let covered: u128 = ranges.iter().filter_map(values).sum();
     (covered != whole).then(|| format!("entry `{name}`: there are sizes between its versions that none is for"))
 }
 
 /// Formats and ranks of what an entry takes and gives, with the names of the latter. Sizes may be fixed in a version.
-fn signature<'a>(module: &'a Module, entry: &Entry) -> Option<Vec<(&'a str, Port)>> {
-    let func = module.func(&entry.func)?;
+fn signature<'a>(funcs: &BTreeMap<&str, &'a Func>, entry: &Entry) -> Option<Vec<(&'a str, Port)>> {
+    let func = *funcs.get(entry.func.as_str())?;
     let port = |v: ValueId| func.values.get(v.index()).map(|v| (v.ty.dtype, v.ty.rank()));
     let results = func.results.iter().map(|(name, v)| (name.as_str(), port(*v)));
     let params = func.params.iter().map(|p| ("", port(*p)));
@@ -127,10 +190,14 @@ pub fn func(func: &Func) -> Result<(), Faults> {
 /// Whether a state of `before` rows may have `after` rows when the call is over: the same, or as `P` grows by the new
 /// tokens, of which there are `T` or, where an entry fixes it, a number.
 fn grows(before: &Dim, after: &Dim) -> bool {
-    let growth = after.clone() - before.clone();
-    let per_token = before.terms().iter().find(|(s, _)| *s == Sym::P).map_or(0, |(_, k)| *k);
-    let tokens = growth.div_exact(per_token);
-    growth.is(0) || tokens.is_some_and(|t| t == Dim::from(Sym::T) || t.as_const().is_some_and(|n| n > 0))
+    before == after
+        || new_tokens(before, after).is_some_and(|t| t == Dim::from(Sym::T) || t.as_const().is_some_and(|n| n > 0))
+}
+
+/// New tokens that make `after` rows of `before`, which must have some for each token held.
+fn new_tokens(before: &Dim, after: &Dim) -> Option<Dim> {
+    let (_, per_token) = before.terms().iter().find(|(s, k)| *s == Sym::P && *k > 0)?;
+    (after.clone() - before.clone()).div_exact(*per_token)
 }
 
 struct Checker<'a> {
@@ -308,6 +375,69 @@ mod tests {
     }
 
     #[test]
+    fn versions_are_counted_exactly() {
+        let faults = |symbols: &str, entries: &str| {
+            let text = format!("symbols {symbols}\nfunc @f(%x: f32[T]) -> (y: f32[T]) {{ return %x }}\n{entries}");
+            super::module(&parse_module(&text).expect("parses")).err().map_or(String::new(), |f| f.to_string())
+        };
+        // One value is left out, which a product of reals would not see.
+        let (least, most) = (1u64 << 53, i64::MAX);
+        let symbols = format!("P in 0..{most}, T in 1..8");
+        let split =
+            |from: u64| format!("entry e = @f where P in 0..{}\nentry e = @f where P in {from}..{most}", least - 1);
+        assert_eq!(faults(&symbols, &split(least)), "");
+        assert!(faults(&symbols, &split(least + 1)).contains("sizes between its versions"));
+        let huge = format!("A in 0..{most}, B in 0..{most}, C in 0..{most}, T in 1..8");
+        assert_eq!(faults(&huge, "entry e = @f"), "");
+        let two = "entry e = @f where T = 1\nentry e = @f where T in 2..8";
+        assert!(faults(&huge, two).contains("more values than can be counted"));
+        let many = |n: usize| (1..=n).map(|t| format!("entry e = @f where T = {t}\n")).collect::<String>();
+        assert_eq!(faults("T in 1..64", &many(64)), "");
+        assert_eq!(faults("T in 1..65", &many(65)), "entry `e` has 65 versions, more than 64");
+    }
+
+    #[test]
+    fn calls_nested_too_deep_are_one_fault() {
+        let faults = |depth: usize| {
+            let mut text = "func @f0(%x: f32[4]) -> (y: f32[4]) { return %x }\n".to_owned();
+            for i in 1..=depth {
+                let last = i - 1;
+                text += &format!(
+                    "func @f{i}(%x: f32[4]) -> (y: f32[4]) {{ %0 = call @f{last}(%x) : f32[4]\nreturn %0 }}\n"
+                );
+            }
+            super::module(&parse_module(&text).expect("parses")).err().map_or(String::new(), |f| f.to_string())
+        };
+        assert_eq!(faults(64), "");
+        assert_eq!(faults(65), "@f65: calls are nested more than 64 deep here");
+        assert_eq!(faults(5000), faults(65));
+    }
+
+    #[test]
+    fn states_grow_by_a_number_where_that_many_tokens_come() {
+        let faults = |next: &str, entries: &str| {
+            let text = format!(
+                "symbols P in 0..8, T in 1..8
+                func @f(%x: f32[{next}, 4]) -> () {{
+                  state %s = \"s\" : f32[2*P, 4]
+                  next %s = %x
+                  return }}
+                func @main(%x: f32[{next}, 4]) -> () {{ call @f(%x)\nreturn }}
+                {entries}"
+            );
+            super::module(&parse_module(&text).expect("parses")).err().map_or(String::new(), |f| f.to_string())
+        };
+        let (one, five, any) =
+            ("entry a = @main where T = 1", "entry b = @f where T = 5", "entry c = @main where T in 1..8");
+        for (next, entries) in [("2*P+2", one), ("2*P+10", five), ("2*P", any), ("2*P+2*T", any), ("2*P+2*T", five)] {
+            assert_eq!(faults(next, entries), "", "{next}, {entries}");
+        }
+        assert_eq!(faults("2*P+10", any), "@f: state `s` grows by 5 where an entry has T in 1..8");
+        assert!(faults("2*P+10", one).contains("grows by 5 where an entry has T in 1"));
+        assert!(faults("2*P+2", &format!("{one}\n{five}")).contains("T in 1..5"));
+    }
+
+    #[test]
     fn states_grow_as_tokens_do() {
         let faults = |state: &str, next: &str| {
             let text = format!(
@@ -323,9 +453,17 @@ mod tests {
         {
             assert_eq!(faults(state, next), "", "{state} to {next}");
         }
-        for (state, next) in
-            [("P", "T"), ("P", "P+2*T"), ("P", "2*P"), ("2*P", "2*P+T"), ("7", "8"), ("7", "T"), ("P", "P-1")]
-        {
+        for (state, next) in [
+            ("-P+8", "-9223372036854775800-P"),
+            ("-P+8", "-P-T+8"),
+            ("P", "T"),
+            ("P", "P+2*T"),
+            ("P", "2*P"),
+            ("2*P", "2*P+T"),
+            ("7", "8"),
+            ("7", "T"),
+            ("P", "P-1"),
+        ] {
             assert!(faults(state, next).contains("before and"), "{state} to {next}");
         }
     }
