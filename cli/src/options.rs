@@ -3,6 +3,7 @@
 use crate::driver::Options;
 use crate::failure::Failure;
 use crate::input::Input;
+use crate::units;
 use hadal_models::checkpoint::Checkpoint;
 use hadal_models::{Activations, AttnFactor, Model};
 use hadal_passes::{LawSet, rules};
@@ -15,11 +16,11 @@ pub struct CompileArgs {
     /// The machine. Code is generated for `cpu` only; the others are for costs (`inspect`, `predict`, `opt`).
     #[arg(long, default_value = "cpu")]
     pub target: String,
-    /// Most tokens a sequence can hold [default: the model's own limit, at most 4096].
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=(1 << 24)))]
+    /// Most tokens a sequence can hold, as 4096 or 4k [default: the model's own limit, at most 4096].
+    #[arg(long, value_name = "TOKENS", value_parser = units::context)]
     pub max_context: Option<u32>,
     /// Most tokens of a prompt that are run at once.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = units::chunk)]
     pub max_chunk: u32,
     /// How to read a non-standard `rope_scaling.attn_factor` (R1-0528-Qwen3).
     #[arg(long, value_enum, default_value_t = AttnFactorArg::Ignore)]

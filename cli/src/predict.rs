@@ -3,6 +3,9 @@
 //!
 //! For each context the graph is optimised anew, for calls of exactly those sizes and so many sequences: what is chosen
 //! for a long context is not what is chosen for a short one, nor is it for one sequence what it is for a hundred.
+//!
+//! A whole prompt is the sum of its chunks. The graph is optimised for chunks at some places in it, each four times as
+//! far in as the one before, and for the last; what is between two of them takes what lies between.
 
 use crate::failure::Failure;
 use crate::roofline::{Call, Step, state_elements, stored_bytes};
@@ -12,6 +15,7 @@ use hadal_ir::target::Target;
 use hadal_ir::{Bindings, Sym};
 use hadal_models::Model;
 use hadal_types::DType;
+use std::collections::BTreeMap;
 
 /// What is asked.
 #[derive(Clone, PartialEq, Debug)]
@@ -31,7 +35,9 @@ pub struct Question {
 /// What a call is for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Phase {
-    /// One chunk of a prompt, that ends at the context.
+    /// A prompt as long as the context, chunk by chunk: the time to the first token.
+    Prompt,
+    /// Its last full chunk, that ends at the context.
     Prefill,
     /// One token for each sequence.
     Decode,
@@ -45,7 +51,8 @@ impl Phase {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Phase::Prefill => "prefill",
+            Phase::Prompt => "prompt",
+            Phase::Prefill => "last chunk",
             Phase::Decode => "decode",
             Phase::Verify => "verify",
             Phase::Draft => "draft",
@@ -55,11 +62,16 @@ impl Phase {
     /// Entries of the model that can do it, the best first.
     fn entries(self) -> &'static [&'static str] {
         match self {
-            Phase::Prefill => &["prefill"],
+            Phase::Prompt | Phase::Prefill => &["prefill"],
             Phase::Decode => &["decode"],
             Phase::Verify => &["logits", "prefill"],
             Phase::Draft => &["mtp", "mtp0"],
         }
+    }
+
+    /// What its entry is called in a program that is made for it.
+    fn entry(self) -> &'static str {
+        self.entries()[0]
     }
 }
 
@@ -103,11 +115,6 @@ pub struct Predicted {
 }
 
 impl Predicted {
-    /// Tokens a second; for drafts that are checked, the most there can be: all of them are right.
-    pub fn rate(&self) -> f64 {
-        (self.tokens * self.batch) as f64 / self.step.seconds()
-    }
-
     /// Operations per new token.
     pub fn flops_per_token(&self) -> f64 {
         self.step.flops / (self.tokens * self.batch) as f64
@@ -145,10 +152,35 @@ impl Context {
         self.phase(Phase::Decode).next().map_or(0, |c| c.stored_bytes)
     }
 
+    /// Tokens a second that a call gains. Of checked drafts it takes knowing how often one is right when those before it
+    /// are: then each check gains the drafts up to the first wrong one and one token more, for its own time and that of
+    /// the model's own drafts. A draft alone gains none.
+    pub fn rate(&self, call: &Predicted, acceptance: Option<f64>) -> Option<f64> {
+        let (tokens, seconds) = match call.phase {
+            Phase::Prompt | Phase::Prefill | Phase::Decode => (call.tokens as f64, call.step.seconds()),
+            Phase::Verify => {
+                (expected_tokens(call.tokens, acceptance?), call.step.seconds() + self.draft_seconds(call))
+            }
+            Phase::Draft => return None,
+        };
+        Some(tokens * call.batch as f64 / seconds)
+    }
+
+    /// Seconds of the drafts that a call checks, by the model's own module; none where it has no such module.
+    pub fn draft_seconds(&self, call: &Predicted) -> f64 {
+        let draft = self.phase(Phase::Draft).find(|d| d.batch == call.batch);
+        draft.map_or(0.0, |d| (call.tokens - 1) as f64 * d.step.seconds())
+    }
+
     /// The calls of a phase.
     pub fn phase(&self, phase: Phase) -> impl Iterator<Item = &Predicted> {
         self.calls.iter().filter(move |c| c.phase == phase)
     }
+}
+
+/// Tokens that a check of all but one of `tokens` gains: the drafts that are right up to the first that is not, and one.
+pub fn expected_tokens(tokens: usize, acceptance: f64) -> f64 {
+    std::iter::successors(Some(1.0), |p| Some(p * acceptance)).take(tokens).sum()
 }
 
 /// Answers `question` for a model built for at least its longest context, with `passes` told to each compilation.
@@ -159,7 +191,8 @@ pub fn predict(
     question: &Question,
 ) -> Result<Prediction, Failure> {
     let target = one.several(question.devices as u32);
-    let at = question.contexts.iter().map(|n| at_context(model, &target, passes, question, *n));
+    let mut prompts = Prompts { model, target: &target, passes, known: BTreeMap::new() };
+    let at = question.contexts.iter().map(|n| at_context(&mut prompts, question, *n));
     Ok(Prediction { at: at.collect::<Result<_, _>>()?, target: target.clone(), devices: question.devices })
 }
 
@@ -181,7 +214,7 @@ fn program_for(
         // The past keeps its symbol, by which states grow: as narrow a range as a symbol can have.
         ranges.insert(Sym::T, Range { min: tokens, max: tokens });
         ranges.insert(Sym::P, Range { min: (past - 1).max(0), max: past.max(1) });
-        module.entries.push(Entry { name: phase.name().to_owned(), func: entry.func.clone(), ranges });
+        module.entries.push(Entry { name: phase.entry().to_owned(), func: entry.func.clone(), ranges });
     }
     // What does not fit is answered by how many machines it takes, not by other forms.
     let target = Target { memory_bytes: 1 << 60, ..target.clone() };
@@ -192,13 +225,54 @@ fn program_for(
     Ok(program)
 }
 
-fn at_context(
-    model: &Model,
-    target: &Target,
-    passes: &hadal_passes::Options,
-    question: &Question,
-    context: usize,
-) -> Result<Context, Failure> {
+/// Chunks of prompts.
+struct Prompts<'a> {
+    model: &'a Model,
+    target: &'a Target,
+    passes: &'a hadal_passes::Options,
+    /// By tokens of the chunk and before it.
+    known: BTreeMap<(usize, usize), Step>,
+}
+
+impl Prompts<'_> {
+    fn chunk(&mut self, tokens: usize, past: usize) -> Result<Step, Failure> {
+        if let Some(known) = self.known.get(&(tokens, past)) {
+            return Ok(*known);
+        }
+        let passes = hadal_passes::Options { batch: 1, ..self.passes.clone() };
+        let (context, calls) = (past + tokens, [(Phase::Prefill, tokens)]);
+        let program = program_for(self.model, self.target, &passes, context, &calls)?;
+        let step = predicted(&[&program], self.target, context, 1, &calls).first().map_or(Step::default(), |c| c.step);
+        self.known.insert((tokens, past), step);
+        Ok(step)
+    }
+
+    /// A prompt of so many tokens in chunks of `chunk`, the last of them shorter where that is left.
+    fn whole(&mut self, tokens: usize, chunk: usize) -> Result<Step, Failure> {
+        let (full, rest) = (tokens / chunk, tokens % chunk);
+        let mut steps = Vec::new();
+        if rest > 0 {
+            steps.push(self.chunk(rest, tokens - rest)?);
+        }
+        let apart = std::iter::successors(Some(1), |n| Some(n * 4)).take_while(|n| *n < full);
+        let mut knots: Vec<usize> = [0].into_iter().chain(apart).collect();
+        if full > 1 && !knots.contains(&(full - 1)) {
+            knots.push(full - 1);
+        }
+        for pair in knots.windows(2) {
+            let (a, b) = (self.chunk(chunk, pair[0] * chunk)?, self.chunk(chunk, pair[1] * chunk)?);
+            let between = pair[1] - pair[0];
+            steps.extend((0..between).map(|n| a.towards(&b, n as f64 / between as f64)));
+        }
+        if let Some(last) = knots.last() {
+            steps.push(self.chunk(chunk, last * chunk)?);
+        }
+        Ok(steps.into_iter().sum())
+    }
+}
+
+fn at_context(prompts: &mut Prompts, question: &Question, context: usize) -> Result<Context, Failure> {
+    let Prompts { model, target, passes, .. } = *prompts;
     let of = |batch: usize, calls: &[(Phase, usize)]| {
         let passes = hadal_passes::Options { batch: batch as u64, ..passes.clone() };
         program_for(model, target, &passes, context, calls)
@@ -212,9 +286,14 @@ fn at_context(
     let prompt = of(1, &chunk)?;
     let mut state = Vec::new();
     let mut calls = predicted(&[&prompt], target, context, 1, &chunk);
+    if let Some(last) = calls.first().cloned() {
+        prompts.known.insert((last.tokens, context - last.tokens), last.step);
+        let step = prompts.whole(context, last.tokens)?;
+        calls.push(Predicted { phase: Phase::Prompt, tokens: context, step, ..last });
+    }
     for batch in &question.batches {
         let program = of(*batch, &steps)?;
-        state = state_elements(&program, Phase::Decode.name(), context);
+        state = state_elements(&program, Phase::Decode.entry(), context);
         calls.extend(predicted(&[&program, &prompt], target, context, *batch, &steps));
     }
     // By phase, then by batch.
@@ -236,7 +315,7 @@ fn predicted(
     let stored_bytes = stored_bytes(programs);
     let one = |(phase, tokens): &(Phase, usize)| {
         let bindings: Bindings = [(Sym::T, *tokens as i64), (Sym::P, (context - tokens) as i64)].into();
-        let plan = program.plan_for(phase.name(), &bindings)?;
+        let plan = program.plan_for(phase.entry(), &bindings)?;
         let step = Call { program, plan, target, bindings: &bindings, batch }.step();
         Some(Predicted { phase: *phase, tokens: *tokens, batch, step, stored_bytes, arena_bytes })
     };

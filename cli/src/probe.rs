@@ -20,7 +20,8 @@ pub struct Sample {
 }
 
 impl Sample {
-    fn new(mut runs: Vec<f64>) -> Sample {
+    /// Sorts them.
+    pub(crate) fn new(mut runs: Vec<f64>) -> Sample {
         runs.sort_by(f64::total_cmp);
         Sample { runs }
     }
@@ -120,6 +121,8 @@ impl Probe {
         };
         let threads = if self.threads == 1 { "thread" } else { "threads" };
         let source = format!("measured by `hadal target probe` on {}, {} {threads}", self.processor, self.threads);
+        // One thread is enough where the others have something else to do.
+        let bandwidth = digits(self.bandwidth.max().max(self.bandwidth_of_one.max()));
         Target {
             name: name.to_owned(),
             kind: TargetKind::Cpu,
@@ -127,9 +130,9 @@ impl Probe {
             features: features().into_iter().map(str::to_owned).collect(),
             threads: self.threads as u32,
             activations: Activations::F32,
-            // One thread is enough where the others have something else to do.
-            bandwidth: digits(self.bandwidth.max().max(self.bandwidth_of_one.max())),
-            cache_bandwidth: digits(self.cache_bandwidth.max()),
+            bandwidth,
+            // Where memory looks faster, something else was in the way of the cache.
+            cache_bandwidth: digits(self.cache_bandwidth.max()).max(bandwidth),
             cache_bytes: self.cache_bytes,
             memory_bytes: self.memory_bytes,
             launch_seconds: digits(self.launch.min()),

@@ -42,6 +42,22 @@ impl Step {
         self.compute_seconds + self.memory_seconds + self.launch_seconds
     }
 
+    /// What a call takes that lies between two others, so far from this one.
+    pub fn towards(&self, other: &Step, share: f64) -> Step {
+        let mix = |a: f64, b: f64| a + (b - a) * share;
+        Step {
+            compute_seconds: mix(self.compute_seconds, other.compute_seconds),
+            memory_seconds: mix(self.memory_seconds, other.memory_seconds),
+            launch_seconds: mix(self.launch_seconds, other.launch_seconds),
+            launches: mix(self.launches as f64, other.launches as f64).round() as usize,
+            flops: mix(self.flops, other.flops),
+            weight_bytes: mix(self.weight_bytes, other.weight_bytes),
+            state_bytes_read: mix(self.state_bytes_read, other.state_bytes_read),
+            state_bytes_written: mix(self.state_bytes_written, other.state_bytes_written),
+            activation_bytes: mix(self.activation_bytes, other.activation_bytes),
+        }
+    }
+
     /// All bytes moved.
     pub fn bytes(&self) -> f64 {
         self.weight_bytes + self.state_bytes_read + self.state_bytes_written + self.activation_bytes

@@ -4,7 +4,7 @@ use crate::driver::{build_model, target};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::options::CompileArgs;
-use crate::units::{bytes, count, grouped};
+use crate::units::{bytes, context, count, grouped};
 use hadal_ir::Module;
 use hadal_models::Model;
 use hadal_models::stats::{Cost, Stats, cost, stats};
@@ -20,8 +20,9 @@ pub struct Args {
     path: PathBuf,
     #[command(flatten)]
     compile: CompileArgs,
-    /// Tokens already in the context, for the costs [default: the model's own limit, at most 4096].
-    #[arg(long, value_name = "TOKENS")]
+    /// Tokens in the context, for the costs: of a token behind them, and of the chunk that ends there, as 4096 or 4k
+    /// [default: the model's own limit, at most 4096].
+    #[arg(long, value_name = "TOKENS", value_parser = context)]
     context: Option<u32>,
     /// Print JSON.
     #[arg(long)]
@@ -35,8 +36,17 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return compiled_file(&args.path, args.json);
     }
     let input = Input::open(&args.path)?;
-    let options = args.compile.options();
+    let mut options = args.compile.options();
+    if let Some(asked) = args.context {
+        // Built for so many tokens, or there would be nothing to count.
+        options.max_context = options.max_context.max(Some(asked as usize));
+    }
     let model = build_model(&input, &options)?;
+    args.compile.note(&model);
+    if let Some(asked) = args.context.filter(|n| *n as usize > model.max_position) {
+        let limit = model.max_position;
+        eprintln!("note: --context {asked} is beyond the {limit} tokens that the model was made for");
+    }
     // What a token costs depends on the forms chosen for the machine.
     let fused = hadal_passes::optimise(&model.module, &target(&options.target)?, &options.passes(&model))
         .map_err(|e| Failure::internal("optimising", e))?;
@@ -90,12 +100,12 @@ struct Report {
 
 impl Report {
     fn new(model: &Model, optimised: &Module, context: usize) -> Report {
-        let chunk = model.max_context.min(512);
+        let chunk = context.min(512);
         Report {
             stats: stats(model),
             context,
             decode: cost(optimised, "decode", 1, context),
-            prefill: cost(optimised, "prefill", chunk, 0).map(|c| (chunk, c)),
+            prefill: cost(optimised, "prefill", chunk, context - chunk).map(|c| (chunk, c)),
         }
     }
 
@@ -137,7 +147,8 @@ impl Report {
         }
         if let Some((chunk, c)) = &self.prefill {
             let n = *chunk as f64;
-            say!("prefill       {}FLOP and {} a token, {chunk} at once", spaced(c.flops / n), bytes(c.bytes() / n))?;
+            let (flops, moved) = (spaced(c.flops / n), bytes(c.bytes() / n));
+            say!("prefill       {flops}FLOP and {moved} a token, the last {chunk} at once of {}", self.context)?;
         }
         if !model.unread.is_empty() {
             say!("not used      {}", model.unread.join(", "))?;
@@ -166,7 +177,7 @@ impl Report {
                 "bytes_per_token_as_built": s.state_bytes,
             },
             "decode": self.decode.as_ref().map(|c| json!({"context": self.context, "per_token": costs(c)})),
-            "prefill": self.prefill.as_ref().map(|(n, c)| json!({"tokens": n, "total": costs(c), "per_token": shared(c, *n as f64)})),
+            "prefill": self.prefill.as_ref().map(|(n, c)| json!({"context": self.context, "tokens": n, "total": costs(c), "per_token": shared(c, *n as f64)})),
             "unused_keys": model.unread,
         })
     }

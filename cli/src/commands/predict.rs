@@ -4,9 +4,9 @@ use crate::driver::{Options, build_model, target};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::options::{ActivationsArg, LawArgs, StateDtypeArg};
-use crate::predict::{Context, Phase, Predicted, Prediction, Question, predict};
+use crate::predict::{Context, Phase, Predicted, Prediction, Question, expected_tokens, predict};
 use crate::report::curves;
-use crate::units::{bytes, count, grouped, seconds};
+use crate::units::{self, Listed, bytes, count, grouped, seconds, short};
 use hadal_ir::target::Target;
 use hadal_models::Model;
 use hadal_types::DType;
@@ -14,16 +14,19 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Predict time, work and traffic of prefill, decode and checked drafts on a machine, for a set of contexts and batches.
+/// Predict time, work and traffic of prompts, decode and checked drafts on a machine, for a set of contexts and batches.
 ///
 /// For each context and batch the graph is optimised anew, for the machine and for calls of exactly those sizes, and cut
-/// into kernels. Prefill is one chunk that ends at the context; decode is one token for each sequence of the batch; with
-/// --drafts, verify is one token and the drafts behind it, and draft one of those by the model's own module.
+/// into kernels. A prompt is as long as the context, and its time that to the first token: the sum of its chunks, of
+/// which some are predicted and those between them taken as between. The last chunk is the one that ends at the context;
+/// decode is one token for each sequence of the batch; with --drafts, verify is one token and the drafts behind it, and
+/// draft one of those by the model's own module. How many tokens a verify gains depends on how many drafts are right:
+/// tell with --acceptance.
 ///
 /// The model is a roofline: each kernel takes the longer of its operations at the machine's peak for the formats it
 /// multiplies and its bytes at the machine's bandwidth, plus a fixed launch cost, and kernels follow one another. Weights
 /// are read once a step however many sequences there are (of experts: the expected number of different ones, all equally
-/// likely); states and everything that kernels hand on are moved once for each sequence.
+/// likely); states and everything that kernels hand on are moved once for each sequence, by each kernel that reads them.
 ///
 /// It is not a measurement, and no bound either: nothing overlaps and no kernel falls short of the peak. Several --devices share everything evenly and talk to each other for free.
 #[derive(clap::Args)]
@@ -37,18 +40,20 @@ pub struct Args {
     #[arg(long, default_value = "cpu")]
     target: String,
     /// Tokens in the context, the new ones included: numbers with k (1024) or m (1024²), or a doubling range `4k..1m`.
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "4k", value_parser = contexts)]
-    context: Vec<Contexts>,
-    /// Sequences decoded at once.
-    #[arg(long, value_name = "SEQUENCES", value_delimiter = ',', default_value = "1")]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=65536))]
-    batch: Vec<u32>,
-    /// Tokens of a prefill chunk; less where the context is shorter.
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "4k", value_parser = units::contexts)]
+    context: Vec<Listed>,
+    /// Sequences decoded at once: numbers, or a doubling range `1..64`.
+    #[arg(long, value_name = "SEQUENCES", value_delimiter = ',', default_value = "1", value_parser = units::batches)]
+    batch: Vec<Listed>,
+    /// Tokens of a prompt's chunk; less where the context is shorter.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = units::chunk)]
     chunk: u32,
     /// Tokens that are proposed ahead and checked in one call.
     #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1024))]
     drafts: u32,
+    /// How often a draft is right when those before it are, 0 to 1; without it nothing is said of a verify's tokens/s.
+    #[arg(long, value_name = "SHARE", value_parser = units::share)]
+    acceptance: Option<f64>,
     /// Format of the states [default: as compiled, f32]. fp8 counts a byte an element, without scales.
     #[arg(long, value_enum)]
     state_dtype: Option<StateDtypeArg>,
@@ -56,7 +61,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
     activations: ActivationsArg,
     /// Machines that share the work and the memory, as if talking cost nothing.
-    #[arg(long, value_name = "MACHINES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    #[arg(long, value_name = "MACHINES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=units::MAX_DEVICES as i64))]
     devices: u32,
     /// Draw the curves against the context: in the terminal, or into a file, as .svg or .html.
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
@@ -68,49 +73,16 @@ pub struct Args {
     laws: LawArgs,
 }
 
-/// What one item of `--context` stands for.
-#[derive(Clone, PartialEq, Debug)]
-struct Contexts(Vec<usize>);
-
-/// Longest context, as for `--max-context`.
-const MAX_CONTEXT: usize = 1 << 24;
-
-fn contexts(text: &str) -> Result<Contexts, String> {
-    let Some((first, last)) = text.split_once("..") else { return Ok(Contexts(vec![tokens(text)?])) };
-    let (first, last) = (tokens(first)?, tokens(last)?);
-    if first > last {
-        return Err("the range is empty".into());
-    }
-    Ok(Contexts(std::iter::successors(Some(first), |n| Some(n * 2)).take_while(|n| *n <= last).collect()))
-}
-
-/// `4096`, `4k`, `1m`.
-fn tokens(text: &str) -> Result<usize, String> {
-    let (digits, unit) = match text.char_indices().last() {
-        Some((i, 'k' | 'K')) => (&text[..i], 1 << 10),
-        Some((i, 'm' | 'M')) => (&text[..i], 1 << 20),
-        _ => (text, 1),
-    };
-    let n = digits.parse::<usize>().ok().and_then(|n| n.checked_mul(unit));
-    n.filter(|n| (1..=MAX_CONTEXT).contains(n)).ok_or_else(|| format!("expected 1 to {MAX_CONTEXT} tokens"))
-}
-
-/// The inverse of [`tokens`].
-pub(crate) fn short(n: usize) -> String {
-    match n {
-        n if n.is_multiple_of(1 << 20) => format!("{}m", n >> 20),
-        n if n.is_multiple_of(1 << 10) => format!("{}k", n >> 10),
-        n => n.to_string(),
-    }
-}
-
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if args.acceptance.is_some() && args.drafts == 0 {
+        return Err(Failure::usage("--acceptance is of drafts, and there are none").help("say how many: --drafts 1"));
+    }
     let target = target(&args.target)?;
     let input = Input::open(&args.path)?;
     let mut question = Question {
         contexts: args.context.iter().flat_map(|c| &c.0).copied().collect(),
-        batches: args.batch.iter().map(|b| *b as usize).collect(),
+        batches: args.batch.iter().flat_map(|b| &b.0).copied().collect(),
         chunk: args.chunk as usize,
         drafts: args.drafts as usize,
         devices: args.devices as usize,
@@ -123,7 +95,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let state_dtype = args.state_dtype.map_or(defaults.state_dtype, StateDtypeArg::dtype);
     let options =
         Options { state_dtype, activations: args.activations.activations(), laws: args.laws.set(), ..defaults };
-    let answer = Answer::new(&input, target, &options, &question)?;
+    let mut answer = Answer::new(&input, target, &options, &question)?;
+    answer.asked = Asked { state: args.state_dtype.is_some(), acceptance: args.acceptance };
     answer.note();
     if let Some(Some(file)) = &args.plot {
         write_plot(file, &answer)?;
@@ -152,6 +125,16 @@ struct Answer {
     /// One machine.
     target: Target,
     prediction: Prediction,
+    asked: Asked,
+}
+
+/// What was asked for that changes how the answer is told.
+#[derive(Clone, Copy, Default)]
+struct Asked {
+    /// A format of states.
+    state: bool,
+    /// How often drafts are right.
+    acceptance: Option<f64>,
 }
 
 impl Answer {
@@ -160,7 +143,7 @@ impl Answer {
         let options = Options { max_context: Some(longest), max_chunk: question.chunk, ..options.clone() };
         let model = build_model(input, &options)?;
         let prediction = predict(&model, &target, &options.passes(&model), question)?;
-        Ok(Answer { model, target, prediction })
+        Ok(Answer { model, target, prediction, asked: Asked::default() })
     }
 
     /// Says on standard error where more is asked for than the model was made for, or than the machines hold.
@@ -176,9 +159,13 @@ impl Answer {
             let batch = call.batch;
             let (context, name, has) =
                 (short(c.tokens), &self.target.name, bytes(self.prediction.target.memory_bytes as f64));
+            let help = match machines <= units::MAX_DEVICES as u64 {
+                true => format!("{machines} × {name} hold them (--devices {machines})"),
+                false => format!("{machines} × {name} would hold them, more than --devices takes"),
+            };
             eprintln!(
                 "note: {need} of weights, states and working memory at context {context} ×{batch} are more than the {has} \
-                 here; {machines} × {name} hold them (--devices {machines})"
+                 here; {help}"
             );
         }
     }
@@ -208,7 +195,8 @@ impl Answer {
         if let Some(c) = self.at().first() {
             let n = c.tokens as u64;
             let (bf16, compiled) = (grouped(c.state_in(DType::BF16) / n), grouped(c.state_bytes() / n));
-            _ = writeln!(out, "state a token: {bf16} B in bf16, {compiled} B as compiled ({})", c.formats());
+            let as_what = if self.asked.state { "as asked" } else { "as compiled" };
+            _ = writeln!(out, "state a token: {bf16} B in bf16, {compiled} B {as_what} ({})", c.formats());
         }
         let head = ["context", "phase", "tokens", "batch", "time", "tokens/s", "FLOP/token", "weights", "state read"];
         let more = ["other", "states", "memory", "machines", "bound by"];
@@ -234,7 +222,7 @@ impl Answer {
             p.tokens.to_string(),
             p.batch.to_string(),
             seconds(s.seconds()),
-            count(p.rate()),
+            c.rate(p, self.asked.acceptance).map_or_else(|| "-".to_owned(), count),
             count(p.flops_per_token()),
             bytes(s.weight_bytes),
             bytes(s.state_bytes_read),
@@ -264,7 +252,9 @@ impl Answer {
         json!({
             "architecture": self.model.name,
             "why": self.model.why,
-            "method": "roofline: no overlap, intermediate values from the cache where they fit, a fixed cost a launch",
+            "method": "roofline: no overlap, intermediate values from the cache where they fit, a fixed cost a launch; \
+                       of a prompt's chunks some are predicted and those between them interpolated",
+            "acceptance": self.asked.acceptance,
             "devices": self.prediction.devices,
             "target": t,
             "contexts": self.at().iter().map(|c| self.context_json(c)).collect::<Vec<_>>(),
@@ -274,7 +264,7 @@ impl Answer {
     fn context_json(&self, c: &Context) -> Value {
         let call = |p: &Predicted| {
             let s = &p.step;
-            json!({
+            let mut call = json!({
                 "phase": p.phase.name(),
                 "tokens": p.tokens,
                 "batch": p.batch,
@@ -284,7 +274,7 @@ impl Answer {
                 "launch_seconds": s.launch_seconds,
                 "launches": s.launches,
                 "bound": s.bound(),
-                "tokens_per_second": p.rate(),
+                "tokens_per_second": c.rate(p, self.asked.acceptance),
                 "flops": s.flops,
                 "flops_per_token": p.flops_per_token(),
                 "bytes": s.bytes(),
@@ -296,7 +286,12 @@ impl Answer {
                 "working_bytes": p.arena_bytes,
                 "memory_bytes": c.bytes(p),
                 "machines": c.machines(&self.target, p),
-            })
+            });
+            if p.phase == Phase::Verify {
+                call["draft_seconds"] = json!(c.draft_seconds(p));
+                call["expected_tokens"] = json!(self.asked.acceptance.map(|a| expected_tokens(p.tokens, a)));
+            }
+            call
         };
         json!({
             "context": c.tokens,
@@ -321,6 +316,7 @@ fn bar(cells: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::roofline::Step;
 
     fn ask(contexts: &[usize], batches: &[usize]) -> Question {
         Question { contexts: contexts.to_vec(), batches: batches.to_vec(), chunk: 512, drafts: 0, devices: 1 }
@@ -335,18 +331,6 @@ mod tests {
     }
 
     #[test]
-    fn contexts_have_suffixes_and_ranges() {
-        assert_eq!(tokens("4k"), Ok(4096));
-        assert_eq!(tokens("1m"), Ok(1_048_576));
-        assert_eq!(tokens("1000"), Ok(1000));
-        assert_eq!(contexts("4k..20K"), Ok(Contexts(vec![4096, 8192, 16384])));
-        for wrong in ["", "k", "0", "-1", "4g", "17m", "99999999999999999999", "8k..4k", "..", "é"] {
-            assert!(contexts(wrong).is_err(), "{wrong}");
-        }
-        assert_eq!([4096, 1 << 20, 1000].map(short), ["4k", "1m", "1000"]);
-    }
-
-    #[test]
     fn v3_is_what_its_sheet_says() {
         let p = answer("deepseek-r1.json", "h200", None, &ask(&[4096, 131_072], &[1, 64]));
         let json = p.json();
@@ -354,17 +338,18 @@ mod tests {
         assert_eq!(first["state"]["bytes_per_token_bf16"], 70_272);
         assert_eq!(first["state"]["bytes_per_sequence_bf16"], 70_272 * 4096);
         assert_eq!(first["state"]["bytes_per_sequence_compiled"], 2 * 70_272 * 4096_u64);
-        let decode = &first["phases"][1];
+        let decode = &first["phases"][2];
         assert_eq!((&decode["phase"], &decode["batch"]), (&json!("decode"), &json!(1)));
         assert_eq!(decode["bound"], "memory");
-        assert_eq!(first["phases"][0]["tokens"], 512);
+        assert_eq!((&first["phases"][0]["phase"], &first["phases"][0]["tokens"]), (&json!("prompt"), &json!(4096)));
+        assert_eq!((&first["phases"][1]["phase"], &first["phases"][1]["tokens"]), (&json!("last chunk"), &json!(512)));
         // 671 GB do not fit into 141.
         assert!(decode["machines"].as_u64().unwrap() >= 5, "{decode}");
         // 37.6 B active parameters, the embedding's row and FP8 scales: as counted on the graph without kernels.
         let options = hadal_passes::Options { typical_context: 4096, ..crate::driver::pass_options(&p.model) };
         let fused = hadal_passes::optimise(&p.model.module, &p.target.several(8), &options).unwrap();
         let counted = hadal_models::stats::cost(&fused.optimised, "decode", 1, 4095).unwrap();
-        let step = &p.at()[0].calls[1].step;
+        let step = &p.at()[0].phase(Phase::Decode).next().unwrap().step;
         assert!((step.weight_bytes / counted.weight_bytes - 1.0).abs() < 1e-3, "{step:?} {counted:?}");
         assert!((step.flops / counted.flops - 1.0).abs() < 1e-3, "{step:?} {counted:?}");
         assert!(step.state_bytes_written == 61.0 * 576.0 * 4.0, "{step:?}");
@@ -391,6 +376,33 @@ mod tests {
         let (one, four, draft) = (time(Phase::Decode), time(Phase::Verify), time(Phase::Draft));
         assert!(four > one && four < 4.0 * one, "{one} {four}");
         assert!(draft < one / 10.0, "{one} {draft}");
+        let context = &p.at()[0];
+        let verify = context.phase(Phase::Verify).next().unwrap();
+        let rate = |acceptance| context.rate(verify, acceptance);
+        assert_eq!((rate(None), expected_tokens(4, 0.0), expected_tokens(4, 1.0)), (None, 1.0, 4.0));
+        assert!((expected_tokens(4, 0.5) - 1.875).abs() < 1e-12);
+        // The drafts take time of their own.
+        assert!((4.0 / rate(Some(1.0)).unwrap() / (four + 3.0 * draft) - 1.0).abs() < 1e-9);
+        assert!(
+            rate(Some(0.0)).unwrap()
+                < context.rate(&context.phase(Phase::Decode).next().unwrap().clone(), None).unwrap()
+        );
+    }
+
+    #[test]
+    fn a_prompt_is_the_sum_of_its_chunks() {
+        let chunk = Question { chunk: 256, ..ask(&[1024 + 100], &[1]) };
+        let p = answer("deepseek-v2-lite.json", "h200", None, &chunk);
+        let whole = p.at()[0].phase(Phase::Prompt).next().unwrap();
+        let last = |context: usize, chunk: usize| {
+            let p = answer("deepseek-v2-lite.json", "h200", None, &Question { chunk, ..ask(&[context], &[1]) });
+            p.at()[0].phase(Phase::Prefill).next().unwrap().step
+        };
+        let chunks = [(256, 256), (512, 256), (768, 256), (1024, 256), (1124, 100)];
+        let sum: Step = chunks.into_iter().map(|(context, chunk)| last(context, chunk)).sum();
+        assert!((whole.step.seconds() / sum.seconds() - 1.0).abs() < 0.01, "{whole:?} {sum:?}");
+        assert!((whole.step.flops / sum.flops - 1.0).abs() < 1e-3, "{whole:?} {sum:?}");
+        assert_eq!((whole.tokens, whole.batch), (1124, 1));
     }
 
     #[test]
@@ -399,7 +411,7 @@ mod tests {
         let (one, eight) = (of(1), of(8));
         let time = |p: &Answer| p.at()[0].phase(Phase::Decode).next().unwrap().step.seconds();
         assert!(time(&one) > 2.0 * time(&eight) && time(&one) < 8.0 * time(&eight));
-        let machines = |p: &Answer| p.at()[0].machines(&p.target, &p.at()[0].calls[1]);
+        let machines = |p: &Answer| p.at()[0].machines(&p.target, p.at()[0].phase(Phase::Decode).next().unwrap());
         assert_eq!(machines(&one), machines(&eight));
     }
 
@@ -415,8 +427,9 @@ mod tests {
                 assert!(pair[0].state_bytes() < pair[1].state_bytes());
             }
             for context in p.at() {
-                for pair in context.calls[1..].windows(2) {
-                    let (a, b) = (&pair[0], &pair[1]);
+                let decode: Vec<_> = context.phase(Phase::Decode).collect();
+                for pair in decode.windows(2) {
+                    let (a, b) = (pair[0], pair[1]);
                     assert!(a.step.seconds() < b.step.seconds(), "{config} ×{}", b.batch);
                     // Weights are shared, so a sequence costs no more in company.
                     let each = |p: &Predicted| p.step.seconds() / p.batch as f64;

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use crate::probe::{Probe, Sample, probe};
 use crate::units::{bytes, count, seconds};
-use hadal_ir::target::Target;
+use hadal_ir::target::{Target, check_name};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -18,22 +18,32 @@ pub struct Args {
 #[derive(clap::Subcommand)]
 enum What {
     /// List the machines that hadal knows.
-    List,
+    #[command(after_help = "Example: hadal target list --json")]
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a description: of a known machine, or of a file after checking it.
+    #[command(after_help = "Examples:\n  hadal target show h200 > mine.toml\n  hadal target show mine.toml --json")]
     Show {
         /// A machine's name, or a file.
         name: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Measure this machine with kernels of hadal's own making, in some seconds.
     ///
     /// Each figure is the best of several runs; the median and the worst are printed beside it, and where they are far
     /// off, something else was using the machine.
+    #[command(after_help = "Examples:\n  hadal target probe\n  hadal target probe -o here.toml --threads 4")]
     Probe {
         /// Write the description here.
         #[arg(short, long, value_name = "FILE.toml")]
         output: Option<PathBuf>,
-        /// Measure with so many threads [default: all].
-        #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        /// Measure with so many threads, at most as many as there are cores [default: all].
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
         threads: Option<u16>,
         /// The description's name [default: the file's, else `here`].
         #[arg(long)]
@@ -47,13 +57,32 @@ enum What {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     match &args.what {
-        What::List => say!("{}", list()),
-        What::Show { name } => say!("{}", crate::driver::target(name)?.to_text().trim_end()),
+        What::List { json: true } => say!("{:#}", json!(Target::all())),
+        What::List { json: false } => say!("{}", list()),
+        What::Show { name, json } => {
+            let target = crate::driver::target(name)?;
+            match json {
+                true => say!("{:#}", json!(target)),
+                false => say!("{}", target.to_text().trim_end()),
+            }
+        }
         What::Probe { output, threads, name, json } => {
             let offered = std::thread::available_parallelism().map_or(1, |n| n.get());
             let stem = output.as_ref().and_then(|p| p.file_stem()).map(|s| s.to_string_lossy().into_owned());
             let name = name.clone().or(stem).unwrap_or_else(|| "here".into());
-            let found = probe(threads.map_or(offered, usize::from), &|what| eprintln!("measuring {what}"))?;
+            check_name(&name).map_err(|e| Failure::usage(e.to_string()))?;
+            let threads = threads.map_or(offered, usize::from);
+            if threads > offered {
+                let more =
+                    format!("--threads {threads}: this machine runs {offered} at once, expected at most as many");
+                return Err(Failure::usage(more));
+            }
+            let found = probe(threads, &|what| eprintln!("measuring {what}"))?;
+            for (name, s, _) in figures(&found) {
+                if let Some(times) = spread(s) {
+                    eprintln!("warning: {name}: best and worst are {times:.1} times apart; was the machine busy?");
+                }
+            }
             let target = found.target(&name);
             if let Some(path) = output {
                 std::fs::write(path, target.to_text())
@@ -90,6 +119,12 @@ fn figures(found: &Probe) -> [(&'static str, &Sample, &'static str); 5] {
     ]
 }
 
+/// How far the runs of a measurement are apart, where that is too far to believe them.
+fn spread(sample: &Sample) -> Option<f64> {
+    let times = sample.max() / sample.min();
+    (times > 2.0).then_some(times)
+}
+
 fn table(found: &Probe) -> String {
     let mut rows = vec![["", "min", "median", "max"].map(str::to_owned)];
     for (name, sample, unit) in figures(found) {
@@ -113,4 +148,15 @@ fn as_json(found: &Probe, target: &Target) -> serde_json::Value {
     };
     let measured: serde_json::Map<_, _> = figures(found).into_iter().map(one).collect();
     json!({"processor": found.processor, "threads": found.threads, "measured": measured, "target": target})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measurements_far_apart_are_told() {
+        assert_eq!(spread(&Sample::new(vec![2.0, 1.0, 1.5])), None);
+        assert_eq!(spread(&Sample::new(vec![1.0, 1.1, 3.0])), Some(3.0));
+    }
 }

@@ -3,9 +3,8 @@
 use super::chart::{Axis, Chart, HEIGHT, Marks, Point, Series, WIDTH};
 use super::page;
 use super::svg::escape;
-use crate::commands::predict::short;
 use crate::predict::{Context, Phase, Predicted, Prediction};
-use crate::units::{bytes, count, seconds};
+use crate::units::{bytes, count, seconds, short};
 use std::fmt::Write as _;
 
 fn context_axis() -> Axis {
@@ -31,11 +30,12 @@ fn lines(prediction: &Prediction, of: &dyn Fn(&Context, &Predicted) -> (f64, Str
         let calls: Vec<_> = calls.filter(|(_, p)| p.batch == batch).collect();
         let most = calls.iter().map(|(_, p)| p.tokens).max().unwrap_or(0);
         let mut name = match phase {
-            Phase::Prefill => format!("prefill of {most}"),
+            Phase::Prompt => "whole prompt".to_owned(),
+            Phase::Prefill => format!("last chunk of {most}"),
             Phase::Verify => format!("verify {} drafts", most.saturating_sub(1)),
             other => other.name().to_owned(),
         };
-        if batches && phase != Phase::Prefill {
+        if batches && !matches!(phase, Phase::Prompt | Phase::Prefill) {
             _ = write!(name, " ×{batch}");
         }
         let point = |(c, p): &(&Context, &Predicted)| {
