@@ -116,6 +116,16 @@ pub enum Error {
         /// Most the model can hold.
         max: u64,
     },
+    /// Too few tokens held for an entry that continues.
+    #[error("entry `{entry}` needs at least {least} tokens held, not {held}; run another entry first")]
+    Held {
+        /// The entry.
+        entry: String,
+        /// Fewest.
+        least: u64,
+        /// Tokens already held.
+        held: u64,
+    },
     /// A token id outside the vocabulary.
     #[error("token {token} is not below the vocabulary's size, {vocab}")]
     Token {

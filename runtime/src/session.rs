@@ -317,7 +317,11 @@ impl Call {
         if !(lo..=hi).contains(&(new_tokens as i64)) {
             return Err(Error::Tokens { entry: entry.name.clone(), lo, hi, found: new_tokens });
         }
-        Ok(entry.version_for(&self.values).expect("the manifest was checked: versions cover all that the entry takes"))
+        // Versions cover all that the entry takes, as was checked, so what is left to be wrong is that too little is held.
+        entry.version_for(&self.values).ok_or_else(|| {
+            let least = entry.range(Sym::P).map_or(0, |r| r.lo as u64);
+            Error::Held { entry: entry.name.clone(), least, held }
+        })
     }
 }
 

@@ -125,6 +125,22 @@ fn wrong_calls_are_refused_and_change_nothing() {
 }
 
 #[test]
+fn an_entry_may_need_tokens_held() {
+    let program = toy::with(|m| {
+        let decode = &mut m.entries[1];
+        decode.symbols[1].lo = 3;
+        decode.versions[0].symbols[1].lo = 3;
+    });
+    let mut s = Session::new(program, Pool::new(1)).unwrap();
+    call(&mut s, "prefill", &TOKENS[..2], 1).unwrap();
+    let refused = call(&mut s, "decode", &[1], 1).unwrap_err().to_string();
+    assert_eq!(refused, "entry `decode` needs at least 3 tokens held, not 2; run another entry first");
+    assert_eq!(s.held(0), 2);
+    call(&mut s, "prefill", &TOKENS[2..3], 1).unwrap();
+    call(&mut s, "decode", &[1], 1).unwrap();
+}
+
+#[test]
 fn what_cannot_be_run_is_refused_at_once() {
     let paged = toy::with(|m| m.states[0].page_rows = 16);
     assert!(matches!(Session::new(paged, Pool::new(1)), Err(Error::Paged { .. })));
