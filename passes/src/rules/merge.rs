@@ -49,6 +49,9 @@ struct Product {
     parts: Option<(V, V)>,
 }
 
+/// Most products that are merged. Each of them states the whole, so time grows with the square.
+const MOST: usize = 64;
+
 fn merge(site: &dyn Site, op: &Op, args: &[V]) -> Vec<Term> {
     let Some(mine) = product(site, op, args) else { return vec![] };
     let x = args[1 - mine.at];
@@ -58,6 +61,10 @@ fn merge(site: &dyn Site, op: &Op, args: &[V]) -> Vec<Term> {
         let known = all.iter().any(|p| p.weight == other.weight && p.pattern == other.pattern);
         if !known && other.pattern == mine.pattern {
             all.push(other);
+        }
+        if all.len() > MOST {
+            site.miss(&|| format!("more than {MOST} products of one input"));
+            return vec![];
         }
     }
     all.retain(|p| {
