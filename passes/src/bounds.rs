@@ -3,7 +3,7 @@
 //! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them.
 
 use crate::Options;
-use hadal_ir::{Bindings, Dim, InstKind, Module, Range, Sym};
+use hadal_ir::{Bindings, Dim, Entry, Func, InstKind, Module, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The values that symbols may take. The default knows nothing.
@@ -14,10 +14,15 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// What every entry that reaches `func` keeps to; the module's ranges where none does.
+    /// What every entry that reaches `func` keeps to; the module's ranges where none does. For many functions of a
+    /// module see [`Reached`].
     pub fn of(module: &Module, func: &str, options: &Options) -> Bounds {
+        Reached::of(module).bounds(func, options)
+    }
+
+    fn hull(module: &Module, entries: &[&Entry], options: &Options) -> Bounds {
         let mut hull: Option<BTreeMap<Sym, Range>> = None;
-        for entry in module.entries.iter().filter(|e| reaches(module, &e.func, func)) {
+        for entry in entries {
             let more = module.ranges(entry);
             let Some(known) = &mut hull else {
                 hull = Some(more);
@@ -64,23 +69,57 @@ impl Bounds {
     }
 }
 
-/// Whether `from` is `to` or calls it, however deep.
-pub(crate) fn reaches(module: &Module, from: &str, to: &str) -> bool {
-    let mut seen = BTreeSet::from([from]);
-    let mut open = vec![from];
-    while let Some(name) = open.pop() {
-        if name == to {
-            return true;
-        }
-        for inst in module.func(name).map(|f| f.insts.as_slice()).unwrap_or_default() {
-            if let InstKind::Call(call) = &inst.kind
-                && seen.insert(&call.func)
-            {
-                open.push(&call.func);
+/// Which entries reach which functions, found once for a module.
+#[derive(Clone, Debug)]
+pub struct Reached<'m> {
+    module: &'m Module,
+    entries: BTreeMap<&'m str, Vec<&'m Entry>>,
+}
+
+impl<'m> Reached<'m> {
+    /// Follows the calls of every entry.
+    pub fn of(module: &'m Module) -> Reached<'m> {
+        let calls = |f: &'m Func| -> BTreeSet<&'m str> {
+            let callees = f.insts.iter().filter_map(|i| match &i.kind {
+                InstKind::Call(call) => Some(call.func.as_str()),
+                _ => None,
+            });
+            callees.collect()
+        };
+        let calls: BTreeMap<&str, BTreeSet<&str>> = module.funcs.iter().map(|f| (f.name.as_str(), calls(f))).collect();
+        // Entries of one function reach the same.
+        let mut by_func: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        let mut entries: BTreeMap<&str, Vec<&Entry>> = BTreeMap::new();
+        for entry in &module.entries {
+            let reached = by_func.entry(&entry.func).or_insert_with(|| {
+                let mut seen = BTreeSet::from([entry.func.as_str()]);
+                let mut open = vec![entry.func.as_str()];
+                while let Some(name) = open.pop() {
+                    open.extend(calls.get(name).into_iter().flatten().copied().filter(|callee| seen.insert(callee)));
+                }
+                seen
+            });
+            for name in reached.iter() {
+                entries.entry(name).or_default().push(entry);
             }
         }
+        Reached { module, entries }
     }
-    false
+
+    /// The entries that are `func` or call it, however deep, in their order.
+    pub(crate) fn by(&self, func: &str) -> &[&'m Entry] {
+        self.entries.get(func).map_or(&[], Vec::as_slice)
+    }
+
+    /// [`Bounds::of`] a function.
+    pub fn bounds(&self, func: &str, options: &Options) -> Bounds {
+        Bounds::hull(self.module, self.by(func), options)
+    }
+
+    /// [`Options::typical`] for a function.
+    pub fn typical(&self, func: &str, options: &Options) -> Bindings {
+        options.typical_for(self.module, self.by(func).first().copied())
+    }
 }
 
 #[cfg(test)]

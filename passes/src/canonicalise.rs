@@ -10,7 +10,7 @@
 //! nothing uses. Weights that nothing uses go too; states stay. Exact: results keep their values (a zero may change its sign).
 
 use crate::Options;
-use crate::bounds::Bounds;
+use crate::bounds::{Bounds, Reached};
 use crate::edit::{Edit, Trail};
 use crate::rule::{Rule, Term, V};
 use crate::rules::{self, LawSet};
@@ -28,7 +28,8 @@ const ROUNDS: usize = 16;
 pub fn run(module: &Module, options: &Options) -> (Module, Fired) {
     let mut fired = Fired::new();
     let rules = canonical(&options.laws);
-    let of = |f| func(f, &rules, &Bounds::of(module, &f.name, options), &mut fired);
+    let reached = Reached::of(module);
+    let of = |f: &Func| func(f, &rules, &reached.bounds(&f.name, options), &mut fired);
     let funcs = module.funcs.iter().map(of).collect();
     (Module { funcs, ..module.clone() }, fired)
 }

@@ -1,6 +1,6 @@
 //! The list of passes, and running some of them by name.
 
-use crate::bounds::Bounds;
+use crate::bounds::Reached;
 use crate::canonicalise::{self, Fired};
 use crate::egraph::{self, Context, Search, Stop};
 use crate::explain::Explanation;
@@ -103,14 +103,15 @@ pub const PASSES: &[Pass] = &[
 fn rewrite(module: &Module, target: &Target, options: &Options) -> Outcome {
     let mut details = Details::default();
     let room = room(module, target, options);
+    let reached = Reached::of(module);
     let mut out = Module { funcs: Vec::new(), ..module.clone() };
     for func in &module.funcs {
         if func.kind != FuncKind::Graph {
             out.funcs.push(func.clone());
             continue;
         }
-        let bindings = options.typical(module, &func.name);
-        let bounds = Bounds::of(module, &func.name, options);
+        let bindings = reached.typical(&func.name, options);
+        let bounds = reached.bounds(&func.name, options);
         let context = Context { room, ..Context::of(target, &bounds, options) };
         let (func, search, explanation) = egraph::func(func, &context, &bindings, &mut details.fired)?;
         out.funcs.push(func);
@@ -123,8 +124,9 @@ fn rewrite(module: &Module, target: &Target, options: &Options) -> Outcome {
 /// Bytes of memory that weights and states at their largest leave for values; all of it where they need several machines.
 fn room(module: &Module, target: &Target, options: &Options) -> f64 {
     let mut kept: BTreeMap<String, f64> = BTreeMap::new();
+    let reached = Reached::of(module);
     for entry in &module.entries {
-        let sizes = Bounds::of(module, &entry.func, options).largest();
+        let sizes = reached.bounds(&entry.func, options).largest();
         let mut open = vec![(entry.func.as_str(), String::new())];
         while let Some((name, prefix)) = open.pop() {
             let Some(func) = module.func(name) else { continue };

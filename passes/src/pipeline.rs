@@ -1,13 +1,13 @@
 //! The pipeline, from a model's module to a program.
 
-use crate::bounds::reaches;
+use crate::bounds::Reached;
 use crate::egraph::Limits;
 use crate::pass::{PassReport, run_passes};
 use crate::plan::Ranges;
 use crate::{Error, LawSet, plan};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Module, Range, Sym};
+use hadal_ir::{Bindings, Entry, Module, Range, Sym};
 
 /// Choices that a user can make.
 #[derive(Clone, PartialEq, Debug)]
@@ -54,7 +54,11 @@ impl Options {
 
     /// Sizes to cost a function for: those usual for the first entry that reaches it.
     pub fn typical(&self, module: &Module, func: &str) -> Bindings {
-        let entry = module.entries.iter().find(|e| reaches(module, &e.func, func));
+        Reached::of(module).typical(func, self)
+    }
+
+    /// The sizes usual for an entry.
+    pub(crate) fn typical_for(&self, module: &Module, entry: Option<&Entry>) -> Bindings {
         let Some(entry) = entry else { return self.typical_of(&module.symbols, &module.symbols, self.context(module)) };
         let mut whole = module.ranges(entry);
         for (sym, r) in module.versions(&entry.name).flat_map(|e| module.ranges(e)) {
@@ -78,7 +82,8 @@ impl Options {
                 true => middle(t.min, t.max),
                 false => t.max.min(rows).max(t.min),
             };
-            let (least, most) = (p.min + at_t, p.max.saturating_add(at_t).min(context).max(p.min + at_t));
+            let least = p.min.saturating_add(at_t);
+            let most = p.max.saturating_add(at_t).min(context).max(least);
             let at_rows = match () {
                 () if rows > most && beyond(Sym::P, p) || rows < least => middle(least, most),
                 () => rows.min(most),

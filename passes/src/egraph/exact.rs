@@ -17,7 +17,7 @@ use super::cost::Costs;
 use super::problem::{Choice, Problem};
 use super::space::Space;
 use super::{Context, MAX_OPS};
-use crate::bounds::Bounds;
+use crate::bounds::Reached;
 use crate::pass::run_passes;
 use crate::pipeline::before_rewrite;
 use crate::{Error, Options, rules};
@@ -50,10 +50,11 @@ pub struct Gap {
 pub fn gap(module: &Module, target: &Target, options: &Options) -> Result<Vec<Gap>, Error> {
     let (module, _) = run_passes(module, before_rewrite(options), target, options)?;
     let graphs = module.funcs.iter().filter(|f| f.kind == FuncKind::Graph && f.insts.len() <= MAX_OPS);
+    let reached = Reached::of(&module);
     let of = |f: &Func| {
-        let bounds = Bounds::of(&module, &f.name, options);
+        let bounds = reached.bounds(&f.name, options);
         let context = Context::of(target, &bounds, options);
-        of_func(f, &context, &options.typical(&module, &f.name), BUDGET)
+        of_func(f, &context, &reached.typical(&f.name, options), BUDGET)
     };
     Ok(graphs.filter_map(of).collect())
 }
