@@ -191,7 +191,7 @@ impl Search<'_> {
         while parts.len() < most {
             let mut best: Option<Cut> = None;
             for at in &candidates {
-                let Some(cut) = parts.iter().position(|p| p[&sym].min <= *at && *at < p[&sym].max) else { continue };
+                let Some(cut) = parts.iter().position(|p| divides(sym, p[&sym], *at)) else { continue };
                 let mut cut_parts = parts.clone();
                 let mut upper = cut_parts[cut].clone();
                 let limits = upper[&sym];
@@ -230,9 +230,7 @@ impl Search<'_> {
                 out.extend(self.funcs[f].chosen.iter().map(|k| k - part[&Sym::T].max));
             }
         }
-        // A state whose size is known could not be told from one that keeps its size.
-        let least = part[&sym].min + i64::from(sym == Sym::P);
-        out.into_iter().filter(|at| least <= *at && *at < part[&sym].max).collect()
+        out.into_iter().filter(|at| divides(sym, part[&sym], *at)).collect()
     }
 
     /// Adds where the choice changes between two points of the grid that choose differently.
@@ -322,7 +320,7 @@ impl Search<'_> {
     /// The sizes of a call with `sym` at `x` and the other as is usual in this part.
     fn at(&self, part: &Ranges, sym: Sym, x: i64) -> Bindings {
         let mut out = self.options.typical_of(part, self.whole, self.rows);
-        let rows = out[&Sym::P] + out[&Sym::T];
+        let rows = out[&Sym::P].saturating_add(out[&Sym::T]);
         out.insert(sym, x);
         if sym == Sym::T {
             let held = part[&Sym::P];
@@ -330,6 +328,13 @@ impl Search<'_> {
         }
         out
     }
+}
+
+/// Whether a range can be divided behind `at`. A state of one size could not be told from one that keeps its size, so both
+/// sides are left with two sizes held.
+fn divides(sym: Sym, range: Range, at: i64) -> bool {
+    let more = i64::from(sym == Sym::P);
+    at.checked_sub(more).is_some_and(|x| range.min <= x) && at.checked_add(more).is_some_and(|x| x < range.max)
 }
 
 /// Powers of two in a range, and its ends.
