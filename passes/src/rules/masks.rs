@@ -7,7 +7,7 @@ use super::elementwise::repeated;
 use super::layout::{each, some};
 use super::quantisation::finite;
 use super::repeats::broadcasts;
-use crate::rule::NumericClass::Exact;
+use crate::rule::NumericClass::{Exact, Reassociating};
 use crate::rule::{Rule, Site, Term, V};
 use hadal_ir::attr::Real;
 use hadal_ir::ops::map::MapFn;
@@ -49,8 +49,9 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "selection-of-everything",
-        law: "select(member(top_k(causal_mask(y), k)), x, -∞) = causal_mask(x), where there are never more than k",
-        class: Exact,
+        law: "select(member(top_k(causal_mask(y), k)), x, -∞) = causal_mask(x), where there are never more than k, for \
+              finite y",
+        class: Reassociating,
         example: "func @f(%x: f32[2, T, P+T], %q: f32[T, 3], %k: f32[P+T, 3]) -> (z: f32[2, T, P+T]) {
             %y = contract %q, %k {spec = \"td,sd->ts\"} : f32[T, P+T]
             %0 = causal_mask %y {query = 0, key = 1} : f32[T, P+T]
@@ -262,9 +263,50 @@ fn positions(site: &dyn Site, v: V, key: usize) -> Option<Dim> {
     found.filter(|_| axes == [key])
 }
 
-/// An integer that does not depend on the key.
+/// An integer that does not depend on the key, where its sum with the offset is known to be one too.
 fn bound(site: &dyn Site, v: V, key: usize, offset: Dim) -> Option<Bound> {
     let (value, axes) = stripped(site, v);
-    let fits = !axes.contains(&key) && site.ty(value).dtype == DType::I32;
-    fits.then_some(Bound { value, axes, offset })
+    if axes.contains(&key) || site.ty(value).dtype != DType::I32 {
+        return None;
+    }
+    let bound = Bound { value, axes, offset };
+    let (least, most) = (i64::from(i32::MIN), i64::from(i32::MAX));
+    let sum_fits = || {
+        let (low, high) = extent(site, value, DEPTH)?;
+        let low = low.checked_add(site.lower(&bound.offset)?)?;
+        let high = high.checked_add(site.upper(&bound.offset)?)?;
+        Some(least <= low && high <= most)
+    };
+    if bound.offset.is(0) || bound.iota(site).is_some() || sum_fits() == Some(true) {
+        return Some(bound);
+    }
+    site.miss(&|| format!("a bound of keys and {} may be no 32-bit integer together", bound.offset));
+    None
+}
+
+/// Ops that are looked through for what integers there may be.
+const DEPTH: usize = 6;
+
+/// The least and the largest integer that a value may hold, as far as that is known; nothing wraps on the way.
+fn extent(site: &dyn Site, v: V, depth: usize) -> Option<(i64, i64)> {
+    let depth = depth.checked_sub(1)?;
+    let known = site.forms(v).into_iter().find_map(|(op, args)| match op {
+        Op::Constant(c) => {
+            let values = c.values.iter().map(|c| c.0 as i64);
+            Some((values.clone().min()?, values.max()?))
+        }
+        Op::Iota(i) => Some((site.lower(&i.start)?, site.upper(&(i.start.clone() + i.len.clone()))? - 1)),
+        Op::Map(m) if matches!(m.f, MapFn::Add | MapFn::Sub | MapFn::Max | MapFn::Min) => {
+            let ((a, b), (c, d)) = (extent(site, args[0], depth)?, extent(site, args[1], depth)?);
+            match m.f {
+                MapFn::Add => Some((a.checked_add(c)?, b.checked_add(d)?)),
+                MapFn::Sub => Some((a.checked_sub(d)?, b.checked_sub(c)?)),
+                MapFn::Max => Some((a.max(c), b.max(d))),
+                _ => Some((a.min(c), b.min(d))),
+            }
+        }
+        op if op.is_view() && args.len() == 1 => extent(site, args[0], depth),
+        _ => None,
+    });
+    known.filter(|(low, high)| i32::try_from(*low).is_ok() && i32::try_from(*high).is_ok())
 }
