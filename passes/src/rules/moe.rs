@@ -24,8 +24,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "top-k-of-monotone",
-        law: "top_k(f(x)) = top_k(x), for f that grows strictly; where f rounds two scores to one, the choice between \
-              them may change",
+        law: "top_k(f(x)) = top_k(x), for f that grows strictly and finite x; where f rounds two scores to one, the \
+              choice between them may change",
         class: Reassociating,
         example: "func @f(%x: f32[A, B], %y: f32[8, B]) -> (i: i32[A, 2]) {
             %0 = contract %x, %y {spec = \"td,ed->te\"} : f32[A, 8]
@@ -129,20 +129,24 @@ fn weigh(site: &dyn Site, op: &Op, args: &[V]) -> Vec<Term> {
     out
 }
 
+/// Constants up to here, and factors down to its inverse, leave scores apart: 1e30 added makes all of them one.
+const MODERATE: f64 = 1e6;
+
 /// What a function that grows strictly along the last axis is applied to.
 fn grows(site: &dyn Site, op: &Op, args: &[V]) -> Option<V> {
     let constant = |v: V| repeated(site, v).map(|(c, _)| c);
+    let addend = |v: V| constant(v).is_some_and(|c| c.abs() <= MODERATE);
+    let factor = |v: V| constant(v).is_some_and(|c| (1.0 / MODERATE..=MODERATE).contains(&c));
     match op {
         Op::Softmax(_) => Some(args[0]),
         Op::Cast(c) if widens(site.ty(args[0]).dtype, c.to) => Some(args[0]),
         Op::Map(m) => match (m.f, args) {
             (MapFn::Sigmoid | MapFn::Exp | MapFn::Tanh, [x]) => Some(*x),
-            (MapFn::Add, [x, c]) if constant(*c).is_some() => Some(*x),
-            (MapFn::Add, [c, x]) if constant(*c).is_some() => Some(*x),
-            (MapFn::Sub, [x, c]) if constant(*c).is_some() => Some(*x),
-            (MapFn::Mul, [x, c]) if constant(*c).is_some_and(|c| c > 0.0) => Some(*x),
-            (MapFn::Mul, [c, x]) if constant(*c).is_some_and(|c| c > 0.0) => Some(*x),
-            (MapFn::Div, [x, c]) if constant(*c).is_some_and(|c| c > 0.0) => Some(*x),
+            (MapFn::Add, [x, c]) if addend(*c) => Some(*x),
+            (MapFn::Add, [c, x]) if addend(*c) => Some(*x),
+            (MapFn::Sub, [x, c]) if addend(*c) => Some(*x),
+            (MapFn::Mul | MapFn::Div, [x, c]) if factor(*c) => Some(*x),
+            (MapFn::Mul, [c, x]) if factor(*c) => Some(*x),
             _ => None,
         },
         _ => None,
