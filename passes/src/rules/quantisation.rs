@@ -6,18 +6,18 @@
 
 use super::elementwise::repeated;
 use super::layout::some;
-use crate::rule::NumericClass::Exact;
+use crate::rule::NumericClass::Reassociating;
 use crate::rule::{Rule, Site, Term, V};
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{Broadcast, Dequantize, Gather, Reduce, Reshape};
-use hadal_ir::{Dim, Op};
+use hadal_ir::{DType, Dim, Op};
 
 /// The laws of this file.
 pub const RULES: &[Rule] = &[
     Rule {
         name: "function-before-gather",
-        law: "f(gather(x, i), gather(y, i)) = gather(f(x, y), i), row by row",
-        class: Exact,
+        law: "f(gather(x, i), gather(y, i)) = gather(f(x, y), i), row by row; where i was chosen by scores, for finite ones",
+        class: Reassociating,
         example: "func @f(%x: f32[A, 4], %y: f32[A, 4], %i: i32[B, C]) -> (z: f32[B, C, 4]) {
             %0 = gather %x, %i {axis = 0} : f32[B, C, 4]
             %1 = gather %y, %i {axis = 0} : f32[B, C, 4]
@@ -27,8 +27,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "function-after-gather",
-        law: "gather(f(x, y), i) = f(gather(x, i), gather(y, i)), row by row",
-        class: Exact,
+        law: "gather(f(x, y), i) = f(gather(x, i), gather(y, i)), row by row; where i was chosen by scores, for finite ones",
+        class: Reassociating,
         example: "func @f(%x: f32[A, 4], %y: f32[A, 4], %i: i32[B, C]) -> (z: f32[B, C, 4]) {
             %0 = sub %x, %y : f32[A, 4]
             %1 = gather %0, %i {axis = 0} : f32[B, C, 4]
@@ -136,9 +136,13 @@ fn total(site: &dyn Site, op: &Op, args: &[V], numbers: V, len: &Dim) -> Option<
     None
 }
 
-/// Whether the op makes zeros of zeros.
+/// Whether the op makes zeros of zeros. Some formats have none.
 fn keeps_zero(site: &dyn Site, op: &Op, args: &[V]) -> bool {
     use MapFn::*;
+    let has_zero = |d: DType| d.round(0.0) == 0.0;
+    if !args.iter().all(|a| has_zero(site.ty(*a).dtype)) {
+        return false;
+    }
     match op {
         Op::Map(m) => match m.f {
             Neg | Abs | Sqrt | Sin | Tanh | Floor => true,
@@ -150,6 +154,7 @@ fn keeps_zero(site: &dyn Site, op: &Op, args: &[V]) -> bool {
             let shape = &site.ty(args[0]).shape;
             r.axes.iter().all(|a| site.lower(&shape[*a]).is_some_and(|n| n >= 1))
         }
+        Op::Cast(c) => has_zero(c.to),
         _ => true,
     }
 }
@@ -179,7 +184,8 @@ fn within(site: &dyn Site, numbers: V, len: &Dim, depth: usize) -> bool {
         })
 }
 
-/// Whether no element is -∞, so that a choice among them is always filled. Weights are real numbers.
+/// Whether no element is -∞, so that a choice among them is always filled. Weights are real numbers, and so is what is
+/// computed of inputs, unless an infinity is written there: a sum that overflows is taken for none.
 pub(crate) fn finite(site: &dyn Site, v: V) -> bool {
     is_finite(site, v, DEPTH)
 }
@@ -192,7 +198,8 @@ fn is_finite(site: &dyn Site, v: V, depth: usize) -> bool {
     }
     let all = |args: &[V]| args.iter().all(|a| is_finite(site, *a, depth - 1));
     forms.into_iter().any(|(op, args)| match op {
-        Op::Softmax(_) | Op::Contract(_) | Op::RmsNorm(_) | Op::Dequantize(_) => true,
+        Op::Softmax(_) => true,
+        Op::Contract(_) | Op::RmsNorm(_) | Op::Dequantize(_) => !args.iter().any(|a| is_masked(site, *a, MASKED_DEPTH)),
         Op::Map(m) => match m.f {
             Sigmoid | Tanh | Sin | Cos => true,
             Neg | Abs | Add | Sub | Mul | Max | Min => all(&args),
@@ -204,4 +211,22 @@ fn is_finite(site: &dyn Site, v: V, depth: usize) -> bool {
         op if op.is_view() => all(&args),
         _ => false,
     })
+}
+
+/// Ops that are looked through for infinities that are written there.
+const MASKED_DEPTH: usize = 5;
+
+/// Whether an infinity was written where the value comes from: by a mask, or as a constant. One form of a class is enough
+/// to see it, since all are equal.
+fn is_masked(site: &dyn Site, v: V, depth: usize) -> bool {
+    let Some((op, args)) = site.forms(v).into_iter().next().filter(|_| depth > 0) else { return false };
+    let some = || args.iter().any(|a| is_masked(site, *a, depth - 1));
+    match op {
+        Op::CausalMask(_) => true,
+        Op::Constant(c) => c.values.iter().any(|c| !c.0.is_finite()),
+        Op::Map(m) => !matches!(m.f, MapFn::Sigmoid | MapFn::Tanh) && some(),
+        Op::Cast(_) | Op::Rope(_) | Op::Contract(_) => some(),
+        op if op.is_view() => some(),
+        _ => false,
+    }
 }
