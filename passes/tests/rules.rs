@@ -94,3 +94,130 @@ fn slices_that_cannot_be_joined_stay() {
     let (out, _) = canonicalise::run(&module, &Default::default());
     assert_eq!(out.funcs[0].insts.len(), 2);
 }
+
+/// How often a law fires on a function.
+fn fires(name: &str, func: &str) -> usize {
+    let rule = rules::all().find(|r| r.name == name).unwrap();
+    let module = parse(&law::with_symbols(func));
+    let firings = law::firings(rule, &module.funcs[0]);
+    for (value, term) in &firings {
+        law::check(rule, &module.funcs[0], *value, term).unwrap();
+    }
+    firings.len()
+}
+
+/// One more than the largest integer would be the smallest, and rows that are all seen would all be hidden.
+#[test]
+fn bounds_of_keys_do_not_wrap() {
+    let masked = |bound: &str| {
+        format!(
+            "func @f(%q: f32[T, 2, A], %k: f32[P+T, A], %v: f32[P+T, 2, C], %l: i32[T]) -> (o: f32[T, 2, C]) {{
+               %0 = iota {{len = P+T}} : i32[P+T]
+               %1 = broadcast %0 {{shape = [T, P+T], dims = [1]}} : i32[T, P+T]
+               {bound}
+               %3 = le %1, %2 : bool[T, P+T]
+               %4 = attention %q, %k, %v, %3
+                 {{sets = [\"tha,sa shc masked:ts\"], output = \"thc\", scale = 0.3}} : f32[T, 2, C]
+               return %4 }}"
+        )
+    };
+    let constant = |n: i64| {
+        let repeated = "%2 = broadcast %c {shape = [T, P+T], dims = []} : i32[T, P+T]";
+        masked(&format!("%c = constant {{value = {n}, dtype = i32}} : i32[]\n{repeated}"))
+    };
+    let repeated = "%2 = broadcast %n {shape = [T, P+T], dims = [0]} : i32[T, P+T]";
+    let computed = "%p = iota {len = T, start = P} : i32[T]
+                    %c = constant {value = 3, dtype = i32} : i32[]
+                    %w = broadcast %c {shape = [T], dims = []} : i32[T]
+                    %n = sub %p, %w : i32[T]";
+    for (expected, func) in [
+        (1, constant(5)),
+        (1, constant(i64::from(i32::MAX) - 1)),
+        (0, constant(i64::from(i32::MAX))),
+        (1, masked(&format!("{computed}\n{repeated}"))),
+        (0, masked(&repeated.replace("%n", "%l"))),
+    ] {
+        assert_eq!(fires("mask-by-interval", &func), expected, "{func}");
+    }
+}
+
+/// What makes one score of all of them, or none, leaves no choice that the scores before it would give.
+#[test]
+fn scores_are_kept_apart_by_moderate_constants() {
+    for (expected, f, c) in [
+        (1, "add", "0.5"),
+        (1, "sub", "-3.0"),
+        (1, "mul", "2.5"),
+        (1, "div", "4.0"),
+        (0, "mul", "-1.0"),
+        (0, "mul", "1e-30"),
+        (0, "mul", "inf"),
+        (0, "div", "inf"),
+        (0, "add", "-inf"),
+        (0, "sub", "inf"),
+        (0, "add", "1e30"),
+    ] {
+        let func = format!(
+            "func @f(%x: f32[A, B], %y: f32[8, B]) -> (i: i32[A, 2]) {{
+               %0 = contract %x, %y {{spec = \"td,ed->te\"}} : f32[A, 8]
+               %1 = constant {{value = {c}, dtype = f32}} : f32[]
+               %2 = broadcast %1 {{shape = [A, 8], dims = []}} : f32[A, 8]
+               %3 = {f} %0, %2 : f32[A, 8]
+               %4 = top_k %3 {{k = 2}} : i32[A, 2]
+               return %4 }}"
+        );
+        assert_eq!(fires("top-k-of-monotone", &func), expected, "{f} {c}");
+    }
+}
+
+/// A product of what was masked is not taken for finite.
+#[test]
+fn infinities_that_are_written_are_seen_through_products() {
+    let chosen = |value: &str| {
+        format!(
+            "func @f(%m: bool[A, B], %x: f32[A, B], %y: f32[8, B]) -> (i: i32[A, 2]) {{
+               %0 = constant {{value = {value}, dtype = f32}} : f32[]
+               %1 = broadcast %0 {{shape = [A, B], dims = []}} : f32[A, B]
+               %2 = select %m, %x, %1 : f32[A, B]
+               %3 = contract %2, %y {{spec = \"td,ed->te\"}} : f32[A, 8]
+               %4 = sigmoid %3 : f32[A, 8]
+               %5 = top_k %4 {{k = 2}} : i32[A, 2]
+               return %5 }}"
+        )
+    };
+    assert_eq!(fires("top-k-of-monotone", &chosen("0.0")), 1);
+    assert_eq!(fires("top-k-of-monotone", &chosen("-inf")), 0);
+}
+
+/// Rows outside are zeros, which a format of powers of two does not have.
+#[test]
+fn rows_outside_are_zeros_only_in_formats_that_have_one() {
+    let cast = |to: &str| {
+        format!(
+            "func @f(%x: f32[A, 4], %i: i32[B]) -> (z: {to}[B, 4]) {{
+               %0 = gather %x, %i {{axis = 0}} : f32[B, 4]
+               %1 = cast %0 {{to = {to}}} : {to}[B, 4]
+               return %1 }}"
+        )
+    };
+    assert_eq!(fires("function-before-gather", &cast("f8e4m3")), 1);
+    assert_eq!(fires("function-before-gather", &cast("f8e8m0")), 0);
+}
+
+/// Each merged product states the whole: what thousands of products of one input would take is not tried.
+#[test]
+fn only_so_many_products_are_merged() {
+    for (n, expected) in [(64, 64), (65, 0)] {
+        let list = |f: &dyn Fn(usize) -> String, by: &str| (0..n).map(f).collect::<Vec<_>>().join(by);
+        let func = format!(
+            "func @f(%x: f32[A, 4]) -> ({}) {{\n{}\n{}\nreturn {} }}",
+            list(&|i| format!("y{i}: f32[A, 2]"), ", "),
+            list(&|i| format!("weight %w{i} = \"w{i}\" : bf16[2, 4]"), "\n"),
+            list(&|i| format!("%y{i} = contract %x, %w{i} {{spec = \"td,fd->tf\"}} : f32[A, 2]"), "\n"),
+            list(&|i| format!("%y{i}"), ", "),
+        );
+        let module = parse(&law::with_symbols(&func));
+        let rule = rules::all().find(|r| r.name == "merge-products").unwrap();
+        assert_eq!(law::firings(rule, &module.funcs[0]).len(), expected);
+    }
+}
