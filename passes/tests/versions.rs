@@ -158,11 +158,10 @@ fn sequences_across_borders_are_those_of_the_graph() {
     assert_eq!((fused.optimised.entries.len(), program.plans.len()), (1, 1));
 }
 
-#[test]
-fn a_choice_of_rows_is_made_where_there_are_more() {
-    // Of at most four rows, four are all of them.
-    let module = parse(
-        "symbols P in 0..1023, T in 1..8
+/// One new token of a context of 1024, over `k` of the rows that an indexer scores.
+fn selection_of(k: usize) -> Module {
+    parse(
+        &"symbols P in 0..1023, T in 1..8
         func @f(%q: f32[T, 4], %i: f32[T, 64], %x: f32[T, 64]) -> (y: f32[T, 4]) {
           state %k0 = \"k\" : f32[P, 4]
           state %j0 = \"j\" : f32[P, 64]
@@ -183,8 +182,14 @@ fn a_choice_of_rows_is_made_where_there_are_more() {
           next %k0 = %k
           next %j0 = %j
           return %y }
-        entry decode = @f where T = 1",
-    );
+        entry decode = @f where T = 1"
+            .replace("128", &k.to_string()),
+    )
+}
+
+#[test]
+fn a_choice_of_rows_is_made_where_there_are_more() {
+    let module = selection_of(128);
     let options = Options { max_context: Some(1024), ..Options::default() };
     let (out, splits) = split(&module, &flops_only(), &options);
     assert!(splits.iter().any(|s| (s.sym, s.at) == (Sym::P, 127)), "{splits:?}");
@@ -220,4 +225,30 @@ fn published_models_have_few_versions_and_the_same_in_every_run() {
     let h200 = Target::by_name("h200").unwrap();
     let twice = [(); 2].map(|()| split(module, &h200, &Options::default()));
     assert_eq!(twice[0], twice[1], "{name}");
+}
+
+/// A state of a single size could not be told from one that keeps its size: the borders that a choice of nearly all rows
+/// asks for are not taken.
+#[test]
+fn no_version_holds_a_single_number_of_rows() {
+    for k in [2, 3, 1021, 1022, 1023, 1024] {
+        let module = selection_of(k);
+        let options = Options { max_context: Some(1024), ..Options::default() };
+        let (out, _) = run_passes(&module, ["versions", "specialise"], &flops_only(), &options).unwrap();
+        for entry in &out.entries {
+            let held = out.ranges(entry)[&Sym::P];
+            assert!(held.max > held.min, "k = {k}: {} for P in {held}", entry.name);
+        }
+    }
+}
+
+#[test]
+fn usual_sizes_of_huge_ranges_do_not_overflow() {
+    let most = i64::MAX;
+    let module = parse(&format!(
+        "symbols P in {most}..{most}, T in 1..8
+        func @f(%x: f32[T, 4]) -> (y: f32[T, 4]) {{ return %x }}
+        entry prefill = @f"
+    ));
+    assert_eq!(Options::default().typical(&module, "f")[&Sym::P], most);
 }
