@@ -374,4 +374,33 @@ mod tests {
         assert!((distinct(256.0, 8.0, 4096.0) - 256.0).abs() < 1e-9);
         assert_eq!(distinct(4.0, 8.0, 1.0), 4.0);
     }
+
+    /// Row numbers do not slow the products that they choose rows for, and rows that are keys and values are read once:
+    /// as the search counts it.
+    #[test]
+    fn selected_rows_are_multiplied_in_their_own_format_and_read_once() {
+        use crate::driver::{Options, build_model};
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/configs/deepseek-v3.2.json");
+        let input = crate::input::Input::open(std::path::Path::new(path)).unwrap();
+        let options = Options { max_context: Some(65_536), ..Options::default() };
+        let mut model = build_model(&input, &options).unwrap();
+        model.module.entries.retain(|e| e.name == "decode");
+        let target = Target { memory_bytes: 1 << 60, ..Target::by_name("h200").unwrap() };
+        let passes = hadal_passes::Options { typical_context: 65_536, versions: false, ..options.passes(&model) };
+        let (_, program) = hadal_passes::compile(&model.module, &target, &passes).unwrap();
+        let bindings: Bindings = [(hadal_ir::Sym::T, 1), (hadal_ir::Sym::P, 65_535)].into();
+        let plan = program.plan_for("decode", &bindings).unwrap();
+        let call = Call { program: &program, plan, target: &target, bindings: &bindings, batch: 1 };
+        let selects = |name: &str| {
+            let insts = program.module.func(name).into_iter().flat_map(|f| &f.insts);
+            insts.filter(|i| matches!(&i.kind, InstKind::Op(Op::Attention(_)))).count() > 0
+        };
+        let found: Vec<Step> = call.launches().into_iter().filter(|(k, _)| selects(k)).map(|(_, s)| s).collect();
+        assert_eq!(found.len(), 61);
+        for step in found {
+            assert_eq!(step.state_bytes_read, 2048.0 * (512.0 + 64.0) * 4.0);
+            let (work, moved) = (step.flops / target.peak(&[DType::F32]), step.bytes() / target.bandwidth);
+            assert!(step.seconds() - step.launch_seconds <= 1.05 * work.max(moved), "{step:?}");
+        }
+    }
 }
