@@ -12,7 +12,8 @@
 //!
 //! In the prefill of a model whose logits are wanted of the last token alone, the last layer so runs its queries, its
 //! output projection and its feed-forward part for one row; rows of states are all needed and stay. The price is one more
-//! copy of that layer.
+//! copy of that layer. There are no more than [`MAX_PARTS`] such copies of a function; a call that wants yet another part
+//! stays whole.
 //!
 //! Exact but for products, whose kernels may sum in another order for one row than for many.
 
@@ -21,15 +22,21 @@ use crate::edit::{Edit, Trail, forms_of};
 use crate::rule::{Rule, Site, Term, V};
 use crate::rules::{self, LawSet};
 use hadal_ir::ops::Slice;
-use hadal_ir::{Dim, Func, FuncKind, Inst, InstKind, Module, Op, TensorType, ValueId};
+use hadal_ir::{Call, Dim, Func, FuncKind, Inst, InstKind, Module, Op, TensorType, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Copies of a function for parts of its results: enough for models, too few for calls of calls to multiply.
+const MAX_PARTS: usize = 4;
 
 /// Elides in every function, and tells how often each law was used. Functions that are no longer called are left out.
 pub fn run(module: &Module, laws: &LawSet) -> (Module, Fired) {
     let of_slices = rules::CANONICAL.iter().chain(rules::PARTS).flat_map(|theme| theme.rules);
     let rules = of_slices.chain(rules::law("slice-through-contract")).filter(|r| laws.allows(r)).collect();
     let out = Module { funcs: Vec::new(), ..module.clone() };
-    let mut pass = Elide { module, rules, out, made: BTreeMap::new(), fired: Fired::new() };
+    let funcs: BTreeMap<&str, &Func> = module.funcs.iter().map(|f| (f.name.as_str(), f)).collect();
+    let names = funcs.keys().map(|n| (*n).to_owned()).collect();
+    let mut pass =
+        Elide { funcs, rules, out, made: BTreeMap::new(), parts: BTreeMap::new(), names, fired: Fired::new() };
     let called: BTreeSet<&str> = module.funcs.iter().flat_map(callees).collect();
     let entries: BTreeSet<&str> = module.entries.iter().map(|e| e.func.as_str()).collect();
     for func in &module.funcs {
@@ -48,27 +55,36 @@ fn callees(func: &Func) -> impl Iterator<Item = &str> {
 }
 
 struct Elide<'a> {
-    module: &'a Module,
+    funcs: BTreeMap<&'a str, &'a Func>,
     rules: Vec<&'static Rule>,
     out: Module,
     /// Copies, by function and the part of each result that they return.
     made: BTreeMap<(String, Vec<Option<Slice>>), String>,
+    /// How many copies of a function return parts.
+    parts: BTreeMap<String, usize>,
+    /// Names that are taken.
+    names: BTreeSet<String>,
     fired: Fired,
 }
 
 impl Elide<'_> {
     /// The name of the copy of a function that returns these parts of its results; it and what it calls are made if they
-    /// are not there yet.
-    fn copy(&mut self, name: &str, parts: &[Option<Slice>]) -> String {
+    /// are not there yet. `None` where there are too many already.
+    fn copy(&mut self, name: &str, parts: &[Option<Slice>]) -> Option<String> {
         let key = (name.to_owned(), parts.to_vec());
         if let Some(known) = self.made.get(&key) {
-            return known.clone();
+            return Some(known.clone());
         }
-        let Some(func) = self.module.func(name) else { return name.to_owned() };
+        let Some(func) = self.funcs.get(name) else { return Some(name.to_owned()) };
         let mut new = returning(func, parts);
         if parts.iter().any(Option::is_some) {
+            let count = self.parts.entry(name.to_owned()).or_default();
+            if *count == MAX_PARTS {
+                return None;
+            }
+            *count += 1;
             new.name = format!("{name}.part");
-            while self.module.func(&new.name).is_some() || self.made.values().any(|n| *n == new.name) {
+            while !self.names.insert(new.name.clone()) {
                 new.name.push('_');
             }
         }
@@ -76,32 +92,35 @@ impl Elide<'_> {
         let name = new.name.clone();
         let new = if new.kind == FuncKind::Graph { self.func(&new) } else { new };
         self.out.funcs.push(new);
-        name
+        Some(name)
     }
 
     fn func(&mut self, old: &Func) -> Func {
         let graph = Graph::of(old);
         let demand =
-            graph.demand(&self.rules, &|callee| self.module.func(callee).is_some_and(|f| f.kind == FuncKind::Graph));
-        // Results of calls that are wanted in part come in part.
+            graph.demand(&self.rules, &|callee| self.funcs.get(callee).is_some_and(|f| f.kind == FuncKind::Graph));
         let mut typed = old.clone();
-        for (v, part) in demand.part.iter().filter(|(v, _)| graph.call(**v).is_some()) {
-            typed.values[v.index()].ty = sliced(old.ty(*v), part);
-        }
         let (edit, map) = Edit::like(old);
         let parts = BTreeMap::new();
         let mut copy = Copy { graph: &graph, demand: &demand, rules: self.rules.clone(), edit, map, parts };
         for inst in &old.insts {
             match &inst.kind {
                 InstKind::Call(call) => {
-                    let parts: Vec<_> = inst.results.iter().map(|r| demand.part.get(r).cloned()).collect();
-                    let mut call = call.clone();
-                    call.func = self.copy(&call.func, &parts);
-                    copy.call(&typed, &Inst { kind: InstKind::Call(call), ..inst.clone() }, parts);
+                    let wanted: Vec<_> = inst.results.iter().map(|r| demand.part.get(r).cloned()).collect();
+                    let whole = vec![None; wanted.len()];
+                    let made = self.copy(&call.func, &wanted).map(|name| (name, &wanted));
+                    let made = made.or_else(|| Some((self.copy(&call.func, &whole)?, &whole)));
+                    let (func, given) = made.expect("whole functions are not counted");
+                    for (r, part) in inst.results.iter().zip(given) {
+                        let ty = old.ty(*r);
+                        typed.values[r.index()].ty = part.as_ref().map_or_else(|| ty.clone(), |p| sliced(ty, p));
+                    }
+                    let call = InstKind::Call(Call { func, prefix: call.prefix.clone() });
+                    copy.call(&typed, &Inst { kind: call, ..inst.clone() }, &wanted, given);
                 }
-                InstKind::Op(op) if demand.whole.contains(&inst.results[0]) => copy.op(op, inst, &mut self.fired),
-                // Wanted in part, or not at all.
-                InstKind::Op(_) => {}
+                InstKind::Op(op) if demand.whole.contains(&inst.results[0]) => copy.op(op, inst),
+                // Made here rather than by its readers, whose recursion would be as deep as the function is long.
+                InstKind::Op(_) => copy.wanted_part(inst.results[0], &mut self.fired),
             }
         }
         copy.edit.finish(old, &copy.map)
@@ -277,22 +296,28 @@ struct Copy<'a> {
 }
 
 impl Copy<'_> {
-    fn call(&mut self, typed: &Func, inst: &Inst, parts: Vec<Option<Slice>>) {
+    /// A call of a function that gives the parts of its results that are wanted, or the whole of them.
+    fn call(&mut self, typed: &Func, inst: &Inst, wanted: &[Option<Slice>], given: &[Option<Slice>]) {
         let args = inst.args.iter().map(|a| self.whole(*a)).collect();
         let results = self.edit.call(typed, inst, args);
-        for ((old, new), part) in inst.results.iter().zip(results).zip(parts) {
-            match part {
-                Some(_) => _ = self.parts.insert(*old, new),
+        for (i, new) in results.into_iter().enumerate() {
+            let old = inst.results[i];
+            let part = match (&wanted[i], &given[i]) {
+                (Some(part), None) => self.edit.op(part.clone().into(), vec![new], &trail(inst), None),
+                _ => new,
+            };
+            match wanted[i] {
+                Some(_) => _ = self.parts.insert(old, part),
                 None => self.map[old.index()] = Some(new),
             }
         }
     }
 
-    fn op(&mut self, op: &Op, inst: &Inst, fired: &mut Fired) {
+    fn op(&mut self, op: &Op, inst: &Inst) {
         let result = inst.results[0];
         let name = self.graph.func.values[result.index()].name.as_deref();
         let new = match op {
-            Op::Slice(s) => self.part(inst.args[0], s, &trail(inst), fired),
+            Op::Slice(s) => self.part(inst.args[0], s, &trail(inst)),
             op => {
                 let args = inst.args.iter().map(|a| self.whole(*a)).collect();
                 self.edit.op(op.clone(), args, &trail(inst), name)
@@ -306,14 +331,17 @@ impl Copy<'_> {
     }
 
     /// A part of a value: a slice of it where it is there whole.
-    fn part(&mut self, v: ValueId, part: &Slice, reader: &Trail, fired: &mut Fired) -> ValueId {
+    fn part(&mut self, v: ValueId, part: &Slice, reader: &Trail) -> ValueId {
         if self.demand.part.get(&v) != Some(part) || self.demand.whole.contains(&v) {
             let whole = self.whole(v);
             return self.edit.op(part.clone().into(), vec![whole], reader, None);
         }
-        if let Some(known) = self.parts.get(&v) {
-            return *known;
-        }
+        self.parts[&v]
+    }
+
+    /// The part that is wanted of a value, by a law, from parts of values before it; nothing where none is.
+    fn wanted_part(&mut self, v: ValueId, fired: &mut Fired) {
+        let Some(part) = self.demand.part.get(&v) else { return };
         let (rule, term) = self.graph.law(&self.rules, v, part).expect("a part was wanted because there is a law");
         *fired.entry(rule.name).or_default() += 1;
         let inst = self.graph.inst(v).expect("a law looked at the op");
@@ -321,20 +349,19 @@ impl Copy<'_> {
         if laws.last().is_none_or(|l| l != rule.name) {
             laws.push(rule.name.to_owned());
         }
-        let new = self.term(&term, &Trail { origin: &inst.origin, laws: &laws }, fired);
+        let new = self.term(&term, &Trail { origin: &inst.origin, laws: &laws });
         self.parts.insert(v, new);
-        new
     }
 
-    fn term(&mut self, term: &Term, trail: &Trail, fired: &mut Fired) -> ValueId {
+    fn term(&mut self, term: &Term, trail: &Trail) -> ValueId {
         match term {
             Term::Old(v) => self.whole(ValueId(v.0)),
             Term::New(Op::Slice(s), args) if matches!(args[0], Term::Old(_)) => {
                 let Term::Old(v) = &args[0] else { unreachable!("just matched") };
-                self.part(ValueId(v.0), s, trail, fired)
+                self.part(ValueId(v.0), s, trail)
             }
             Term::New(op, args) => {
-                let args = args.iter().map(|a| self.term(a, trail, fired)).collect();
+                let args = args.iter().map(|a| self.term(a, trail)).collect();
                 self.edit.op(op.clone(), args, trail, None)
             }
         }

@@ -132,6 +132,45 @@ fn what_is_wanted_in_two_parts_stays_whole() {
 }
 
 #[test]
+fn a_long_function_is_elided_without_recursion() {
+    let mut text =
+        "symbols T in 1..8\nfunc @f(%x: f32[T, 4]) -> (y: f32[1, 4]) {\n%a0 = exp %x : f32[T, 4]\n".to_owned();
+    let ops = 20_000;
+    (1..ops).for_each(|i| text += &format!("%a{i} = neg %a{} : f32[T, 4]\n", i - 1));
+    text += &format!("%y = slice %a{} {{axis = 0, start = T-1, len = 1}} : f32[1, 4]\nreturn %y }}", ops - 1);
+    let (out, fired) = elide::run(&parse(&text), &LawSet::default());
+    hadal_ir::verify::module(&out).unwrap();
+    assert_eq!((fired["slice-of-map"], count(&out, "f", "slice")), (ops, 1));
+}
+
+#[test]
+fn parts_of_calls_of_calls_do_not_multiply() {
+    let mut text = "func @f0(%x: f32[256]) -> (y: f32[256]) { %0 = exp %x : f32[256]\nreturn %0 }\n".to_owned();
+    let (mut size, depth) = (256, 6);
+    for i in 1..=depth {
+        let (last, step) = (i - 1, 1 << i);
+        let part = size - step;
+        text += &format!(
+            "func @f{i}(%x: f32[256]) -> (y: f32[{part}]) {{
+              %0 = call @f{last}(%x) : f32[{size}]
+              %1 = call @f{last}(%x) : f32[{size}]
+              %2 = slice %0 {{axis = 0, start = 0, len = {part}}} : f32[{part}]
+              %3 = slice %1 {{axis = 0, start = {step}, len = {part}}} : f32[{part}]
+              %4 = add %2, %3 : f32[{part}]
+              return %4 }}\n"
+        );
+        size = part;
+    }
+    let module = parse(&format!("{text}entry prefill = @f{depth}\nentry decode = @f{depth}"));
+    let (out, _) = elide::run(&module, &LawSet::default());
+    hadal_ir::verify::module(&out).unwrap();
+    let copies = |f: &str| out.funcs.iter().filter(|o| o.name.starts_with(&format!("{f}.part"))).count();
+    assert_eq!((copies("f5"), copies("f4"), copies("f0")), (2, 4, 4));
+    assert_eq!(out.funcs.len(), 1 + 2 + 4 + 4 * 5);
+    assert_all_close(&sequence(&module), &sequence(&out), 0.0, "elided");
+}
+
+#[test]
 fn tables_of_all_layers_are_made_once() {
     let module = parse(LAYERS);
     let out = share::run(&module);
