@@ -5,21 +5,27 @@
 //! func @main(%x: f32[T, 8])          ->   func @main.decode(%x: f32[1, 8])
 //! ```
 //!
-//! So does each version of an entry, numbered from 1. Entries with equal ranges share their copies, so a layer is there once per distinct binding however many entries or
-//! calls reach it. Afterwards no function is shared between bindings, so each can be rewritten for its own.
+//! So does each version of an entry, numbered from 1. Entries with equal ranges share their copies, so a layer is there
+//! once per distinct binding however many entries or calls reach it. Afterwards no function is shared between bindings,
+//! so each can be rewritten for its own.
+//!
+//! Symbols that states have in their sizes stay, also where they are fixed: a state is one thing for all entries.
 
 use hadal_ir::attr::{Attr, Attrs};
-use hadal_ir::{Bindings, Func, InstKind, Module, Op, Sym};
-use std::collections::BTreeMap;
+use hadal_ir::{Bindings, Dim, Func, InstKind, Module, Op, Sym};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module documentation. Functions that no entry reaches are left out.
 pub fn run(module: &Module) -> Module {
     let mut out = Module { symbols: module.symbols.clone(), ..Module::default() };
     let mut made = Made::new();
+    let states = module.funcs.iter().flat_map(|f| f.states.iter().map(|s| f.ty(s.value)));
+    let kept: BTreeSet<Sym> = states.flat_map(|ty| &ty.shape).flat_map(Dim::terms).map(|(s, _)| *s).collect();
     for (i, entry) in module.entries.iter().enumerate() {
         let ranges = module.ranges(entry);
         let key: Key = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
-        let fixed: Bindings = ranges.iter().filter(|(_, r)| r.min == r.max).map(|(s, r)| (*s, r.min)).collect();
+        let fixed = ranges.iter().filter(|(s, r)| r.min == r.max && !kept.contains(s));
+        let fixed: Bindings = fixed.map(|(s, r)| (*s, r.min)).collect();
         let number = module.entries[..=i].iter().filter(|e| e.name == entry.name).count();
         let suffix = match module.versions(&entry.name).count() {
             1 => entry.name.clone(),
@@ -124,6 +130,32 @@ mod tests {
         assert_eq!(names, ["layer.decode", "main.decode", "layer.prefill", "main.prefill"]);
         assert!(print_module(&out).contains("%0 = iota {len = 1, start = P} : i32[1]"));
         assert_eq!(out.entry("logits").unwrap().func, "layer.prefill");
+    }
+
+    #[test]
+    fn sizes_of_states_stay() {
+        let module = parse_module(
+            "symbols P in 0..7, T in 1..8
+            func @layer(%x: f32[T, 8]) -> (y: f32[P+T, 8]) {
+              state %s = \"s\" : f32[P, 8]
+              %0 = append %s, %x : f32[P+T, 8]
+              next %s = %0
+              return %0 }
+            func @main(%x: f32[T, 8]) -> (y: f32[P+T, 8]) {
+              %0 = call @layer(%x) : f32[P+T, 8]
+              return %0 }
+            entry prefill = @main where P = 3, T = 2
+            entry decode = @main where T = 1",
+        )
+        .unwrap();
+        let out = run(&module);
+        hadal_ir::verify::module(&out).unwrap();
+        let types = |name: &str| {
+            let f = out.func(name).unwrap();
+            (f.ty(f.states[0].value).to_string(), f.ty(f.states[0].next).to_string())
+        };
+        assert_eq!(types("layer.prefill"), ("f32[P, 8]".into(), "f32[P+2, 8]".into()));
+        assert_eq!(types("layer.decode"), ("f32[P, 8]".into(), "f32[P+1, 8]".into()));
     }
 
     #[test]
