@@ -33,6 +33,12 @@ pub enum Error {
         /// Bytes that are left for values.
         room: u64,
     },
+    /// Nothing that the laws make of a function has a cost that is a number.
+    #[error("@{func} cannot be computed at a finite cost: its sizes are too large or unknown")]
+    NoChoice {
+        /// The function.
+        func: String,
+    },
     /// A size depends on a symbol that has no range.
     #[error("symbol `{sym}` of {ty} has no range")]
     NoRange {

@@ -305,8 +305,11 @@ fn search(
                 problem.forbid(&choice, class);
             }
             None => {
-                let value = too_large.pop().unwrap_or_default();
-                return Err(Error::NoRoom { func: old.name.clone(), value, room: context.room as u64 });
+                let func = old.name.clone();
+                return Err(match too_large.pop() {
+                    Some(value) => Error::NoRoom { func, value, room: context.room as u64 },
+                    None => Error::NoChoice { func },
+                });
             }
         }
     };

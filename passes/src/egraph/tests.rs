@@ -164,6 +164,13 @@ fn what_does_not_fit_is_not_chosen() {
 }
 
 #[test]
+fn without_a_finite_cost_nothing_is_said_of_room() {
+    let module = parse_module(LATENT).unwrap();
+    let run = |context: &Context| func(&module.funcs[0], context, &Bindings::new(), &mut Fired::new()).map(|_| ());
+    assert_eq!(with_context(Limits::default(), run), Err(Error::NoChoice { func: "f".into() }));
+}
+
+#[test]
 fn explanations_name_what_lost() {
     let module = parse_module(LATENT).unwrap();
     let bindings = Bindings::from([(Sym::P, 4095), (Sym::T, 1)]);
