@@ -1,9 +1,8 @@
 //! Why kernels are as they are: questions to what the passes remember.
 
 use crate::report::facts::{Kernel, Optimised, Version};
-use hadal_ir::module::FuncKind;
 use hadal_ir::{Entry, Func, InstKind, Module, text};
-use hadal_passes::explain::{Explanation, Form, LawUse};
+use hadal_passes::explain::{Explanation, Form, LawUse, RunnerUp};
 use hadal_passes::rule::Rule;
 use hadal_passes::rules::{self, words};
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +49,11 @@ pub fn reached<'m>(module: &'m Module, entries: impl IntoIterator<Item = &'m Ent
 /// Seconds more of the function that another form would take, and that as a part of what it takes.
 pub fn more(e: &Explanation, other: f64) -> (f64, f64) {
     (other - e.cost, if e.cost > 0.0 { other / e.cost - 1.0 } else { 0.0 })
+}
+
+/// What came second, where it reads otherwise than the choice.
+pub fn runner_up(form: &Form) -> Option<&RunnerUp> {
+    form.runner_up.as_ref().filter(|r| r.text != form.text)
 }
 
 /// How a law is used: in the search, or wherever it applies.
@@ -195,17 +199,39 @@ pub fn topic(optimised: &Optimised, word: &str) -> Topic {
     let known = |r: &Rule| meaning.is_some_and(|m| m.laws.contains(&r.name));
     let laws: Vec<&'static Rule> = rules::all().filter(|r| known(r) || spoken(r)).collect();
     let mut kernels = BTreeSet::new();
-    for f in optimised.program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel) {
-        let mut origins = f.insts.iter().flat_map(|i| &i.origin);
-        let mut made = f.insts.iter().flat_map(|i| &i.laws);
-        if f.name.to_lowercase().contains(&word)
-            || origins.any(|o| o.to_lowercase().contains(&word))
-            || made.any(|l| laws.iter().any(|r| r.name == l))
+    for k in optimised.versions().iter().flat_map(|v| v.kernels(&optimised.program)) {
+        let there = k.origin.iter().chain(&k.weights).any(|o| is_at(o, &word));
+        if k.func.name.to_lowercase().contains(&word)
+            || there
+            || k.laws.iter().any(|l| laws.iter().any(|r| r.name == *l))
         {
-            kernels.insert(f.name.clone());
+            kernels.insert(k.func.name.clone());
         }
     }
     Topic { meaning, laws, kernels }
+}
+
+/// Whether a place in the model, or a tensor, lies in what `word` names: some of its parts, one after another, with or
+/// without the layer before them.
+pub fn is_at(place: &str, word: &str) -> bool {
+    let place = place.to_lowercase();
+    let place: Vec<&str> = place.split('.').collect();
+    let parts = |word: &str| word.split('.').map(str::to_owned).collect::<Vec<_>>();
+    place.windows(word.split('.').count()).any(|w| w == parts(word))
+}
+
+/// What of a place is the same in every layer: `model.layers.3.mlp` is `mlp`.
+pub fn in_layer(word: &str) -> &str {
+    let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let mut rest = word;
+    let mut open = word;
+    while let Some((part, after)) = open.split_once('.') {
+        if number(part) {
+            rest = after;
+        }
+        open = after;
+    }
+    rest
 }
 
 /// Why a law has no chosen form in a function.

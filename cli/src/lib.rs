@@ -24,6 +24,7 @@ pub mod probe;
 pub mod report;
 pub mod roofline;
 pub mod units;
+pub mod without;
 
 pub use driver::{Compiled, Options, compile};
 pub use failure::Failure;

@@ -44,6 +44,40 @@ fn absorption_is_explained_by_its_laws() {
 }
 
 #[test]
+fn absorption_stands_beside_the_choice_without_it() {
+    let answer = json(&explain(&["--why", "absorb", "--entry", "decode", "--json"]));
+    let functions = answer["without"]["functions"].as_array().expect("functions");
+    let row = functions.iter().find(|f| f["function"] == "moe_layer.decode").expect("the layer");
+    let number = |side: &str, what: &str| row[side][what].as_f64().expect("a number");
+    // Without it the keys and values of all rows are made for every token: 2 × 4096 rows × 512 × 128 × 256.
+    assert!(number("without", "flops") - number("chosen", "flops") > 1.3e11, "{row}");
+    assert!(number("without", "seconds") > number("chosen", "seconds"), "{row}");
+    assert!(!row["only_chosen"].as_array().expect("ops").is_empty(), "{row}");
+    let text = explain(&["--why", "absorb"]);
+    assert!(text.contains("the choice changes at T = "), "{text}");
+}
+
+#[test]
+fn places_are_found_with_and_without_their_layer() {
+    for place in ["self_attn", "mlp.experts", "model.layers.3.mlp", "o_proj"] {
+        let answer = json(&explain(&["--why", place, "--entry", "decode", "--json"]));
+        assert!(!answer["kernels"].as_array().expect("kernels").is_empty(), "{place}");
+    }
+}
+
+#[test]
+fn a_page_without_a_folder_is_refused_before_any_work() {
+    let ran = hadal(&["report", tiny().to_str().expect("UTF-8"), "-o", "/no/such/folder/x.html"]);
+    assert!(ran.code == Some(2) && ran.stderr.contains("there is no folder /no/such/folder"), "{}", ran.stderr);
+}
+
+#[test]
+fn costs_are_for_the_context_that_is_asked_for() {
+    let text = explain(&["--entry", "decode", "--context", "8k"]);
+    assert!(text.contains("predicted at P = 8191, T = 1") && text.contains("(P = 8191, T = 1)"), "{text}");
+}
+
+#[test]
 fn a_kernel_tells_its_laws_its_tensors_and_its_cost() {
     let answer = json(&explain(&["--kernel", "attention", "--entry", "decode", "--json"]));
     let kernel = &answer["kernels"][0];
@@ -84,12 +118,18 @@ fn questions_about_nothing_are_usage_errors_with_a_next_step() {
         &["--why", "no-such-word"][..],
         &["--why-not", "no-such-law"],
         &["--kernel", "no-such-kernel"],
+        &["--kernel", ""],
+        &["--why", ""],
         &["--entry", "no-such-entry"],
         &["--target", "no-such-machine"],
     ] {
         let ran = hadal(&[&["explain", path], args].concat());
         assert_eq!(ran.code, Some(2), "{args:?}: {}", ran.stderr);
-        assert!(ran.stderr.contains("help: ") || ran.stderr.contains("this model has"), "{args:?}: {}", ran.stderr);
+        assert!(
+            ["help: ", "this model has", "a value is required"].iter().any(|s| ran.stderr.contains(s)),
+            "{args:?}: {}",
+            ran.stderr
+        );
     }
 }
 

@@ -2,14 +2,15 @@
 
 use crate::driver::Options;
 use crate::explain::{
-    Choice, Place, Topic, Verdict, at, by_version, explanations, forms_of, kernel_text, kernels, more, reached, role,
-    sizes, theme, topic, uses, verdict,
+    Choice, Place, Topic, Verdict, at, by_version, explanations, forms_of, in_layer, is_at, kernel_text, kernels, more,
+    reached, role, runner_up, sizes, theme, topic, uses, verdict,
 };
 use crate::failure::Failure;
 use crate::options::{AdapterArgs, CompileArgs, near_laws};
-use crate::report::facts::{Kernel, Optimised, Version};
+use crate::report::facts::{Kernel, Optimised, Sizes, Version};
 use crate::report::json;
 use crate::units::{bytes, count, percent, seconds};
+use crate::without::{Without, brief, together};
 use hadal_passes::explain::{Explanation, Form, LawUse, RunnerUp};
 use hadal_passes::rule::{NumericClass, Rule};
 use hadal_passes::rules;
@@ -31,10 +32,11 @@ pub struct Args {
     /// A checkpoint folder or a bare config.json.
     path: PathBuf,
     /// A kernel, or part of the names of some: its ops, its laws from the source graph on, its tensors, its cost.
-    #[arg(long, group = "question")]
+    #[arg(long, group = "question", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     kernel: Option<String>,
     /// A law, a theme, a place in the model, a kernel, or a word such as `absorb`: what came of it, and why.
     #[arg(long, value_name = "LAW|WORD", group = "question")]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     why: Option<String>,
     /// A law: why it made nothing that was chosen.
     #[arg(long, value_name = "LAW", group = "question")]
@@ -48,6 +50,8 @@ pub struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sizes: Sizes,
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
@@ -63,7 +67,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let input = args.adapter.open(&args.path)?;
     let options = Options { batch: args.batch, ..args.compile.options() };
-    let optimised = Optimised::of(&input, &options, true)?;
+    let optimised = Optimised::of(&input, &options, args.sizes, true)?;
     args.compile.note(&optimised.model);
     let session = Session::new(&optimised, args.entry.as_deref())?;
     let (text, value) = match (&args.kernel, &args.why, &args.why_not) {
@@ -128,9 +132,10 @@ impl<'a> Session<'a> {
             let total = v.step.seconds();
             _ = writeln!(
                 out,
-                "\n{}: {} predicted, {} launches of {} kernels, bound by {}",
+                "\n{}: {} predicted at {}, {} launches of {} kernels, bound by {}",
                 v.label,
                 seconds(total),
+                bound(&v.bindings),
                 v.step.launches,
                 kernels.len(),
                 v.step.bound()
@@ -161,6 +166,7 @@ impl<'a> Session<'a> {
                 );
             }
         }
+        out += "\nChoices are costed before fusion, so they do not add up to the kernels' total.\n";
         for e in &self.explanations {
             let forms: Vec<&Form> = e.forms.iter().filter(|f| !f.laws.is_empty() || f.runner_up.is_some()).collect();
             if forms.is_empty() {
@@ -195,8 +201,8 @@ impl<'a> Session<'a> {
         if used.len() > MANY {
             let names: Vec<String> = used.iter().map(|(k, _)| format!("@{k}")).collect();
             let list = names.join("\n");
-            let text = format!("{} kernels have `{name}` in their names; choose one:\n{list}", used.len());
-            return Ok((text, json!({"kernels": names})));
+            let text = format!("{} kernels have `{name}` in their names", used.len());
+            return Err(Failure::usage(text).help(format!("choose one of these:\n{list}")));
         }
         let mut out = String::new();
         let mut values = Vec::new();
@@ -264,7 +270,7 @@ impl<'a> Session<'a> {
 
     fn why(&self, word: &str) -> Result<Answer, Failure> {
         let Topic { meaning, laws, kernels } = topic(self.optimised, word);
-        if laws.is_empty() && kernels.is_empty() {
+        if laws.is_empty() && kernels.is_empty() || word.trim_matches(['@', ' ']).is_empty() {
             let words: Vec<&str> = rules::words::WORDS.iter().map(|w| w.word).collect();
             let themes: Vec<&str> = rules::themes().map(|t| t.name).collect();
             let help = format!(
@@ -277,6 +283,16 @@ impl<'a> Session<'a> {
         let mut out = String::new();
         if let Some(m) = meaning {
             _ = writeln!(out, "{}: {}\n", m.word, m.meaning);
+        }
+        let names: Vec<&'static str> = laws.iter().map(|r| r.name).collect();
+        let mut without = Value::Null;
+        match Without::of(self.optimised, names) {
+            Ok(Some(other)) => {
+                let (text, value) = other.answer(self.optimised, &self.explanations);
+                (out, without) = (out + &text, value);
+            }
+            Ok(None) => {}
+            Err(e) => _ = writeln!(out, "without these laws nothing can be chosen: {e}\n"),
         }
         let mut values = Vec::new();
         for law in &laws {
@@ -304,9 +320,25 @@ impl<'a> Session<'a> {
                 );
             }
         }
+        // Of a place: what is chosen there.
+        let there = in_layer(word);
+        let at_place = |f: &&Form| laws.is_empty() && f.origin.iter().any(|o| is_at(o, there));
+        let mut choices = Vec::new();
+        for e in &self.explanations {
+            let forms: Vec<&Form> = e.forms.iter().filter(at_place).collect();
+            if !forms.is_empty() {
+                _ = writeln!(out, "\nchoices in {}, {} as chosen", at(e), seconds(e.cost));
+            }
+            for f in forms {
+                form(&mut out, e, f);
+                choices.push(json!({"in": at(e), "choice": form_json(e, f)}));
+            }
+        }
         let value = json!({
+            "choices": choices,
             "word": word,
             "meaning": meaning.map(|m| m.meaning),
+            "without": without,
             "laws": values,
             "kernels": with,
         });
@@ -363,16 +395,6 @@ fn verdict_of(e: &Explanation, law: &str) -> Answer {
             let forms = e.forms.iter().filter(|f| f.laws.iter().any(|l| l == law));
             for f in forms.take(3) {
                 _ = write!(text, "\n      {}", clip(&f.text));
-                if let Some(r) = &f.runner_up {
-                    let (by, part) = more(e, r.cost);
-                    _ = write!(
-                        text,
-                        "\n        without it {} more (+{}): {}",
-                        seconds(by),
-                        percent(part),
-                        clip(&r.text)
-                    );
-                }
             }
             (text, base("chosen", Some(u)))
         }
@@ -382,13 +404,9 @@ fn verdict_of(e: &Explanation, law: &str) -> Answer {
                 let (by, part) = more(e, r.cost);
                 text += &match part < 1e-9 {
                     true => format!(": as much, {}, and ties go to what was written", seconds(e.cost)),
-                    false => format!(
-                        ": {} instead of {}, {} more (+{})",
-                        seconds(r.cost),
-                        seconds(e.cost),
-                        seconds(by),
-                        percent(part)
-                    ),
+                    false => {
+                        format!(": {} more than the {} as chosen (+{})", seconds(by), seconds(e.cost), finely(part))
+                    }
                 };
                 _ = write!(text, "\n      {}", clip(&r.text));
             }
@@ -418,14 +436,14 @@ fn form(out: &mut String, e: &Explanation, f: &Form) {
     if !f.laws.is_empty() {
         _ = writeln!(out, "    by {}", f.laws.join(", "));
     }
-    if let Some(r) = &f.runner_up {
+    if let Some(r) = runner_up(f) {
         let (by, part) = more(e, r.cost);
         if part < 1e-9 {
             _ = writeln!(out, "    as good: {}", clip(&r.text));
             return;
         }
         let laws = if r.laws.is_empty() { "as written".to_owned() } else { format!("by {}", r.laws.join(", ")) };
-        _ = writeln!(out, "    runner-up {} more (+{}), {laws}: {}", seconds(by), percent(part), clip(&r.text));
+        _ = writeln!(out, "    runner-up {} more (+{}), {laws}: {}", seconds(by), finely(part), clip(&r.text));
     }
 }
 
@@ -455,19 +473,6 @@ fn table(out: &mut String, by_version: &[Place]) {
         }
         out.push('\n');
     }
-}
-
-/// Versions that share a function have the same ranges, which are said once.
-fn together(labels: &[&str]) -> String {
-    let names: Vec<&str> = labels.iter().map(|l| l.split(" (").next().unwrap_or(l)).collect();
-    let ranges = labels.first().and_then(|l| l.split_once(" (")).map_or(String::new(), |(_, r)| format!(" ({r}"));
-    names.join(", ") + &ranges
-}
-
-/// An op with the types of its operands and result, without attributes.
-fn brief(text: &str) -> String {
-    let out = text.rsplit_once(" : ").map_or("", |(_, ty)| ty);
-    format!("{} : {out}", text.split(" {").next().unwrap_or(text))
 }
 
 fn row_json(function: &str, c: &Choice) -> Value {
@@ -528,6 +533,20 @@ fn explanation_json(e: &Explanation) -> Value {
 fn few(all: &[&str], n: usize) -> String {
     let shown = all.iter().take(n).copied().collect::<Vec<_>>().join(", ");
     if all.len() > n { format!("{shown} and {} more", all.len() - n) } else { shown }
+}
+
+/// Sizes as text.
+fn bound(bindings: &hadal_ir::Bindings) -> String {
+    bindings.iter().map(|(s, n)| format!("{s} = {n}")).collect::<Vec<_>>().join(", ")
+}
+
+/// A part in as many digits as tell it from nothing.
+fn finely(part: f64) -> String {
+    match part.abs() {
+        x if x >= 1e-3 => percent(part),
+        x if x >= 1e-5 => format!("{:.3} %", 100.0 * part),
+        _ => "less than 0.001 %".to_owned(),
+    }
 }
 
 /// A line of a terminal.

@@ -3,9 +3,9 @@
 use crate::driver::Options;
 use crate::failure::Failure;
 use crate::options::{AdapterArgs, CompileArgs};
-use crate::report::facts::Facts;
+use crate::report::facts::{Facts, Sizes};
 use crate::report::{json, page, sections};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Show what became of a model, on one page: graphs before and after, laws, kernels, memory, predictions.
 ///
@@ -26,6 +26,8 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    sizes: Sizes,
+    #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
     compile: CompileArgs,
@@ -33,9 +35,14 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if let Some(folder) =
+        args.output.as_deref().and_then(Path::parent).filter(|f| !f.as_os_str().is_empty() && !f.is_dir())
+    {
+        return Err(Failure::usage(format!("there is no folder {}", folder.display())));
+    }
     let input = args.adapter.open(&args.path)?;
     let options = Options { batch: args.batch, ..args.compile.options() };
-    let facts = Facts::of(&input, &options)?;
+    let facts = Facts::of(&input, &options, args.sizes)?;
     args.compile.note(&facts.model);
     if let Some(path) = &args.output {
         let title = format!("{} for {}", facts.name, facts.target.name);

@@ -64,23 +64,29 @@ pub struct Point {
     pub size: f64,
     /// What it stands for.
     pub tip: String,
+    /// What is written beside it: of an area, above the line that begins here.
+    pub label: Option<String>,
 }
 
 impl Point {
     /// A point of the usual size.
     pub fn new(x: f64, y: f64, tip: String) -> Point {
-        Point { x, y, size: 3.0, tip }
+        Point { x, y, size: 3.0, tip, label: None }
     }
 }
 
 /// Size of a chart, in units of about a pixel.
 pub const WIDTH: f64 = 520.0;
+/// Width of a chart for a narrow screen, where letters must not shrink.
+const NARROW: f64 = 340.0;
 /// See [`WIDTH`].
 pub const HEIGHT: f64 = 330.0;
 const LEFT: f64 = 66.0;
 const RIGHT: f64 = 18.0;
 const BOTTOM: f64 = 46.0;
 const LEGEND_LINE: f64 = 17.0;
+/// Dots that are nearer hide each other.
+const APART: f64 = 5.0;
 
 /// From values to places.
 struct Scale {
@@ -145,17 +151,26 @@ impl Scale {
 impl Chart {
     /// The chart as an `<svg>` element.
     pub fn svg(&self) -> String {
-        let (legend, lines) = self.legend();
+        self.drawn(WIDTH, "")
+    }
+
+    /// The chart for wide and for narrow screens, of which a page shows one.
+    pub fn both(&self) -> String {
+        self.drawn(WIDTH, " broad") + &self.drawn(NARROW, " narrow")
+    }
+
+    fn drawn(&self, wide: f64, class: &str) -> String {
+        let (legend, lines) = self.legend(wide);
         let top = 26.0 + LEGEND_LINE * lines as f64;
         let points = || self.series.iter().flat_map(|s| &s.points);
-        let x = Scale::of(&self.x, points().map(|p| p.x), LEFT, WIDTH - RIGHT);
+        let x = Scale::of(&self.x, points().map(|p| p.x), LEFT, wide - RIGHT);
         let y = Scale::of(&self.y, points().map(|p| p.y), HEIGHT - BOTTOM, top);
         let mut out = format!(
-            "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" xmlns=\"http://www.w3.org/2000/svg\" \
+            "<svg class=\"chart{class}\" viewBox=\"0 0 {wide} {HEIGHT}\" role=\"img\" xmlns=\"http://www.w3.org/2000/svg\" \
              aria-label=\"{}\">\n{legend}",
             escape(&format!("{}: {}", self.title, self.summary))
         );
-        self.axes(&mut out, &x, &y, top);
+        self.axes(&mut out, (&x, &y), top, wide);
         let place = |p: &Point| (x.place(p.x), y.place(p.y));
         let order = |s: &&(usize, &Series)| match s.1.marks {
             Marks::Area => 0,
@@ -165,6 +180,7 @@ impl Chart {
         };
         let mut series: Vec<(usize, &Series)> = self.series.iter().enumerate().collect();
         series.sort_by_key(|s| order(&s));
+        let (mut dots, mut labels) = (Vec::new(), Vec::new());
         for (i, s) in series {
             let (colour, dash) = styles(i);
             match s.marks {
@@ -177,6 +193,17 @@ impl Chart {
                         s.points.first().map_or_else(String::new, |p| at(x.place(p.x))),
                         escape(&s.name)
                     );
+                    for p in &s.points {
+                        let Some(label) = &p.label else { continue };
+                        let px = at(x.place(p.x));
+                        _ = writeln!(out, "<path class=\"axis d2\" d=\"M{px} {}V{base}\"/>", at(top));
+                        _ = writeln!(
+                            out,
+                            "<text class=\"tick\" x=\"{px}\" y=\"{}\" dx=\"3\">{}</text>",
+                            at(top + 10.0),
+                            escape(label)
+                        );
+                    }
                 }
                 Marks::Limit | Marks::Line => {
                     let class = if s.marks == Marks::Limit { "limit" } else { "line" };
@@ -190,7 +217,12 @@ impl Chart {
             }
             if matches!(s.marks, Marks::Line | Marks::Dots) {
                 for p in &s.points {
-                    let (px, py) = place(p);
+                    let (mut px, py) = place(p);
+                    // What would hide another is moved aside.
+                    while s.marks == Marks::Dots && dots.iter().any(|(x, y)| (x - px).hypot(y - py) < APART) {
+                        px += APART;
+                    }
+                    dots.push((px, py));
                     _ = writeln!(
                         out,
                         "<circle class=\"dot c{colour}\" cx=\"{}\" cy=\"{}\" r=\"{}\"><title>{}</title></circle>",
@@ -199,21 +231,23 @@ impl Chart {
                         at(p.size),
                         escape(&p.tip)
                     );
+                    labels.extend(p.label.as_ref().map(|label| (px, py, p.size, label)));
                 }
             }
         }
+        beside(&mut out, labels, wide);
         out + "</svg>\n"
     }
 
-    fn axes(&self, out: &mut String, x: &Scale, y: &Scale, top: f64) {
-        let (left, right, bottom) = (LEFT, WIDTH - RIGHT, HEIGHT - BOTTOM);
+    fn axes(&self, out: &mut String, (x, y): (&Scale, &Scale), top: f64, wide: f64) {
+        let (left, right, bottom) = (LEFT, wide - RIGHT, HEIGHT - BOTTOM);
         for v in y.ticks(&self.y, 6) {
             let py = y.place(v);
             let (line, text) = (at(py), escape(&trimmed((self.y.show)(v))));
             _ = writeln!(out, "<path class=\"grid\" d=\"M{left} {line}H{right}\"/>");
             _ = writeln!(out, "<text class=\"tick end\" x=\"{}\" y=\"{}\">{text}</text>", left - 7.0, at(py + 4.0));
         }
-        for v in x.ticks(&self.x, 8) {
+        for v in x.ticks(&self.x, (wide / 62.0) as usize) {
             let (px, text) = (at(x.place(v)), escape(&trimmed((self.x.show)(v))));
             _ = writeln!(out, "<path class=\"grid\" d=\"M{px} {}V{bottom}\"/>", at(top));
             _ = writeln!(out, "<text class=\"tick mid\" x=\"{px}\" y=\"{}\">{text}</text>", bottom + 16.0);
@@ -230,14 +264,14 @@ impl Chart {
     }
 
     /// The legend, and how many lines it takes: none where there is only one series.
-    fn legend(&self) -> (String, usize) {
+    fn legend(&self, most: f64) -> (String, usize) {
         if self.series.len() < 2 {
             return (String::new(), 0);
         }
         let (mut x, mut line, mut out) = (6.0, 0, String::new());
         for (i, s) in self.series.iter().enumerate() {
             let wide = 34.0 + width_of(&s.name);
-            if x > 6.0 && x + wide > WIDTH {
+            if x > 6.0 && x + wide > most {
                 (x, line) = (6.0, line + 1);
             }
             let (y, (colour, dash)) = (10.0 + LEGEND_LINE * line as f64, styles(i));
@@ -257,6 +291,22 @@ impl Chart {
             x += wide;
         }
         (out, line + 1)
+    }
+}
+
+/// Writes labels beside dots, each where none is yet.
+fn beside(out: &mut String, mut labels: Vec<(f64, f64, f64, &String)>, wide: f64) {
+    labels.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let mut taken: Vec<(f64, f64, f64)> = Vec::new();
+    for (px, py, size, label) in labels {
+        let long = width_of(label);
+        let left = if px + size + 3.0 + long > wide { px - size - 3.0 - long } else { px + size + 3.0 }.max(2.0);
+        let mut y = py + 4.0;
+        while taken.iter().any(|(l, r, at)| left < *r && *l < left + long && (at - y).abs() < 12.0) {
+            y += 12.0;
+        }
+        taken.push((left, left + long, y));
+        _ = writeln!(out, "<text class=\"label\" x=\"{}\" y=\"{}\">{}</text>", at(left), at(y), escape(label));
     }
 }
 

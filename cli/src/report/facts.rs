@@ -1,13 +1,14 @@
 //! What a report says, gathered once: the model, what became of it, and what that should cost.
 
-use crate::driver::{Options, build_model, target};
+use crate::driver::{DEFAULT_CONTEXT, Options, build_model, target};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::predict::{Prediction, Question, predict};
 use crate::roofline::{Call, Step, stored_bytes};
+use crate::units::{self, bytes};
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Func, InstKind, Op, Sym};
+use hadal_ir::{Bindings, Func, InstKind, Module, Op};
 use hadal_models::Model;
 use hadal_models::stats::{Stats, stats};
 use hadal_passes::{Fused, Gap};
@@ -78,6 +79,26 @@ impl Kernel<'_> {
     }
 }
 
+/// The sizes and machines that choices are costed for.
+#[derive(clap::Args, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sizes {
+    /// Tokens in the context that calls are costed at, the new ones included, as 4096 or 4k [default: 4k, or what fits].
+    #[arg(long, value_name = "TOKENS", value_parser = units::context)]
+    context: Option<u32>,
+    /// Machines that share the work and the memory, as if talking cost nothing.
+    #[arg(long, value_name = "MACHINES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    devices: u32,
+}
+
+impl Sizes {
+    /// With room for the context.
+    fn options(self, options: &Options) -> Options {
+        let asked = self.context.map(|n| n as usize);
+        let known = options.max_context.unwrap_or(DEFAULT_CONTEXT);
+        Options { max_context: asked.filter(|n| *n > known).or(options.max_context), ..options.clone() }
+    }
+}
+
 /// Optimises and plans, without what only a report wants.
 pub struct Optimised {
     /// The graph as built.
@@ -96,30 +117,49 @@ pub struct Optimised {
 
 impl Optimised {
     /// Does so, and keeps what explanations need where they are asked for.
-    pub fn of(input: &Input, options: &Options, explain: bool) -> Result<Optimised, Failure> {
-        let target = target(&options.target)?;
+    pub fn of(input: &Input, options: &Options, sizes: Sizes, explain: bool) -> Result<Optimised, Failure> {
+        let target = target(&options.target)?.several(sizes.devices);
+        let options = &sizes.options(options);
         let start = Instant::now();
         let model = build_model(input, options)?;
         let built = start.elapsed();
-        let passes = hadal_passes::Options { explain, ..options.passes(&model) };
+        let mut passes = hadal_passes::Options { explain, ..options.passes(&model) };
+        passes.typical_context = sizes.context.map_or(passes.typical_context, i64::from);
         // Whether everything fits is for `predict` to say, which knows of several machines.
         let roomy = Target { memory_bytes: 1 << 60, ..target.clone() };
         let start = Instant::now();
         let (fused, program) =
             hadal_passes::compile(&model.module, &roomy, &passes).map_err(|e| Failure::internal("optimising", e))?;
         let times = vec![("graph", built), ("passes and plan", start.elapsed())];
+        let kept = stored_bytes(&[&program]) + options.batch * state_bytes(&program);
+        let machines = kept.div_ceil((target.memory_bytes / u64::from(sizes.devices)).max(1));
+        if machines > u64::from(sizes.devices) {
+            eprintln!(
+                "note: {} of weights and states are more than the {} here; {machines} × {} hold them (--devices {machines})",
+                bytes(kept as f64),
+                bytes(target.memory_bytes as f64),
+                options.target
+            );
+        }
         Ok(Optimised { model, target: roomy, options: passes, fused, program, times })
     }
 
     /// Every version of every entry.
     pub fn versions(&self) -> Vec<Version<'_>> {
-        versions(&self.program, &self.target, &self.options)
+        versions(&self.program, &self.fused.optimised, &self.target, &self.options)
     }
 }
 
-fn versions<'a>(program: &'a Program, target: &Target, options: &hadal_passes::Options) -> Vec<Version<'a>> {
+fn versions<'a>(
+    program: &'a Program,
+    optimised: &Module,
+    target: &Target,
+    options: &hadal_passes::Options,
+) -> Vec<Version<'a>> {
     let one = |plan: &'a Plan| {
-        let bindings = typical(plan, options.typical_context);
+        // The sizes that its choices were costed at.
+        let entry = optimised.entries.iter().find(|e| e.name == plan.entry && optimised.ranges(e) == plan.ranges);
+        let bindings = entry.map_or_else(Bindings::new, |e| options.typical(optimised, &e.func));
         let call = Call { program, plan, target, bindings: &bindings, batch: options.batch as usize };
         let launches = call.launches();
         let step = launches.iter().map(|(_, s)| *s).sum();
@@ -129,17 +169,6 @@ fn versions<'a>(program: &'a Program, target: &Target, options: &hadal_passes::O
         Version { plan, label: label(program, plan), bindings, launches, step }
     };
     program.plans.iter().map(one).collect()
-}
-
-/// Sizes that costs of a version are for: as many new tokens as it takes, behind a context of the usual length.
-fn typical(plan: &Plan, context: i64) -> Bindings {
-    let mut out: Bindings = plan.ranges.iter().map(|(s, r)| (*s, r.max)).collect();
-    if let (Some(t), Some(p)) = (plan.ranges.get(&Sym::T), plan.ranges.get(&Sym::P)) {
-        let rows = context.min(plan.max_context);
-        let tokens = t.max.min(rows).max(t.min);
-        out.extend([(Sym::T, tokens), (Sym::P, (rows - tokens).clamp(p.min, p.max.max(p.min)))]);
-    }
-    out
 }
 
 /// The entry, and the sizes that tell its version from others.
@@ -207,32 +236,37 @@ fn weights<'a>(program: &'a Program, place: Place, out: &mut Vec<&'a str>) {
 
 impl Facts {
     /// Gathers them.
-    pub fn of(input: &Input, options: &Options) -> Result<Facts, Failure> {
+    pub fn of(input: &Input, options: &Options, sizes: Sizes) -> Result<Facts, Failure> {
         let Optimised { model, target, options: passes, fused, program, mut times } =
-            Optimised::of(input, options, true)?;
+            Optimised::of(input, options, sizes, true)?;
         let start = Instant::now();
         let gaps =
             hadal_passes::gap(&model.module, &target, &passes).map_err(|e| Failure::internal("optimising", e))?;
         times.push(("exact choice, to compare", start.elapsed()));
         let start = Instant::now();
-        let longest = model.max_position.clamp(4096, 1 << 20);
-        let contexts = std::iter::successors(Some(1024), |n| Some(n * 2)).take_while(|n| *n <= longest).collect();
+        // From a few tokens to the model's own limit.
+        let longest = model.max_position.clamp(1, 1 << 20);
+        let first = (longest / 512).next_power_of_two().clamp(16, 1024).min(longest);
+        let mut contexts: Vec<usize> =
+            std::iter::successors(Some(first), |n| Some(n * 2)).take_while(|n| *n < longest).collect();
+        contexts.push(longest);
         let drafts = usize::from(model.module.entry("mtp").is_some());
         let question =
             Question { contexts, batches: vec![options.batch as usize], chunk: options.max_chunk, drafts, devices: 1 };
+        let question = Question { devices: sizes.devices as usize, ..question };
         let long = build_model(input, &Options { max_context: Some(longest), ..options.clone() })?;
         let prediction = predict(&long, &target, &options.passes(&long), &question)?;
         times.push(("curves", start.elapsed()));
         let stats = stats(&model);
         // As described, whatever room the passes were given.
-        let target = crate::driver::target(&options.target)?;
+        let target = crate::driver::target(&options.target)?.several(sizes.devices);
         let name = input.name.clone();
         Ok(Facts { name, model, stats, target, options: passes, fused, program, gaps, prediction, times })
     }
 
     /// Every version of every entry.
     pub fn versions(&self) -> Vec<Version<'_>> {
-        versions(&self.program, &self.target, &self.options)
+        versions(&self.program, &self.fused.optimised, &self.target, &self.options)
     }
 
     /// Bytes of weights in the forms chosen.
@@ -242,12 +276,17 @@ impl Facts {
 
     /// Bytes of the states of one sequence, at the longest context compiled for.
     pub fn state_bytes(&self) -> u64 {
-        let bytes = |s: &hadal_ir::plan::State| {
-            let row = s.row.count(&Bindings::new()).unwrap_or(0.0) as u64;
-            s.row.dtype.bytes(row * s.rows.max(0) as u64)
-        };
-        self.program.states.iter().map(bytes).sum()
+        state_bytes(&self.program)
     }
+}
+
+/// Bytes of the states of one sequence at the longest context.
+fn state_bytes(program: &Program) -> u64 {
+    let bytes = |s: &hadal_ir::plan::State| {
+        let row = s.row.count(&Bindings::new()).unwrap_or(0.0) as u64;
+        s.row.dtype.bytes(row * s.rows.max(0) as u64)
+    };
+    program.states.iter().map(bytes).sum()
 }
 
 /// Bytes alive in the arena during each launch, at the largest sizes.

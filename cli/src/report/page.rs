@@ -29,7 +29,7 @@ pub fn charts(charts: &[Chart]) -> String {
         _ = writeln!(
             out,
             "<figure><figcaption><b>{title}</b> <span>{summary}</span></figcaption>{}</figure>",
-            chart.svg()
+            chart.both()
         );
     }
     out + "</div>\n"

@@ -18,6 +18,12 @@ function show(target, x, y) {
 addEventListener("pointermove", e => show(e.target, e.clientX, e.clientY));
 addEventListener("pointerdown", e => show(e.target, e.clientX, e.clientY));
 
+// Tables that go on beyond their edge say so.
+const sized = new ResizeObserver(all => {
+  for (const { target } of all) target.classList.toggle("more", target.scrollWidth > target.clientWidth + 1);
+});
+for (const table of document.querySelectorAll(".wide")) sized.observe(table);
+
 // One tab per function. Without a script, all of them stand below each other.
 for (const tabs of document.querySelectorAll(".tabs")) {
   const panels = [...tabs.children];
@@ -45,7 +51,7 @@ for (const tabs of document.querySelectorAll(".tabs")) {
     buttons.forEach((button, i) => { button.setAttribute("aria-selected", i === n); button.tabIndex = i === n ? 0 : -1; });
   }
   tabs.prepend(list);
-  choose(0);
+  choose(Math.max(0, panels.findIndex(panel => "first" in panel.dataset)));
 }
 
 // Graphs zoom by wheel, pinch and buttons, and move by dragging; the keyboard does both.
@@ -78,6 +84,14 @@ for (const figure of document.querySelectorAll(".zoom")) {
     view = on ? [start[0] + (start[2] - wide) / 2, 0, wide, tall] : start.slice();
     apply();
   };
+  // Once it is seen: its beginning, in letters that can be read.
+  const seen = new ResizeObserver(() => {
+    const wide = svg.clientWidth, tall = svg.clientHeight;
+    if (!wide) return;
+    seen.disconnect();
+    if (start[2] > wide || start[3] > tall) { view = [start[0] + (start[2] - wide) / 2, start[1], wide, tall]; apply(); }
+  });
+  seen.observe(svg);
   const bar = document.createElement("div");
   bar.className = "bar";
   for (const [name, label, act] of [["+", "larger", () => middle(0.7)], ["−", "smaller", () => middle(1.4)],

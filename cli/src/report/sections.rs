@@ -8,7 +8,7 @@ use super::page::{charts, table};
 use super::svg::escape;
 use crate::units::{bytes, count, grouped, percent, seconds};
 use hadal_ir::module::FuncKind;
-use hadal_ir::{Func, InstKind, text};
+use hadal_ir::{Func, InstKind, Module, Op, text};
 use hadal_passes::egraph::Search;
 use hadal_passes::rules;
 use hadal_types::DType;
@@ -50,9 +50,9 @@ fn header(f: &Facts) -> String {
     _ = writeln!(out, "<p class=\"quiet\">{} — {}</p>", escape(f.model.name), escape(&f.model.why));
     let longest = f.model.max_context as u64;
     let facts = [
-        ("parameters", count(f.stats.main as f64)),
+        ("parameters, main model only", count(f.stats.main as f64)),
         ("of those read for a token", count(f.stats.active as f64)),
-        ("weights, as stored", bytes(f.weight_bytes() as f64)),
+        ("weights, as packed", bytes(f.weight_bytes() as f64)),
         ("state a token, as compiled", format!("{} B", grouped(f.state_bytes() / longest.max(1)))),
         ("state a token, in bf16", format!("{} B", grouped(f.stats.state_bytes_per_token(DType::BF16)))),
         ("context compiled for", grouped(longest)),
@@ -112,7 +112,8 @@ fn entries(f: &Facts) -> String {
 fn graphs(f: &Facts) -> String {
     let mut out =
         "<p class=\"quiet\">Each distinct function: as the model wrote it, after rewriting, and cut into kernels. \
-         Scroll or pinch to zoom, drag to move; point at a box for the whole of it.</p>\n<p class=\"key\">"
+         Scroll or pinch to zoom, drag to move; point at a box for the whole of it. After a function's name: the entry, \
+         .0, .1, … its versions by size, .part only the rows that are wanted.</p>\n<p class=\"key\">"
             .to_owned();
     for (class, name) in graph::LEGEND {
         _ = write!(
@@ -125,10 +126,12 @@ fn graphs(f: &Facts) -> String {
     // What versions are copies of is drawn once: with a long layer that is a good part of the page.
     let mut drawn: BTreeMap<&str, &str> = BTreeMap::new();
     let functions = f.fused.optimised.funcs.iter().filter(|g| g.kind == FuncKind::Graph && !g.insts.is_empty());
+    let shown_first = most_called(&f.fused.optimised, "decode");
     for after in functions.filter(|g| seen.insert(shape(g))) {
         let before = crate::explain::source(&f.model.module, &after.name);
         let cut = f.fused.module.func(&after.name);
-        _ = writeln!(out, "<div class=\"tab\" data-name=\"{}\"><h3>@{0}</h3>", escape(&after.name));
+        let mark = if Some(after.name.as_str()) == shown_first { " data-first" } else { "" };
+        _ = writeln!(out, "<div class=\"tab\" data-name=\"{}\"{mark}><h3>@{0}</h3>", escape(&after.name));
         let first = before.map(|g| *drawn.entry(g.name.as_str()).or_insert(after.name.as_str()));
         let new = first == Some(after.name.as_str());
         if let Some(first) = first.filter(|_| !new) {
@@ -152,6 +155,17 @@ fn graphs(f: &Facts) -> String {
         out += "</div></div>\n";
     }
     out + "</div>\n"
+}
+
+/// The function that an entry calls most often.
+fn most_called<'m>(module: &'m Module, entry: &str) -> Option<&'m str> {
+    let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+    for inst in &module.func(&module.entry(entry)?.func)?.insts {
+        if let InstKind::Call(call) = &inst.kind {
+            *count.entry(&call.func).or_default() += 1;
+        }
+    }
+    count.into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name)
 }
 
 /// What a function does, whatever it and those it calls are named: copies for several entries are often the same.
@@ -260,7 +274,7 @@ fn choices(f: &Facts) -> String {
             .to_owned();
     for e in f.fused.reports.iter().flat_map(|r| &r.details.explanations) {
         let row = |form: &hadal_passes::explain::Form| {
-            let second = form.runner_up.as_ref();
+            let second = crate::explain::runner_up(form);
             vec![
                 form.text.clone(),
                 form.origin.join(", "),
@@ -306,10 +320,16 @@ fn roofline(f: &Facts) -> String {
                 bytes(s.bytes()),
                 k.origin.iter().take(3).copied().collect::<Vec<_>>().join(", ")
             );
-            Point { x: intensity, y: rate, size: 2.5 + 9.0 * share.sqrt(), tip }
+            Point { x: intensity, y: rate, size: 2.5 + 9.0 * share.sqrt(), tip, label: None }
         };
-        let points: Vec<Point> = kernels.iter().filter(|k| k.step.flops > 0.0).map(point).collect();
-        all.push(roof_chart(f, &v, points));
+        // Those that take longest come first, so that small ones lie on top.
+        let mut by_format: BTreeMap<String, Vec<Point>> = BTreeMap::new();
+        const LABELLED: usize = 5;
+        for (i, k) in kernels.iter().filter(|k| k.step.flops > 0.0).enumerate() {
+            let label = (i < LABELLED).then(|| k.func.name.clone());
+            by_format.entry(format(k.func)).or_default().push(Point { label, ..point(k) });
+        }
+        all.push(roof_chart(f, &v, by_format));
         let rows: Vec<_> = kernels.iter().map(|k| kernel_row(k, total)).collect();
         let head = ["kernel", "ops", "from", "laws", "launches", "time", "of all", "bound by", "FLOP", "bytes"];
         _ = writeln!(
@@ -319,8 +339,9 @@ fn roofline(f: &Facts) -> String {
             table("Those that take longest first", 4, &head, &rows)
         );
     }
-    out += "<p class=\"quiet\">Each circle is a kernel with all its launches, as large as its share of the time; under the \
-            roof by what launching costs.</p>\n";
+    out += "<p class=\"quiet\">Each circle is a kernel with all its launches, as large as its share of the time and \
+            coloured by the narrowest format that it multiplies; under the roof by what launching costs. Circles that \
+            would hide each other stand side by side.</p>\n";
     out + &charts(&all) + &tables
 }
 
@@ -350,8 +371,18 @@ fn kernel_row(k: &super::facts::Kernel, total: f64) -> Vec<String> {
     ]
 }
 
-fn roof_chart(f: &Facts, v: &Version, points: Vec<Point>) -> Chart {
-    let reach = |f: fn(f64, f64) -> f64, start: f64| points.iter().map(|p| p.x).fold(start, f);
+/// The narrowest format that a kernel multiplies.
+fn format(func: &Func) -> String {
+    let product = |i: &&hadal_ir::Inst| matches!(&i.kind, InstKind::Op(Op::Contract(_) | Op::Attention(_)));
+    if func.insts.iter().find(product).is_none() {
+        return "no product".into();
+    }
+    let given = func.params.iter().map(|p| func.ty(*p).dtype).filter(|d| d.is_float());
+    given.min_by_key(|d| d.bits()).map_or_else(String::new, |d| d.name().to_owned())
+}
+
+fn roof_chart(f: &Facts, v: &Version, by_format: BTreeMap<String, Vec<Point>>) -> Chart {
+    let reach = |f: fn(f64, f64) -> f64, start: f64| by_format.values().flatten().map(|p| p.x).fold(start, f);
     let (low, high) = (reach(f64::min, 0.1), reach(f64::max, 1000.0));
     let roof = |(name, peak): (&str, f64)| {
         let knee = peak / f.target.bandwidth;
@@ -364,11 +395,12 @@ fn roof_chart(f: &Facts, v: &Version, points: Vec<Point>) -> Chart {
             points: xs.into_iter().map(at).collect(),
         }
     };
-    let mut series = vec![Series { name: "kernels".into(), marks: Marks::Dots, points }];
-    series.extend(f.target.flops.list().into_iter().filter(|(name, _)| *name != "i8").map(roof));
+    let limits: Vec<Series> = f.target.flops.list().into_iter().filter(|(name, _)| *name != "i8").map(roof).collect();
+    let dots = by_format.into_iter().map(|(name, points)| Series { name, marks: Marks::Dots, points });
+    let series = dots.chain(limits).collect();
     Chart {
         title: v.label.clone(),
-        summary: format!("{} launches, {} in all", v.step.launches, seconds(v.step.seconds())),
+        summary: format!("{}: {} launches, {} in all", sizes(&v.bindings), v.step.launches, seconds(v.step.seconds())),
         x: Axis { label: "FLOP a byte", log: Some(10.0), show: |x| if x < 1.0 { format!("{x}") } else { count(x) } },
         y: Axis { label: "FLOP a second", log: Some(10.0), show: count },
         series,
@@ -379,10 +411,18 @@ fn memory(f: &Facts) -> String {
     let mut all = Vec::new();
     for v in f.versions() {
         let live = live_bytes(v.plan);
+        let kernels: Vec<&str> = v.plan.launches.iter().map(|l| l.kernel.as_str()).collect();
         let mut points: Vec<Point> = Vec::new();
-        for (i, bytes) in live.iter().enumerate() {
-            if i == 0 || live[i - 1] != *bytes {
-                points.push(Point::new(i as f64, *bytes as f64, String::new()));
+        let mut drawn = 0;
+        for Run { first, length, times } in runs(&kernels) {
+            for i in 0..length {
+                let alive = (0..times).map(|n| live[first + n * length + i]).max().unwrap_or(0) as f64;
+                let label = (i == 0 && times > 1).then(|| format!("×{times}"));
+                let after = (i == 0 && points.iter().any(|p| p.label.is_some())).then(String::new);
+                if label.is_some() || after.is_some() || points.last().is_none_or(|p| p.y != alive) {
+                    points.push(Point { label: label.or(after), ..Point::new(drawn as f64, alive, String::new()) });
+                }
+                drawn += 1;
             }
         }
         let peak = live.iter().max().copied().unwrap_or(0);
@@ -395,7 +435,7 @@ fn memory(f: &Facts) -> String {
                 bytes(peak as f64),
                 bytes(least as f64)
             ),
-            x: Axis { label: "launch", log: None, show: |x| x.to_string() },
+            x: Axis { label: "launch, those of repeated layers once", log: None, show: |x| x.to_string() },
             y: Axis { label: "bytes alive", log: None, show: bytes },
             series: vec![Series { name: "alive".into(), marks: Marks::Area, points }],
         });
@@ -408,11 +448,40 @@ fn memory(f: &Facts) -> String {
     text + &charts(&all)
 }
 
+/// Launches that come several times, one run after the other.
+struct Run {
+    first: usize,
+    length: usize,
+    times: usize,
+}
+
+/// Cuts launches into runs: from the start on, whatever repeats over most launches.
+fn runs(kernels: &[&str]) -> Vec<Run> {
+    let mut out: Vec<Run> = Vec::new();
+    let mut first = 0;
+    while first < kernels.len() {
+        let rest = &kernels[first..];
+        let times = |length: usize| rest.chunks(length).take_while(|c| *c == &rest[..length]).count();
+        let best = (2..=rest.len() / 2).map(|length| (length, times(length))).filter(|(_, n)| *n > 1);
+        let best = best.max_by_key(|(length, n)| (length * n, std::cmp::Reverse(*length)));
+        let alone = Run { first, length: 1, times: 1 };
+        let run = best.map_or(alone, |(length, times)| Run { first, length, times });
+        first += run.length * run.times;
+        match out.last_mut() {
+            Some(last) if last.times == 1 && run.times == 1 => last.length += 1,
+            _ => out.push(run),
+        }
+    }
+    out
+}
+
 fn gap(f: &Facts) -> String {
+    let searches: Vec<&Search> = f.fused.reports.iter().flat_map(|r| &r.details.searches).collect();
     let row = |g: &hadal_passes::Gap| {
         vec![
             format!("@{}", g.func),
             seconds(g.greedy),
+            searches.iter().find(|s| s.func == g.func).map_or_else(String::new, |s| seconds(s.after)),
             seconds(g.exact),
             percent(g.greedy / g.exact - 1.0),
             if g.proven { "yes".into() } else { format!("no, nothing is below {}", seconds(g.bound)) },
@@ -420,8 +489,13 @@ fn gap(f: &Facts) -> String {
             g.classes.to_string(),
         ]
     };
-    let head = ["function", "quick", "best found", "gap", "proven", "branches", "classes"];
-    table("The pipeline's choice against branch and bound", 1, &head, &f.gaps.iter().map(row).collect::<Vec<_>>())
+    let head = ["function", "quick", "then merged", "best found", "gap", "proven", "branches", "classes"];
+    table(
+        "The pipeline's choice against branch and bound, both before merging, which is a second search",
+        1,
+        &head,
+        &f.gaps.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 fn times(f: &Facts) -> String {

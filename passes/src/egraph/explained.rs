@@ -15,7 +15,7 @@ use hadal_ir::{Bindings, Func, Op};
 use std::collections::BTreeSet;
 
 /// Most nodes that are tried for one law.
-const TRIED: usize = 12;
+const TRIED: usize = 48;
 
 pub(super) fn explain(
     space: &Space,

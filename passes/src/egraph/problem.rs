@@ -8,7 +8,7 @@ use super::rebuild::Letters;
 use super::space::{Made, Space};
 use super::{Head, Node};
 use egg::{Id, Language};
-use hadal_ir::{Bindings, Func, InstKind, Op, TensorType, ValueId};
+use hadal_ir::{Bindings, DType, Func, InstKind, Op, TensorType, ValueId};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -196,7 +196,12 @@ impl Problem {
     /// A candidate as text, with the types of its operands and result, and with the letters of the function as written.
     pub fn text(&self, space: &Space, class: usize, candidate: &Candidate, letters: &Letters) -> String {
         let ty = |id: &Id| space.graph[*id].data.ty.to_string();
-        let args: Vec<String> = candidate.node.args.iter().map(ty).collect();
+        let operand = |id: &Id| {
+            let known = &space.graph[*id].data.ty;
+            let format = if space.graph[*id].data.constant { stored_format(space, *id) } else { None };
+            TensorType { dtype: format.unwrap_or(known.dtype), ..known.clone() }.to_string()
+        };
+        let args: Vec<String> = candidate.node.args.iter().map(operand).collect();
         let out = ty(&self.ids[class]);
         match &candidate.node.head {
             Head::Input(_) => out,
@@ -208,6 +213,24 @@ impl Problem {
             }
         }
     }
+}
+
+/// The format in which a weight is stored that is multiplied by scales as it is read: through views of it.
+fn stored_format(space: &Space, class: Id) -> Option<DType> {
+    let (mut open, mut seen) = (vec![class], BTreeSet::new());
+    while let Some(class) = open.pop().map(|id| space.graph.find(id)).filter(|_| seen.len() < 100) {
+        if !seen.insert(class) {
+            continue;
+        }
+        for node in &space.graph[class].nodes {
+            match &node.head {
+                Head::Op(Op::Dequantize(_)) => return Some(space.graph[node.args[0]].data.ty.dtype),
+                Head::Op(op) if op.is_view() => open.extend(node.args.first()),
+                _ => {}
+            }
+        }
+    }
+    None
 }
 
 /// The nodes of a class that can be kernels, or parts of them.
