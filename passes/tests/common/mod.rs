@@ -75,7 +75,7 @@ pub fn sequence(module: &Module) -> Vec<Tensor> {
     let mut out = Vec::new();
     for (entry, p, t) in STEPS {
         let b = bindings(*p, *t);
-        let func = &module.entry(entry).unwrap().func;
+        let func = &module.version(entry, &b).expect("a version for these sizes").func;
         out.extend(run.run(func, "", &inputs(module, entry, &b, *p as u64), &b).unwrap());
     }
     out
@@ -88,7 +88,8 @@ pub fn planned_sequence(module: &Module, program: &Program) -> Vec<Tensor> {
     for (entry, p, t) in STEPS {
         let b = bindings(*p, *t);
         let args = inputs(module, entry, &b, *p as u64);
-        out.extend(simulate::run(program, program.plan(entry).unwrap(), &mut memory, &Made, &args, &b).unwrap());
+        let plan = program.plan_for(entry, &b).expect("a version for these sizes");
+        out.extend(simulate::run(program, plan, &mut memory, &Made, &args, &b).unwrap());
     }
     out
 }
