@@ -86,7 +86,7 @@ const RIGHT: f64 = 18.0;
 const BOTTOM: f64 = 46.0;
 const LEGEND_LINE: f64 = 17.0;
 /// Dots that are nearer hide each other.
-const APART: f64 = 5.0;
+const APART: f64 = 3.0;
 
 /// From values to places.
 struct Scale {
