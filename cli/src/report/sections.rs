@@ -54,7 +54,10 @@ fn header(f: &Facts) -> String {
         ("of those read for a token", count(f.stats.active as f64)),
         ("weights, as packed", bytes(f.weight_bytes() as f64)),
         ("state a token, as compiled, with all modules", format!("{} B", grouped(f.state_bytes() / longest.max(1)))),
-        ("state a token, in bf16, main model only", format!("{} B", grouped(f.stats.state_bytes_per_token(DType::BF16)))),
+        (
+            "state a token, in bf16, main model only",
+            format!("{} B", grouped(f.stats.state_bytes_per_token(DType::BF16))),
+        ),
         ("context compiled for", grouped(longest)),
         ("layers", f.model.layers.to_string()),
         ("kernels", f.program.module.funcs.iter().filter(|k| k.kind == FuncKind::Kernel).count().to_string()),
