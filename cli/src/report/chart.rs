@@ -299,14 +299,20 @@ fn beside(out: &mut String, mut labels: Vec<(f64, f64, f64, &String)>, wide: f64
     labels.sort_by(|a, b| a.1.total_cmp(&b.1));
     let mut taken: Vec<(f64, f64, f64)> = Vec::new();
     for (px, py, size, label) in labels {
-        let long = width_of(label);
+        // No more than fits beside its dot; the tip has all of it.
+        let most = (wide / 22.0) as usize;
+        let label = match label.char_indices().nth(most) {
+            Some((i, _)) => format!("{}…", &label[..i]),
+            None => label.clone(),
+        };
+        let long = width_of(&label);
         let left = if px + size + 3.0 + long > wide { px - size - 3.0 - long } else { px + size + 3.0 }.max(2.0);
         let mut y = py + 4.0;
         while taken.iter().any(|(l, r, at)| left < *r && *l < left + long && (at - y).abs() < 12.0) {
             y += 12.0;
         }
         taken.push((left, left + long, y));
-        _ = writeln!(out, "<text class=\"label\" x=\"{}\" y=\"{}\">{}</text>", at(left), at(y), escape(label));
+        _ = writeln!(out, "<text class=\"label\" x=\"{}\" y=\"{}\">{}</text>", at(left), at(y), escape(&label));
     }
 }
 
