@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub fn is_layout(func: &Func) -> bool {
     let moves = |op: &Op| matches!(op, Op::Concat(_) | Op::Slice(_) | Op::Reshape(_) | Op::Transpose(_));
     let ops = func.insts.iter().all(|i| matches!(&i.kind, InstKind::Op(op) if moves(op)));
-    let known = |ty: &TensorType| ty.dtype.bits() % 8 == 0 && ty.shape.iter().all(|d| d.as_const().is_some());
+    let known = |ty: &TensorType| ty.dtype.bits().is_multiple_of(8) && ty.shape.iter().all(|d| d.as_const().is_some());
     ops && func.weights.is_empty() && func.states.is_empty() && func.values.iter().all(|v| known(&v.ty))
 }
 

@@ -24,7 +24,7 @@ fn optimised(module: &Module, laws: LawSet) -> Fused {
     fused
 }
 
-fn ops<'m>(module: &'m Module) -> impl Iterator<Item = (&'m Func, &'m Inst, &'m Op)> {
+fn ops(module: &Module) -> impl Iterator<Item = (&Func, &Inst, &Op)> {
     module.funcs.iter().flat_map(|f| f.insts.iter().map(move |i| (f, i))).filter_map(|(f, i)| match &i.kind {
         InstKind::Op(op) => Some((f, i, op)),
         InstKind::Call(_) => None,

@@ -58,7 +58,7 @@ fn layers<'m>(module: &'m Module, entry: &str) -> Vec<(Range, Range, Vec<&'m Fun
         .collect()
 }
 
-fn attention<'f>(func: &'f Func) -> (&'f Inst, &'f hadal_ir::ops::Attention) {
+fn attention(func: &Func) -> (&Inst, &hadal_ir::ops::Attention) {
     let found = ops(func).find_map(|(i, op)| match op {
         Op::Attention(a) => Some((i, a)),
         _ => None,

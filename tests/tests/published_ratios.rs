@@ -66,7 +66,7 @@ fn v32_decodes_long_contexts_for_a_fraction_of_v31() {
 fn v4_takes_the_published_share_of_v32() {
     let published = [("deepseek-v4-pro", 0.27, 0.10), ("deepseek-v4-flash", 0.10, 0.07)];
     for (name, flops, cache) in published {
-        let known = hadal_models::recognise(&Config::read(&config(name)).expect("readable"));
+        let known = hadal_models::recognise(&Config::read(config(name)).expect("readable"));
         let Ok(_) = known else {
             // So that this cannot be forgotten once the graph is there: it is refused for what it is.
             let refused = run(Command::new(HADAL).arg("predict").arg(config(name)));

@@ -135,6 +135,9 @@ struct Weights {
     output: String,
 }
 
+/// Letters of a query and of its keys.
+type Letters = (String, String);
+
 /// One contraction of a sum of scores: query and key with their letters.
 type ScoreTerm = (V, String, V, String);
 
@@ -268,7 +271,7 @@ impl Frame<'_> {
     }
 
     /// The queries and keys of a set, and their letters.
-    fn set(&self, scores: &Scores, used: &str) -> Option<(Vec<Term>, Vec<(String, String)>)> {
+    fn set(&self, scores: &Scores, used: &str) -> Option<(Vec<Term>, Vec<Letters>)> {
         let (mut operands, mut letters) = (Vec::new(), Vec::new());
         let mut free = ('a'..='z').chain('A'..='Z').filter(|l| !used.contains(*l));
         for (q, q_letters, k, k_letters) in &scores.terms {

@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(cut(&from, &to), Some(vec![(0..1, 0..1), (1..2, 1..3), (2..3, 3..4)]));
         assert_eq!(cut(&[t.clone(), 6.into()], &[t.clone() * 2, 3.into()]), Some(vec![(0..2, 0..2)]));
         assert_eq!(cut(&[t.clone(), 1.into()], std::slice::from_ref(&t)), Some(vec![(0..2, 0..1)]));
-        assert_eq!(cut(&[t.clone()], &[1.into(), t.clone()]), Some(vec![(0..1, 0..2)]));
+        assert_eq!(cut(std::slice::from_ref(&t), &[1.into(), t.clone()]), Some(vec![(0..1, 0..2)]));
         assert_eq!(cut(&[t.clone(), 6.into()], &[t, 5.into()]), None);
     }
 }

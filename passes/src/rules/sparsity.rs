@@ -180,7 +180,7 @@ fn joined(site: &dyn Site, set: &RowSet, own: &[V]) -> Option<(Vec<RowSet>, Vec<
     if set.rows == Visible::Causal {
         let queries = &site.ty(own[0]).shape[0];
         let last = sizes.last()?;
-        if !site.lower(&(last.clone() - queries.clone())).is_some_and(|room| room >= 0) {
+        if site.lower(&(last.clone() - queries.clone())).is_none_or(|room| room < 0) {
             site.miss(&|| {
                 format!("the last of the joined parts has {last} rows, and {queries} queries see others' ends")
             });
