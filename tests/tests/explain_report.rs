@@ -102,7 +102,7 @@ fn why_not_gives_a_verdict_for_every_function() {
 fn the_summary_names_every_entry() {
     let text = explain(&[]);
     for entry in ["decode", "prefill"] {
-        let line = |l: &str| l.starts_with(entry) && l.contains(" predicted, ");
+        let line = |l: &str| l.starts_with(entry) && l.contains(" predicted at P = ");
         assert!(text.lines().any(line), "{entry}: {text}");
     }
     assert!(text.contains("choices in @"), "{text}");
