@@ -130,8 +130,7 @@ pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
         let joining = hadal_passes::rules::MERGING.iter().flat_map(|p| p.themes).flat_map(|t| t.rules);
         choices.laws = choices.laws.without(joining.map(|r| r.name)).expect("names of laws");
     }
-    let (fused, program) =
-        hadal_passes::compile(&model.module, &target, &choices).map_err(|e| Failure::internal("optimising", e))?;
+    let (fused, program) = hadal_passes::compile(&model.module, &target, &choices).map_err(Failure::optimising)?;
     timed("passes", start);
 
     let start = Instant::now();

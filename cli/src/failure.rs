@@ -48,6 +48,18 @@ impl Failure {
         Failure { code: Code::Internal, message: format!("{stage}: {message}"), help: Some(help) }
     }
 
+    /// What passes could not do: sizes that no machine described here holds are the model's, all else is a bug.
+    pub fn optimising(error: hadal_passes::Error) -> Failure {
+        use hadal_passes::Error::{NoChoice, NoRoom};
+        match error {
+            NoRoom { .. } | NoChoice { .. } => {
+                Failure::input(format!("the model is too large for this machine: {error}"))
+                    .help("lower --max-context or --max-chunk, or name a machine with more memory (--target)")
+            }
+            other => Failure::internal("optimising", other),
+        }
+    }
+
     /// The same with advice.
     pub fn help(mut self, help: impl fmt::Display) -> Failure {
         self.help = Some(help.to_string());

@@ -220,8 +220,7 @@ fn program_for(
     let target = Target { memory_bytes: 1 << 60, ..target.clone() };
     // There is one size of each call, so there is nothing to split.
     let options = hadal_passes::Options { typical_context: context as i64, versions: false, ..passes.clone() };
-    let (_, program) =
-        hadal_passes::compile(&module, &target, &options).map_err(|e| Failure::internal("optimising", e))?;
+    let (_, program) = hadal_passes::compile(&module, &target, &options).map_err(Failure::optimising)?;
     Ok(program)
 }
 

@@ -49,7 +49,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     // What a token costs depends on the forms chosen for the machine.
     let fused = hadal_passes::optimise(&model.module, &target(&options.target)?, &options.passes(&model))
-        .map_err(|e| Failure::internal("optimising", e))?;
+        .map_err(Failure::optimising)?;
     let report =
         Report::new(&model, &fused.optimised, args.context.map_or(model.max_position.min(4096), |n| n as usize));
     match args.json {

@@ -128,8 +128,7 @@ impl Optimised {
         // Whether everything fits is for `predict` to say, which knows of several machines.
         let roomy = Target { memory_bytes: 1 << 60, ..target.clone() };
         let start = Instant::now();
-        let (fused, program) =
-            hadal_passes::compile(&model.module, &roomy, &passes).map_err(|e| Failure::internal("optimising", e))?;
+        let (fused, program) = hadal_passes::compile(&model.module, &roomy, &passes).map_err(Failure::optimising)?;
         let times = vec![("graph", built), ("passes and plan", start.elapsed())];
         let kept = stored_bytes(&[&program]) + options.batch * state_bytes(&program);
         let machines = kept.div_ceil((target.memory_bytes / u64::from(sizes.devices)).max(1));
@@ -240,8 +239,7 @@ impl Facts {
         let Optimised { model, target, options: passes, fused, program, mut times } =
             Optimised::of(input, options, sizes, true)?;
         let start = Instant::now();
-        let gaps =
-            hadal_passes::gap(&model.module, &target, &passes).map_err(|e| Failure::internal("optimising", e))?;
+        let gaps = hadal_passes::gap(&model.module, &target, &passes).map_err(Failure::optimising)?;
         times.push(("exact choice, to compare", start.elapsed()));
         let start = Instant::now();
         // From a few tokens to the model's own limit.
