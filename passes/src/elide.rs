@@ -12,7 +12,7 @@
 //!
 //! In the prefill of a model whose logits are wanted of the last token alone, the last layer so runs its queries, its
 //! output projection and its feed-forward part for one row; rows of states are all needed and stay. The price is one more
-//! copy of that layer. There are no more than [`MAX_PARTS`] such copies of a function; a call that wants yet another part
+//! copy of that layer. There are no more than `MAX_PARTS` such copies of a function; a call that wants yet another part
 //! stays whole.
 //!
 //! Exact but for products, whose kernels may sum in another order for one row than for many.
