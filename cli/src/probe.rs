@@ -7,9 +7,9 @@
 use crate::failure::Failure;
 use hadal_codegen::cranelift::jit::{Aligned, JitFn};
 use hadal_codegen::cranelift::{CpuTarget, compile};
-use hadal_ir::kernel::{Access, Builder, Kernel, LoopKind, ReduceOp, Value};
+use hadal_codegen::kernels::limits;
+use hadal_ir::kernel::Kernel;
 use hadal_ir::target::{Activations, Peaks, Target, TargetKind};
-use hadal_types::DType;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -86,8 +86,8 @@ pub fn probe(threads: usize, progress: &dyn Fn(&str)) -> Result<Probe, Failure> 
 
     progress("multiply-add peak");
     let steps = 1_000_000;
-    let peak = Bench::new(&peak_kernel(steps))?.on(threads, 0)?;
-    let flops = peak.per_second((threads * steps as usize * CHAINS * 4 * 2) as f64);
+    let peak = Bench::new(&limits::multiply_adds(steps))?.on(threads, 0)?;
+    let flops = peak.per_second(threads as f64 * steps as f64 * limits::STEP_FLOPS);
     progress("read bandwidth, one thread");
     let one = read(1, far, 1)?;
     progress("read bandwidth, all threads");
@@ -146,7 +146,7 @@ impl Probe {
 fn read(threads: usize, bytes: usize, times: usize) -> Result<Sample, Failure> {
     let words = (bytes / 4 / 64).max(1) * 64;
     let times = times.max(1);
-    let bench = Bench::new(&read_kernel(words as i64, times as i64))?;
+    let bench = Bench::new(&limits::read(words as i64, times as i64))?;
     Ok(bench.on(threads, words * 4)?.per_second((threads * words * 4 * times) as f64))
 }
 
@@ -202,54 +202,6 @@ impl Bench {
         }
         Ok(Times((0..RUNS).filter_map(|i| times.iter().map(|t| t[i]).max()).collect()))
     }
-}
-
-/// Independent chains of multiply-adds: more than any core has in flight.
-const CHAINS: usize = 12;
-
-/// Chains of f32x4 multiply-adds in registers.
-fn peak_kernel(steps: i64) -> Kernel {
-    let mut b = Builder::new("peak");
-    let x = b.param("x", DType::F32, [16i64], Access::Read);
-    let y = b.param("y", DType::F32, [1i64], Access::Write);
-    b.grid([1i64]);
-    let (zero, end) = (b.const_i64(0), b.const_i64(steps));
-    let four = b.const_i64(4);
-    let (p, q) = (b.load(x, &[zero], 4), b.load(x, &[four], 4));
-    let step = |b: &mut Builder, _: Value, sums: &[Value]| sums.iter().map(|s| b.fma(*s, p, q)).collect();
-    let sums = b.for_loop(zero, end, 1, LoopKind::Serial, &[p; CHAINS], step);
-    total(b, y, sums)
-}
-
-/// Adds up an array, so many times.
-fn read_kernel(words: i64, times: i64) -> Kernel {
-    let mut b = Builder::new("read");
-    let x = b.param("x", DType::F32, [words], Access::Read);
-    let y = b.param("y", DType::F32, [1i64], Access::Write);
-    b.grid([1i64]);
-    let (zero, end, rounds, none) = (b.const_i64(0), b.const_i64(words), b.const_i64(times), b.const_f32(0.0));
-    let none = b.splat(none, 4);
-    let sums = b.for_loop(zero, rounds, 1, LoopKind::Serial, &[none; 8], |b, _, sums| {
-        b.for_loop(zero, end, 32, LoopKind::Serial, sums, |b, i, sums| {
-            let add = |(j, sum): (usize, &_)| {
-                let offset = b.const_i64(4 * j as i64);
-                let at = b.add(i, offset);
-                let v = b.load(x, &[at], 4);
-                b.add(*sum, v)
-            };
-            sums.iter().enumerate().map(add).collect()
-        })
-    });
-    total(b, y, sums)
-}
-
-/// Stores the sum of all, so that none of them can be left out.
-fn total(mut b: Builder, y: hadal_ir::kernel::Buf, sums: Vec<Value>) -> Kernel {
-    let zero = b.const_i64(0);
-    let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("some chains");
-    let sum = b.reduce_lanes(ReduceOp::Add, sum);
-    b.store(y, &[zero], sum);
-    b.finish()
 }
 
 /// Processor features that matter here, of those this machine has.

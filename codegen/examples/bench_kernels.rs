@@ -5,8 +5,8 @@
 
 use hadal_codegen::cranelift::jit::{Aligned, JitFn};
 use hadal_codegen::cranelift::{CpuTarget, compile_with};
-use hadal_codegen::kernels::{Target, attention, contract};
-use hadal_ir::kernel::{Access, Builder, Kernel, LoopKind, ReduceOp};
+use hadal_codegen::kernels::{Target, attention, contract, limits};
+use hadal_ir::kernel::Kernel;
 use hadal_ir::{Bindings, Func, Sym, text};
 use hadal_types::{DType, Dim};
 
@@ -84,47 +84,6 @@ impl Runner {
     }
 }
 
-/// Eight independent chains of f32x4 multiply-adds.
-fn peak_kernel(steps: i64) -> Kernel {
-    let mut b = Builder::new("peak");
-    let x = b.param("x", DType::F32, [8i64], Access::Read);
-    let y = b.param("y", DType::F32, [1i64], Access::Write);
-    b.grid([1i64]);
-    let (zero, end) = (b.const_i64(0), b.const_i64(steps));
-    let four = b.const_i64(4);
-    let (p, q) = (b.load(x, &[zero], 4), b.load(x, &[four], 4));
-    let sums = b
-        .for_loop(zero, end, 1, LoopKind::Serial, &[p; 8], |b, _, sums| sums.iter().map(|s| b.fma(*s, p, q)).collect());
-    let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("eight");
-    let sum = b.reduce_lanes(ReduceOp::Add, sum);
-    b.store(y, &[zero], sum);
-    b.finish()
-}
-
-/// Adds up an array of 256 MiB: what one thread can read.
-fn read_kernel() -> Kernel {
-    let mut b = Builder::new("read");
-    let count = 64i64 << 20;
-    let x = b.param("x", DType::F32, [count], Access::Read);
-    let y = b.param("y", DType::F32, [1i64], Access::Write);
-    b.grid([1i64]);
-    let (zero, end, none) = (b.const_i64(0), b.const_i64(count), b.const_f32(0.0));
-    let none = b.splat(none, 4);
-    let sums = b.for_loop(zero, end, 32, LoopKind::Serial, &[none; 8], |b, i, sums| {
-        let add = |(j, sum): (usize, &_)| {
-            let offset = b.const_i64(4 * j as i64);
-            let at = b.add(i, offset);
-            let v = b.load(x, &[at], 4);
-            b.add(*sum, v)
-        };
-        sums.iter().enumerate().map(add).collect()
-    });
-    let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("eight");
-    let sum = b.reduce_lanes(ReduceOp::Add, sum);
-    b.store(y, &[zero], sum);
-    b.finish()
-}
-
 fn function(params: &str, body: &str, result: &str) -> Func {
     let source = format!(
         "symbols P in 0..4096, T in 1..4096\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n"
@@ -156,8 +115,8 @@ fn scaled(n: i64, k: i64) -> Func {
 fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let steps = 4_000_000;
-    let peak = steps as f64 * 8.0 * 8.0 / Runner::new(&peak_kernel(steps), &Bindings::new()).time();
-    let bandwidth = (256i64 << 20) as f64 / Runner::new(&read_kernel(), &Bindings::new()).time();
+    let peak = steps as f64 * limits::STEP_FLOPS / Runner::new(&limits::multiply_adds(steps), &Bindings::new()).time();
+    let bandwidth = (256i64 << 20) as f64 / Runner::new(&limits::read(64 << 20, 1), &Bindings::new()).time();
     println!("128-bit multiply-add peak {:.1} GFLOP/s, read {:.1} GB/s (one thread)", peak / 1e9, bandwidth / 1e9);
     println!("{:38} {:>10} {:>9} {:>7} {:>9} {:>7}", "kernel", "µs", "GFLOP/s", "peak", "GB/s", "read");
 

@@ -212,9 +212,9 @@ impl Module {
         self.entries.iter().filter(move |e| e.name == name)
     }
 
-    /// The version of the entry called `name` for these values of its symbols; the first if it has none for them.
+    /// The version of the entry called `name` for these values of its symbols, if it has one.
     pub fn version(&self, name: &str, values: &Bindings) -> Option<&Entry> {
-        self.versions(name).find(|e| within(&e.ranges, values)).or_else(|| self.entry(name))
+        self.versions(name).find(|e| within(&e.ranges, values))
     }
 
     /// The values of every symbol in `entry`: the module's, narrowed by its own.

@@ -155,9 +155,9 @@ impl Program {
         self.plans.iter().filter(move |p| p.entry == entry)
     }
 
-    /// The plan of the version of an entry for these values of its symbols; the first if it has none for them.
+    /// The plan of the version of an entry for these values of its symbols, if it has one.
     pub fn plan_for(&self, entry: &str, values: &Bindings) -> Option<&Plan> {
-        self.versions(entry).find(|p| within(&p.ranges, values)).or_else(|| self.plan(entry))
+        self.versions(entry).find(|p| within(&p.ranges, values))
     }
 
     /// Bytes of working memory that every entry can share.

@@ -49,15 +49,6 @@ fn some_laws(draw: &mut Draw) -> LawSet {
     LawSet::only(names).expect("names of laws")
 }
 
-/// The entry's function for these sizes.
-fn function<'m>(module: &'m Module, entry: &str, bindings: &Bindings) -> &'m str {
-    let fits = |ranges: &std::collections::BTreeMap<Sym, hadal_ir::Range>| {
-        ranges.iter().all(|(s, r)| bindings.get(s).is_none_or(|v| (r.min..=r.max).contains(v)))
-    };
-    let found = module.entries.iter().find(|e| e.name == entry && fits(&e.ranges));
-    &found.unwrap_or_else(|| panic!("no version of `{entry}` takes {bindings:?}")).func
-}
-
 /// Outputs of two calls with the prompt and three with one token, each the last row's logits.
 fn outputs(module: &Module, weights: &CheckpointWeights<'_>, vocab: i64) -> Vec<Vec<f64>> {
     let mut interpreter = Interpreter::new(module, weights);
@@ -66,7 +57,8 @@ fn outputs(module: &Module, weights: &CheckpointWeights<'_>, vocab: i64) -> Vec<
         let ids: Vec<i64> = (0..n as i64).map(|i| (7 + 13 * (past + i) * (past + i)) % vocab).collect();
         let bindings = Bindings::from([(Sym::P, past), (Sym::T, n as i64)]);
         let args = [Tensor::int(DType::I32, &[n], ids)];
-        let out = interpreter.run(function(module, entry, &bindings), "", &args, &bindings).expect("evaluates");
+        let version = module.version(entry, &bindings).expect("a version for these sizes");
+        let out = interpreter.run(&version.func, "", &args, &bindings).expect("evaluates");
         past += n as i64;
         out[0].reals().to_vec()
     };

@@ -1,6 +1,5 @@
 //! `hadal explain`: why kernels are as they are, and why others are not there.
 
-use crate::driver::Options;
 use crate::explain::{
     Choice, Place, Topic, Verdict, at, by_version, explanations, forms_of, in_layer, is_at, kernel_text, kernels, more,
     reached, role, runner_up, sizes, theme, topic, uses, verdict,
@@ -44,9 +43,6 @@ pub struct Args {
     /// Only this entry (prefill, decode, …).
     #[arg(long)]
     entry: Option<String>,
-    /// Sequences that calls are costed for.
-    #[arg(long, value_name = "SEQUENCES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536))]
-    batch: u64,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -66,7 +62,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return Err(unknown_law(law));
     }
     let input = args.adapter.open(&args.path)?;
-    let options = Options { batch: args.batch, ..args.compile.options() };
+    let options = args.compile.options();
     let optimised = Optimised::of(&input, &options, args.sizes, true)?;
     args.compile.note(&optimised.model);
     let session = Session::new(&optimised, args.entry.as_deref())?;

@@ -1,6 +1,5 @@
 //! `hadal report`: what became of a model and what it should cost, on one page.
 
-use crate::driver::Options;
 use crate::failure::Failure;
 use crate::options::{AdapterArgs, CompileArgs};
 use crate::report::facts::{Facts, Sizes};
@@ -19,9 +18,6 @@ pub struct Args {
     /// Where the page goes.
     #[arg(short, long, value_name = "FILE.html", required_unless_present = "json")]
     output: Option<PathBuf>,
-    /// Sequences that calls are costed for, prompts in the curves excepted.
-    #[arg(long, value_name = "SEQUENCES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536))]
-    batch: u64,
     /// Print the figures as JSON.
     #[arg(long)]
     json: bool,
@@ -41,7 +37,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::usage(format!("there is no folder {}", folder.display())));
     }
     let input = args.adapter.open(&args.path)?;
-    let options = Options { batch: args.batch, ..args.compile.options() };
+    let options = args.compile.options();
     let facts = Facts::of(&input, &options, args.sizes)?;
     args.compile.note(&facts.model);
     if let Some(path) = &args.output {

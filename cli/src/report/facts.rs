@@ -88,14 +88,18 @@ pub struct Sizes {
     /// Machines that share the work and the memory, as if talking cost nothing.
     #[arg(long, value_name = "MACHINES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
     devices: u32,
+    /// Sequences that calls are costed for; the curves' prompts are of one.
+    #[arg(long, value_name = "SEQUENCES", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65536))]
+    batch: u64,
 }
 
 impl Sizes {
-    /// With room for the context.
+    /// With room for the context, and for so many sequences.
     fn options(self, options: &Options) -> Options {
         let asked = self.context.map(|n| n as usize);
         let known = options.max_context.unwrap_or(DEFAULT_CONTEXT);
-        Options { max_context: asked.filter(|n| *n > known).or(options.max_context), ..options.clone() }
+        let max_context = asked.filter(|n| *n > known).or(options.max_context);
+        Options { max_context, batch: self.batch, ..options.clone() }
     }
 }
 

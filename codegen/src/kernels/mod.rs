@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod contract;
 pub mod index;
+pub mod limits;
 pub mod loops;
 
 use hadal_ir::{Func, kernel};
