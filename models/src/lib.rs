@@ -29,7 +29,7 @@ mod registry;
 pub mod stats;
 mod weights;
 
-pub use blocks::decoder::MtpInput;
+pub use blocks::assembly::{Architecture, Assembly, Frame, MtpInput};
 pub use blocks::rope::AttnFactor;
 pub use error::{Error, Result};
 pub use formats::{Activations, DtypeOracle, Planned};

@@ -1,6 +1,6 @@
 //! A model ready to be compiled: its graph, and what the graph reads from the checkpoint.
 
-use crate::blocks::decoder::{Bounds, MtpInput, assemble};
+use crate::blocks::assembly::{Assembly, Bounds, MtpInput};
 use crate::blocks::rope::AttnFactor;
 use crate::checkpoint::Expected;
 use crate::config_reader::Config;
@@ -92,13 +92,15 @@ pub struct Model {
 
 /// Builds the graph that `config` describes, with weights in the formats that `oracle` knows.
 pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) -> Result<Model> {
-    let (recognised, decoder) = registry::read(config, options.attn_factor)?;
-    let frame = decoder.frame();
+    let (recognised, architecture) = registry::read(config, options.attn_factor)?;
+    let frame = architecture.frame();
     let max_context = options.max_context.unwrap_or(frame.max_position).max(1);
     let max_chunk = options.max_chunk.clamp(1, max_context);
     let bounds = Bounds { max_context, max_chunk, state_dtype: options.state_dtype, mtp_input: options.mtp_input };
     let formats = Formats { oracle, plan: frame.plan, activations: options.activations };
-    let module = assemble(&*decoder, &formats, &bounds).map_err(|e| registry::graph_error(config, e))?;
+    let mut assembly = Assembly::new(&formats, &bounds);
+    architecture.assemble(&mut assembly).map_err(|e| registry::graph_error(config, e))?;
+    let module = assembly.module;
     let params = params(&module, module.entries.iter().map(|e| e.func.as_str()));
     if options.activations == Activations::Fp8 && !params.iter().any(|p| p.name.ends_with(SCALE)) {
         let expected = "block-scaled fp8 weights, as it is their inputs that are rounded";

@@ -1,6 +1,6 @@
 //! Which model a configuration describes: decided by its own keys, never by the name of its folder.
 
-use crate::blocks::decoder::Decoder;
+use crate::blocks::assembly::Architecture;
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::{Config, Object};
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ pub struct Recognised {
     pub why: String,
 }
 
-type Read = fn(&Object<'_>, AttnFactor) -> Result<Box<dyn Decoder>>;
+type Read = fn(&Object<'_>, AttnFactor) -> Result<Box<dyn Architecture>>;
 
 /// A kind of model: its name, the names it has in configurations, and its reader.
 struct Family {
@@ -88,10 +88,10 @@ pub fn recognise(config: &Config) -> Result<Recognised> {
 }
 
 /// Reads `config` as the model that it describes.
-pub fn read(config: &Config, attn_factor: AttnFactor) -> Result<(Recognised, Box<dyn Decoder>)> {
+pub fn read(config: &Config, attn_factor: AttnFactor) -> Result<(Recognised, Box<dyn Architecture>)> {
     let (recognised, family) = find(config)?;
-    let decoder = (family.read)(&config.object(), attn_factor)?;
-    Ok((recognised, decoder))
+    let architecture = (family.read)(&config.object(), attn_factor)?;
+    Ok((recognised, architecture))
 }
 
 fn find(config: &Config) -> Result<(Recognised, &'static Family)> {

@@ -3,6 +3,7 @@
 //! Everything is written plainly: no fused op, no absorbed weight, one sequence. Making it fast is the optimiser's work.
 //! In comments `T` is the number of new tokens, `P` of those already in the states, `S = P + T`, `d` the hidden size.
 
+pub mod assembly;
 pub mod attention;
 pub mod decoder;
 pub mod indexer;

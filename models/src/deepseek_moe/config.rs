@@ -1,7 +1,7 @@
 //! `config.json` of `DeepseekForCausalLM`.
 
+use crate::blocks::assembly::Frame;
 use crate::blocks::attention::Attention;
-use crate::blocks::decoder::Frame;
 use crate::blocks::moe::{FeedForward, MoeRules};
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::Object;

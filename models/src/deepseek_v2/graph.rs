@@ -2,7 +2,8 @@
 
 use super::Config;
 use crate::blocks::Block;
-use crate::blocks::decoder::{Decoder, Frame};
+use crate::blocks::assembly::Frame;
+use crate::blocks::decoder::Decoder;
 use crate::blocks::mla::mla;
 use crate::blocks::moe::feed_forward;
 use crate::blocks::rope::{Angles, Rope};

@@ -1,6 +1,6 @@
 //! `config.json` of `DeepseekV3ForCausalLM`.
 
-use crate::blocks::decoder::Frame;
+use crate::blocks::assembly::Frame;
 use crate::blocks::mla::Mla;
 use crate::blocks::moe::{FeedForward, MoeRules};
 use crate::blocks::rope::AttnFactor;

@@ -2,7 +2,8 @@
 
 use super::Config;
 use crate::blocks::Block;
-use crate::blocks::decoder::{Decoder, Frame};
+use crate::blocks::assembly::Frame;
+use crate::blocks::decoder::Decoder;
 use crate::blocks::mla::mla;
 use crate::blocks::moe::feed_forward;
 use crate::blocks::rope::{Angles, Rope};
@@ -17,7 +18,7 @@ impl Decoder for Config {
         &self.attention.rope
     }
 
-    // 2.2 Multi-Token Prediction: layers of the same kind after the last one, see `decoder::assemble`.
+    // 2.2 Multi-Token Prediction: layers of the same kind after the last one, see `blocks::decoder`.
     fn mtp_layers(&self) -> usize {
         self.mtp_layers
     }

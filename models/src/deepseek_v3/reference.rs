@@ -2,7 +2,7 @@
 //! defaults and describe V2, V3 and, with the indexer's keys, V3.2 sizes alike. Weights are expected under the published names all the same.
 
 use super::Config;
-use crate::blocks::decoder::Frame;
+use crate::blocks::assembly::Frame;
 use crate::blocks::mla::Mla;
 use crate::blocks::moe::{Choice, FeedForward, Groups, Moe, Score};
 use crate::blocks::rope::{Rope, Scaling, mscale};

@@ -2,8 +2,9 @@
 
 use super::Config;
 use crate::blocks::Block;
+use crate::blocks::assembly::Frame;
 use crate::blocks::attention::attention;
-use crate::blocks::decoder::{Decoder, Frame};
+use crate::blocks::decoder::Decoder;
 use crate::blocks::mlp::mlp;
 use crate::blocks::rope::{Angles, Rope};
 use hadal_ir::module::ValueId;

@@ -1,7 +1,7 @@
 //! `config.json` of `Qwen2ForCausalLM` and `Qwen3ForCausalLM`.
 
+use crate::blocks::assembly::Frame;
 use crate::blocks::attention::Attention;
-use crate::blocks::decoder::Frame;
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::Object;
 use crate::error::Result;
