@@ -100,8 +100,14 @@ impl Builder {
 
     /// A state with `rows` written behind what it held; returns all rows.
     pub fn append(&mut self, name: &str, rows: ValueId, dtype: DType) -> ValueId {
+        self.append_to(name, hadal_types::Sym::P, rows, dtype)
+    }
+
+    /// The same for a state of `held` rows: groups of tokens that are complete, or a number, which makes a window of the last
+    /// ones.
+    pub fn append_to(&mut self, name: &str, held: impl Into<Dim>, rows: ValueId, dtype: DType) -> ValueId {
         let mut ty = self.ty(rows).with_dtype(dtype);
-        ty.shape[0] = hadal_types::Sym::P.into();
+        ty.shape[0] = held.into();
         let old = self.state(name, ty);
         let all = self.op(Append, &[old, rows]);
         self.set_state(old, all);

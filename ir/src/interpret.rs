@@ -105,6 +105,7 @@ impl<'a, W: WeightSource> Interpreter<'a, W> {
         bindings: &Bindings,
     ) -> Result<Vec<Tensor>, EvalError> {
         let func = self.module.func(func).ok_or_else(|| EvalError::NoFunction(func.to_owned()))?;
+        let bindings = &self.module.complete(bindings);
         let mut values = bind_params(func, args, bindings)?;
         for w in &func.weights {
             let name = format!("{prefix}{}", w.name);
@@ -141,11 +142,24 @@ impl<'a, W: WeightSource> Interpreter<'a, W> {
             }
         }
         for s in &func.states {
-            let next = values[s.next.index()].clone().expect("verified");
+            let next = values[s.next.index()].as_ref().expect("verified");
+            let next = match func.ty(s.value).shape.first().and_then(Dim::as_const) {
+                Some(window) => last_rows(next, window as usize),
+                None => next.clone(),
+            };
             self.states.insert(format!("{prefix}{}", s.name), next);
         }
         Ok(func.results.iter().map(|(_, v)| values[v.index()].clone().expect("verified")).collect())
     }
+}
+
+/// The last rows of a tensor that has at least as many.
+fn last_rows(x: &Tensor, rows: usize) -> Tensor {
+    let mut shape = x.shape.clone();
+    let (all, row) = (shape[0], shape[1..].iter().product::<usize>());
+    shape[0] = rows;
+    let dropped = all.saturating_sub(rows) * row;
+    x.pick(&shape, |i| i + dropped)
 }
 
 /// What a state holds before anything was written: no rows, or zeros where its size is fixed.
@@ -222,4 +236,52 @@ fn check(name: &str, ty: &TensorType, tensor: &Tensor, bindings: &Bindings) -> R
     }
     let found = TensorType { dtype: tensor.dtype, shape: tensor.shape.iter().map(|n| Dim::from(*n)).collect() };
     Err(EvalError::Argument { name: name.to_owned(), expected: ty.substitute(bindings), found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{parse_module, print_module};
+    use crate::verify;
+    use hadal_types::{DType, Sym};
+
+    /// Sums of every three tokens' numbers, and the last two numbers before this call.
+    const GROUPS: &str = "symbols P in 0..64, T in 1..16, C3 = P / 3, N3 = growth C3
+func @main(%x: f32[T, 1]) -> (sums: f32[C3+N3, 1], window: f32[2, 1]) {
+  state %0 = \"raw\" : f32[2, 1]
+  state %1 = \"sums\" : f32[C3, 1]
+  %2 = append %0, %x : f32[T+2, 1]
+  %3 = slice %2 {axis = 0, start = 3*C3-P+2, len = 3*N3} : f32[3*N3, 1]
+  %4 = reshape %3 {shape = [N3, 3, 1]} : f32[N3, 3, 1]
+  %5 = reduce %4 {kind = sum, axes = [1]} : f32[N3, 1]
+  %6 = append %1, %5 : f32[C3+N3, 1]
+  next %0 = %2
+  next %1 = %6
+  return %6, %0
+}
+entry main = @main
+";
+
+    #[test]
+    fn groups_and_windows_do_not_depend_on_how_tokens_come() {
+        let module = parse_module(GROUPS).unwrap();
+        verify::module(&module).unwrap();
+        assert_eq!(parse_module(&print_module(&module)).unwrap(), module);
+        for calls in [&[17][..], &[1; 17], &[2, 1, 7, 3, 4], &[16, 1]] {
+            let weights = BTreeMap::<String, Tensor>::new();
+            let mut interpreter = Interpreter::new(&module, &weights);
+            let (mut past, mut out) = (0i64, vec![]);
+            for n in calls {
+                let x = (past..past + n).map(|i| (i * i) as f64).collect();
+                let bindings = Bindings::from([(Sym::P, past), (Sym::T, *n)]);
+                let args = [Tensor::real(DType::F32, &[*n as usize, 1], x)];
+                let before = [past - 2, past - 1].map(|i| if i < 0 { 0.0 } else { (i * i) as f64 });
+                out = interpreter.run("main", "", &args, &bindings).unwrap();
+                assert_eq!(out[1].reals(), before);
+                past += n;
+            }
+            let sums: Vec<f64> = (0..5).map(|g| (3 * g..3 * g + 3).map(|i| (i * i) as f64).sum()).collect();
+            assert_eq!(out[0].reals(), sums);
+        }
+    }
 }

@@ -16,7 +16,7 @@ pub mod text;
 pub mod verify;
 
 pub use builder::Builder;
-pub use hadal_types::{Bindings, DType, Dim, Sym, TensorType};
+pub use hadal_types::{Bindings, DType, Definition, Definitions, Dim, Sym, TensorType};
 pub use module::{Call, Entry, Func, FuncKind, Inst, InstKind, Module, Range, ValueId};
 pub use ops::Op;
 pub use tensor::Tensor;

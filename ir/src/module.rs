@@ -1,7 +1,7 @@
 //! Modules, functions and entry points: the containers of the graph IR. See `docs/src/design/graph-ir.md`.
 
 use crate::ops::Op;
-use hadal_types::{Bindings, Sym, TensorType};
+use hadal_types::{Bindings, Definition, Definitions, Dim, Misdefined, Sym, TensorType};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -49,7 +49,10 @@ pub struct Weight {
     pub name: String,
 }
 
-/// What a function keeps between calls.
+/// What a function keeps between calls: rows along the first axis.
+///
+/// A state of `P` rows, or of a symbol that counts groups of tokens, grows as that does. A state of a fixed size is a *window*: it
+/// keeps the last rows of its next value, and holds zeros before there were any.
 #[derive(Clone, PartialEq, Debug)]
 pub struct State {
     /// The rows held before this call.
@@ -188,8 +191,10 @@ pub struct Entry {
 /// Functions and the entries into them.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Module {
-    /// Values each symbol may take.
+    /// Values each symbol may take; of defined ones, those that follow.
     pub symbols: BTreeMap<Sym, Range>,
+    /// Symbols that follow from others, so that callers do not give them.
+    pub definitions: Definitions,
     /// Functions; callees before callers.
     pub funcs: Vec<Func>,
     /// Entries.
@@ -217,16 +222,71 @@ impl Module {
         self.versions(name).find(|e| within(&e.ranges, values))
     }
 
-    /// The values of every symbol in `entry`: the module's, narrowed by its own.
+    /// The values of every symbol in `entry`: the module's, narrowed by its own, and what follows from them.
     pub fn ranges(&self, entry: &Entry) -> BTreeMap<Sym, Range> {
         let mut ranges = self.symbols.clone();
         ranges.extend(entry.ranges.clone());
+        follow(&self.definitions, &mut ranges);
         ranges
+    }
+
+    /// Defines a symbol, with the values it takes.
+    pub fn define(&mut self, sym: Sym, definition: Definition) -> Result<(), Misdefined> {
+        self.definitions.add(sym, definition)?;
+        follow(&self.definitions, &mut self.symbols);
+        Ok(())
+    }
+
+    /// The groups of `m` tokens that are complete before this call, and how many more this call completes: `⌊P/m⌋` and its
+    /// growth. Every token is a group where `m` is 1.
+    pub fn counter(&mut self, m: usize) -> Counter {
+        if m == 1 {
+            return Counter { held: Sym::P, new: Sym::T };
+        }
+        let sym = |letter: char| Sym::new(&format!("{letter}{m}"));
+        let (held, new) = sym('C').zip(sym('N')).expect("groups of less than 10^7 tokens");
+        let by = m as i64;
+        let quotient = self.define(held, Definition::Quotient { of: Sym::P.into(), by });
+        quotient
+            .and_then(|()| self.define(new, Definition::Growth { of: held }))
+            .expect("only counters have these names");
+        Counter { held, new }
+    }
+
+    /// `values` with those that follow from them.
+    pub fn complete(&self, values: &Bindings) -> Bindings {
+        self.definitions.complete(values)
     }
 
     /// The largest value of every symbol in `entry`.
     pub fn largest(&self, entry: &Entry) -> Bindings {
         self.ranges(entry).into_iter().map(|(s, r)| (s, r.max)).collect()
+    }
+}
+
+/// How many rows a state holds before a call, and how many are added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Counter {
+    /// Rows held.
+    pub held: Sym,
+    /// Rows added.
+    pub new: Sym,
+}
+
+impl Counter {
+    /// Rows held afterwards.
+    pub fn all(self) -> Dim {
+        Dim::from(self.held) + self.new
+    }
+}
+
+/// Sets the ranges of defined symbols to what follows from those of the others.
+pub fn follow(definitions: &Definitions, ranges: &mut BTreeMap<Sym, Range>) {
+    for (sym, definition) in definitions.iter() {
+        let range = definitions.range(definition, |s| ranges.get(&s).map(|r| (r.min, r.max)));
+        if let Some((min, max)) = range {
+            ranges.insert(*sym, Range { min, max });
+        }
     }
 }
 

@@ -2,8 +2,8 @@
 //! artefact by the command. See `docs/src/design/program.md`.
 
 use crate::module::{Module, Range, within};
-use hadal_types::{Bindings, Sym, TensorType};
-use std::collections::BTreeMap;
+use hadal_types::{Bindings, Dim, Sym, TensorType};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Alignment of every buffer in the arena.
@@ -46,15 +46,24 @@ pub struct Fold {
     pub ty: TensorType,
 }
 
-/// A tensor that lives between calls; rows are added behind those it holds.
+/// A tensor that lives between calls; rows are added behind those it holds, of which a window keeps the last.
 #[derive(Clone, PartialEq, Debug)]
 pub struct State {
     /// Full name.
     pub name: String,
     /// Format and shape of one row.
     pub row: TensorType,
-    /// Rows there must be room for.
+    /// How many rows it holds when `P` tokens are held.
+    pub held: Dim,
+    /// Rows there must be room for, new ones included.
     pub rows: i64,
+}
+
+impl State {
+    /// How many rows a window keeps; `None` of a state that keeps all.
+    pub fn window(&self) -> Option<i64> {
+        self.held.as_const()
+    }
 }
 
 /// A named input or output.
@@ -144,6 +153,19 @@ pub struct Plan {
     pub launches: Vec<Launch>,
 }
 
+impl Plan {
+    /// The states that are given new rows.
+    pub fn appended(&self) -> BTreeSet<usize> {
+        let states = self.launches.iter().flat_map(|l| l.args.iter().enumerate().map(move |(i, a)| (&l.args[..i], a)));
+        // What a launch writes stands behind what it reads.
+        let written = states.filter_map(|(before, a)| match a {
+            Place::State(s) if before.contains(a) => Some(*s),
+            _ => None,
+        });
+        written.collect()
+    }
+}
+
 impl Program {
     /// The plan of an entry's first version.
     pub fn plan(&self, entry: &str) -> Option<&Plan> {
@@ -193,7 +215,7 @@ impl fmt::Display for Program {
             writeln!(f, "fold{i} = @{}({}) result {} : {}", fold.func, list(&fold.args), fold.result, fold.ty)?;
         }
         for (i, s) in self.states.iter().enumerate() {
-            writeln!(f, "state{i} = {:?} : {} x {}", s.name, s.rows, s.row)?;
+            writeln!(f, "state{i} = {:?} : {} in {} x {}", s.name, s.held, s.rows, s.row)?;
         }
         self.plans.iter().try_for_each(|p| write!(f, "{p}"))
     }

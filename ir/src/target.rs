@@ -245,7 +245,7 @@ impl Width {
         Some(match dtype {
             DType::F4E2M1 => Width::F4,
             DType::F8E4M3 | DType::F8E8M0 => Width::F8,
-            DType::I8 | DType::U8 => Width::I8,
+            DType::I8 | DType::U8 | DType::U4 | DType::I4 => Width::I8,
             DType::BF16 | DType::F16 => Width::Half,
             DType::F32 if activations == Activations::BF16 => Width::Half,
             DType::F32 | DType::F64 => Width::F32,

@@ -99,6 +99,8 @@ impl Tensor {
             DType::F4E2M1 => {
                 Data::Real((0..count).map(|i| m::e2m1_to_f32(bytes[i / 2] >> (4 * (i % 2)) & 15) as f64).collect())
             }
+            DType::U4 => Data::Int((0..count).map(|i| (bytes[i / 2] >> (4 * (i % 2)) & 15) as i64).collect()),
+            DType::I4 => Data::Int((0..count).map(|i| ((bytes[i / 2] << (4 - 4 * (i % 2))) as i8 >> 4) as i64).collect()),
             DType::Bool | DType::U8 => Data::Int(each(bytes, |[b]| b as i64)),
             DType::I8 => Data::Int(each(bytes, |[b]| b as i8 as i64)),
             DType::I32 => Data::Int(each(bytes, |b| i32::from_le_bytes(b) as i64)),
@@ -125,6 +127,10 @@ impl Tensor {
             DType::F8E8M0 => (0..n).map(|i| m::e8m0_from_f64(real(i))).collect(),
             DType::F4E2M1 => {
                 let code = |i: usize| if i < n { m::e2m1_from_f64(real(i)) } else { 0 };
+                (0..n.div_ceil(2)).map(|i| code(2 * i) | code(2 * i + 1) << 4).collect()
+            }
+            DType::U4 | DType::I4 => {
+                let code = |i: usize| if i < n { int(i) as u8 & 15 } else { 0 };
                 (0..n.div_ceil(2)).map(|i| code(2 * i) | code(2 * i + 1) << 4).collect()
             }
             DType::Bool => (0..n).map(|i| (int(i) != 0) as u8).collect(),

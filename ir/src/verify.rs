@@ -1,7 +1,7 @@
 //! The graph verifier: collects every fault of a module, each with its place.
 
 use crate::module::*;
-use hadal_types::{Bindings, DType, Dim, Sym, TensorType};
+use hadal_types::{Bindings, DType, Definitions, Dim, Sym, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -45,12 +45,15 @@ pub fn module(module: &Module) -> Result<(), Faults> {
     let mut faults = Vec::new();
     let mut known: BTreeMap<&str, &Func> = BTreeMap::new();
     for f in &module.funcs {
-        let mut check = Checker { func: f, faults: &mut faults };
+        let mut check = Checker { func: f, definitions: &module.definitions, faults: &mut faults };
         check.run(Some(&known));
-        check.symbols(&module.symbols);
+        check.symbols(module);
         if known.insert(&f.name, f).is_some() {
             faults.push(Fault { func: Some(f.name.clone()), inst: None, message: "defined twice".into() });
         }
+    }
+    if let Err((sym, wrong)) = module.definitions.check() {
+        faults.push(Fault { func: None, inst: None, message: format!("symbol `{sym}` {wrong}") });
     }
     for (sym, range) in &module.symbols {
         let mut fault = |message| faults.push(Fault { func: None, inst: None, message });
@@ -72,6 +75,12 @@ pub fn module(module: &Module) -> Result<(), Faults> {
             fault(format!("entry `{}` runs @{}, which does not exist", e.name, e.func));
         }
         for (sym, range) in &e.ranges {
+            if module.definitions.has(*sym) {
+                fault(format!(
+                    "entry `{}`: {sym} in {range} is not for an entry to say, as it follows from others",
+                    e.name
+                ));
+            }
             let within = module.symbols.get(sym).is_some_and(|r| r.min <= range.min && range.max <= r.max);
             if !within || range.min > range.max {
                 fault(format!("entry `{}`: {sym} in {range} is not within the module's range", e.name));
@@ -137,7 +146,10 @@ fn wrong_versions(module: &Module, funcs: &BTreeMap<&str, &Func>, name: &str, al
     if all.len() > MAX_VERSIONS {
         return Some(format!("entry `{name}` has {} versions, more than {MAX_VERSIONS}", all.len()));
     }
-    let ranges: Vec<BTreeMap<Sym, Range>> = all.iter().map(|e| module.ranges(e)).collect();
+    let free = |e: &&Entry| -> BTreeMap<Sym, Range> {
+        module.ranges(e).into_iter().filter(|(s, _)| !module.definitions.has(*s)).collect()
+    };
+    let ranges: Vec<BTreeMap<Sym, Range>> = all.iter().map(free).collect();
     let mut hull = BTreeMap::new();
     for (sym, r) in ranges.iter().flatten() {
         let whole: &mut Range = hull.entry(*sym).or_insert(*r);
@@ -183,25 +195,45 @@ type Port = Option<(DType, usize)>;
 /// Checks one function; calls are taken on trust.
 pub fn func(func: &Func) -> Result<(), Faults> {
     let mut faults = Vec::new();
-    Checker { func, faults: &mut faults }.run(None);
+    Checker { func, definitions: &Definitions::new(), faults: &mut faults }.run(None);
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults)) }
 }
 
-/// Whether a state of `before` rows may have `after` rows when the call is over: the same, or as `P` grows by the new
-/// tokens, of which there are `T` or, where an entry fixes it, a number.
-fn grows(before: &Dim, after: &Dim) -> bool {
-    before == after
-        || new_tokens(before, after).is_some_and(|t| t == Dim::from(Sym::T) || t.as_const().is_some_and(|n| n > 0))
+/// Whether a state of `before` rows may have `after` rows when the call is over: the same; or as `P` grows by the new
+/// tokens, of which there are `T` or, where an entry fixes it, a number; or as a count of groups grows. A window, which
+/// has a fixed size, is given the new tokens' rows behind its own, and keeps the last.
+fn grows(before: &Dim, after: &Dim, definitions: &Definitions) -> bool {
+    let new = after.clone() - before.clone();
+    let some = |t: &Dim, symbol: Sym, least: i64| *t == Dim::from(symbol) || t.as_const().is_some_and(|n| n >= least);
+    if before == after {
+        return true;
+    }
+    if before.as_const().is_some() {
+        return some(&new, Sym::T, 1);
+    }
+    if let [(counted, k)] = before.terms()
+        && *counted != Sym::P
+        && *k > 0
+    {
+        let growth = definitions.growth(*counted);
+        return growth.zip(new.div_exact(*k)).is_some_and(|(growth, n)| some(&n, growth, 0));
+    }
+    new_tokens(before, after).is_some_and(|t| some(&t, Sym::T, 1))
 }
 
-/// New tokens that make `after` rows of `before`, which must have some for each token held.
+/// New tokens that make `after` rows of `before`, which must have some for each token held or be a window.
 fn new_tokens(before: &Dim, after: &Dim) -> Option<Dim> {
+    let new = after.clone() - before.clone();
+    if before.as_const().is_some() {
+        return Some(new);
+    }
     let (_, per_token) = before.terms().iter().find(|(s, k)| *s == Sym::P && *k > 0)?;
-    (after.clone() - before.clone()).div_exact(*per_token)
+    new.div_exact(*per_token)
 }
 
 struct Checker<'a> {
     func: &'a Func,
+    definitions: &'a Definitions,
     faults: &'a mut Vec<Fault>,
 }
 
@@ -265,7 +297,7 @@ impl Checker<'_> {
             let (old, new) = (func.ty(s.value), func.ty(s.next));
             let rows = |ty: &TensorType| ty.shape.get(1..).map(<[Dim]>::to_vec);
             let grown = match (old.shape.first(), new.shape.first()) {
-                (Some(before), Some(after)) => grows(before, after),
+                (Some(before), Some(after)) => grows(before, after, self.definitions),
                 (before, after) => before == after,
             };
             if old.dtype != new.dtype || rows(old) != rows(new) || !grown {
@@ -304,7 +336,8 @@ impl Checker<'_> {
         }
     }
 
-    fn symbols(&mut self, symbols: &BTreeMap<Sym, Range>) {
+    fn symbols(&mut self, module: &Module) {
+        let symbols = &module.symbols;
         let mut used: BTreeSet<Sym> =
             self.func.values.iter().flat_map(|v| &v.ty.shape).flat_map(|d| d.terms()).map(|(s, _)| *s).collect();
         for inst in &self.func.insts {
@@ -441,7 +474,7 @@ mod tests {
     fn states_grow_as_tokens_do() {
         let faults = |state: &str, next: &str| {
             let text = format!(
-                "symbols P in 0..8, T in 1..8
+                "symbols P in 0..8, T in 1..8, C = P / 4, N = growth C
                 func @f(%x: f32[{next}, 4]) -> () {{
                   state %s = \"s\" : f32[{state}, 4]
                   next %s = %x
@@ -449,8 +482,19 @@ mod tests {
             );
             super::module(&parse_module(&text).expect("parses")).err().map_or(String::new(), |f| f.to_string())
         };
-        for (state, next) in [("P", "P+T"), ("P", "P+1"), ("P", "P"), ("2*P", "2*P+2*T"), ("P+3", "P+T+3"), ("7", "7")]
-        {
+        for (state, next) in [
+            ("P", "P+T"),
+            ("P", "P+1"),
+            ("P", "P"),
+            ("2*P", "2*P+2*T"),
+            ("P+3", "P+T+3"),
+            ("7", "7"),
+            ("7", "T+7"),
+            ("7", "8"),
+            ("C", "C+N"),
+            ("2*C", "2*C+2*N"),
+            ("C", "C+1"),
+        ] {
             assert_eq!(faults(state, next), "", "{state} to {next}");
         }
         for (state, next) in [
@@ -460,8 +504,14 @@ mod tests {
             ("P", "P+2*T"),
             ("P", "2*P"),
             ("2*P", "2*P+T"),
-            ("7", "8"),
+            ("7", "6"),
             ("7", "T"),
+            ("7", "2*T+7"),
+            ("7", "N+7"),
+            ("C", "C+T"),
+            ("C", "P"),
+            ("C", "C+2*N"),
+            ("P", "P+N"),
             ("P", "P-1"),
         ] {
             assert!(faults(state, next).contains("before and"), "{state} to {next}");

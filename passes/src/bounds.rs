@@ -3,13 +3,15 @@
 //! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them.
 
 use crate::Options;
-use hadal_ir::{Bindings, Dim, Entry, Func, InstKind, Module, Range, Sym};
+use hadal_ir::module::follow;
+use hadal_ir::{Bindings, Definitions, Dim, Entry, Func, InstKind, Module, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The values that symbols may take. The default knows nothing.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Bounds {
     ranges: BTreeMap<Sym, Range>,
+    definitions: Definitions,
     context: Option<i64>,
 }
 
@@ -34,7 +36,13 @@ impl Bounds {
             }
         }
         let ranges = hull.unwrap_or_else(|| module.symbols.clone());
-        Bounds { ranges, context: Some(options.context(module)) }
+        Bounds { ranges, definitions: module.definitions.clone(), context: Some(options.context(module)) }
+    }
+
+    /// What holds where free symbols keep to `ranges`, within a context.
+    pub(crate) fn within(module: &Module, mut ranges: BTreeMap<Sym, Range>, context: i64) -> Bounds {
+        follow(&module.definitions, &mut ranges);
+        Bounds { ranges, definitions: module.definitions.clone(), context: Some(context) }
     }
 
     /// The most that `size` can be; `None` where one of its symbols has no range.
@@ -59,7 +67,7 @@ impl Bounds {
         if let (Some(context), Some(t)) = (self.context, out.get(&Sym::T).copied()) {
             out.entry(Sym::P).and_modify(|p| *p = context.saturating_sub(t).clamp(0, (*p).max(0)));
         }
-        out
+        self.definitions.complete(&out)
     }
 
     fn sum(&self, size: &Dim, end: impl Fn(&Range, i64) -> i64) -> Option<i64> {

@@ -39,5 +39,5 @@ pub fn run(module: &Module) -> Module {
         graphs.push(emit::graph(func, &grouping, &mut kernels));
     }
     let funcs = kernels.into_funcs().into_iter().chain(graphs).collect();
-    Module { symbols: module.symbols.clone(), funcs, entries: module.entries.clone() }
+    Module { funcs, ..module.clone() }
 }

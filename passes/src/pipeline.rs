@@ -59,13 +59,15 @@ impl Options {
 
     /// The sizes usual for an entry.
     pub(crate) fn typical_for(&self, module: &Module, entry: Option<&Entry>) -> Bindings {
-        let Some(entry) = entry else { return self.typical_of(&module.symbols, &module.symbols, self.context(module)) };
+        let Some(entry) = entry else {
+            return module.complete(&self.typical_of(&module.symbols, &module.symbols, self.context(module)));
+        };
         let mut whole = module.ranges(entry);
         for (sym, r) in module.versions(&entry.name).flat_map(|e| module.ranges(e)) {
             let known = whole.entry(sym).or_insert(r);
             *known = Range { min: known.min.min(r.min), max: known.max.max(r.max) };
         }
-        self.typical_of(&module.ranges(entry), &whole, self.context(module))
+        module.complete(&self.typical_of(&module.ranges(entry), &whole, self.context(module)))
     }
 
     /// Usual sizes of a version for `part` of an entry's values: as many new tokens as it takes, and some thousands of

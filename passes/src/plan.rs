@@ -15,7 +15,7 @@ pub use size::{largest, largest_bytes};
 use crate::Error;
 use hadal_ir::ops::Broadcast;
 use hadal_ir::plan::*;
-use hadal_ir::{Builder, Entry, Func, FuncKind, Inst, InstKind, Module, Op, Range, Sym, TensorType, ValueId};
+use hadal_ir::{Builder, Dim, Entry, Func, FuncKind, Inst, InstKind, Module, Op, Range, Sym, TensorType, ValueId};
 use std::collections::BTreeMap;
 
 /// Plans every entry of a fused module. `P + T` never exceeds `max_context`.
@@ -220,16 +220,34 @@ impl<'a> Planner<'a> {
         if row.shape.iter().any(|d| d.as_const().is_none()) {
             return Err(Error::Symbolic { name, ty: row });
         }
-        let rows = self.plan.max_context;
+        let held = ty.shape.first().cloned().unwrap_or_default();
+        let rows = self.rows(&held).ok_or_else(|| Error::TooLarge { ty: ty.clone() })?;
         let states = &mut self.program.states;
         if let Some(i) = states.iter().position(|s| s.name == name) {
-            return match states[i].row == row {
+            return match states[i].row == row && states[i].held == held {
                 true => Ok(i),
                 false => Err(Error::Disagree { name, first: states[i].row.clone(), second: row }),
             };
         }
-        states.push(State { name, row, rows });
+        states.push(State { name, row, held, rows });
         Ok(states.len() - 1)
+    }
+
+    /// The most rows of a state of `held` rows and the new ones of a call, over all entries: a row for each token of the
+    /// context, as many groups as can be complete, or a window and the new tokens.
+    fn rows(&self, held: &Dim) -> Option<i64> {
+        let symbols = &self.module.symbols;
+        let most = |s: Sym| symbols.get(&s).map_or(0, |r| r.max);
+        if let Some(window) = held.as_const() {
+            return window.checked_add(most(Sym::T).min(self.plan.max_context));
+        }
+        held.terms().iter().try_fold(held.constant(), |sum, (s, k)| {
+            let rows = match self.module.definitions.growth(*s) {
+                Some(growth) if *s != Sym::P => most(*s).checked_add(most(growth))?,
+                _ => self.plan.max_context,
+            };
+            sum.checked_add(rows.checked_mul(*k)?)
+        })
     }
 
     /// Makes a value an output: its buffer becomes the caller's, or it is copied there.

@@ -24,6 +24,7 @@ pub fn run(
     inputs: &[Tensor],
     bindings: &Bindings,
 ) -> Result<Vec<Tensor>, EvalError> {
+    let bindings = &program.module.complete(bindings);
     memory.states.resize(program.states.len(), Vec::new());
     for (bytes, s) in memory.states.iter_mut().zip(&program.states) {
         let row = s.row.count(bindings).map_err(EvalError::Unbound)? as u64;
@@ -75,6 +76,16 @@ pub fn run(
                 Place::Output(o) => outputs[*o] = Some(result),
                 Place::Weight(_) | Place::Fold(_) | Place::Input(_) => unreachable!("the plan was checked"),
             }
+        }
+    }
+    // A window's last rows move to its front.
+    let new = bindings.get(&Sym::T).map_or(0, |t| *t) as u64;
+    for s in plan.appended() {
+        let state = &program.states[s];
+        if let Some(window) = state.window() {
+            let row = state.row.count(bindings).map_err(EvalError::Unbound)? as u64;
+            let (from, kept) = (state.row.dtype.bytes(new * row), state.row.dtype.bytes(window as u64 * row));
+            memory.states[s].copy_within(from as usize..(from + kept) as usize, 0);
         }
     }
     let shaped = |(o, port): (Option<Tensor>, &hadal_ir::plan::Port)| {

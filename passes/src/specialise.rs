@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module documentation. Functions that no entry reaches are left out.
 pub fn run(module: &Module) -> Module {
-    let mut out = Module { symbols: module.symbols.clone(), ..Module::default() };
+    let (symbols, definitions) = (module.symbols.clone(), module.definitions.clone());
+    let mut out = Module { symbols, definitions, ..Module::default() };
     let mut made = Made::new();
     let states = module.funcs.iter().flat_map(|f| f.states.iter().map(|s| f.ty(s.value)));
     let kept: BTreeSet<Sym> = states.flat_map(|ty| &ty.shape).flat_map(Dim::terms).map(|(s, _)| *s).collect();

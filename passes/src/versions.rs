@@ -21,7 +21,7 @@ use crate::canonicalise;
 use crate::egraph::{Context, Preference, Preferences};
 use crate::specialise;
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Entry, Func, FuncKind, InstKind, Module, Op, Range, Sym};
+use hadal_ir::{Bindings, Dim, Entry, Func, FuncKind, InstKind, Module, Op, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most versions of an entry by new tokens, and of each of these by rows.
@@ -64,7 +64,8 @@ pub fn run(module: &Module, target: &Target, options: &Options) -> (Module, Vec<
     let mut parts: BTreeMap<Vec<(Sym, i64, i64)>, Vec<Ranges>> = BTreeMap::new();
     let mut entries = Vec::new();
     for entry in &module.entries {
-        let ranges = module.ranges(entry);
+        let mut ranges = module.ranges(entry);
+        ranges.retain(|s, _| !module.definitions.has(*s));
         let key: Vec<(Sym, i64, i64)> = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
         let whole = module.versions(&entry.name).count() == 1;
         let both = [Sym::P, Sym::T].iter().all(|s| ranges.get(s).is_some_and(|r| r.min <= r.max));
@@ -73,7 +74,10 @@ pub fn run(module: &Module, target: &Target, options: &Options) -> (Module, Vec<
             continue;
         }
         let parts = parts.entry(key).or_insert_with(|| {
-            let alike = |e: &&Entry| module.ranges(e) == ranges && module.versions(&e.name).count() == 1;
+            let alike = |e: &&Entry| {
+                let all = module.ranges(e);
+                ranges.iter().all(|(s, r)| all.get(s) == Some(r)) && module.versions(&e.name).count() == 1
+            };
             let group: Vec<Entry> = module.entries.iter().filter(alike).cloned().collect();
             split(&Module { entries: group, ..module.clone() }, &ranges, target, options, &mut splits)
         });
@@ -129,11 +133,11 @@ fn calls(module: &Module) -> BTreeMap<&str, f64> {
     most
 }
 
-/// How many elements are chosen of as many as there are rows: where laws ask for sizes.
-fn chosen_of_many(func: &Func) -> BTreeSet<i64> {
+/// How many elements are chosen, of how many where that is a symbol: where laws ask for sizes.
+fn chosen_of_many(func: &Func) -> BTreeSet<(i64, Dim)> {
     let choices = func.insts.iter().filter_map(|i| match &i.kind {
         InstKind::Op(Op::TopK(t)) => {
-            func.ty(i.args[0]).shape.last().filter(|d| d.as_const().is_none()).map(|_| t.k as i64)
+            func.ty(i.args[0]).shape.last().filter(|d| d.as_const().is_none()).map(|of| (t.k as i64, of.clone()))
         }
         _ => None,
     });
@@ -146,8 +150,8 @@ struct Candidate<'a> {
     calls: f64,
     /// Its forms, as far as they are there for all sizes.
     all: Preferences<'a>,
-    /// How many of the rows it chooses; there are more forms where there are no more than these.
-    chosen: BTreeSet<i64>,
+    /// How many it chooses of how many; there are more forms where there are no more than these.
+    chosen: BTreeSet<(i64, Dim)>,
 }
 
 /// Parts with one more border.
@@ -227,7 +231,7 @@ impl Search<'_> {
             }
             if sym == Sym::P {
                 // So many rows at most, whatever the new tokens.
-                out.extend(self.funcs[f].chosen.iter().map(|k| k - part[&Sym::T].max));
+                out.extend(self.funcs[f].chosen.iter().filter_map(|(k, of)| self.last_with(part, of, *k)));
             }
         }
         out.into_iter().filter(|at| divides(sym, part[&sym], *at)).collect()
@@ -287,10 +291,9 @@ impl Search<'_> {
 
     /// Seconds of one function in the form that a version for `part` has.
     fn costs<'b>(&mut self, f: usize, part: &Ranges, points: impl Iterator<Item = &'b Bindings>) -> Vec<f64> {
-        let typical = self.options.typical_of(part, self.whole, self.rows);
+        let typical = self.module.complete(&self.options.typical_of(part, self.whole, self.rows));
         let candidate = &self.funcs[f];
-        let most = part[&Sym::P].max.saturating_add(part[&Sym::T].max).min(self.rows);
-        if candidate.chosen.iter().all(|k| *k < most) {
+        if candidate.chosen.iter().all(|(k, of)| self.most(part, of).is_none_or(|most| *k < most)) {
             let Some(choice) = candidate.all.best(&typical) else { return points.map(|_| 0.0).collect() };
             return points.map(|b| self.cost(f, &choice, b)).collect();
         }
@@ -326,7 +329,34 @@ impl Search<'_> {
             let held = part[&Sym::P];
             out.insert(Sym::P, (rows - x).clamp(held.min, held.max));
         }
-        out
+        self.module.complete(&out)
+    }
+
+    /// The most that a size can be in a part.
+    fn most(&self, part: &Ranges, size: &Dim) -> Option<i64> {
+        Bounds::within(self.module, part.clone(), self.rows).upper(size)
+    }
+
+    /// The largest number of rows held up to which a size is at most `k`, whatever the new tokens.
+    fn last_with(&self, part: &Ranges, size: &Dim, k: i64) -> Option<i64> {
+        let range = part[&Sym::P];
+        let fits = |max: i64| {
+            let up_to = Range { min: range.min, max };
+            let part = part.iter().map(|(s, r)| (*s, *r)).chain([(Sym::P, up_to)]).collect();
+            self.most(&part, size).is_some_and(|most| most <= k)
+        };
+        let (mut low, mut high) = (range.min, range.max);
+        if !fits(low) {
+            return None;
+        }
+        while low < high {
+            let middle = low + (high - low + 1) / 2;
+            match fits(middle) {
+                true => low = middle,
+                false => high = middle - 1,
+            }
+        }
+        Some(low)
     }
 }
 

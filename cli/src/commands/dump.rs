@@ -160,6 +160,7 @@ fn reachable(module: &Module, entry: Option<&str>) -> Module {
     }
     Module {
         symbols: module.symbols.clone(),
+        definitions: module.definitions.clone(),
         funcs: module.funcs.iter().filter(|f| needed.contains(f.name.as_str())).cloned().collect(),
         entries: module.versions(entry).cloned().collect(),
     }

@@ -269,7 +269,7 @@ impl Verifier<'_> {
                 if let Some(mask) = mask {
                     self.want(*mask, ty.with_elem(DType::Bool));
                 }
-                if ty.elem == DType::F4E2M1 && (ty.lanes == 1 || mask.is_some()) {
+                if ty.elem.is_packed() && (ty.lanes == 1 || mask.is_some()) {
                     self.fault(Fault::PackedStore);
                 }
             }
@@ -470,7 +470,7 @@ impl Verifier<'_> {
                 from.with_elem(ty.elem)
             }),
             Op::Bitcast(a) => self.operand(*a).map(|from| {
-                let whole = |d: DType| !matches!(d, DType::Bool | DType::F4E2M1);
+                let whole = |d: DType| d != DType::Bool && !d.is_packed();
                 if from.elem.bits() != ty.elem.bits() || !whole(from.elem) || !whole(ty.elem) {
                     let expected = format!("another format of {} bits", from.elem.bits());
                     self.fault(Fault::ResultType { expected, found: ty });
@@ -531,5 +531,5 @@ impl Verifier<'_> {
 /// Whether `cast` goes from one format to another in one step: to and from f32, and between integers and truth values.
 pub fn can_cast(from: DType, to: DType) -> bool {
     let whole = |d: DType| d.is_int() || d == DType::Bool;
-    from == DType::F32 || to == DType::F32 || (whole(from) && whole(to))
+    !matches!(to, DType::U4 | DType::I4) && (from == DType::F32 || to == DType::F32 || (whole(from) && whole(to)))
 }

@@ -1,10 +1,11 @@
 //! `append %state, %rows`: the rows of a state followed by new ones, `[P, …]` and `[T, …]` to `[P+T, …]`.
 //!
 //! The same as joining along axis 0, but said of a state: the old value is given up, and the rows are written behind it
-//! in place. New rows are rounded to the state's format.
+//! in place. New real rows are rounded to the state's format. Behind a window, which has a fixed size, it is `[W, …]` and `[T, …]` to
+//! `[W+T, …]`.
 //!
 //! - C1: both have at least one axis and equal sizes on all but the first.
-//! - C2: both are reals.
+//! - C2: both are reals, or of one format.
 
 use super::*;
 use hadal_types::DType;
@@ -30,13 +31,17 @@ impl OpDef for Append {
         let (old, new) = (&args[0], &args[1]);
         let same = old.rank() == new.rank() && old.rank() >= 1 && old.shape[1..] == new.shape[1..];
         ensure!(same, "C1", "{new} does not continue {old}");
-        ensure!(old.dtype.is_float() && new.dtype.is_float(), "C2", "{} after {}", new.dtype, old.dtype);
+        let suits = old.dtype == new.dtype || old.dtype.is_float() && new.dtype.is_float();
+        ensure!(suits, "C2", "{} after {}", new.dtype, old.dtype);
         let mut out = old.clone();
         out.shape[0] = old.shape[0].clone() + new.shape[0].clone();
         Ok(out)
     }
 
     fn eval(&self, args: &[&Tensor], out: &TensorType, shape: &[usize], _: &Bindings) -> Tensor {
+        if !out.dtype.is_float() {
+            return Tensor::int(out.dtype, shape, [args[0].ints(), args[1].ints()].concat());
+        }
         // As in `cast`, f32 is the working format and keeps the reference's extra precision.
         let round = |v: &f64| if out.dtype == DType::F32 { *v } else { out.dtype.round(*v) };
         let values = args[0].reals().iter().copied().chain(args[1].reals().iter().map(round));
@@ -63,7 +68,9 @@ mod tests {
     #[test]
     fn constraints() {
         assert_eq!(run(Append, &[&wave(&[1, 2]), &wave(&[1, 3])]).unwrap_err().constraint, "C1");
-        let ints = Tensor::int(DType::I32, &[1], vec![0]);
-        assert_eq!(run(Append, &[&ints, &ints]).unwrap_err().constraint, "C2");
+        let (a, b) = (Tensor::int(DType::I32, &[1], vec![4]), Tensor::int(DType::I32, &[2], vec![5, 6]));
+        assert_eq!(run(Append, &[&a, &b]).unwrap().ints(), [4, 5, 6]);
+        assert_eq!(run(Append, &[&a, &Tensor::int(DType::I64, &[1], vec![0])]).unwrap_err().constraint, "C2");
+        assert_eq!(run(Append, &[&a, &wave(&[1])]).unwrap_err().constraint, "C2");
     }
 }

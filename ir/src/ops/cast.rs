@@ -1,7 +1,7 @@
 //! `cast %x {to = bf16}`: another element format. Reals round to nearest even; reals to integers truncate and
 //! saturate, integers to integers wrap; a truth value becomes 0 or 1.
 //!
-//! - C1: no cast to a truth value (compare instead).
+//! - C1: no cast to a truth value (compare instead), nor to integers of four bits, which only weights are stored in.
 
 use super::*;
 use crate::tensor::Data;
@@ -28,7 +28,7 @@ impl OpDef for Cast {
 
     fn infer(&self, args: &[TensorType]) -> Result<TensorType, Violation> {
         arity(args, 1)?;
-        ensure!(self.to != DType::Bool, "C1", "a cast to bool");
+        ensure!(!matches!(self.to, DType::Bool | DType::U4 | DType::I4), "C1", "a cast to {}", self.to);
         Ok(args[0].with_dtype(self.to))
     }
 

@@ -55,6 +55,8 @@ impl OpDef for Constant {
                 DType::Bool => (0.0, 1.0),
                 DType::U8 => (0.0, 255.0),
                 DType::I8 => (-128.0, 127.0),
+                DType::U4 => (0.0, 15.0),
+                DType::I4 => (-8.0, 7.0),
                 DType::I32 => (i32::MIN as f64, i32::MAX as f64),
                 // Held as a real, which has 53 bits.
                 _ => (-9007199254740992.0, 9007199254740992.0),

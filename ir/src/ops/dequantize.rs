@@ -1,12 +1,15 @@
-//! `dequantize %q, %s {block = [128, 128]}`: `out[i, j] = q[i, j] · s[i / 128, j / 128]`, in f32.
+//! `dequantize %q, %s {block = [128, 128]}`: `out[i, j] = q[i, j] · s[i / 128, j / 128]`, in f32; with a third operand
+//! `%m` of the scales' shape, `q[i, j] · s[i / 128, j / 128] + m[i / 128, j / 128]`.
 //!
 //! `block` has one entry per axis; blocks at the end of an axis may be short. DeepSeek-V3's `weight_scale_inv` is
-//! such a multiplier (sheet `deepseek-v3`, "Quantised form").
+//! such a multiplier (sheet `deepseek-v3`, "Quantised form"). Scales may be dequantised themselves: formats of four bits and
+//! fewer keep small integers for each block of 32, with a real for eight of them.
 //!
 //! - C1: `q` and `s` have one rank, and `block` as many entries, each at least 1.
 //! - C2: every `s` axis is the `q` axis divided by the block, rounded up; only where the block is 1 may the size be
 //!   symbolic.
-//! - C3: both are numbers, the scale a real.
+//! - C3: all are numbers, scales and offsets reals.
+//! - C4: there are two operands, or three of which the last has the shape of the second.
 
 use super::*;
 use crate::tensor::{coordinates, position};
@@ -34,7 +37,7 @@ impl OpDef for Dequantize {
     }
 
     fn infer(&self, args: &[TensorType]) -> Result<TensorType, Violation> {
-        arity(args, 2)?;
+        ensure!(matches!(args.len(), 2 | 3), "C4", "{} operands", args.len());
         let (q, s) = (&args[0], &args[1]);
         let fits = q.rank() == s.rank() && q.rank() == self.block.len() && !self.block.contains(&0);
         ensure!(fits, "C1", "blocks {:?} for {q} and {s}", self.block);
@@ -51,6 +54,10 @@ impl OpDef for Dequantize {
             );
         }
         ensure!(s.dtype.is_float() && q.dtype != DType::Bool, "C3", "{} scaled by {}", q.dtype, s.dtype);
+        if let Some(m) = args.get(2) {
+            ensure!(m.shape == s.shape, "C4", "offsets {m} for scales {s}");
+            ensure!(m.dtype.is_float(), "C3", "offsets are {}", m.dtype);
+        }
         Ok(q.with_dtype(DType::F32))
     }
 
@@ -60,7 +67,8 @@ impl OpDef for Dequantize {
         let values = (0..q.len()).map(|i| {
             coordinates(shape, i, &mut at);
             at.iter_mut().zip(&self.block).for_each(|(c, b)| *c /= b);
-            q.at(i) * s.reals()[position(&s.shape, &at)]
+            let block = position(&s.shape, &at);
+            q.at(i) * s.reals()[block] + args.get(2).map_or(0.0, |m| m.reals()[block])
         });
         Tensor::real(out.dtype, shape, values.collect())
     }
@@ -76,6 +84,19 @@ mod tests {
         let q = Tensor::real(DType::F8E4M3, &[1, 3], vec![1., 2., 4.]);
         let s = Tensor::real(DType::F32, &[1, 2], vec![10., 100.]);
         assert_eq!(run(Dequantize { block: vec![1, 2] }, &[&q, &s]).unwrap().reals(), [10., 20., 400.]);
+    }
+
+    #[test]
+    fn offsets_are_added() {
+        let q = Tensor::int(DType::U4, &[1, 3], vec![15, 0, 2]);
+        let s = Tensor::real(DType::F16, &[1, 2], vec![0.5, 3.]);
+        let m = Tensor::real(DType::F16, &[1, 2], vec![-1., 10.]);
+        let op = || Dequantize { block: vec![1, 2] };
+        assert_eq!(run(op(), &[&q, &s, &m]).unwrap().reals(), [6.5, -1., 16.]);
+        assert_eq!(run(op(), &[&q]).unwrap_err().constraint, "C4");
+        let one = Tensor::real(DType::F16, &[1, 1], vec![1.]);
+        assert_eq!(run(op(), &[&q, &s, &one]).unwrap_err().constraint, "C4");
+        assert_eq!(run(op(), &[&q, &s, &Tensor::int(DType::I8, &[1, 2], vec![1, 1])]).unwrap_err().constraint, "C3");
     }
 
     #[test]

@@ -79,6 +79,8 @@ impl MapFn {
     pub const fn takes(self, dtype: DType) -> bool {
         match dtype {
             DType::Bool => self.logical() || matches!(self, MapFn::Select),
+            // Formats of weights alone: they are cast first.
+            DType::U4 | DType::I4 => matches!(self, MapFn::Select),
             d if d.is_int() => !self.real_only() && (!self.logical() || matches!(self, MapFn::Xor)),
             _ => !self.logical() && !self.int_only(),
         }

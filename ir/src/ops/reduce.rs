@@ -3,7 +3,7 @@
 //! The sum of nothing is 0, the maximum of nothing -∞ (for integers, the smallest one).
 //!
 //! - C1: the axes exist, ascending, none twice.
-//! - C2: the operand holds numbers, or truth values for `max` (any) and `min` (all).
+//! - C2: the operand holds numbers, or truth values for `max` (any) and `min` (all); not `u4` or `i4`.
 
 use super::*;
 use crate::tensor::{Data, coordinates, position};
@@ -59,6 +59,7 @@ impl OpDef for Reduce {
         }
         let bool_sum = args[0].dtype == DType::Bool && self.kind == ReduceKind::Sum;
         ensure!(!bool_sum, "C2", "a sum of truth values");
+        ensure!(!matches!(args[0].dtype, DType::U4 | DType::I4), "C2", "{} of {}", self.kind.name(), args[0].dtype);
         let kept = args[0].shape.iter().enumerate().filter(|(i, _)| !self.axes.contains(i));
         Ok(TensorType { dtype: args[0].dtype, shape: kept.map(|(_, d)| d.clone()).collect() })
     }

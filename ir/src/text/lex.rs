@@ -50,7 +50,7 @@ pub struct Spanned {
     pub column: usize,
 }
 
-const PUNCTUATION: [&str; 16] = ["->", "..", "(", ")", "{", "}", "[", "]", ",", ":", "=", "+", "-", "*", ";", "<"];
+const PUNCTUATION: [&str; 17] = ["->", "..", "(", ")", "{", "}", "[", "]", ",", ":", "=", "+", "-", "*", ";", "<", "/"];
 
 /// Splits text into tokens; the last is [`Token::End`].
 pub fn tokens(text: &str) -> Result<Vec<Spanned>, ParseError> {

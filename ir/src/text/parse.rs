@@ -4,7 +4,7 @@ use super::lex::{Spanned, Token, tokens};
 use crate::attr::{Attr, Attrs};
 use crate::module::*;
 use crate::ops::Op;
-use hadal_types::{DType, Dim, Sym, TensorType};
+use hadal_types::{DType, Definition, Dim, Misdefined, Sym, TensorType};
 use std::collections::{BTreeMap, HashMap};
 
 /// Where and why text is not a module.
@@ -35,7 +35,7 @@ pub fn parse_module(text: &str) -> Result<Module> {
             Token::End => return Ok(module),
             Token::Word(w) if w == "symbols" => {
                 p.next();
-                module.symbols.extend(p.ranges()?);
+                p.symbols(&mut module)?;
             }
             Token::Word(w) if w == "func" => module.funcs.push(p.func(FuncKind::Graph)?),
             Token::Word(w) if w == "kernel" => module.funcs.push(p.func(FuncKind::Kernel)?),
@@ -158,24 +158,82 @@ impl Parser {
     pub(super) fn ranges(&mut self) -> Result<BTreeMap<Sym, Range>> {
         let mut out = BTreeMap::new();
         loop {
-            let at = self.at;
-            let name = self.word("a symbol")?;
-            let sym = Sym::new(&name).ok_or_else(|| self.error(at, "a symbol of at most 8 letters", &name))?;
-            let range = if self.eat("=") {
-                let n = self.int()?;
-                Range { min: n, max: n }
-            } else if self.eat_word("in") {
-                let min = self.int()?;
-                self.punct("..")?;
-                Range { min, max: self.int()? }
-            } else {
-                return Err(self.expected("`=` or `in`"));
-            };
+            let (sym, range) = self.range()?;
             out.insert(sym, range);
             if !self.eat(",") {
                 return Ok(out);
             }
         }
+    }
+
+    fn range(&mut self) -> Result<(Sym, Range)> {
+        let at = self.at;
+        let name = self.word("a symbol")?;
+        let sym = Sym::new(&name).ok_or_else(|| self.error(at, "a symbol of at most 8 letters", &name))?;
+        let range = if self.eat("=") {
+            let n = self.int()?;
+            Range { min: n, max: n }
+        } else if self.eat_word("in") {
+            let min = self.int()?;
+            self.punct("..")?;
+            Range { min, max: self.int()? }
+        } else {
+            return Err(self.expected("`=` or `in`"));
+        };
+        Ok((sym, range))
+    }
+
+    /// `P in 0..8, T in 1..8, C = P / 4, N = growth C`
+    fn symbols(&mut self, module: &mut Module) -> Result<()> {
+        loop {
+            let at = self.at;
+            let sym = self.sym()?;
+            self.at = at + 1;
+            match self.definition()? {
+                Some(definition) => {
+                    let wrong = |e: Misdefined| self.error(at, "a definition", format!("`{sym}`, which {e}"));
+                    module.definitions.add(sym, definition).map_err(wrong)?;
+                }
+                None => {
+                    self.at = at;
+                    let (sym, range) = self.range()?;
+                    module.symbols.insert(sym, range);
+                }
+            }
+            if !self.eat(",") {
+                break;
+            }
+        }
+        follow(&module.definitions, &mut module.symbols);
+        Ok(())
+    }
+
+    /// `= P / 4`, `= (P+T) / 4`, `= growth C`; `None` where it is something else.
+    fn definition(&mut self) -> Result<Option<Definition>> {
+        if !self.eat("=") {
+            return Ok(None);
+        }
+        if self.eat_word("growth") {
+            return Ok(Some(Definition::Growth { of: self.sym()? }));
+        }
+        let of = match self.eat("(") {
+            true => {
+                let of = self.dim()?;
+                self.punct(")")?;
+                of
+            }
+            false => match (self.peek().clone(), self.tokens.get(self.at + 1).map(|t| &t.token)) {
+                (Token::Word(_), _) => Dim::from(self.sym()?),
+                (Token::Int(n), Some(Token::Punct("*"))) => {
+                    self.next();
+                    self.next();
+                    Dim::from(self.sym()?) * n
+                }
+                _ => return Ok(None),
+            },
+        };
+        self.punct("/")?;
+        Ok(Some(Definition::Quotient { of, by: self.int()? }))
     }
 
     fn entry(&mut self) -> Result<Entry> {
@@ -187,7 +245,7 @@ impl Parser {
         Ok(Entry { name, func, ranges })
     }
 
-    fn dim(&mut self) -> Result<Dim> {
+    pub(super) fn dim(&mut self) -> Result<Dim> {
         let mut sum = Dim::default();
         let mut negative = self.eat("-");
         loop {

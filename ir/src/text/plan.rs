@@ -24,9 +24,11 @@ pub fn parse_program(text: &str) -> std::result::Result<Program, ParseError> {
                 p.punct("=")?;
                 let name = p.string()?;
                 p.punct(":")?;
+                let held = p.dim()?;
+                p.keyword("in")?;
                 let rows = p.int()?;
                 p.keyword("x")?;
-                program.states.push(State { name, row: p.ty()?, rows });
+                program.states.push(State { name, row: p.ty()?, held, rows });
             }
             other => {
                 return Err(p.error(
@@ -176,7 +178,7 @@ mod tests {
 
     const SAMPLE: &str = r#"weight0 = "model.{0..4}.weight" : bf16[4, 8, 8]
 fold0 = @fold_0(weight0) result 0 : f32[8]
-state0 = "k" : 16 x f32[8]
+state0 = "k" : P in 16 x f32[8]
 plan decode where P in 0..15, T = 1 context 16 {
   in0 = "tokens" : i32[1]
   out0 = "logits" : f32[1, 8]

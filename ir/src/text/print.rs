@@ -9,7 +9,11 @@ use std::fmt::Write;
 pub fn print_module(module: &Module) -> String {
     let mut out = String::new();
     if !module.symbols.is_empty() {
-        let _ = writeln!(out, "symbols {}", ranges(&module.symbols));
+        let mut free = module.symbols.clone();
+        free.retain(|s, _| !module.definitions.has(*s));
+        let defined = module.definitions.iter().map(|(s, d)| format!("{s} = {d}"));
+        let all: Vec<String> = (!free.is_empty()).then(|| ranges(&free)).into_iter().chain(defined).collect();
+        let _ = writeln!(out, "symbols {}", all.join(", "));
     }
     for f in &module.funcs {
         out += &print_func(f);

@@ -119,6 +119,8 @@ pub(super) fn cast(from: DType, to: DType, x: u64) -> u64 {
     let whole = match from {
         DType::Bool | DType::U8 => x as u8 as i64,
         DType::I8 => x as i8 as i64,
+        DType::U4 => (x & 15) as i64,
+        DType::I4 => ((x & 15) ^ 8) as i64 - 8,
         DType::I32 => x as i32 as i64,
         DType::I64 => x as i64,
         DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 => {
@@ -130,6 +132,7 @@ pub(super) fn cast(from: DType, to: DType, x: u64) -> u64 {
         DType::U8 | DType::I8 => whole as u8 as u64,
         DType::I32 => whole as u32 as u64,
         DType::I64 => whole as u64,
+        DType::U4 | DType::I4 => unreachable!("nothing is cast to them"),
         DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 => {
             from_f32(to, whole as f32)
         }
@@ -144,7 +147,7 @@ fn to_f32(from: DType, x: u64) -> f32 {
         DType::F8E4M3 => mini::e4m3_to_f32(x as u8),
         DType::F8E8M0 => mini::e8m0_to_f32(x as u8),
         DType::F4E2M1 => mini::e2m1_to_f32(x as u8),
-        DType::F32 | DType::Bool | DType::U8 | DType::I8 | DType::I32 | DType::I64 => f(x),
+        DType::F32 | DType::Bool | DType::U8 | DType::I8 | DType::I32 | DType::I64 | DType::U4 | DType::I4 => f(x),
     }
 }
 
@@ -162,5 +165,6 @@ fn from_f32(to: DType, x: f32) -> u64 {
         DType::F8E4M3 => mini::e4m3_from_f32(x) as u64,
         DType::F8E8M0 => mini::e8m0_from_f64(x as f64) as u64,
         DType::F4E2M1 => mini::e2m1_from_f64(x as f64) as u64,
+        DType::U4 | DType::I4 => unreachable!("nothing is cast to them"),
     }
 }

@@ -315,7 +315,9 @@ impl<'a> Parser<'a> {
             | DType::BF16
             | DType::F8E4M3
             | DType::F8E8M0
-            | DType::F4E2M1 => None,
+            | DType::F4E2M1
+            | DType::U4
+            | DType::I4 => None,
         };
         parsed.ok_or_else(|| self.expected_at(start, format!("a constant of a type that has them ({ty})")))
     }
