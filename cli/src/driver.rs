@@ -14,7 +14,7 @@ use hadal_ir::target::{Target, TargetKind};
 use hadal_ir::{Bindings, DType, Module, Sym, Tensor, TensorType};
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::stats::cost;
-use hadal_models::{BuildOptions, CheckpointWeights, Model, Planned};
+use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
 use hadal_passes::PassReport;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -178,6 +178,7 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
         activations: options.activations,
         mtp_input: options.mtp_input,
         state_dtype: options.state_dtype,
+        vocabulary: input.vocabulary.clone(),
     };
     if build.max_context.is_none() {
         let limit = input.config.object().optional_usize("max_position_embeddings")?;
@@ -254,11 +255,14 @@ fn manifest(
     let states = program.states.iter().map(|s| {
         let row_shape: Vec<u64> = s.row.shape.iter().map(|d| d.as_const().unwrap_or(0) as u64).collect();
         let row_bytes = s.row.dtype.bytes(row_shape.iter().product());
-        let rows = s.rows as u64;
+        // A window slides: the more room, the less often its rows move to the front.
+        let room = s.window().map_or(0, |kept| kept.max(32));
+        let rows = (s.rows + room) as u64;
         artifact::State {
             name: s.name.clone(),
             dtype: s.row.dtype,
             row_shape,
+            held: s.held.clone(),
             rows,
             page_rows: rows,
             bytes: row_bytes * rows,
@@ -293,6 +297,7 @@ fn manifest(
         weights,
         files,
         states: states.collect(),
+        definitions: program.module.definitions.clone(),
         entries: entries.collect(),
         arena_bytes: program.arena_bytes(),
         facts: Vec::new(),
@@ -498,7 +503,7 @@ impl Compiled {
     }
 
     /// Evaluates a tensor that is computed from weights alone.
-    fn fold(&self, index: usize, source: &CheckpointWeights<'_>) -> Result<Tensor, String> {
+    fn fold(&self, index: usize, source: &ModelWeights<'_>) -> Result<Tensor, String> {
         let fold = &self.program.folds[index];
         let func = self.program.module.func(&fold.func).ok_or_else(|| format!("@{} does not exist", fold.func))?;
         let arg = |place: &Place| match *place {
@@ -515,7 +520,7 @@ impl Compiled {
     }
 
     /// The bytes of such a tensor. Where elements are only moved, they are never looked at.
-    fn fold_bytes(&self, index: usize, source: &CheckpointWeights<'_>) -> Result<Vec<u8>, String> {
+    fn fold_bytes(&self, index: usize, source: &ModelWeights<'_>) -> Result<Vec<u8>, String> {
         let fold = &self.program.folds[index];
         let Some(func) = self.program.module.func(&fold.func).filter(|f| layout_fold::is_layout(f)) else {
             return Ok(self.fold(index, source)?.to_bytes());
@@ -543,7 +548,7 @@ impl Compiled {
     ) -> std::io::Result<()> {
         let other = |e: String| std::io::Error::other(e);
         let checkpoint = input.checkpoint.as_ref().ok_or_else(|| other("there are no weights".into()))?;
-        let source = CheckpointWeights(checkpoint);
+        let source = self.model.weights(checkpoint);
         match self.stored[index] {
             Place::Fold(i) => out.write_all(&self.fold_bytes(i, &source).map_err(other)?)?,
             Place::Weight(i) => {

@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use hadal_artifact::{SamplingDefaults, blob};
+use hadal_models::Vocabulary;
 use hadal_models::checkpoint::Checkpoint;
 use hadal_models::config_reader::{Config, Object};
 use std::path::Path;
@@ -20,6 +21,8 @@ pub struct Input {
     pub sampling: SamplingDefaults,
     /// Tokens that end generation, where `generation_config.json` says.
     pub stop: Vec<u32>,
+    /// Its tokenizer, for models that depend on it.
+    pub vocabulary: Option<Vocabulary>,
 }
 
 /// Files carried along unchanged.
@@ -102,7 +105,9 @@ impl Input {
                 _ => drop(Config::parse(path, bytes)?),
             }
         }
-        Ok(Input { name, config, checkpoint, blobs, sampling, stop })
+        let tokenizer = blobs.iter().find(|(n, _)| n == blob::TOKENIZER);
+        let vocabulary = tokenizer.map(|(_, bytes)| Vocabulary::Tokenizer(bytes.as_slice().into()));
+        Ok(Input { name, config, checkpoint, blobs, sampling, stop, vocabulary })
     }
 }
 

@@ -161,6 +161,18 @@ pub enum Error {
         /// The op that cannot be built.
         source: Box<hadal_ir::builder::BuildError>,
     },
+    /// A tokenizer does not say what a model has to know of it.
+    #[error("tokenizer.json: {reason}")]
+    Tokenizer {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A weight that follows from the tokenizer cannot be made without it.
+    #[error("`{weight}` is made from the tokenizer: put the model's tokenizer.json beside config.json")]
+    NoTokenizer {
+        /// The weight.
+        weight: String,
+    },
     /// The checkpoint's tensors are not the model's.
     #[error("{0}")]
     Mismatch(Box<crate::checkpoint::Report>),

@@ -2,11 +2,13 @@
 
 use crate::blocks::assembly::{Assembly, Bounds, MtpInput};
 use crate::blocks::rope::AttnFactor;
-use crate::checkpoint::Expected;
+use crate::checkpoint::{Checkpoint, Expected};
 use crate::config_reader::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::formats::{Activations, DtypeOracle, Formats, PLAIN, SCALE, SCALES};
+use crate::ngram::classes::Vocabulary;
 use crate::registry;
+use crate::weights::{CheckpointWeights, Made, ModelWeights};
 use hadal_ir::module::{Func, InstKind, Module, expand_weight_name, stack_range};
 use hadal_types::{Bindings, DType, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +28,8 @@ pub struct BuildOptions {
     pub activations: Activations,
     /// Which hidden states multi-token prediction is given.
     pub mtp_input: MtpInput,
+    /// The tokenizer, for models that depend on it.
+    pub vocabulary: Option<Vocabulary>,
 }
 
 impl Default for BuildOptions {
@@ -37,6 +41,7 @@ impl Default for BuildOptions {
             attn_factor: AttnFactor::default(),
             activations: Activations::default(),
             mtp_input: MtpInput::default(),
+            vocabulary: None,
         }
     }
 }
@@ -86,6 +91,8 @@ pub struct Model {
     pub block: Option<[usize; 2]>,
     /// Every weight that some entry reads, once, by name.
     pub params: Vec<Param>,
+    /// Those of them that no checkpoint holds.
+    pub made: Made,
     /// Keys of the configuration that nobody asked for: a newer release may mean something by them.
     pub unread: Vec<String>,
 }
@@ -101,6 +108,12 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
     let mut assembly = Assembly::new(&formats, &bounds);
     architecture.assemble(&mut assembly).map_err(|e| registry::graph_error(config, e))?;
     let module = assembly.module;
+    let made = architecture.made(options.vocabulary.as_ref())?;
+    if oracle.complete()
+        && let Some((weight, _)) = made.iter().find(|(_, value)| value.is_none())
+    {
+        return Err(Error::NoTokenizer { weight: weight.clone() });
+    }
     let params = params(&module, module.entries.iter().map(|e| e.func.as_str()));
     if options.activations == Activations::Fp8 && !params.iter().any(|p| p.name.ends_with(SCALE)) {
         let expected = "block-scaled fp8 weights, as it is their inputs that are rounded";
@@ -110,6 +123,7 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
         name: recognised.name,
         why: recognised.why,
         params,
+        made,
         module,
         vocab: frame.vocab,
         hidden: frame.hidden,
@@ -125,10 +139,15 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
 }
 
 impl Model {
+    /// The values of its weights: those in `checkpoint`, and those that it makes itself.
+    pub fn weights<'a>(&'a self, checkpoint: &'a Checkpoint) -> ModelWeights<'a> {
+        ModelWeights { made: &self.made, stored: CheckpointWeights(checkpoint) }
+    }
+
     /// Every tensor that a checkpoint of this model holds, for [`crate::checkpoint::check`].
     pub fn expected_tensors(&self) -> Vec<Expected> {
         let mut out: Vec<Expected> = Vec::new();
-        for p in &self.params {
+        for p in self.params.iter().filter(|p| !self.made.contains_key(&p.name)) {
             let shape = p.ty.eval_shape(&Bindings::new()).expect("weights have constant sizes");
             let shape = if stack_range(&p.name).is_some() { &shape[1..] } else { &shape[..] };
             let formats: &[DType] = match p.ty.dtype {

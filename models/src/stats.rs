@@ -80,16 +80,18 @@ pub fn stats(model: &Model) -> Stats {
         let chosen = module.entries.iter().filter(move |e| e.name.starts_with("mtp") == mtp);
         chosen.map(|e| e.func.as_str())
     };
-    let main = params(module, roots(false));
+    let stored = |p: &Param| !model.made.contains_key(&p.name);
+    let mut main = params(module, roots(false));
+    main.retain(stored);
     let main_names: BTreeSet<&str> = main.iter().map(|p| p.name.as_str()).collect();
     let (copies, own): (Vec<_>, Vec<_>) = params(module, roots(true))
         .into_iter()
-        .filter(|p| !main_names.contains(p.name.as_str()))
+        .filter(|p| stored(p) && !main_names.contains(p.name.as_str()))
         .partition(|p| p.name.ends_with(".embed_tokens.weight") || p.name.ends_with(".shared_head.head.weight"));
     let is_scale = |p: &&Param| p.name.ends_with(SCALE);
     let sum = |all: &[Param]| all.iter().filter(|p| !is_scale(p)).map(elements).sum();
     let mut bytes: Vec<(DType, u64)> = Vec::new();
-    for p in &model.params {
+    for p in model.params.iter().filter(|p| stored(p)) {
         let n = p.ty.dtype.bytes(elements(p));
         match bytes.iter_mut().find(|(d, _)| *d == p.ty.dtype) {
             Some((_, sum)) => *sum += n,
@@ -116,7 +118,7 @@ pub fn stats(model: &Model) -> Stats {
         mtp: sum(&own),
         mtp_copies: sum(&copies),
         scales: model.params.iter().filter(is_scale).map(elements).sum(),
-        tensors: model.params.iter().map(|p| p.tensors().len() as u64).sum(),
+        tensors: model.params.iter().filter(|p| stored(p)).map(|p| p.tensors().len() as u64).sum(),
         bytes,
         state_elements: roots(false).next().map_or(0, |root| state_growth(module, root, |_, n| n)),
         mtp_state_elements: roots(true).map(|root| state_growth(module, root, |_, n| n)).sum(),

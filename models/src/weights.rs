@@ -5,6 +5,7 @@ use hadal_ir::interpret::WeightSource;
 use hadal_ir::module::expand_weight_name;
 use hadal_ir::tensor::{Data, Tensor};
 use hadal_types::{Bindings, DType, TensorType};
+use std::collections::BTreeMap;
 use std::io::Write;
 
 /// A checkpoint as the source of a graph's weights.
@@ -47,6 +48,39 @@ impl CheckpointWeights<'_> {
     }
 }
 
+/// Weights that a model makes for itself, by name: tables that follow from its configuration and its tokenizer. Where that is
+/// not at hand, as when only planning, they have no values yet.
+pub type Made = BTreeMap<String, Option<Tensor>>;
+
+/// All weights of a model: those that it makes, else those of a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct ModelWeights<'a> {
+    pub(crate) made: &'a Made,
+    pub(crate) stored: CheckpointWeights<'a>,
+}
+
+impl ModelWeights<'_> {
+    /// Writes the weight `name` in the format of `ty`, little-endian and row-major.
+    pub fn write_to(&self, name: &str, ty: &TensorType, out: &mut impl Write) -> Result<(), String> {
+        match self.made.contains_key(name) {
+            true => out.write_all(&self.weight(name, ty)?.to_bytes()).map_err(|e| format!("writing failed: {e}")),
+            false => self.stored.write_to(name, ty, out),
+        }
+    }
+}
+
+impl WeightSource for ModelWeights<'_> {
+    fn weight(&self, name: &str, ty: &TensorType) -> Result<Tensor, String> {
+        let Some(made) = self.made.get(name) else { return self.stored.weight(name, ty) };
+        let made = made.as_ref().ok_or_else(|| format!("`{name}` is made from a tokenizer, and there is none"))?;
+        let shape = ty.eval_shape(&Bindings::new()).map_err(|s| format!("its size depends on {s}"))?;
+        match made.dtype == ty.dtype && made.shape == shape {
+            true => Ok(made.clone()),
+            false => Err(format!("`{name}` is made as {}{:?}, not {ty}", made.dtype, made.shape)),
+        }
+    }
+}
+
 /// Whether every value of `from` is one of `to`.
 fn widens(from: DType, to: DType) -> bool {
     from == to || to == DType::F32 && matches!(from, DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E8M0)
@@ -56,13 +90,16 @@ impl WeightSource for CheckpointWeights<'_> {
     fn weight(&self, name: &str, ty: &TensorType) -> Result<Tensor, String> {
         let shape = ty.eval_shape(&Bindings::new()).map_err(|s| format!("its size depends on {s}"))?;
         let parts = expand_weight_name(name);
-        let mut values = Vec::with_capacity(shape.iter().product());
+        let (mut reals, mut ints) = (Vec::new(), Vec::new());
         for part in &parts {
             match self.decode(part, ty, parts.len())?.data {
-                Data::Real(reals) => values.extend(reals),
-                Data::Int(ints) => values.extend(ints.into_iter().map(|i| i as f64)),
+                Data::Real(values) => reals.extend(values),
+                Data::Int(values) => ints.extend(values),
             }
         }
-        Ok(Tensor::real(ty.dtype, &shape, values))
+        Ok(match ty.dtype.is_float() {
+            true => Tensor::real(ty.dtype, &shape, reals),
+            false => Tensor::int(ty.dtype, &shape, ints),
+        })
     }
 }

@@ -4,7 +4,7 @@ use hadal_ir::interpret::Interpreter;
 use hadal_ir::{Bindings, Sym, Tensor};
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::config_reader::Config;
-use hadal_models::{Activations, AttnFactor, BuildOptions, CheckpointWeights, Model, MtpInput, build};
+use hadal_models::{Activations, AttnFactor, BuildOptions, Model, ModelWeights, MtpInput, build};
 use hadal_types::DType;
 use std::path::PathBuf;
 
@@ -53,7 +53,7 @@ impl Fixture {
     /// Runs an entry's function on `tokens` after `past` others.
     fn run(
         &self,
-        it: &mut Interpreter<'_, CheckpointWeights<'_>>,
+        it: &mut Interpreter<'_, ModelWeights<'_>>,
         entry: &str,
         past: usize,
         args: &[Tensor],
@@ -66,7 +66,7 @@ impl Fixture {
     /// Compares what the MTP layer makes of the `hidden` states of `prompt` with the recorded tensor `name`.
     fn predicts_further(
         &self,
-        it: &mut Interpreter<'_, CheckpointWeights<'_>>,
+        it: &mut Interpreter<'_, ModelWeights<'_>>,
         prompt: &[i64],
         hidden: &Tensor,
         name: &str,
@@ -87,7 +87,7 @@ fn ids(tokens: &[i64]) -> Tensor {
 /// tokens one by one through the states.
 fn rounds_activations(name: &str) {
     let f = open(name, &BuildOptions { activations: Activations::Fp8, ..BuildOptions::default() });
-    let weights = CheckpointWeights(&f.checkpoint);
+    let weights = f.model.weights(&f.checkpoint);
     let mut it = Interpreter::new(&f.model.module, &weights);
     let (prompt, golden) = (f.tokens("input_ids"), f.golden("logits_actquant"));
     let all = f.run(&mut it, "logits", 0, &[ids(&prompt)]);
@@ -105,7 +105,7 @@ fn rounds_activations(name: &str) {
 /// Logits of the prompt, then of each greedy token through the states, then of the MTP layer where there is one.
 fn passes(name: &str) {
     let f = open(name, &BuildOptions::default());
-    let weights = CheckpointWeights(&f.checkpoint);
+    let weights = f.model.weights(&f.checkpoint);
     let (prompt, greedy) = (f.tokens("input_ids"), f.tokens("greedy"));
     let mut it = Interpreter::new(&f.model.module, &weights);
     let all = f.run(&mut it, "logits", 0, &[ids(&prompt)]);
@@ -165,7 +165,7 @@ fn activations_in_fp8() {
 fn the_other_reading_of_hidden_states() {
     for name in ["v3", "v31-fp8-ue8m0", "variant-v3-mtp2", "v32"] {
         let f = open(name, &BuildOptions { mtp_input: MtpInput::Raw, ..BuildOptions::default() });
-        let weights = CheckpointWeights(&f.checkpoint);
+        let weights = f.model.weights(&f.checkpoint);
         let mut it = Interpreter::new(&f.model.module, &weights);
         let prompt = f.tokens("input_ids");
         let hidden = f.run(&mut it, "logits", 0, &[ids(&prompt)]).remove(1);
@@ -176,7 +176,7 @@ fn the_other_reading_of_hidden_states() {
 #[test]
 fn a_prompt_in_chunks_gives_the_same_last_logits() {
     let f = open("llama-dense", &BuildOptions::default());
-    let weights = CheckpointWeights(&f.checkpoint);
+    let weights = f.model.weights(&f.checkpoint);
     let prompt = f.tokens("input_ids");
     let mut it = Interpreter::new(&f.model.module, &weights);
     let (head, tail) = prompt.split_at(17);
@@ -189,7 +189,7 @@ fn a_prompt_in_chunks_gives_the_same_last_logits() {
 #[test]
 fn the_other_reading_of_attn_factor() {
     let f = open("r1-0528-qwen3", &BuildOptions { attn_factor: AttnFactor::Apply, ..BuildOptions::default() });
-    let weights = CheckpointWeights(&f.checkpoint);
+    let weights = f.model.weights(&f.checkpoint);
     let mut it = Interpreter::new(&f.model.module, &weights);
     let all = f.run(&mut it, "logits", 0, &[ids(&f.tokens("input_ids"))]);
     f.compare("logits_attn_factor", all[0].reals(), f.golden("logits_attn_factor").reals());
@@ -200,7 +200,7 @@ fn narrow_states_cost_little() {
     for name in ["llama-dense", "v2-lite"] {
         let options = BuildOptions { state_dtype: DType::BF16, ..BuildOptions::default() };
         let mut f = open(name, &options);
-        let weights = CheckpointWeights(&f.checkpoint);
+        let weights = f.model.weights(&f.checkpoint);
         let mut it = Interpreter::new(&f.model.module, &weights);
         let all = f.run(&mut it, "logits", 0, &[ids(&f.tokens("input_ids"))]);
         assert!(it.states.values().all(|s| s.dtype == DType::BF16));

@@ -10,7 +10,7 @@ use hadal::{Input, Options};
 use hadal_ir::interpret::Interpreter;
 use hadal_ir::target::Target;
 use hadal_ir::{Bindings, DType, Module, Sym, Tensor};
-use hadal_models::{Activations, CheckpointWeights};
+use hadal_models::{Activations, ModelWeights};
 use hadal_passes::{LawSet, optimise, rules};
 use hadal_tests::{demo_folder, fixture, root};
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ fn some_laws(draw: &mut Draw) -> LawSet {
 }
 
 /// Outputs of two calls with the prompt and three with one token, each the last row's logits.
-fn outputs(module: &Module, weights: &CheckpointWeights<'_>, vocab: i64) -> Vec<Vec<f64>> {
+fn outputs(module: &Module, weights: &ModelWeights<'_>, vocab: i64) -> Vec<Vec<f64>> {
     let mut interpreter = Interpreter::new(module, weights);
     let mut past = 0;
     let mut run = |entry: &str, n: usize| {
@@ -78,7 +78,7 @@ fn holds(dir: &Path, activations: Activations, tolerance: f64, draw: &mut Draw) 
     let input = Input::open(dir).expect("a checkpoint");
     let options = Options { max_chunk: 16, max_context: Some(64), activations, ..Options::default() };
     let model = build_model(&input, &options).expect("a model");
-    let weights = CheckpointWeights(input.checkpoint.as_ref().expect("tensors"));
+    let weights = model.weights(input.checkpoint.as_ref().expect("tensors"));
     let expected = outputs(&model.module, &weights, model.vocab as i64);
     let name = dir.file_name().expect("a name").to_string_lossy().into_owned();
     let (cpu, gpu) = (Target::by_name("cpu").unwrap(), Target::by_name("h200").unwrap());

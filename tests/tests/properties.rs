@@ -11,7 +11,7 @@ use hadal::driver::build_model;
 use hadal::{Input, Options};
 use hadal_ir::interpret::Interpreter;
 use hadal_ir::{Bindings, DType, Sym, Tensor};
-use hadal_models::{CheckpointWeights, Model};
+use hadal_models::Model;
 use hadal_tests::random_checkpoint::{Stored, write};
 use hadal_tests::{Numbers, call, load, session};
 use proptest::prelude::*;
@@ -195,7 +195,7 @@ fn ids(tokens: &[u32]) -> Tensor {
 }
 
 fn interpret(model: &Model, input: &Input, tokens: &[u32]) -> Reference {
-    let weights = CheckpointWeights(input.checkpoint.as_ref().expect("a checkpoint"));
+    let weights = model.weights(input.checkpoint.as_ref().expect("a checkpoint"));
     let mut interpreter = Interpreter::new(&model.module, &weights);
     let mut run = |entry: &str, args: &[Tensor]| {
         let bindings = Bindings::from([(Sym::P, 0), (Sym::T, args[0].len() as i64)]);

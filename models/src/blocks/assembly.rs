@@ -8,6 +8,8 @@ use super::Block;
 use crate::config_reader::Object;
 use crate::error::Result;
 use crate::formats::{Formats, Plan};
+use crate::ngram::classes::Vocabulary;
+use crate::weights::Made;
 use hadal_ir::builder::BuildError;
 use hadal_ir::module::{Entry, Func, Module, Range, ValueId};
 use hadal_ir::ops::Gather;
@@ -101,6 +103,12 @@ pub trait Architecture {
     /// - `prefill`: tokens to the logits of the last one; `decode`: the same of one token;
     /// - entries for drafts, where it has any.
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>>;
+
+    /// The weights that no checkpoint holds, as they follow from the configuration and the tokenizer: their names always,
+    /// their values where the tokenizer is at hand.
+    fn made(&self, _: Option<&Vocabulary>) -> Result<Made> {
+        Ok(Made::new())
+    }
 }
 
 /// Bounds and choices that the graph depends on.
