@@ -52,6 +52,9 @@ pub fn rows(func: &Func) -> Rows {
         if matches!(op, Op::RmsNorm(_) | Op::Softmax(_) | Op::TopK(_) | Op::Member(_)) {
             limit = limit.min(func.ty(result).rank() - 1);
         }
+        if matches!(op, Op::Sinkhorn(_)) {
+            limit = limit.min(func.ty(result).rank() - 2);
+        }
         let args: Vec<&TensorType> = inst.args.iter().map(|a| func.ty(*a)).collect();
         for (k, a) in inst.args.iter().enumerate().filter(|(_, a)| held[a.index()]) {
             let aligned = if appended[a.index()] { 0 } else { aligned_axes(op, k, &args, func.ty(result)) };
@@ -92,7 +95,8 @@ fn is_elementwise_access(op: &Op) -> bool {
         | Op::Member(_)
         | Op::Append(_)
         | Op::RmsNorm(_)
-        | Op::Softmax(_) => false,
+        | Op::Softmax(_)
+        | Op::Sinkhorn(_) => false,
         Op::Attention(_) => false,
     }
 }
@@ -104,6 +108,7 @@ pub fn aligned_axes(op: &Op, k: usize, args: &[&TensorType], out: &TensorType) -
     match op {
         Op::Map(_) | Op::Cast(_) | Op::CausalMask(_) => out.rank(),
         Op::Softmax(_) | Op::TopK(_) | Op::Member(_) => out.rank() - 1,
+        Op::Sinkhorn(_) => out.rank() - 2,
         Op::RmsNorm(_) if k == 0 => out.rank() - 1,
         Op::RmsNorm(_) => 0,
         Op::Rope(_) if k == 0 => out.rank() - 1,

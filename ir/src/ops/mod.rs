@@ -182,6 +182,8 @@ ops! {
     Softmax: softmax,
     /// Rotary position embedding.
     Rope: rope,
+    /// Nearly doubly stochastic matrices.
+    Sinkhorn: sinkhorn,
     /// Hides keys after the query.
     CausalMask: causal_mask,
     /// Softmax-weighted values without the score matrix.

@@ -242,6 +242,13 @@ impl<'a> Nodes<'a> {
             {
                 return inner;
             }
+            // Small integers are reals as they are.
+            if let Node::Cast(inner, DType::I64) = *self.node(a)
+                && to == DType::F32
+                && matches!(self.ty(inner), DType::U8 | DType::I8 | DType::U4 | DType::I4)
+            {
+                return self.add(Node::Cast(inner, to), ty);
+            }
         }
         if let Some(id) = self.known.get(&node) {
             return *id;
@@ -496,7 +503,10 @@ impl<'a> Nodes<'a> {
                 let blocks = at.iter().zip(&op.block).map(|(e, b)| self.space.div_mod(e, &Dim::from(*b)).0);
                 let blocks: Vec<Expr> = blocks.collect();
                 let s = self.eval(args[1], &blocks, guard);
-                self.binary(BinaryOp::Mul, q, s)
+                let scaled = self.binary(BinaryOp::Mul, q, s);
+                let Some(offset) = args.get(2) else { return scaled };
+                let m = self.eval(*offset, &blocks, guard);
+                self.binary(BinaryOp::Add, scaled, m)
             }
             Op::Gather(op) => {
                 let chosen = shape(1).len() - op.batch;
@@ -559,7 +569,12 @@ impl<'a> Nodes<'a> {
             }
             // Held always: see `held`.
             Op::TopK(_) | Op::Member(_) => self.number(0.0, DType::I64),
-            Op::RmsNorm(_) | Op::Softmax(_) | Op::Rope(_) | Op::CausalMask(_) | Op::Attention(_) => {
+            Op::RmsNorm(_)
+            | Op::Softmax(_)
+            | Op::Rope(_)
+            | Op::Sinkhorn(_)
+            | Op::CausalMask(_)
+            | Op::Attention(_) => {
                 unreachable!("only primitives are left")
             }
         }
@@ -573,6 +588,8 @@ impl<'a> Nodes<'a> {
                 self.cast(wide, to)
             }
             DType::U8 | DType::I8 | DType::I32 => self.cast(a, to),
+            // Nothing is rounded to them: they are read as they are.
+            DType::U4 | DType::I4 => a,
             DType::Bool | DType::I64 | DType::F32 | DType::F64 => a,
         };
         self.cast(narrow, working(to))
