@@ -135,7 +135,7 @@ pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
 
     let start = Instant::now();
     let cpu = CpuTarget::X86_64_V3;
-    let kernels = build_kernels(&program.module, &cpu, options.disassembly)?;
+    let kernels = build_kernels(&program, &cpu, options.disassembly)?;
     timed("code", start);
 
     let stored = stored(&program);
@@ -197,11 +197,11 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
 }
 
 /// Compiles every kernel function, on all cores.
-fn build_kernels(module: &Module, cpu: &CpuTarget, disassembly: bool) -> Result<Vec<BuiltKernel>, Failure> {
-    let funcs: Vec<_> = module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).collect();
+fn build_kernels(program: &Program, cpu: &CpuTarget, disassembly: bool) -> Result<Vec<BuiltKernel>, Failure> {
+    let funcs: Vec<_> = program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).collect();
     let target = kernels::Target::default();
     let one = |func: &&hadal_ir::Func| -> Result<BuiltKernel, Failure> {
-        let generated = kernels::select(func, &target).map_err(|e| Failure::internal("generating a kernel", e))?;
+        let generated = kernels::select(func, &program.ranges(&func.name), &target).map_err(|e| Failure::internal("generating a kernel", e))?;
         let compiled = cranelift::compile_with(&generated.kernel, cpu, disassembly)
             .map_err(|e| Failure::internal("compiling a kernel", e))?;
         Ok(BuiltKernel { func: func.name.clone(), generated, compiled })

@@ -174,6 +174,10 @@ impl Func {
     }
 }
 
+/// Most new tokens of a *step*. An entry whose calls never have more is one for steps: all its sizes are computed in one
+/// form and in one order, so that a token has the same bits alone and among others. Drafts are verified in such calls.
+pub const STEP: i64 = 8;
+
 /// A way into a module: a function with ranges for its symbols.
 ///
 /// Several entries of one name are *versions*: each is for part of the values, together they are for all of a box, and
@@ -256,6 +260,11 @@ impl Module {
     /// `values` with those that follow from them.
     pub fn complete(&self, values: &Bindings) -> Bindings {
         self.definitions.complete(values)
+    }
+
+    /// Whether `entry` is one for steps: see [`STEP`].
+    pub fn is_step(&self, entry: &Entry) -> bool {
+        self.ranges(entry).get(&Sym::T).is_some_and(|t| t.max <= STEP)
     }
 
     /// The largest value of every symbol in `entry`.

@@ -182,6 +182,18 @@ impl Program {
         self.versions(entry).find(|p| within(&p.ranges, values))
     }
 
+    /// The values that symbols take in the calls that launch `kernel`.
+    pub fn ranges(&self, kernel: &str) -> BTreeMap<Sym, Range> {
+        let mut all: BTreeMap<Sym, Range> = BTreeMap::new();
+        for plan in self.plans.iter().filter(|p| p.launches.iter().any(|l| l.kernel == kernel)) {
+            for (sym, range) in &plan.ranges {
+                let known = all.entry(*sym).or_insert(*range);
+                *known = Range { min: known.min.min(range.min), max: known.max.max(range.max) };
+            }
+        }
+        all
+    }
+
     /// Bytes of working memory that every entry can share.
     pub fn arena_bytes(&self) -> u64 {
         self.plans.iter().map(|p| p.arena_bytes).max().unwrap_or(0)

@@ -5,6 +5,7 @@ use crate::egraph::Limits;
 use crate::pass::{PassReport, run_passes};
 use crate::plan::Ranges;
 use crate::{Error, LawSet, plan};
+use hadal_ir::module::STEP;
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
 use hadal_ir::{Bindings, Entry, Module, Range, Sym};
@@ -70,8 +71,8 @@ impl Options {
         module.complete(&self.typical_of(&module.ranges(entry), &whole, self.context(module)))
     }
 
-    /// Usual sizes of a version for `part` of an entry's values: as many new tokens as it takes, and some thousands of
-    /// rows in all. Where one of them lies beyond the part, its middle on a logarithmic scale, since near the border both
+    /// Usual sizes of a version for `part` of an entry's values: as many new tokens as it takes (of an entry for steps as
+    /// few), and some thousands of rows in all. Where one of them lies beyond the part, its middle on a logarithmic scale, since near the border both
     /// forms cost the same.
     pub(crate) fn typical_of(&self, part: &Ranges, whole: &Ranges, context: i64) -> Bindings {
         let mut out: Bindings = part.iter().map(|(s, r)| (*s, r.max)).collect();
@@ -81,6 +82,7 @@ impl Options {
             let beyond = |sym: Sym, r: &Range| whole.get(&sym).is_some_and(|w| r.max < w.max);
             let rows = context.min(self.typical_context);
             let at_t = match beyond(Sym::T, t) {
+                _ if t.max <= STEP => t.min,
                 true => middle(t.min, t.max),
                 false => t.max.min(rows).max(t.min),
             };
@@ -116,7 +118,8 @@ pub(crate) fn before_rewrite(options: &Options) -> Vec<&'static str> {
 
 /// Rewrites a model's module for a machine and cuts it into kernels.
 pub fn optimise(module: &Module, target: &Target, options: &Options) -> Result<Fused, Error> {
-    let rewriting: &[&str] = if options.rewrite { &["rewrite", "canonicalise", "share"] } else { &[] };
+    let rewriting: &[&str] =
+        if options.rewrite { &["rewrite", "steps", "canonicalise", "share"] } else { &["steps", "canonicalise"] };
     let steps = before_rewrite(options).into_iter().chain(rewriting.iter().copied());
     let (optimised, mut reports) = run_passes(module, steps, target, options)?;
     let (fused, more) = run_passes(&optimised, ["fuse"], target, options)?;

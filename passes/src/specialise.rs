@@ -40,22 +40,27 @@ pub fn run(module: &Module) -> Module {
 }
 
 /// Ranges of all symbols.
-type Key = Vec<(Sym, i64, i64)>;
+pub(crate) type Key = Vec<(Sym, i64, i64)>;
 
 /// The copies made: function and ranges to name.
-type Made = BTreeMap<(String, Key), String>;
+pub(crate) type Made = BTreeMap<(String, Key), String>;
 
-struct Copier<'a> {
-    module: &'a Module,
-    out: &'a mut Module,
-    made: &'a mut Made,
-    key: Key,
-    fixed: Bindings,
-    suffix: &'a str,
+/// Copies functions of a module into another.
+pub(crate) struct Copier<'a> {
+    pub module: &'a Module,
+    pub out: &'a mut Module,
+    pub made: &'a mut Made,
+    /// What the copies are for.
+    pub key: Key,
+    /// Symbols to be replaced.
+    pub fixed: Bindings,
+    /// What is put behind names.
+    pub suffix: &'a str,
 }
 
 impl Copier<'_> {
-    fn copy(&mut self, name: &str) -> String {
+    /// The copy of the function `name`, which is made if there is none yet, and of what it calls.
+    pub fn copy(&mut self, name: &str) -> String {
         let key = (name.to_owned(), self.key.clone());
         if let Some(known) = self.made.get(&key) {
             return known.clone();

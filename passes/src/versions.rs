@@ -12,7 +12,8 @@
 //! gains most is taken, as long as it gains a percent of the entry's time somewhere on the grid, up to [`MOST`]. First by
 //! new tokens, then each part by rows.
 //!
-//! Entries with equal ranges are split alike, since they share their layers. Functions are looked at as `specialise` makes
+//! Entries for steps ([`STEP`]) have one form for all numbers of new tokens, so they are split by rows only. Entries with
+//! equal ranges are split alike, since they share their layers. Functions are looked at as `specialise` makes
 //! them. What is already in several versions stays. Exact.
 
 use crate::Options;
@@ -20,6 +21,7 @@ use crate::bounds::Bounds;
 use crate::canonicalise;
 use crate::egraph::{Context, Preference, Preferences};
 use crate::specialise;
+use hadal_ir::module::STEP;
 use hadal_ir::target::Target;
 use hadal_ir::{Bindings, Dim, Entry, Func, FuncKind, InstKind, Module, Op, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,7 +107,8 @@ fn split(module: &Module, whole: &Ranges, target: &Target, options: &Options, sp
     let mut search =
         Search { module: &module, whole, target, options, rows, funcs: funcs.collect(), known: BTreeMap::new() };
     let mut parts = vec![whole.clone()];
-    for (sym, most) in MOST {
+    let step = whole.get(&Sym::T).is_some_and(|t| t.max <= STEP);
+    for (sym, most) in MOST.into_iter().filter(|(sym, _)| !(step && *sym == Sym::T)) {
         parts = parts.into_iter().flat_map(|part| search.along(sym, most, part, splits)).collect();
     }
     parts

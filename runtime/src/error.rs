@@ -152,6 +152,18 @@ pub enum Error {
         /// The entry.
         entry: String,
     },
+    /// More tokens are to be taken back than a window still has the rows for.
+    #[error(
+        "state `{state}` keeps its last rows only and cannot go back to {tokens} tokens, but to {least} at least, or to none"
+    )]
+    Forgotten {
+        /// The state.
+        state: String,
+        /// Tokens to go back to.
+        tokens: u64,
+        /// The fewest it can go back to.
+        least: u64,
+    },
     /// No logit is a number, so that there is nothing to sample from.
     #[error("the model's output is not a number; the weights or the compiled code are broken")]
     NotANumber,

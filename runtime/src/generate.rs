@@ -87,10 +87,11 @@ impl Generator {
         self.stopped
     }
 
-    /// Starts anew with the first `rows` tokens that were run.
-    pub fn rewind(&mut self, rows: u64) {
-        self.session.truncate(rows);
+    /// Starts anew with the first `rows` tokens that were run; see [`Session::truncate`] for how far back that can be.
+    pub fn rewind(&mut self, rows: u64) -> Result<(), Error> {
+        self.session.truncate(rows)?;
         (self.pending, self.ready, self.stopped) = (None, false, None);
+        Ok(())
     }
 
     /// Runs `prompt` after what is already held.

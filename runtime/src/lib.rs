@@ -35,8 +35,10 @@ mod error;
 mod generate;
 mod pool;
 mod program;
+mod region;
 mod sample;
 mod session;
+mod states;
 #[cfg(feature = "text")]
 pub mod text;
 
@@ -47,3 +49,4 @@ pub use pool::Pool;
 pub use program::{KernelFn, Program};
 pub use sample::{Rng, Sampler, Sampling};
 pub use session::Session;
+pub use states::{Mark, TAKE_BACK};

@@ -5,14 +5,19 @@
 //! allocates nothing.
 //!
 //! `P` comes from the states: an entry that writes states finds there how many tokens they hold, and adds `T` to it.
-//! States that no other entry touches so keep their own count (a draft layer may lag behind the main model).
+//! States that no other entry touches so keep their own count (a draft layer may lag behind the main model). Symbols that
+//! follow from `P` and `T` are worked out here; the caller never sees them.
+//!
+//! A window, which keeps the last rows only, slides through its memory: kernels get the address of its oldest row, and
+//! when the end comes near, its rows move back to the front. Some rows before it stay, so that a few tokens can be taken back.
 
 use crate::Error;
 use crate::pool::{Pool, Scratch, Step};
 use crate::program::{KernelFn, Program};
-use hadal_artifact::{ALIGN, Entry, Port, Space, Version};
-use hadal_types::{Dim, Sym, TensorType};
-use memmap2::MmapMut;
+use crate::region::Region;
+use crate::states::{Mark, States};
+use hadal_artifact::{Entry, Port, Space, Version};
+use hadal_types::{Definition, Definitions, Dim, Sym, TensorType};
 use std::sync::Arc;
 
 /// A step whose buffers together have fewer bytes than this is not worth sharing: waking another core's attention
@@ -24,10 +29,7 @@ pub struct Session {
     program: Arc<Program>,
     pool: Arc<Pool>,
     calls: Vec<Call>,
-    /// Tokens each state holds.
-    rows: Vec<u64>,
-    states: Region,
-    state_offsets: Vec<usize>,
+    states: States,
     scratch: Region,
     scratch_stride: usize,
     /// Referred to by address in `calls`.
@@ -39,6 +41,8 @@ struct Call {
     symbols: Vec<Sym>,
     /// Current value of each symbol.
     values: Vec<i64>,
+    /// Which of them follow from others, and how.
+    defined: Vec<(usize, Definition)>,
     inputs: Vec<Affines>,
     outputs: Vec<Affines>,
     /// States it advances, and from which it takes `P`.
@@ -57,6 +61,8 @@ struct VersionCall {
     args: Vec<*mut u8>,
     /// Which of `args` are the caller's buffers.
     patches: Vec<Patch>,
+    /// Which of `args` lie in windows.
+    windows: Vec<WindowArg>,
     /// Symbol values of all kernels; `steps` points into it.
     symbol_values: Vec<i64>,
 }
@@ -77,6 +83,12 @@ struct LaunchCall {
     /// Place of its first argument in [`VersionCall::args`].
     first_arg: usize,
     grid: Vec<Affine>,
+}
+
+struct WindowArg {
+    arg: usize,
+    state: usize,
+    offset: usize,
 }
 
 struct Patch {
@@ -136,13 +148,7 @@ impl Session {
         if let Some(s) = m.states.iter().find(|s| s.page_rows != s.rows) {
             return Err(Error::Paged { name: s.name.clone() });
         }
-        let mut state_offsets = Vec::new();
-        let mut total = 0u64;
-        for s in &m.states {
-            state_offsets.push(total as usize);
-            total = total.saturating_add(s.bytes).checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX);
-        }
-        let states = Region::new("states", total)?;
+        let states = States::new(&m.states)?;
         let arena = Region::new("working space", m.arena_bytes)?;
         // A worker's scratch ends on a cache line of its own.
         let stride = m.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0);
@@ -152,13 +158,11 @@ impl Session {
         let place = |space: Space, offset: u64| match space {
             Space::Arena => arena.start().wrapping_add(offset as usize),
             Space::Weight(i) => program.weight(i as usize).cast_mut().wrapping_add(offset as usize),
-            Space::State(i) => states.start().wrapping_add(state_offsets[i as usize] + offset as usize),
+            Space::State(i) => states.start(i as usize).wrapping_add(offset as usize),
             Space::Input(_) | Space::Output(_) => std::ptr::null_mut(),
         };
         let calls = m.entries.iter().map(|e| Call::new(&program, e, &place)).collect();
-        let rows = vec![0; m.states.len()];
-        let scratch_stride = stride as usize;
-        Ok(Session { program, pool, calls, rows, states, state_offsets, scratch, scratch_stride, _arena: arena })
+        Ok(Session { program, pool, calls, states, scratch, scratch_stride: stride as usize, _arena: arena })
     }
 
     /// The program.
@@ -182,32 +186,41 @@ impl Session {
 
     /// Tokens already held for `entry`: its `P` at the next call.
     pub fn held(&self, entry: usize) -> u64 {
-        self.calls[entry].states.first().map_or(0, |s| self.rows[*s])
+        self.calls[entry].states.first().map_or(0, |s| self.states.tokens(*s))
     }
 
-    /// Forgets all but the first `rows` tokens in every state. What follows is as if they had never been there.
-    pub fn truncate(&mut self, rows: u64) {
-        self.rows.iter_mut().for_each(|r| *r = (*r).min(rows));
+    /// Forgets all but the first `tokens` tokens in every state. What follows is as if the others had never been there.
+    ///
+    /// Windows no longer have what left them long ago: of the last tokens at least [`TAKE_BACK`](crate::TAKE_BACK) can be taken back,
+    /// or all. For more, see [`Session::mark`]. Nothing is changed where that is refused.
+    pub fn truncate(&mut self, tokens: u64) -> Result<(), Error> {
+        self.states.truncate(0..self.program.manifest().states.len(), tokens)
     }
 
-    /// Forgets all but the first `rows` tokens in the states that `entry` works on.
-    pub fn truncate_for(&mut self, entry: usize, rows: u64) {
-        for s in &self.calls[entry].states {
-            self.rows[*s] = self.rows[*s].min(rows);
-        }
+    /// Forgets all but the first `tokens` tokens in the states that `entry` works on.
+    pub fn truncate_for(&mut self, entry: usize, tokens: u64) -> Result<(), Error> {
+        self.states.truncate(self.calls[entry].states.iter().copied(), tokens)
+    }
+
+    /// What is held now, to come back to it with [`Session::rewind`].
+    pub fn mark(&self) -> Mark {
+        self.states.mark()
+    }
+
+    /// Goes back to what was held at `mark`, which must be of this session and not of tokens that were truncated since.
+    pub fn rewind(&mut self, mark: &Mark) {
+        self.states.rewind(mark);
     }
 
     /// Bytes of the states, and of working memory.
     pub fn memory(&self) -> (usize, usize) {
-        (self.states.bytes, self._arena.bytes + self.scratch.bytes)
+        (self.states.bytes(), self._arena.bytes + self.scratch.bytes)
     }
 
-    /// The rows that state `index` holds, as bytes.
+    /// The rows that state `index` holds, as bytes; of a window those it keeps.
     pub fn state(&self, index: usize) -> &[u8] {
-        let s = &self.program.manifest().states[index];
-        let start = self.state_offsets[index];
-        let bytes = s.row_bytes().unwrap_or(0) * self.rows[index];
-        &self.states.bytes()[start..start + bytes as usize]
+        let definitions = &self.program.manifest().definitions;
+        self.states.rows(index, definitions)
     }
 
     /// Calls entry number `entry` for `new_tokens` tokens with one buffer per input and output, in order. The states it
@@ -219,17 +232,18 @@ impl Session {
         inputs: &[&[u8]],
         outputs: &mut [&mut [u8]],
     ) -> Result<(), Error> {
-        let described = &self.program.manifest().entries[entry];
+        let manifest = self.program.manifest();
+        let described = &manifest.entries[entry];
         let held = self.held(entry);
         let call = &mut self.calls[entry];
-        if call.states.iter().any(|s| self.rows[*s] != held) {
+        if call.states.iter().any(|s| self.states.tokens(*s) != held) {
             return Err(Error::Uneven { entry: described.name.clone() });
         }
-        let max = self.program.manifest().model.max_context;
+        let max = manifest.model.max_context;
         if held.saturating_add(new_tokens as u64) > max {
             return Err(Error::Context { held, new: new_tokens as u64, max });
         }
-        let version = call.bind(described, held, new_tokens)?;
+        let version = call.bind(described, &manifest.definitions, held, new_tokens)?;
         let given = inputs.iter().map(|b| (b.as_ptr().cast_mut(), b.len()));
         check_buffers(described, &described.inputs, &call.inputs, &call.values, given)?;
         let given = outputs.iter_mut().map(|b| (b.as_mut_ptr(), b.len()));
@@ -239,6 +253,10 @@ impl Session {
             let start = if p.output { outputs[p.port].as_mut_ptr() } else { inputs[p.port].as_ptr().cast_mut() };
             version.args[p.arg] = start.wrapping_add(p.offset);
         }
+        for w in &version.windows {
+            let start = self.states.front(w.state, new_tokens as u64);
+            version.args[w.arg] = start.wrapping_add(w.offset);
+        }
         version.prepare(&call.values);
         let scratch = Scratch { start: self.scratch.start(), stride: self.scratch_stride };
         // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter at all
@@ -246,7 +264,7 @@ impl Session {
         // were checked above. Kernels keep to their description, which is what loading a program means to trust.
         unsafe { self.pool.run(&version.steps, scratch) };
         if call.advances {
-            call.states.iter().for_each(|s| self.rows[*s] += new_tokens as u64);
+            call.states.iter().for_each(|s| self.states.advance(*s, new_tokens as u64));
         }
         Ok(())
     }
@@ -290,8 +308,12 @@ impl Call {
         let mut states = if advances { written } else { read };
         states.sort_unstable();
         states.dedup();
+        let place_of = |sym: Sym| symbols.iter().position(|s| *s == sym);
+        let defined =
+            program.manifest().definitions.iter().filter_map(|(s, d)| Some((place_of(*s)?, d.clone()))).collect();
         Call {
             values: vec![0; symbols.len()],
+            defined,
             inputs: types(&entry.inputs),
             outputs: types(&entry.outputs),
             versions: entry.versions.iter().map(|v| VersionCall::new(program, v, &symbols, place)).collect(),
@@ -302,7 +324,8 @@ impl Call {
     }
 
     /// Gives the symbols their values, and the version to run for them.
-    fn bind(&mut self, entry: &Entry, held: u64, new_tokens: usize) -> Result<usize, Error> {
+    fn bind(&mut self, entry: &Entry, definitions: &Definitions, held: u64, new_tokens: usize) -> Result<usize, Error> {
+        // Those that follow from others come after them.
         for ((sym, value), range) in self.symbols.iter().zip(&mut self.values).zip(&entry.symbols) {
             *value = match *sym {
                 Sym::P => held as i64,
@@ -312,6 +335,11 @@ impl Call {
             if *sym == Sym::P && *value > range.hi {
                 return Err(Error::Context { held, new: new_tokens as u64, max: range.hi as u64 });
             }
+        }
+        for (i, definition) in &self.defined {
+            let at = |sym| self.symbols.iter().position(|s| *s == sym).map(|i| self.values[i]);
+            let value = definitions.value(definition, &at);
+            self.values[*i] = value.unwrap_or(entry.symbols[*i].lo);
         }
         let (lo, hi) = entry.range(Sym::T).map_or((1, 1), |r| (r.lo, r.hi));
         if !(lo..=hi).contains(&(new_tokens as i64)) {
@@ -333,7 +361,7 @@ impl VersionCall {
         place: &dyn Fn(Space, u64) -> *mut u8,
     ) -> VersionCall {
         let m = program.manifest();
-        let (mut args, mut patches) = (Vec::new(), Vec::new());
+        let (mut args, mut patches, mut windows) = (Vec::new(), Vec::new(), Vec::new());
         let (mut kernels, mut launches) = (Vec::<KernelCall>::new(), Vec::new());
         let mut numbers = std::collections::BTreeMap::new();
         let mut symbol_count = 0;
@@ -353,6 +381,11 @@ impl VersionCall {
                     let output = matches!(arg.space, Space::Output(_));
                     patches.push(Patch { arg: args.len(), output, port: i as usize, offset: arg.offset as usize });
                 }
+                if let Space::State(i) = arg.space
+                    && m.states[i as usize].window().is_some()
+                {
+                    windows.push(WindowArg { arg: args.len(), state: i as usize, offset: arg.offset as usize });
+                }
                 args.push(place(arg.space, arg.offset));
             }
             let grid = l.grid.iter().map(|d| Affine::new(d, symbols)).collect();
@@ -360,7 +393,7 @@ impl VersionCall {
             launches.push(LaunchCall { function, kernel: number, first_arg, grid });
         }
         let steps = Vec::with_capacity(launches.len());
-        VersionCall { kernels, launches, steps, args, patches, symbol_values: vec![0; symbol_count] }
+        VersionCall { kernels, launches, steps, args, patches, windows, symbol_values: vec![0; symbol_count] }
     }
 
     /// Lists the steps for these values of the entry's symbols.
@@ -383,39 +416,5 @@ impl VersionCall {
                 large: kernel.bytes >= SMALL_STEP_BYTES,
             }
         }));
-    }
-}
-
-/// Zeroed memory, taken from the system page by page as it is touched, in huge pages where possible.
-struct Region {
-    map: Option<MmapMut>,
-    start: *mut u8,
-    bytes: usize,
-}
-
-impl Region {
-    fn new(what: &'static str, bytes: u64) -> Result<Region, Error> {
-        if bytes == 0 {
-            // An address that is aligned and never touched.
-            return Ok(Region { map: None, start: std::ptr::without_provenance_mut(ALIGN as usize), bytes: 0 });
-        }
-        let at = |source| Error::Memory { what, bytes, source };
-        let size = usize::try_from(bytes).map_err(|_| at(std::io::ErrorKind::OutOfMemory.into()))?;
-        if size > isize::MAX as usize {
-            return Err(at(std::io::ErrorKind::OutOfMemory.into()));
-        }
-        let mut map = MmapMut::map_anon(size).map_err(at)?;
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let start = map.as_mut_ptr();
-        Ok(Region { map: Some(map), start, bytes: size })
-    }
-
-    fn start(&self) -> *mut u8 {
-        self.start
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.map.as_deref().unwrap_or(&[])
     }
 }

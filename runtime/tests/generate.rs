@@ -57,7 +57,7 @@ fn rewinding_repeats() {
     let mut g = generator(2, Sampling::greedy());
     g.prompt(&PROMPT).unwrap();
     let first = continuation(&mut g, 10);
-    g.rewind(5);
+    g.rewind(5).unwrap();
     g.prompt(&PROMPT[5..]).unwrap();
     assert_eq!(continuation(&mut g, 10), first);
 }

@@ -34,7 +34,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     for threads in [2, 3, 8] {
         let mut s = session(threads);
         for _ in 0..20 {
-            s.truncate(0);
+            s.truncate(0).unwrap();
             assert!(call(&mut s, "logits", &TOKENS, 7).unwrap() == one, "{threads} threads");
         }
     }
@@ -45,7 +45,7 @@ fn rewinding_forgets() {
     let mut s = session(2);
     let first = call(&mut s, "prefill", &TOKENS, 1).unwrap();
     call(&mut s, "decode", &[4], 1).unwrap();
-    s.truncate(5);
+    s.truncate(5).unwrap();
     assert_eq!(s.held(s.entry("decode").unwrap()), 5);
     assert_eq!(call(&mut s, "prefill", &TOKENS[5..], 1).unwrap(), first);
 }
@@ -57,7 +57,7 @@ fn sessions_share_program_and_pool_but_no_memory() {
     let mut b = Session::new(program, pool).unwrap();
     let of_a = call(&mut a, "prefill", &TOKENS, 1).unwrap();
     call(&mut b, "prefill", &[3, 3, 3], 1).unwrap();
-    a.truncate(6);
+    a.truncate(6).unwrap();
     assert_eq!(call(&mut a, "decode", &TOKENS[6..], 1).unwrap(), of_a);
 }
 

@@ -4,11 +4,11 @@
 
 use crate::manifest::{byte_count, tensor_bytes};
 use crate::{ALIGN, ArgFault, Entry, Fault, Launch, Manifest, Place, Space, SymbolRange, Version, VersionFault};
-use hadal_types::{Bindings, Dim, TensorType};
+use hadal_types::{Bindings, Definitions, Dim, TensorType};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// Symbols an entry may have; sizes are checked at the corners of their ranges, of which there are `2^n`.
-const MAX_SYMBOLS: usize = 4;
+const MAX_SYMBOLS: usize = 8;
 
 /// Versions an entry may have; each call looks through them.
 const MAX_VERSIONS: usize = 64;
@@ -18,6 +18,9 @@ pub fn check(manifest: &Manifest, code_bytes: u64, weights_bytes: u64) -> Vec<Fa
     let mut faults = Vec::new();
     check_model(manifest, &mut faults);
     check_memory(manifest, code_bytes, weights_bytes, &mut faults);
+    if manifest.definitions.check().is_err() {
+        faults.push(Fault::Definitions);
+    }
     duplicates("entries", manifest.entries.iter().map(|e| &e.name), &mut faults);
     for entry in &manifest.entries {
         if faults.len() < Fault::MAX {
@@ -71,7 +74,10 @@ fn check_memory(manifest: &Manifest, code_bytes: u64, weights_bytes: u64, faults
     for s in &manifest.states {
         let pages = s.page_rows > 0 && s.rows % s.page_rows == 0;
         let room = s.row_bytes().and_then(|row| row.checked_mul(s.rows)).is_some_and(|n| n <= s.bytes);
-        require(pages && room, "state", &s.name);
+        // The first row of a window lies anywhere, and its bytes are copied.
+        let whole = s.row_shape.iter().try_fold(s.dtype.bits(), |n, d| n.checked_mul(*d)).is_some_and(|n| n % 8 == 0);
+        let window = s.held.as_const().is_none_or(|n| 0 <= n && n as u64 <= s.rows && whole);
+        require(pages && room && window, "state", &s.name);
     }
     duplicates("kernels", manifest.kernels.iter().map(|k| &k.name), faults);
     duplicates("weights", manifest.weights.iter().map(|w| &w.name), faults);
@@ -118,7 +124,13 @@ fn check_versions(manifest: &Manifest, entry: &Entry) -> Option<VersionFault> {
         return Some(VersionFault::Count(versions.len()));
     }
     let values = |ranges: &[SymbolRange]| -> u128 { ranges.iter().map(|r| r.hi as u128 - r.lo as u128 + 1).product() };
-    // At most 2^31 values of each of 4 symbols, and 64 versions of them.
+    // Those that follow from others do not tell versions apart. At most 2^31 values of each of 3 symbols, and 64 versions.
+    let free = |ranges: &[SymbolRange]| -> Vec<SymbolRange> {
+        ranges.iter().filter(|r| !manifest.definitions.has(r.sym)).copied().collect()
+    };
+    if free(&entry.symbols).len() > 3 {
+        return Some(VersionFault::Range(0));
+    }
     let mut covered = 0u128;
     for (i, v) in versions.iter().enumerate() {
         let within =
@@ -126,20 +138,33 @@ fn check_versions(manifest: &Manifest, entry: &Entry) -> Option<VersionFault> {
         if v.symbols.len() != entry.symbols.len() || !v.symbols.iter().zip(&entry.symbols).all(within) {
             return Some(VersionFault::Range(i));
         }
-        let meet = |other: &Version| v.symbols.iter().zip(&other.symbols).all(|(a, b)| a.lo <= b.hi && b.lo <= a.hi);
+        if !follows(&manifest.definitions, &v.symbols) {
+            return Some(VersionFault::Range(i));
+        }
+        let own = free(&v.symbols);
+        let meet = |other: &Version| own.iter().zip(&free(&other.symbols)).all(|(a, b)| a.lo <= b.hi && b.lo <= a.hi);
         if let Some(other) = versions[..i].iter().position(meet) {
             return Some(VersionFault::Overlap(other, i));
         }
-        covered += values(&v.symbols);
+        covered += values(&own);
     }
     // Parts that do not meet cover the whole if they have as many values.
-    if covered != values(&entry.symbols) {
+    if covered != values(&free(&entry.symbols)) {
         return Some(VersionFault::Gap);
     }
     let written =
         |v: &Version| -> BTreeSet<u32> { v.launches.iter().flat_map(|l| states_written(manifest, l)).collect() };
     let first = written(&versions[0]);
     versions.iter().position(|v| written(v) != first).map(VersionFault::States)
+}
+
+/// Whether the ranges of symbols that follow from others hold all values these give them.
+fn follows(definitions: &Definitions, ranges: &[SymbolRange]) -> bool {
+    let of = |sym| ranges.iter().find(|r| r.sym == sym).map(|r| (r.lo, r.hi));
+    definitions
+        .iter()
+        .filter_map(|(sym, d)| Some((of(*sym)?, d)))
+        .all(|((lo, hi), d)| definitions.range(d, of).is_some_and(|(least, most)| lo <= least && most <= hi))
 }
 
 fn states_written(manifest: &Manifest, launch: &Launch) -> Vec<u32> {

@@ -156,6 +156,9 @@ pub enum Fault {
         /// The name.
         name: String,
     },
+    /// A symbol is defined by itself, twice, or by what is not there.
+    #[error("the definitions of symbols make no sense")]
+    Definitions,
     /// An entry's symbol is given twice, has an empty or negative range, or there are too many of them.
     #[error("entry `{entry}`: the ranges of its symbols are not usable")]
     Symbols {

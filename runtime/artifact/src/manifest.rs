@@ -4,7 +4,7 @@
 //! program is kernels, the memory they work on, and the order of their launches. Text meant for people (origins, facts)
 //! is carried along for `info` and never acted upon.
 
-use hadal_types::{Bindings, DType, Dim, Sym, TensorType};
+use hadal_types::{Bindings, DType, Definitions, Dim, Sym, TensorType};
 use serde::{Deserialize, Serialize};
 
 /// Alignment of every kernel in the code section, weight in the weights section and buffer in the arena.
@@ -27,6 +27,8 @@ pub struct Manifest {
     pub files: Vec<ExternalFile>,
     /// Memory one sequence owns between calls.
     pub states: Vec<State>,
+    /// Symbols whose values follow from `P` and `T`.
+    pub definitions: Definitions,
     /// What can be called.
     pub entries: Vec<Entry>,
     /// Bytes of working memory that the launches of any one entry share.
@@ -172,7 +174,10 @@ pub struct ExternalFile {
     pub header_checksum: u64,
 }
 
-/// Memory one sequence owns between calls, for instance cached rows: zero at first, addressed by `P`.
+/// Memory one sequence owns between calls, for instance cached rows: zero at first.
+///
+/// A call's new rows go behind those held. Where `held` is a number the state is a window: only so many rows are kept, the last
+/// ones, and kernels are given the address of the oldest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Name.
@@ -181,7 +186,9 @@ pub struct State {
     pub dtype: DType,
     /// Sizes of one row (of one token).
     pub row_shape: Vec<u64>,
-    /// Rows there is room for.
+    /// Rows held when `P` tokens are.
+    pub held: Dim,
+    /// Rows there is room for; of a window more than it keeps, so that rows need not move at every call.
     pub rows: u64,
     /// Rows of one page; equal to `rows` where the state is contiguous.
     pub page_rows: u64,
@@ -323,6 +330,11 @@ impl Manifest {
 }
 
 impl State {
+    /// How many rows a window keeps; `None` of a state that keeps all.
+    pub fn window(&self) -> Option<u64> {
+        self.held.as_const().and_then(|n| u64::try_from(n).ok())
+    }
+
     /// Bytes of one row, `None` where that overflows.
     pub fn row_bytes(&self) -> Option<u64> {
         byte_count(self.dtype, &self.row_shape)

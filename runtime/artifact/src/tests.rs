@@ -47,10 +47,12 @@ fn sample() -> Manifest {
             })
             .into(),
         files: vec![],
+        definitions: Default::default(),
         states: vec![State {
             name: "rows".into(),
             dtype: DType::F32,
             row_shape: vec![4],
+            held: Sym::P.into(),
             rows: 32,
             page_rows: 32,
             bytes: 512,

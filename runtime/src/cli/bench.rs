@@ -53,7 +53,7 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
     let (mut prefill, mut first, mut decode) = (Duration::MAX, Duration::MAX, Duration::MAX);
     let mut cold = None;
     for _ in 0..args.repeat {
-        generator.rewind(0);
+        generator.rewind(0)?;
         let start = Instant::now();
         generator.prompt(&prompt)?;
         prefill = prefill.min(start.elapsed());

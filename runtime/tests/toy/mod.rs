@@ -152,10 +152,12 @@ pub fn manifest() -> Manifest {
             place: Place::Embedded { offset: 0 },
         }],
         files: vec![],
+        definitions: Default::default(),
         states: vec![State {
             name: "rows".into(),
             dtype: DType::I32,
             row_shape: vec![],
+            held: Sym::P.into(),
             rows: CONTEXT,
             page_rows: CONTEXT,
             bytes: 4 * CONTEXT,

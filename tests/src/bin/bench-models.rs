@@ -138,7 +138,7 @@ fn rates(program: &Arc<Program>, args: &Args, threads: usize) -> Result<(f64, f6
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());
     // The first run reads the weights from disk.
     for run in 0..=args.runs {
-        generator.rewind(0);
+        generator.rewind(0).expect("all can be taken back");
         let start = Instant::now();
         generator.prompt(&prompt)?;
         let prompted = start.elapsed().as_secs_f64();
