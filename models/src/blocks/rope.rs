@@ -159,9 +159,14 @@ impl Rope {
 
     /// The tables for positions `P .. P+T`.
     pub fn angles(&self, f: &mut Block<'_>) -> Angles {
+        let positions = f.within("rope", |f| f.iota(Sym::T, Sym::P));
+        self.angles_at(f, positions)
+    }
+
+    /// The tables for `positions`, which are integers.
+    pub fn angles_at(&self, f: &mut Block<'_>, positions: ValueId) -> Angles {
         f.within("rope", |f| {
-            let shape: [Dim; 2] = [Sym::T.into(), (self.dim / 2).into()];
-            let positions = f.iota(Sym::T, Sym::P);
+            let shape: [Dim; 2] = [f.shape(positions)[0].clone(), (self.dim / 2).into()];
             let positions = f.cast(positions, DType::F32);
             let positions = f.broadcast(positions, &shape, &[0]);
             let frequencies = f.op(Constant::vector(self.frequencies().into_iter().map(f64::from)), &[]);
@@ -175,6 +180,18 @@ impl Rope {
             }
             Angles { cos, sin }
         })
+    }
+
+    /// `x` with its last `dim` channels turned by its rows' angles.
+    pub fn turn_last(&self, f: &mut Block<'_>, x: ValueId, angles: Angles) -> ValueId {
+        let axis = f.shape(x).len() - 1;
+        let still = f.size(x, axis) - self.dim;
+        if still == 0 {
+            return self.turn(f, x, angles);
+        }
+        let (rest, last) = (f.slice(x, axis, 0, still, 1), f.slice(x, axis, still, self.dim, 1));
+        let last = self.turn(f, last, angles);
+        f.concat(&[rest, last], axis)
     }
 
     /// `x`, `[T, …, D]`, turned by its rows' angles.
