@@ -1,15 +1,17 @@
 //! A model ready to be compiled: its graph, and what the graph reads from the checkpoint.
 
 use crate::blocks::assembly::{Assembly, Bounds, MtpInput};
+use crate::blocks::engram;
 use crate::blocks::rope::AttnFactor;
 use crate::checkpoint::{Checkpoint, Expected};
 use crate::config_reader::Config;
 use crate::error::{Error, Result};
-use crate::formats::{Activations, DtypeOracle, Formats, PLAIN, SCALE, SCALES};
-use crate::ngram::classes::Vocabulary;
+use crate::formats::{Activations, DtypeOracle, Formats, PLAIN, SCALES};
+use crate::ngram::{Hashing, Vocabulary};
 use crate::registry;
 use crate::weights::{CheckpointWeights, Made, ModelWeights};
-use hadal_ir::module::{Func, InstKind, Module, expand_weight_name, stack_range};
+use hadal_ir::module::{Func, Inst, InstKind, Module, expand_weight_name, stack_range};
+use hadal_ir::ops::Op;
 use hadal_types::{Bindings, DType, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -53,6 +55,8 @@ pub struct Param {
     pub name: String,
     /// Its type, the stacking axis first where there is one.
     pub ty: TensorType,
+    /// Whether it holds the scales of another.
+    pub scale: bool,
 }
 
 impl Param {
@@ -93,6 +97,8 @@ pub struct Model {
     pub params: Vec<Param>,
     /// Those of them that no checkpoint holds.
     pub made: Made,
+    /// How its n-gram tables are addressed, where it has any.
+    pub hashing: Option<Hashing>,
     /// Keys of the configuration that nobody asked for: a newer release may mean something by them.
     pub unread: Vec<String>,
 }
@@ -108,14 +114,16 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
     let mut assembly = Assembly::new(&formats, &bounds);
     architecture.assemble(&mut assembly).map_err(|e| registry::graph_error(config, e))?;
     let module = assembly.module;
-    let made = architecture.made(options.vocabulary.as_ref())?;
+    let hashing = architecture.hashing().cloned();
+    let made =
+        hashing.as_ref().map_or(Ok(Made::new()), |h| engram::made(h, frame.vocab, options.vocabulary.as_ref()))?;
     if oracle.complete()
         && let Some((weight, _)) = made.iter().find(|(_, value)| value.is_none())
     {
         return Err(Error::NoTokenizer { weight: weight.clone() });
     }
     let params = params(&module, module.entries.iter().map(|e| e.func.as_str()));
-    if options.activations == Activations::Fp8 && !params.iter().any(|p| p.name.ends_with(SCALE)) {
+    if options.activations == Activations::Fp8 && !params.iter().any(|p| p.scale) {
         let expected = "block-scaled fp8 weights, as it is their inputs that are rounded";
         return Err(config.object().error("quantization_config", expected));
     }
@@ -124,6 +132,7 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
         why: recognised.why,
         params,
         made,
+        hashing,
         module,
         vocab: frame.vocab,
         hidden: frame.hidden,
@@ -151,8 +160,10 @@ impl Model {
             let shape = p.ty.eval_shape(&Bindings::new()).expect("weights have constant sizes");
             let shape = if stack_range(&p.name).is_some() { &shape[1..] } else { &shape[..] };
             let formats: &[DType] = match p.ty.dtype {
-                _ if p.name.ends_with(SCALE) => &SCALES,
+                _ if p.scale => &SCALES,
                 DType::F8E4M3 => &[DType::F8E4M3],
+                DType::F4E2M1 => &[DType::F4E2M1],
+                DType::I64 => &[DType::I64],
                 _ => &PLAIN,
             };
             out.extend(p.tensors().into_iter().map(|name| Expected::required(name, shape, formats)));
@@ -171,13 +182,15 @@ pub fn params<'a>(module: &Module, roots: impl IntoIterator<Item = &'a str>) -> 
         func: &Func,
         prefix: &str,
         seen: &mut BTreeSet<(String, String)>,
-        out: &mut BTreeMap<String, TensorType>,
+        out: &mut BTreeMap<String, (TensorType, bool)>,
     ) {
         if !seen.insert((func.name.clone(), prefix.to_owned())) {
             return;
         }
+        let scaling = |i: &&Inst| matches!(i.kind, InstKind::Op(Op::Dequantize(_)));
+        let scales: BTreeSet<_> = func.insts.iter().filter(scaling).map(|i| i.args[1]).collect();
         for w in &func.weights {
-            out.insert(format!("{prefix}{}", w.name), func.ty(w.value).clone());
+            out.insert(format!("{prefix}{}", w.name), (func.ty(w.value).clone(), scales.contains(&w.value)));
         }
         for inst in &func.insts {
             if let InstKind::Call(call) = &inst.kind
@@ -194,5 +207,5 @@ pub fn params<'a>(module: &Module, roots: impl IntoIterator<Item = &'a str>) -> 
             visit(module, func, "", &mut seen, &mut out);
         }
     }
-    out.into_iter().map(|(name, ty)| Param { name, ty }).collect()
+    out.into_iter().map(|(name, (ty, scale))| Param { name, ty, scale }).collect()
 }

@@ -4,7 +4,7 @@ use crate::blocks::assembly::Architecture;
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::{Config, Object};
 use crate::error::{Error, Result};
-use crate::{deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v32, llama, qwen};
+use crate::{deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v32, engram, llama, qwen};
 
 /// What a configuration describes, and how that shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -67,6 +67,12 @@ const FAMILIES: &[Family] = &[
         model_type: "deepseek_v32",
         architecture: "DeepseekV32ForCausalLM",
         read: |o, a| Ok(Box::new(deepseek_v32::Config::read(o, a)?)),
+    },
+    Family {
+        name: "engram-demo",
+        model_type: "engram_demo",
+        architecture: "EngramDemo",
+        read: |o, _| Ok(Box::new(engram::Config::read(o)?)),
     },
 ];
 

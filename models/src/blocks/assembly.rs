@@ -8,8 +8,7 @@ use super::Block;
 use crate::config_reader::Object;
 use crate::error::Result;
 use crate::formats::{Formats, Plan};
-use crate::ngram::classes::Vocabulary;
-use crate::weights::Made;
+use crate::ngram::Hashing;
 use hadal_ir::builder::BuildError;
 use hadal_ir::module::{Entry, Func, Module, Range, ValueId};
 use hadal_ir::ops::Gather;
@@ -104,10 +103,9 @@ pub trait Architecture {
     /// - entries for drafts, where it has any.
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>>;
 
-    /// The weights that no checkpoint holds, as they follow from the configuration and the tokenizer: their names always,
-    /// their values where the tokenizer is at hand.
-    fn made(&self, _: Option<&Vocabulary>) -> Result<Made> {
-        Ok(Made::new())
+    /// How its n-gram tables are addressed, where it has any.
+    fn hashing(&self) -> Option<&Hashing> {
+        None
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod assembly;
 pub mod attention;
 pub mod decoder;
+pub mod engram;
 pub mod indexer;
 pub mod mla;
 pub mod mlp;
@@ -13,7 +14,7 @@ pub mod moe;
 pub mod rope;
 pub mod rounding;
 
-use crate::formats::{Formats, Rounding, SCALE};
+use crate::formats::{Formats, Rounding};
 use hadal_ir::builder::{BuildError, Builder};
 use hadal_ir::module::{Func, ValueId};
 use hadal_ir::ops::Dequantize;
@@ -77,18 +78,20 @@ impl<'a> Block<'a> {
         self.builder.weight(&name, TensorType::new(dtype, shape.iter().copied()))
     }
 
-    /// The matrix `name.weight`, `[outputs, inputs]`, or a stack of them; from block-scaled e4m3 where it is stored so:
+    /// The matrix `name.weight`, `[outputs, inputs]`, or a stack of them; from a block-scaled format where it is stored so:
     /// `w[i, j] = q[i, j] · s[i / 128, j / 128]` (sheet `deepseek-v3`, "Quantised form").
     pub fn matrix(&mut self, name: &str, shape: &[usize]) -> ValueId {
         let name = format!("{name}.weight");
         let stored = self.tensor(&name, shape);
-        let Some([rows, columns]) = self.formats.block(&format!("{}{}{name}", self.at, self.path)) else {
+        let full = format!("{}{}{name}", self.at, self.path);
+        let Some([rows, columns]) = self.formats.block(&full) else {
             return stored;
         };
         let mut block = vec![1; shape.len() - 2];
         block.extend([rows, columns]);
         let blocks: Vec<usize> = shape.iter().zip(&block).map(|(n, b)| n.div_ceil(*b)).collect();
-        let scales = self.tensor(&format!("{name}{SCALE}"), &blocks);
+        let scales = self.formats.scales_of(&full);
+        let scales = self.tensor(&scales[full.len() - name.len()..].to_owned(), &blocks);
         self.op(Dequantize { block }, &[stored, scales])
     }
 
@@ -175,6 +178,21 @@ impl<'a> Block<'a> {
     pub fn remember_as(&mut self, name: &str, rows: ValueId, dtype: DType) -> ValueId {
         let name = format!("{}{name}", self.path);
         self.append(&name, rows, dtype)
+    }
+
+    /// The last `count` rows before this call of a window in f32, with `rows` behind them. Where none are kept, `rows` alone.
+    pub fn remember_last(&mut self, name: &str, count: usize, rows: ValueId) -> ValueId {
+        if count == 0 {
+            return rows;
+        }
+        let name = format!("{}{name}", self.path);
+        self.append_to(&name, count, rows, DType::F32)
+    }
+
+    /// `x` where `seen` is true, else -∞.
+    pub fn only(&mut self, seen: ValueId, x: ValueId) -> ValueId {
+        let nothing = self.scalar_like(x, f64::NEG_INFINITY);
+        self.map(MapFn::Select, &[seen, x, nothing])
     }
 
     /// The size of one axis, which must not depend on symbols.

@@ -5,8 +5,10 @@
 //! modulo a prime of its own. Primes are never used twice in a model, so that what collides in one head does not in
 //! another. See sheet `engram`; the graph is [`crate::blocks::engram`].
 
-pub mod classes;
+mod classes;
 mod generator;
+
+pub use classes::{Classes, Vocabulary};
 
 use generator::Generator;
 
