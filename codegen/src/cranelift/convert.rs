@@ -103,6 +103,11 @@ impl Lower<'_, '_> {
                 self.b.ins().fcmp(FloatCC::NotEqual, x, zero)
             }
             (_, DType::Bool) => self.b.ins().icmp_imm_s(IntCC::NotEqual, x, 0),
+            (DType::I4, _) => {
+                let byte = self.sign_nibble(x);
+                self.cast_scalar(DType::I8, to, byte)
+            }
+            (DType::U4, _) => self.cast_scalar(DType::U8, to, x),
             (DType::Bool | DType::U8, DType::F32) => {
                 let wide = self.b.ins().uextend(I32, x);
                 self.b.ins().fcvt_from_sint(F32, wide)
@@ -195,6 +200,11 @@ impl Lower<'_, '_> {
                 let top = self.raise_bytes(lanes, regs);
                 top.into_iter().map(|x| self.widen_e8m0(x)).collect()
             }
+            DType::U4 => self.widen_to_f32(DType::U8, lanes, regs),
+            DType::I4 => {
+                let bytes: Vec<V> = regs.iter().map(|x| self.sign_nibbles(*x)).collect();
+                self.widen_to_f32(DType::I8, lanes, &bytes)
+            }
             DType::U8 | DType::I8 => {
                 let wide = self.widen_bytes(elem == DType::I8, lanes, regs);
                 wide.into_iter().map(|x| self.b.ins().fcvt_from_sint(F32X4, x)).collect()
@@ -211,6 +221,18 @@ impl Lower<'_, '_> {
             }
             DType::F32 => regs.to_vec(),
         }
+    }
+
+    /// Codes in two's complement of four bits, as bytes: with their sign turned over, less eight.
+    fn sign_nibbles(&mut self, codes: V) -> V {
+        let eight = self.vector_const(I8X16, [8; 16]);
+        let turned = self.b.ins().bxor(codes, eight);
+        self.b.ins().isub(turned, eight)
+    }
+
+    fn sign_nibble(&mut self, code: V) -> V {
+        let turned = self.b.ins().bxor_imm_u(code, 8);
+        self.b.ins().iadd_imm_s(turned, -8)
     }
 
     /// The upper halves of f32 numbers that are the values divided by 2^120, or NaN. In 16-bit lanes, so that it
@@ -303,6 +325,7 @@ impl Lower<'_, '_> {
                 let (from, result) = (ValueType::vector(DType::F32, lanes), ValueType::vector(to, lanes));
                 self.by_lane(from, result, &[regs], &mut |this, x| this.cast_scalar(DType::F32, to, x[0]))
             }
+            DType::U4 | DType::I4 => unreachable!("nothing is cast to them"),
             DType::F32 => regs.to_vec(),
         }
     }

@@ -308,7 +308,7 @@ impl Lower<'_, '_> {
                 let ints = self.cast(ValueType::vector(DType::U8, ty.lanes), DType::I32, &bytes);
                 self.cast(ValueType::vector(DType::I32, ty.lanes), DType::Bool, &ints)
             }
-            DType::F4E2M1 => {
+            DType::F4E2M1 | DType::U4 | DType::I4 => {
                 let bytes = self.load_bytes(DType::U8, ty.lanes as u64 / 2, address, flags);
                 let mut nibbles = Vec::new();
                 for pairs in bytes {
@@ -369,7 +369,7 @@ impl Lower<'_, '_> {
                 let bytes = self.pack_bytes(&ints);
                 self.store_bytes(&bytes, ty.lanes as u64, address);
             }
-            DType::F4E2M1 => {
+            DType::F4E2M1 | DType::U4 | DType::I4 => {
                 // Each pair of bytes becomes one: the second moves above the first, then low bytes are packed.
                 let mut halves = Vec::new();
                 for reg in regs {

@@ -59,7 +59,7 @@ impl OpDef for Reduce {
         }
         let bool_sum = args[0].dtype == DType::Bool && self.kind == ReduceKind::Sum;
         ensure!(!bool_sum, "C2", "a sum of truth values");
-        ensure!(!matches!(args[0].dtype, DType::U4 | DType::I4), "C2", "{} of {}", self.kind.name(), args[0].dtype);
+        ensure!(!matches!(args[0].dtype, DType::U4 | DType::I4), "C2", "{:?} of {}", self.kind, args[0].dtype);
         let kept = args[0].shape.iter().enumerate().filter(|(i, _)| !self.axes.contains(i));
         Ok(TensorType { dtype: args[0].dtype, shape: kept.map(|(_, d)| d.clone()).collect() })
     }

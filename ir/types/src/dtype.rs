@@ -31,11 +31,16 @@ pub enum DType {
     F8E8M0,
     /// OCP 4-bit float, 2 exponent and 1 mantissa bits; two elements a byte, element 2j in the low nibble.
     F4E2M1,
+    /// Unsigned 4-bit integer, two a byte as [`DType::F4E2M1`]. Like [`DType::I4`] a storage format of weights: it is
+    /// loaded and cast, never computed with.
+    U4,
+    /// Signed 4-bit integer in two's complement, two a byte.
+    I4,
 }
 
 impl DType {
     /// Every format, in declaration order.
-    pub const ALL: [DType; 12] = [
+    pub const ALL: [DType; 14] = [
         DType::Bool,
         DType::U8,
         DType::I8,
@@ -48,12 +53,14 @@ impl DType {
         DType::F8E4M3,
         DType::F8E8M0,
         DType::F4E2M1,
+        DType::U4,
+        DType::I4,
     ];
 
     /// Bits one element occupies.
     pub const fn bits(self) -> u64 {
         match self {
-            DType::F4E2M1 => 4,
+            DType::F4E2M1 | DType::U4 | DType::I4 => 4,
             DType::Bool | DType::U8 | DType::I8 | DType::F8E4M3 | DType::F8E8M0 => 8,
             DType::F16 | DType::BF16 => 16,
             DType::I32 | DType::F32 => 32,
@@ -66,6 +73,11 @@ impl DType {
         (count * self.bits()).div_ceil(8)
     }
 
+    /// Whether two elements share a byte.
+    pub const fn is_packed(self) -> bool {
+        self.bits() < 8
+    }
+
     /// Whether values are real numbers (rather than integers or truth values).
     pub const fn is_float(self) -> bool {
         matches!(
@@ -76,7 +88,7 @@ impl DType {
 
     /// Whether values are signed or unsigned integers (truth values are not).
     pub const fn is_int(self) -> bool {
-        matches!(self, DType::U8 | DType::I8 | DType::I32 | DType::I64)
+        matches!(self, DType::U8 | DType::I8 | DType::I32 | DType::I64 | DType::U4 | DType::I4)
     }
 
     /// The name in IR text.
@@ -94,6 +106,8 @@ impl DType {
             DType::F8E4M3 => "f8e4m3",
             DType::F8E8M0 => "f8e8m0",
             DType::F4E2M1 => "f4e2m1",
+            DType::U4 => "u4",
+            DType::I4 => "i4",
         }
     }
 
@@ -109,7 +123,7 @@ impl DType {
             DType::F8E8M0 => m::e8m0_to_f32(m::e8m0_from_f64(value)) as f64,
             DType::F4E2M1 => m::e2m1_to_f32(m::e2m1_from_f64(value)) as f64,
             DType::Bool => (value != 0.0) as u8 as f64,
-            DType::U8 | DType::I8 | DType::I32 | DType::I64 => value.trunc(),
+            DType::U8 | DType::I8 | DType::I32 | DType::I64 | DType::U4 | DType::I4 => value.trunc(),
         }
     }
 }
@@ -141,6 +155,7 @@ mod tests {
     #[test]
     fn packed_bytes_round_up() {
         assert_eq!(DType::F4E2M1.bytes(3), 2);
+        assert_eq!(DType::I4.bytes(3), 2);
         assert_eq!(DType::BF16.bytes(3), 6);
     }
 }

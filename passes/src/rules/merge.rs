@@ -28,7 +28,32 @@ pub const RULES: &[Rule] = &[Rule {
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Format {
     Plain(DType),
-    Scaled { elements: DType, scales: DType, block: Vec<usize> },
+    /// Elements, scales and perhaps offsets; scales may have scales themselves.
+    Scaled { block: Vec<usize>, parts: Vec<Format> },
+}
+
+impl Format {
+    /// Rows that belong together, because they share a scale.
+    fn rows(&self, axis: usize) -> i64 {
+        match self {
+            Format::Plain(_) => 1,
+            Format::Scaled { block, parts } => {
+                let inner = parts[1..].iter().map(|p| p.rows(axis)).max().unwrap_or(1);
+                (block[axis] as i64).saturating_mul(inner)
+            }
+        }
+    }
+
+    /// A term of this form, of one leaf after the other.
+    fn term(&self, leaves: &mut impl Iterator<Item = Term>) -> Option<Term> {
+        match self {
+            Format::Plain(_) => leaves.next(),
+            Format::Scaled { block, parts } => {
+                let parts = parts.iter().map(|p| p.term(leaves)).collect::<Option<Vec<Term>>>()?;
+                Some(Term::new(Dequantize { block: block.clone() }, parts))
+            }
+        }
+    }
 }
 
 /// A product of an input with a weight.
@@ -45,8 +70,8 @@ struct Product {
     /// Elements along these axes.
     rows: i64,
     format: Format,
-    /// The weight's parts, where it is scaled.
-    parts: Option<(V, V)>,
+    /// What is stored of the weight, in the format's order.
+    leaves: Vec<V>,
 }
 
 /// Most products that are merged. Each of them states the whole, so time grows with the square.
@@ -81,10 +106,7 @@ fn merge(site: &dyn Site, op: &Op, args: &[V]) -> Vec<Term> {
 
 /// Products whose scales line up when their weights are joined: all but the last have whole blocks.
 fn in_whole_blocks(site: &dyn Site, all: Vec<Product>) -> Vec<Product> {
-    let cut = |p: &Product| match &p.format {
-        Format::Scaled { block, .. } => p.rows % block[p.axes.0] as i64 != 0,
-        Format::Plain(_) => false,
-    };
+    let cut = |p: &Product| p.rows % p.format.rows(p.axes.0) != 0;
     let (ragged, mut whole): (Vec<Product>, Vec<Product>) = all.into_iter().partition(cut);
     let mut ragged = ragged.into_iter();
     whole.extend(ragged.next());
@@ -105,17 +127,11 @@ fn merged(site: &dyn Site, op: &Op, args: &[V], all: &[Product], place: usize) -
         shape.splice(p.axes.0..p.axes.0 + p.width, [Dim::from(p.rows)]);
         Term::new(Reshape { shape }, [Term::Old(v)])
     };
-    let joined = |part: &dyn Fn(&Product) -> Option<V>| {
-        let parts = all.iter().map(|p| Some(flat(p, part(p)?))).collect::<Option<Vec<Term>>>()?;
-        Some(Term::new(Concat { axis: mine.axes.0 }, parts))
+    let joined = |leaf: usize| {
+        let parts = all.iter().map(|p| flat(p, p.leaves[leaf])).collect::<Vec<Term>>();
+        Term::new(Concat { axis: mine.axes.0 }, parts)
     };
-    let weight = match &mine.format {
-        Format::Plain(_) => joined(&|p| Some(p.weight))?,
-        Format::Scaled { block, .. } => {
-            let (q, s) = (joined(&|p| Some(p.parts?.0))?, joined(&|p| Some(p.parts?.1))?);
-            Term::new(Dequantize { block: block.clone() }, [q, s])
-        }
-    };
+    let weight = mine.format.term(&mut (0..mine.leaves.len()).map(joined))?;
     let Op::Contract(c) = op else { return None };
     let free = c.inputs[mine.at][mine.axes.0..mine.axes.0 + mine.width].to_owned();
     let one = |s: &str| s.replace(&free, &free[..1]);
@@ -157,24 +173,25 @@ fn product(site: &dyn Site, op: &Op, args: &[V]) -> Option<Product> {
         let digits = s.replace(&free, "*");
         digits.chars().map(|l| input.find(l).map_or(l, |i| char::from(b'0' + i as u8))).collect()
     };
-    let (format, parts) = format(site, weight, free.len())?;
+    let mut leaves = Vec::new();
+    let format = format(site, weight, free.len(), &mut leaves)?;
     let pattern = (spelled(letters), spelled(&c.output));
-    Some(Product { weight, at, axes, width: free.len(), pattern, rows, format, parts })
+    Some(Product { weight, at, axes, width: free.len(), pattern, rows, format, leaves })
 }
 
-/// How a weight is stored; `None` where it is computed, or joined already.
-fn format(site: &dyn Site, weight: V, width: usize) -> Option<(Format, Option<(V, V)>)> {
+/// How a weight is stored, and what of it; `None` where it is computed, or joined already.
+fn format(site: &dyn Site, weight: V, width: usize, leaves: &mut Vec<V>) -> Option<Format> {
     let forms = site.forms(weight);
     let scaled = forms.iter().find_map(|(op, parts)| match op {
-        Op::Dequantize(d) if width == 1 => Some((d, parts[0], parts[1])),
+        Op::Dequantize(d) if width == 1 => Some((d, parts)),
         _ => None,
     });
-    if let Some((d, q, s)) = scaled {
-        let stored = is_stored(site, q, VIEWS) && is_stored(site, s, VIEWS);
-        let (elements, scales) = (site.ty(q).dtype, site.ty(s).dtype);
-        return stored.then(|| (Format::Scaled { elements, scales, block: d.block.clone() }, Some((q, s))));
+    if let Some((d, parts)) = scaled {
+        let parts = parts.iter().map(|p| format(site, *p, width, leaves)).collect::<Option<_>>()?;
+        return Some(Format::Scaled { block: d.block.clone(), parts });
     }
-    is_stored(site, weight, VIEWS).then(|| (Format::Plain(site.ty(weight).dtype), None))
+    leaves.push(weight);
+    is_stored(site, weight, VIEWS).then(|| Format::Plain(site.ty(weight).dtype))
 }
 
 /// Most views between a weight and its use.

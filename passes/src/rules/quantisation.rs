@@ -155,6 +155,7 @@ fn keeps_zero(site: &dyn Site, op: &Op, args: &[V]) -> bool {
             r.axes.iter().all(|a| site.lower(&shape[*a]).is_some_and(|n| n >= 1))
         }
         Op::Cast(c) => has_zero(c.to),
+        Op::Dequantize(_) => args.len() == 2,
         _ => true,
     }
 }

@@ -50,13 +50,15 @@ pub const RULES: &[Rule] = &[
             %2 = dequantize %0, %1 {block = [1, 1, 2]} : f32[3, 5, 4]
             return %2 }",
         apply: |site, op, args| {
-            let Op::Dequantize(d) = op else { return vec![] };
+            let (Op::Dequantize(d), [q, s, m @ ..]) = (op, args) else { return vec![] };
             let mut out = Vec::new();
-            for (q, x) in broadcasts(site, args[0]) {
-                for (s, y) in broadcasts(site, args[1]).into_iter().filter(|(s, _)| s.dims == q.dims) {
+            for (q, x) in broadcasts(site, *q) {
+                for (s, y) in broadcasts(site, *s).into_iter().filter(|(s, _)| s.dims == q.dims) {
+                    let alike = |m: &V| broadcasts(site, *m).into_iter().find(|(m, _)| m.dims == q.dims);
+                    let Some(rest) = m.iter().map(|m| Some(alike(m)?.1)).collect::<Option<Vec<V>>>() else { continue };
                     let block = s.dims.iter().map(|a| d.block[*a]).collect();
-                    let inner = Term::new(Dequantize { block }, [Term::Old(x), Term::Old(y)]);
-                    out.push(Term::new(q.clone(), [inner]));
+                    let parts = [x, y].into_iter().chain(rest).map(Term::Old).collect::<Vec<_>>();
+                    out.push(Term::new(q.clone(), [Term::new(Dequantize { block }, parts)]));
                 }
             }
             out

@@ -185,7 +185,7 @@ impl Routed {
         let end = |v: V| self.as_experts(site, shared, v, split, n);
         let scaled = |v: V| {
             site.forms(v).into_iter().find_map(|(op, args)| match op {
-                Op::Dequantize(d) => Some((d.block.clone(), args[0], args[1])),
+                Op::Dequantize(d) => Some((d.block.clone(), args)),
                 _ => None,
             })
         };
@@ -194,19 +194,19 @@ impl Routed {
             (None, None) if site.ty(self.stack).dtype == site.ty(shared.weight).dtype => {
                 Some(concat(0, Term::Old(self.stack), end(shared.weight)?))
             }
-            (Some((block, q, s)), Some((other, r, u))) => {
+            (Some((block, ours)), Some((other, theirs))) => {
                 let along = |l: char| Some(other[shared.letters.find(l)?]);
                 let blocks: Option<Vec<usize>> = self.letters.chars().map(along).collect();
                 let same = block[0] == 1 && blocks.as_deref() == Some(&block[1..]);
                 // Several experts' scales must not lie in one block.
                 let whole = n == 1 || self.size(site, split)? % along(split)? as i64 == 0;
-                let formats = |a: V, b: V| site.ty(a).dtype == site.ty(b).dtype;
-                if !(same && whole && formats(q, r) && formats(s, u)) {
+                let formats = |parts: &[V]| parts.iter().map(|v| site.ty(*v).dtype).collect::<Vec<_>>();
+                if !(same && whole && formats(&ours) == formats(&theirs)) {
                     site.miss(&|| format!("blocks of scales do not line up: {block:?} and {other:?} for {n} experts"));
                     return None;
                 }
-                let parts = [concat(0, Term::Old(q), end(r)?), concat(0, Term::Old(s), end(u)?)];
-                Some(Term::new(Dequantize { block }, parts))
+                let parts = ours.iter().zip(&theirs).map(|(a, b)| Some(concat(0, Term::Old(*a), end(*b)?)));
+                Some(Term::new(Dequantize { block }, parts.collect::<Option<Vec<Term>>>()?))
             }
             _ => {
                 site.miss(&|| "routed experts and the shared one are stored in different formats".into());

@@ -135,9 +135,9 @@ pub const RULES: &[Rule] = &[
             %1 = slice %0 {axis = 0, start = A, len = 1} : f32[1, 4]
             return %1 }",
         apply: |site, op, args| {
-            along(site, op, args, |s, op, _| {
+            along(site, op, args, |s, op, x| {
                 let Op::Dequantize(d) = op else { return None };
-                (d.block[s.axis] == 1).then(|| vec![Some(s.axis); 2])
+                (d.block[s.axis] == 1).then(|| vec![Some(s.axis); x.len()])
             })
         },
     },

@@ -142,5 +142,7 @@ fn safetensors_dtype(dtype: DType) -> Dtype {
         DType::F8E4M3 => Dtype::F8_E4M3,
         DType::F8E8M0 => Dtype::F8_E8M0,
         DType::F4E2M1 => Dtype::F4,
+        // Never of an output: formats of weights alone. Two elements a byte, as there.
+        DType::U4 | DType::I4 => Dtype::F4,
     }
 }

@@ -102,7 +102,30 @@ impl<'a> Env<'a> {
 
     /// The scale of an access, one f32; `None` where it has none.
     pub fn scale(&self, b: &mut Builder, access: &Access) -> Option<Value> {
-        access.scale.as_ref().map(|s| self.load(b, s, 1, None))
+        access.scale.as_ref().map(|s| self.part(b, s))
+    }
+
+    /// The offset of an access, one f32; `None` where it has none.
+    fn offset(&self, b: &mut Builder, access: &Access) -> Option<Value> {
+        access.offset.as_ref().map(|m| self.part(b, m))
+    }
+
+    /// A scale or offset, which may be scaled itself.
+    fn part(&self, b: &mut Builder, access: &Access) -> Value {
+        let x = self.load(b, access, 1, None);
+        match self.scale(b, access) {
+            Some(scale) => b.mul(x, scale),
+            None => x,
+        }
+    }
+
+    /// Elements with the one scale and offset that they share.
+    fn scaled(&self, b: &mut Builder, access: &Access, x: Value) -> Value {
+        let Some(scale) = self.scale(b, access) else { return x };
+        match self.offset(b, access) {
+            Some(offset) => b.fma(x, scale, offset),
+            None => b.mul(x, scale),
+        }
     }
 
     /// Elements with their scale, along `lane` if it moves them.
@@ -112,10 +135,7 @@ impl<'a> Env<'a> {
             _ => 1,
         };
         let x = self.load(b, access, lanes, mask.filter(|_| lanes > 1));
-        let x = match self.scale(b, access) {
-            Some(scale) => b.mul(x, scale),
-            None => x,
-        };
+        let x = self.scaled(b, access, x);
         self.or_zero(b, access, x)
     }
 }
@@ -327,6 +347,9 @@ impl<'a> Emitter<'a> {
         let (height, width) = self.s.tile;
         let size = self.desc.size(rows);
         let zero = b.const_i64(0);
+        if height > 1 && self.desc.is_step(rows) {
+            return self.step_rows(b, env, rows, converted);
+        }
         if size.as_const().is_some_and(|n| n < height as i64) {
             return self.single_rows(b, env, rows, zero, converted);
         }
@@ -346,6 +369,28 @@ impl<'a> Emitter<'a> {
         if size.as_const().is_none_or(|n| n % height as i64 != 0) {
             self.single_rows(b, env, rows, end, converted);
         }
+    }
+
+    /// The rows of a step, in tiles and then one by one, for one strip of columns after the other.
+    fn step_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var, converted: Option<Converted>) {
+        let (height, strip) = (self.s.tile.0 as i64, self.s.strip);
+        let (total, unit, zero) = (b.dim(self.desc.size(rows)), b.const_i64(height), b.const_i64(0));
+        let tiles = b.div(total, unit);
+        let end = b.mul(tiles, unit);
+        self.columns(b, |b, n| {
+            b.for_each(zero, end, height, LoopKind::Serial, |b, m| {
+                let row = |i| {
+                    let i = b.const_i64(i);
+                    let m = b.add(m, i);
+                    env.with(rows, m)
+                };
+                let envs: Vec<Env<'a>> = (0..height).map(row).collect();
+                self.chunk(b, &envs, n, strip, converted);
+            });
+            b.for_each(end, total, 1, LoopKind::Serial, |b, m| {
+                self.chunk(b, &[env.with(rows, m)], n, strip, converted);
+            });
+        });
     }
 
     /// Rows from `first` on, one by one: a strip of columns stays in the nearest cache for all of them.
@@ -513,14 +558,20 @@ impl<'a> Emitter<'a> {
     }
 
     /// Adds `x · w` for all pairs over the innermost summed letter. Where there are scales, products of unscaled
-    /// elements are summed while the scales last, then the sum is scaled and added.
+    /// elements are summed while the scales last, then the sum is scaled and added. Where there are offsets, elements of
+    /// `x` are summed meanwhile, once for all columns.
     fn segments(&self, b: &mut Builder, x: &[Row<'a>], w: &[Row<'a>], init: Vec<Value>) -> Vec<Value> {
         let (desc, k, lanes) = (self.desc, self.s.lane, self.s.lanes);
         let products = |b: &mut Builder, range: (Value, Value, Option<i64>), init: Vec<Value>| {
             in_vectors(b, lanes, range, init, &|b, k, mask, sums| {
                 let x: Vec<Value> = x.iter().map(|row| row.load(b, k, lanes, mask)).collect();
                 let w: Vec<Value> = w.iter().map(|row| row.load(b, k, lanes, mask)).collect();
-                sums.iter().enumerate().map(|(i, sum)| b.fma(x[i / w.len()], w[i % w.len()], *sum)).collect()
+                let (products, plain) = sums.split_at(x.len() * w.len());
+                let products = products.iter().enumerate();
+                let mut next: Vec<Value> =
+                    products.map(|(i, sum)| b.fma(x[i / w.len()], w[i % w.len()], *sum)).collect();
+                next.extend(plain.iter().zip(&x).map(|(sum, x)| b.add(*sum, *x)));
+                next
             })
         };
         let size = desc.size(k);
@@ -532,19 +583,31 @@ impl<'a> Emitter<'a> {
         let segment = |b: &mut Builder, (lo, hi, length): (Value, Value, Option<i64>), sums: &[Value]| {
             let none = b.const_f32(0.0);
             let none = b.splat(none, lanes);
-            let parts = products(b, (lo, hi, length), vec![none; sums.len()]);
-            let mut scales = |rows: &[Row<'a>]| -> Vec<Option<Value>> {
-                let scale = |r: &Row<'a>| r.scaled.as_ref().and_then(|(env, a)| env.with(k, lo).scale(b, a));
-                rows.iter().map(scale).collect()
+            type Part<'e> = fn(&Env<'e>, &mut Builder, &Access) -> Option<Value>;
+            let mut parts_of = |rows: &[Row<'a>], part: Part<'a>| -> Vec<Option<Value>> {
+                let value = |r: &Row<'a>| r.scaled.as_ref().and_then(|(env, a)| part(&env.with(k, lo), b, a));
+                rows.iter().map(value).collect()
             };
-            let (of_x, of_w) = (scales(x), scales(w));
-            let pairs = parts.into_iter().zip(sums).enumerate().map(|(i, (part, sum))| {
-                let scale = match (of_x[i / w.len()], of_w[i % w.len()]) {
-                    (Some(a), Some(c)) => b.mul(a, c),
-                    (Some(scale), None) | (None, Some(scale)) => scale,
-                    (None, None) => return b.add(part, *sum),
+            let (of_x, of_w) = (parts_of(x, Env::scale), parts_of(w, Env::scale));
+            let offsets = parts_of(w, Env::offset);
+            let plain = if offsets.iter().any(Option::is_some) { x.len() } else { 0 };
+            let mut parts = products(b, (lo, hi, length), vec![none; sums.len() + plain]);
+            let plain = parts.split_off(sums.len());
+            let mut scaled = |part: Value, by: [Option<Value>; 2], sum: Value| {
+                let scale = match by {
+                    [Some(a), Some(c)] => b.mul(a, c),
+                    [Some(scale), None] | [None, Some(scale)] => scale,
+                    [None, None] => return b.add(part, sum),
                 };
-                b.fma(part, scale, *sum)
+                b.fma(part, scale, sum)
+            };
+            let pairs = parts.into_iter().zip(sums).enumerate().map(|(i, (part, sum))| {
+                let (row, column) = (i / w.len(), i % w.len());
+                let sum = scaled(part, [of_x[row], of_w[column]], *sum);
+                match offsets[column] {
+                    Some(_) => scaled(plain[row], [of_x[row], offsets[column]], sum),
+                    None => sum,
+                }
             });
             pairs.collect::<Vec<_>>()
         };
@@ -630,10 +693,7 @@ impl<'a> Emitter<'a> {
                 .map(|n| {
                     let env = bind(&rows[0]).with(s.lane, *n);
                     let w = env.load(b, self.streamed(), lanes, mask);
-                    let w = match env.scale(b, self.streamed()) {
-                        Some(scale) => b.mul(w, scale),
-                        None => w,
-                    };
+                    let w = env.scaled(b, self.streamed(), w);
                     env.or_zero(b, self.streamed(), w)
                 })
                 .collect();

@@ -168,6 +168,11 @@ pub fn is_real(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16 | DType::F8E4M3 | DType::F8E8M0)
 }
 
+/// Formats that they load where a scale goes with them.
+pub fn is_code(dtype: DType) -> bool {
+    is_real(dtype) || matches!(dtype, DType::F4E2M1 | DType::U8 | DType::I8 | DType::U4 | DType::I4)
+}
+
 /// An elementwise function, lane by lane.
 pub fn emit_map(b: &mut Builder, f: MapFn, x: &[Value]) -> Value {
     use MapFn::*;
@@ -237,9 +242,9 @@ pub fn along(vars: &Vars, access: &Access, var: Var) -> Along {
     if !vars.reads(access, var) {
         return Along::Same;
     }
-    let unscaled = access.scale.as_ref().is_none_or(|s| !vars.reads(s, var));
+    let unscaled = access.parts().all(|p| !vars.reads(p, var));
     match vars.stride(&access.at, var) {
-        Some(k) if k.is(1) && unscaled => Along::Consecutive,
+        Some(k) if k.is(1) && unscaled && vars.whole_bytes(access, var) => Along::Consecutive,
         _ => Along::Other,
     }
 }

@@ -17,6 +17,8 @@ fn tensor(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     match dtype {
         DType::I32 | DType::I64 => Tensor::int(dtype, shape, (0..n).map(|i| (next(i) * 8.0) as i64 - 1).collect()),
         DType::Bool => Tensor::int(dtype, shape, (0..n).map(|i| i64::from(next(i) > 0.6)).collect()),
+        DType::U4 | DType::U8 => Tensor::int(dtype, shape, (0..n).map(|i| (next(i) * 16.0) as i64).collect()),
+        DType::I4 | DType::I8 => Tensor::int(dtype, shape, (0..n).map(|i| (next(i) * 16.0) as i64 - 8).collect()),
         DType::F8E8M0 => Tensor::real(dtype, shape, (0..n).map(|i| (next(i) * 6.0 - 3.0).floor().exp2()).collect()),
         _ => Tensor::real(dtype, shape, (0..n).map(|i| dtype.round(next(i) * 2.0 - 1.0)).collect()),
     }
@@ -180,6 +182,52 @@ fn block_scales_ragged_and_shifted() {
         let text = kernel("%x: f32[T, 10], %q: f8e4m3[10, 20], %s: f32[3, 3]", turned, "f32[T, 20]");
         assert!(check(&text, &[(Sym::T, t)], 1e-5)[0].starts_with("outer"));
     }
+}
+
+#[test]
+fn codes_with_offsets_and_scales_of_scales() {
+    let params = |q: &str, more: &str, t: i64| {
+        let scales = "%s: u8[6, 4], %d: f16[6, 2], %m: f16[6, 4]";
+        (format!("%x: f32[T, 32], %q: {q}[6, 32], {scales}{more}"), [(Sym::T, t)])
+    };
+    let nested = "  %0 = dequantize %s, %d {block = [1, 2]} : f32[6, 4]\n";
+    let whole = "  %1 = dequantize %q, %0, %m {block = [1, 8]} : f32[6, 32]
+  %y = contract %x, %1 {spec = \"td,fd->tf\"} : f32[T, 6]";
+    // The same along the other axis, and a part of it in vectors that do not divide it.
+    let turned = "  %1 = dequantize %q, %0, %m {block = [1, 8]} : f32[6, 32]
+  %2 = slice %x {axis = 1, start = 0, len = 6} : f32[T, 6]
+  %y = contract %2, %1 {spec = \"td,df->tf\"} : f32[T, 32]";
+    let part = "  %1 = dequantize %q, %0, %m {block = [1, 8]} : f32[6, 32]
+  %2 = slice %1 {axis = 1, start = 8, len = 22} : f32[6, 22]
+  %3 = slice %x {axis = 1, start = 0, len = 22} : f32[T, 22]
+  %y = contract %3, %2 {spec = \"td,fd->tf\"} : f32[T, 6]";
+    for q in ["u4", "i4", "u8", "i8", "f4e2m1"] {
+        for t in [1, 5] {
+            let (params, bindings) = params(q, "", t);
+            let schedules = check(&kernel(&params, &format!("{nested}{whole}"), "f32[T, 6]"), &bindings, 1e-5);
+            assert!(schedules[0].starts_with("dot"), "{schedules:?}");
+            assert!(
+                check(&kernel(&params, &format!("{nested}{turned}"), "f32[T, 32]"), &bindings, 1e-5)[0]
+                    .starts_with("outer")
+            );
+            check(&kernel(&params, &format!("{nested}{part}"), "f32[T, 6]"), &bindings, 1e-5);
+        }
+    }
+    // Experts, chosen by numbers of which one does not exist.
+    let experts = "  %1 = dequantize %q, %s, %m {block = [1, 1, 8]} : f32[5, 6, 16]
+  %2 = gather %1, %e {axis = 0} : f32[T, 2, 6, 16]
+  %y = contract %x, %2 {spec = \"td,tkfd->tkf\"} : f32[T, 2, 6]";
+    let text = kernel(
+        "%x: f32[T, 16], %q: u4[5, 6, 16], %s: f16[5, 6, 2], %m: f16[5, 6, 2], %e: i32[T, 2]",
+        experts,
+        "f32[T, 2, 6]",
+    );
+    check(&text, &[(Sym::T, 3)], 1e-5);
+    // Rows of four-bit codes that begin inside a byte have no vectors.
+    let odd = "  %1 = dequantize %q, %s {block = [1, 8]} : f32[6, 15]
+  %y = contract %x, %1 {spec = \"td,fd->tf\"} : f32[T, 6]";
+    let odd = function(&kernel("%x: f32[T, 15], %q: i4[6, 15], %s: f16[6, 2]", odd, "f32[T, 6]"));
+    assert!(candidates(&Desc::of(&odd).unwrap()).is_empty());
 }
 
 #[test]

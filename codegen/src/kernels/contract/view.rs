@@ -106,6 +106,20 @@ pub struct Access {
     pub at: Affine,
     /// What it is multiplied with, where it is block-scaled.
     pub scale: Option<Box<Access>>,
+    /// What is added then: an element of the same block.
+    pub offset: Option<Box<Access>>,
+}
+
+impl Access {
+    /// Scale and offset.
+    pub fn parts(&self) -> impl Iterator<Item = &Access> {
+        self.scale.iter().chain(&self.offset).map(|a| &**a)
+    }
+
+    /// Whether all that is read passes `test`, the element's own format first.
+    pub fn all(&self, test: &impl Fn(&Access) -> bool) -> bool {
+        test(self) && self.parts().all(|p| p.all(test))
+    }
 }
 
 /// All variables of one kernel.
@@ -149,7 +163,7 @@ impl Vars {
 
     /// Whether what is read changes with `var`.
     pub fn reads(&self, access: &Access, var: Var) -> bool {
-        self.depends(&access.at, var) || access.scale.as_ref().is_some_and(|s| self.reads(s, var))
+        self.depends(&access.at, var) || access.parts().any(|p| self.reads(p, var))
     }
 
     /// The gathers that decide where an access reads.
@@ -163,9 +177,12 @@ impl Vars {
                 }
             }
         }
+        fn all(vars: &Vars, access: &Access, out: &mut Vec<Var>) {
+            visit(vars, &access.at, out);
+            access.parts().for_each(|p| all(vars, p, out));
+        }
         let mut out = Vec::new();
-        visit(self, &access.at, &mut out);
-        access.scale.iter().for_each(|s| visit(self, &s.at, &mut out));
+        all(self, access, &mut out);
         out
     }
 
@@ -173,6 +190,13 @@ impl Vars {
     pub fn stride(&self, at: &Affine, var: Var) -> Option<Dim> {
         let derived = at.terms.keys().any(|v| *v != var && self.depends(&Affine::var(*v), var));
         (!derived).then(|| at.coefficient(var))
+    }
+
+    /// Whether vectors along `var` that begin at an even one begin at whole bytes.
+    pub fn whole_bytes(&self, access: &Access, var: Var) -> bool {
+        let even = |d: &Dim| d.constant() % 2 == 0 && d.terms().iter().all(|(_, k)| k % 2 == 0);
+        let others = access.at.terms.iter().filter(|(v, _)| **v != var);
+        !access.dtype.is_packed() || even(&access.at.offset) && others.map(|(_, k)| k).all(even)
     }
 
     /// The largest value of a form, where all its coefficients are known not to be negative.
@@ -366,15 +390,16 @@ impl<'a> Tracer<'a> {
         Some((args[0], coords))
     }
 
-    /// The parameter element behind an element of `value`, through views, gathers, casts to f32 and one block scale.
+    /// The parameter element behind an element of `value`, through views, gathers, casts to f32 and block scales,
+    /// which may be scaled themselves.
     pub fn access(&mut self, mut value: ValueId, mut coords: Vec<Affine>) -> Option<Access> {
-        let mut scale = None;
+        let (mut scale, mut offset) = (None, None);
         loop {
             let Some((op, inst)) = self.def(value) else {
                 let param = self.func.params.iter().position(|p| *p == value)?;
                 let ty = self.ty(value);
                 let at = self.vars.linear(&coords, &ty.shape)?;
-                return Some(Access { param, dtype: ty.dtype, at, scale });
+                return Some(Access { param, dtype: ty.dtype, at, scale, offset });
             };
             match op {
                 Op::Cast(c) if c.to == DType::F32 && self.ty(inst.args[0]).dtype.is_float() => value = inst.args[0],
@@ -384,11 +409,15 @@ impl<'a> Tracer<'a> {
                         .zip(&d.block)
                         .map(|(c, b)| Some(self.vars.split(c, &i64::try_from(*b).ok()?.into())?.0))
                         .collect();
-                    let s = self.access(inst.args[1], blocks?)?;
-                    if s.scale.is_some() {
-                        return None;
+                    let blocks = blocks?;
+                    let mut part = |value| {
+                        let part = self.access(value, blocks.clone())?;
+                        part.offset.is_none().then(|| Box::new(part))
+                    };
+                    scale = Some(part(inst.args[1])?);
+                    if let Some(m) = inst.args.get(2) {
+                        offset = Some(part(*m)?);
                     }
-                    scale = Some(Box::new(s));
                     value = inst.args[0];
                 }
                 _ => (value, coords) = self.step(op, &inst.args, &coords)?,
@@ -443,7 +472,8 @@ impl Vars {
     /// An access for people.
     pub fn show_access(&self, a: &Access) -> String {
         let scale = a.scale.as_ref().map(|s| format!(" * {}", self.show_access(s))).unwrap_or_default();
-        format!("{}:p{}[{}]{scale}", a.dtype, a.param, self.show(&a.at))
+        let offset = a.offset.as_ref().map(|s| format!(" + {}", self.show_access(s))).unwrap_or_default();
+        format!("{}:p{}[{}]{scale}{offset}", a.dtype, a.param, self.show(&a.at))
     }
 }
 

@@ -497,7 +497,7 @@ impl Lower<'_> {
         let Some((last, outer)) = index.split_last() else { return false };
         let even = |d: &Dim| d.constant() % 2 == 0 && d.terms().iter().all(|(_, k)| k % 2 == 0);
         // Two packed elements share a byte, and vectors begin at bytes.
-        let whole = format != DType::F4E2M1
+        let whole = !format.is_packed()
             || (even(&last.constant) && last.terms.iter().all(|(a, k)| *a == Atom::Var(v) || even(k)));
         last.coefficient(v).is(1) && self.linear(v, last) && !self.nodes.index_deps(outer).contains(&v) && whole
     }
