@@ -13,8 +13,50 @@ pub const PLAIN: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
 /// Formats of the scales of a block-scaled weight.
 pub const SCALES: [DType; 4] = [DType::F32, DType::F8E8M0, DType::BF16, DType::F16];
 
-/// End of the name of the scales of a block-scaled weight, after the weight's own name.
-pub const SCALE: &str = "_scale_inv";
+/// Columns of a weight in e2m1 that share a scale.
+const FP4_BLOCK: usize = 32;
+
+/// How a family stores what it quantises: parts of names, and how scales are called.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Scheme {
+    /// In names of weights in e4m3, where anything is quantised.
+    pub fp8: &'static [&'static str],
+    /// In names of those that are not, although the former are in them.
+    pub not_fp8: &'static [&'static str],
+    /// In names of weights in e2m1 with a scale for 32 columns of a row, unless the configuration says that they are in e4m3.
+    pub fp4: &'static [&'static str],
+    /// In names of weights that are f32 whatever the others are.
+    pub wide: &'static [&'static str],
+    /// In names of tables of 64-bit integers.
+    pub integers: &'static [&'static str],
+    /// What stands instead of `.weight` in the name of a weight's scales.
+    pub scale: &'static str,
+    /// Whether scales that are powers of two are stored as such.
+    pub narrow_scales: bool,
+}
+
+/// The names of V2, V3 and most others.
+pub static PROJECTIONS: Scheme = Scheme {
+    fp8: &["_proj.weight", "_proj_with_mqa.weight", "indexer.wq_b.weight", "indexer.wk.weight"],
+    not_fp8: &["eh_proj.weight", "indexer.weights_proj.weight"],
+    fp4: &[],
+    wide: &["e_score_correction_bias"],
+    integers: &[],
+    scale: ".weight_scale_inv",
+    narrow_scales: false,
+};
+
+impl Scheme {
+    /// The name of the scales of the weight `name`.
+    pub fn scales_of(&self, name: &str) -> String {
+        format!("{}{}", name.strip_suffix(".weight").unwrap_or(name), self.scale)
+    }
+
+    /// Whether `name` is that of scales.
+    pub fn is_scale(&self, name: &str) -> bool {
+        name.ends_with(self.scale)
+    }
+}
 
 /// Answers in which format a tensor is stored.
 pub trait DtypeOracle {
@@ -55,9 +97,30 @@ pub struct Plan {
     pub block: Option<[usize; 2]>,
     /// Whether scales are powers of two (`scale_fmt`): those of weights as stored, those of activations rounded up.
     pub pow2: bool,
+    /// Whether weights that may be in e2m1 are (`expert_dtype`).
+    pub fp4: bool,
+    /// What is quantised, and the names of scales.
+    pub scheme: &'static Scheme,
 }
 
 impl Plan {
+    /// Nothing is quantised.
+    pub fn plain(dtype: DType) -> Plan {
+        Plan { dtype, block: None, pow2: false, fp4: true, scheme: &PROJECTIONS }
+    }
+
+    /// The plan of a family that names what it quantises by `scheme`. `expert_dtype` may stand beside `quantization_config`
+    /// or inside, or be left out where weights are in e2m1 all the same.
+    pub fn read_with(o: &Object<'_>, scheme: &'static Scheme) -> Result<Plan> {
+        let names = ["fp4", "fp8"];
+        let beside = o.optional_str_in("expert_dtype", &names)?;
+        let inside = match o.optional_object("quantization_config")? {
+            Some(q) => q.optional_str_in("expert_dtype", &names)?,
+            None => None,
+        };
+        Ok(Plan { fp4: inside.or(beside) != Some("fp8"), scheme, ..Plan::read(o)? })
+    }
+
     /// Reads `torch_dtype` (or `dtype`) and `quantization_config`.
     pub fn read(o: &Object<'_>) -> Result<Plan> {
         let names = ["bfloat16", "float16", "float32", "float8_e4m3fn"];
@@ -68,7 +131,7 @@ impl Plan {
             _ => DType::BF16,
         };
         let Some(q) = o.optional_object("quantization_config")? else {
-            return Ok(Plan { dtype, block: None, pow2: false });
+            return Ok(Plan::plain(dtype));
         };
         q.require_str_in("quant_method", &["fp8"])?;
         q.str_in_or("fmt", &["e4m3"], "e4m3")?;
@@ -78,35 +141,40 @@ impl Plan {
         q.ignore(&["modules_to_not_convert", "ignored_layers"]);
         let sizes = q.usize_list("weight_block_size")?.unwrap_or_default();
         match sizes[..] {
-            [rows @ 1..=65536, columns @ 1..=65536] => Ok(Plan { dtype, block: Some([rows, columns]), pow2 }),
+            [rows @ 1..=65536, columns @ 1..=65536] => {
+                Ok(Plan { block: Some([rows, columns]), pow2, ..Plan::plain(dtype) })
+            }
             _ => Err(q.error("weight_block_size", "two sizes, [rows, columns], each from 1 to 65536")),
         }
     }
 
-    /// The format announced for `name`: linear layers of the blocks are quantised; embeddings, heads, norms, routers,
-    /// the weights of an indexer's heads and the projection that begins an MTP layer are not.
+    /// The format announced for `name`.
     fn dtype(&self, name: &str) -> DType {
-        let ends = |with: &[&str]| with.iter().any(|end| name.ends_with(end));
-        let linear = ends(&["_proj.weight", "_proj_with_mqa.weight", "indexer.wq_b.weight", "indexer.wk.weight"]);
-        if name.ends_with(SCALE) || name.ends_with("e_score_correction_bias") {
-            DType::F32
-        } else if self.block.is_some() && linear && !ends(&["eh_proj.weight", "indexer.weights_proj.weight"]) {
-            DType::F8E4M3
-        } else {
-            self.dtype
+        let s = self.scheme;
+        let has = |parts: &[&str]| parts.iter().any(|p| name.contains(p));
+        let quantised = self.block.is_some() && !has(s.not_fp8);
+        match () {
+            _ if s.is_scale(name) && s.narrow_scales && self.pow2 => DType::F8E8M0,
+            _ if s.is_scale(name) || has(s.wide) => DType::F32,
+            _ if has(s.integers) => DType::I64,
+            _ if quantised && self.fp4 && has(s.fp4) => DType::F4E2M1,
+            _ if quantised && (has(s.fp8) || has(s.fp4)) => DType::F8E4M3,
+            _ => self.dtype,
         }
     }
 }
 
-/// What products with block-scaled weights read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// What is rounded besides the weights.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum Activations {
-    /// Their inputs as they are.
+    /// Nothing.
     #[default]
     F32,
-    /// Their inputs rounded to e4m3, with a scale for every row and block of channels chosen by the values there: what
-    /// the releases' own code does, and what such models were trained with. Blocks and scales are those of
-    /// `quantization_config`.
+    /// What states keep, where a release defines how: stored in those formats.
+    Cache,
+    /// That, and the inputs of products with block-scaled weights: to e4m3, with a scale for every row and block of channels
+    /// chosen by the values there, as the releases' own code does and as such models were trained. Blocks and scales are
+    /// those of `quantization_config`.
     Fp8,
 }
 
@@ -138,9 +206,9 @@ impl Formats<'_> {
         if !self.oracle.complete() {
             return self.plan.dtype(name);
         }
-        let usable = |d: &DType| match name.ends_with(SCALE) {
+        let usable = |d: &DType| match self.plan.scheme.is_scale(name) {
             true => SCALES.contains(d),
-            false => PLAIN.contains(d) || *d == DType::F8E4M3,
+            false => PLAIN.contains(d) || matches!(d, DType::F8E4M3 | DType::F4E2M1),
         };
         let names = expand_weight_name(name);
         let mut formats = names.iter().map(|n| self.oracle.dtype(n).filter(usable).unwrap_or(self.plan.dtype(n)));
@@ -153,19 +221,31 @@ impl Formats<'_> {
         !self.oracle.complete() || self.oracle.dtype(name).is_some()
     }
 
-    /// The block that shares a scale in the weight `name`: where scales are stored beside it, or where it is in e4m3
-    /// and the configuration says that there should be scales.
+    /// The name of the scales of the weight `name`: that of its family, unless scales lie beside it under another's.
+    pub fn scales_of(&self, name: &str) -> String {
+        let own = self.plan.scheme.scales_of(name);
+        let other = PROJECTIONS.scales_of(name);
+        let stored = |n: &str| expand_weight_name(n).iter().any(|n| self.oracle.dtype(n).is_some());
+        if own != other && !stored(&own) && stored(&other) { other } else { own }
+    }
+
+    /// The block that shares a scale in the weight `name`: where scales are stored beside it, or where it is in a narrow
+    /// format and the configuration says that there should be scales.
     pub fn block(&self, name: &str) -> Option<[usize; 2]> {
-        let stored = |n: String| self.oracle.dtype(&format!("{n}{SCALE}")).is_some();
-        if self.oracle.complete() && expand_weight_name(name).into_iter().any(stored) {
-            return Some(self.plan.block.unwrap_or([128, 128]));
+        let dtype = self.of(name);
+        let stored = |n: &String| self.oracle.dtype(n).is_some();
+        let scales = self.oracle.complete() && expand_weight_name(&self.scales_of(name)).iter().any(stored);
+        match dtype {
+            DType::F4E2M1 => Some([1, FP4_BLOCK]),
+            _ if scales => Some(self.plan.block.unwrap_or([128, 128])),
+            _ => self.plan.block.filter(|_| dtype == DType::F8E4M3),
         }
-        self.plan.block.filter(|_| self.of(name) == DType::F8E4M3)
     }
 
     /// How the input of products with the weight `name` is rounded, where it is.
     pub fn rounding(&self, name: &str) -> Option<Rounding> {
-        let [_, block] = self.block(name).filter(|_| self.activations == Activations::Fp8)?;
+        self.block(name).filter(|_| self.activations == Activations::Fp8)?;
+        let [_, block] = self.plan.block.unwrap_or([128, 128]);
         Some(Rounding { block, pow2: self.plan.pow2 })
     }
 }

@@ -30,6 +30,8 @@ pub struct BuildOptions {
     pub activations: Activations,
     /// Which hidden states multi-token prediction is given.
     pub mtp_input: MtpInput,
+    /// Whether the entry `logits` also gives what some layers compute on the way, for comparison with other code.
+    pub inner: bool,
     /// The tokenizer, for models that depend on it.
     pub vocabulary: Option<Vocabulary>,
 }
@@ -43,6 +45,7 @@ impl Default for BuildOptions {
             attn_factor: AttnFactor::default(),
             activations: Activations::default(),
             mtp_input: MtpInput::default(),
+            inner: false,
             vocabulary: None,
         }
     }
@@ -109,7 +112,13 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
     let frame = architecture.frame();
     let max_context = options.max_context.unwrap_or(frame.max_position).max(1);
     let max_chunk = options.max_chunk.clamp(1, max_context);
-    let bounds = Bounds { max_context, max_chunk, state_dtype: options.state_dtype, mtp_input: options.mtp_input };
+    let bounds = Bounds {
+        max_context,
+        max_chunk,
+        state_dtype: options.state_dtype,
+        mtp_input: options.mtp_input,
+        inner: options.inner,
+    };
     let formats = Formats { oracle, plan: frame.plan, activations: options.activations };
     let mut assembly = Assembly::new(&formats, &bounds);
     architecture.assemble(&mut assembly).map_err(|e| registry::graph_error(config, e))?;

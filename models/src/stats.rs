@@ -4,12 +4,14 @@
 //! `gather` counts with the rows that one token chooses, and FLOPs are those of the ops as the graph has them. On a
 //! model's own graph that is the plain form; [`cost`] counts an optimised module in the same way.
 
-use crate::formats::SCALE;
 use crate::model::{Model, Param, params};
 use hadal_ir::module::{Func, InstKind, Module};
 use hadal_ir::ops::Op;
 use hadal_types::{Bindings, DType, Sym};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Ends of the names of what a layer for multi-token prediction has copies of.
+const COPIES: [&str; 3] = [".embed_tokens.weight", ".tok_emb.weight", ".head.weight"];
 
 /// Sizes of a model.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -87,8 +89,8 @@ pub fn stats(model: &Model) -> Stats {
     let (copies, own): (Vec<_>, Vec<_>) = params(module, roots(true))
         .into_iter()
         .filter(|p| stored(p) && !main_names.contains(p.name.as_str()))
-        .partition(|p| p.name.ends_with(".embed_tokens.weight") || p.name.ends_with(".shared_head.head.weight"));
-    let is_scale = |p: &&Param| p.name.ends_with(SCALE);
+        .partition(|p| COPIES.iter().any(|end| p.name.ends_with(end)));
+    let is_scale = |p: &&Param| p.scale;
     let sum = |all: &[Param]| all.iter().filter(|p| !is_scale(p)).map(elements).sum();
     let mut bytes: Vec<(DType, u64)> = Vec::new();
     for p in model.params.iter().filter(|p| stored(p)) {

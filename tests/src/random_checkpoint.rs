@@ -8,7 +8,6 @@
 use crate::Numbers;
 use hadal_models::checkpoint::Expected;
 use hadal_models::config_reader::Config;
-use hadal_models::formats::SCALE;
 use hadal_models::{BuildOptions, Planned, build};
 use hadal_types::DType;
 use hadal_types::minifloat::{e4m3_from_f32, e8m0_from_f64};
@@ -17,6 +16,9 @@ use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
+
+/// End of the names of scales.
+const SCALE: &str = "_scale_inv";
 
 /// In which formats tensors are stored.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

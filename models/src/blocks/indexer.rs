@@ -73,7 +73,7 @@ pub fn indexer(f: &mut Block<'_>, ix: &Indexer, x: ValueId, from: ValueId, angle
         let k = turn(f, ix, k, angles);
         let (q, k) = match f.formats().activations {
             Activations::F32 => (q, f.remember("index_k", k)),
-            Activations::Fp8 => {
+            Activations::Cache | Activations::Fp8 => {
                 let to = Rounding { block: d, pow2: f.formats().plan.pow2 };
                 let (q, k) = (rotate(f, q), rotate(f, k));
                 let k = quantise(f, k, to);

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod decoder;
 pub mod engram;
 pub mod indexer;
+pub mod kept;
 pub mod mla;
 pub mod mlp;
 pub mod moe;

@@ -97,7 +97,7 @@ pub(super) mod testing {
 
     /// What `make` makes of `x`, whose first axis is `T`.
     pub fn evaluate(x: &Tensor, make: impl Fn(&mut Block<'_>, ValueId) -> ValueId) -> Tensor {
-        let plan = Plan { dtype: DType::F32, block: None, pow2: false };
+        let plan = Plan::plain(DType::F32);
         let formats = Formats { oracle: &Planned, plan, activations: Activations::Fp8 };
         let mut f = Block::new("f", &formats, "", DType::F32);
         let mut shape: Vec<Dim> = x.shape.iter().map(|n| Dim::from(*n)).collect();

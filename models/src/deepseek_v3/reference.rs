@@ -39,7 +39,7 @@ impl Config {
             max_position,
             bos: None,
             eos: Vec::new(),
-            plan: Plan { dtype: DType::BF16, block, pow2 },
+            plan: Plan { block, pow2, ..Plan::plain(DType::BF16) },
         };
 
         // YaRN acts only where contexts longer than the original one are asked for.
