@@ -40,6 +40,8 @@ pub struct Options {
     pub activations: hadal_models::Activations,
     /// Which hidden states multi-token prediction is given.
     pub mtp_input: hadal_models::MtpInput,
+    /// Whether the entry `logits` also gives what some layers compute on the way.
+    pub inner: bool,
     /// Format of the states.
     pub state_dtype: DType,
     /// The laws that the optimiser may use.
@@ -66,6 +68,7 @@ impl Default for Options {
             attn_factor: hadal_models::AttnFactor::default(),
             activations: hadal_models::Activations::default(),
             mtp_input: hadal_models::MtpInput::default(),
+            inner: false,
             state_dtype: BuildOptions::default().state_dtype,
             laws: hadal_passes::LawSet::default(),
             batch: 1,
@@ -112,16 +115,25 @@ pub struct Compiled {
 
 /// Compiles `input`, up to the weights' bytes. Tensors are checked before anything else is done.
 pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
+    target(&options.target)?;
+    let start = Instant::now();
+    let model = build_model(input, options)?;
+    compile_model(input, model, ("graph", start.elapsed()), options)
+}
+
+/// The same with a graph that is there already, for which `input` has the weights.
+pub fn compile_model(
+    input: &Input,
+    model: Model,
+    built: (&'static str, Duration),
+    options: &Options,
+) -> Result<Compiled, Failure> {
     let target = target(&options.target)?;
     if target.kind != TargetKind::Cpu {
         return Err(Failure::usage(format!("target `{}`: code is generated for cpu only, so far", target.name)));
     }
-    let mut times = Vec::new();
+    let mut times = vec![built];
     let mut timed = |what: &'static str, start: Instant| times.push((what, start.elapsed()));
-
-    let start = Instant::now();
-    let model = build_model(input, options)?;
-    timed("graph", start);
 
     let start = Instant::now();
     let mut choices = options.passes(&model);
@@ -177,6 +189,7 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
         attn_factor: options.attn_factor,
         activations: options.activations,
         mtp_input: options.mtp_input,
+        inner: options.inner,
         state_dtype: options.state_dtype,
         vocabulary: input.vocabulary.clone(),
     };

@@ -120,6 +120,8 @@ pub struct Bounds {
     pub state_dtype: DType,
     /// Which hidden states multi-token prediction is given.
     pub mtp_input: MtpInput,
+    /// Whether the entry `logits` also gives what some layers compute on the way, for comparison with other code.
+    pub inner: bool,
 }
 
 /// Which hidden states the entry `logits` gives out, for multi-token prediction to take in. The technical report does not
