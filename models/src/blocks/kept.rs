@@ -1,0 +1,158 @@
+//! Rows that states keep: as they are, or in a narrow format with a scale for every block of neighbouring channels.
+//!
+//! ```text
+//! s = scale(max(max |x|, least) / limit)     over a block; a power of two, or rounded to e4m3
+//! kept: x / s in the narrow format, and s    so x ≈ kept · s
+//! ```
+//!
+//! What is kept may be read by other functions: its parts are passed to them as they are stored.
+
+use super::Block;
+use hadal_ir::module::ValueId;
+use hadal_ir::ops::Dequantize;
+use hadal_ir::ops::map::MapFn;
+use hadal_ir::ops::reduce::ReduceKind;
+use hadal_types::{DType, Dim, TensorType};
+
+/// A narrow format for rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Narrow {
+    /// Of the elements.
+    pub values: DType,
+    /// Neighbours that share a scale.
+    pub block: usize,
+    /// Of the scales: powers of two are rounded up.
+    pub scales: DType,
+}
+
+impl Narrow {
+    /// The largest element.
+    fn limit(self) -> f64 {
+        if self.values == DType::F4E2M1 { 6.0 } else { 448.0 }
+    }
+
+    /// The least magnitude that a scale is made for, so that rows of zeros have one.
+    fn least(self) -> f64 {
+        match (self.values, self.scales) {
+            (DType::F4E2M1, DType::F8E4M3) => 6.0 * 2f64.powi(-9),
+            (DType::F4E2M1, _) => 6.0 * 2f64.powi(-126),
+            _ => 1e-4,
+        }
+    }
+}
+
+/// Rows as they are kept.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    values: ValueId,
+    /// The scales, and how many neighbours share one.
+    scales: Option<(ValueId, usize)>,
+}
+
+impl Kept {
+    /// Rounds `x`, `[.., n]`.
+    pub fn round(f: &mut Block<'_>, x: ValueId, to: Narrow) -> Kept {
+        let shape = f.shape(x).to_vec();
+        let last = shape.len() - 1;
+        let n = f.size(x, last);
+        let block = to.block.min(n);
+        let blocks = n.div_ceil(block);
+        let ending = |sizes: &[usize]| {
+            let sizes = sizes.iter().map(|n| Dim::from(*n));
+            shape[..last].iter().cloned().chain(sizes).collect::<Vec<Dim>>()
+        };
+        // Zeros behind a short block change no maximum.
+        let whole = match blocks * block - n {
+            0 => x,
+            missing => {
+                let zero = f.scalar(0.0);
+                let zeros = f.broadcast(zero, &ending(&[missing]), &[]);
+                f.concat(&[x, zeros], last)
+            }
+        };
+        let grouped = f.reshape(whole, &ending(&[blocks, block]));
+        let sizes = f.map(MapFn::Abs, &[grouped]);
+        let largest = f.reduce(ReduceKind::Max, &[last + 1], sizes);
+        let least = f.scalar_like(largest, to.least());
+        let largest = f.map(MapFn::Max, &[largest, least]);
+        let limit = f.scalar_like(largest, to.limit());
+        let mut scales = f.map(MapFn::Div, &[largest, limit]);
+        if to.scales == DType::F8E8M0 {
+            scales = f.map(MapFn::Pow2Ceil, &[scales]);
+        }
+        let scales = f.cast(scales, to.scales);
+
+        let dims: Vec<usize> = (0..=last).collect();
+        let each = f.cast(scales, DType::F32);
+        let each = f.broadcast(each, &ending(&[blocks, block]), &dims);
+        let each = f.reshape(each, &ending(&[blocks * block]));
+        let each = if blocks * block == n { each } else { f.slice(each, last, 0, n, 1) };
+        let scaled = f.map(MapFn::Div, &[x, each]);
+        Kept { values: f.cast(scaled, to.values), scales: Some((scales, block)) }
+    }
+
+    /// The rows of the state `name` so far, with `rows` behind them. It holds `held` rows: as many as tokens or groups of
+    /// them, or a number, which makes a window. Scales are a state of their own, `name_scale`.
+    pub fn append(f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId, to: Option<Narrow>) -> Kept {
+        let (held, name) = (held.into(), format!("{}{name}", f.path));
+        let Some(to) = to else {
+            let dtype = f.state_dtype;
+            return Kept { values: f.append_to(&name, held, rows, dtype), scales: None };
+        };
+        let new = Kept::round(f, rows, to);
+        let values = f.append_to(&name, held.clone(), new.values, to.values);
+        let append = |(scales, block)| (f.append_to(&format!("{name}_scale"), held, scales, to.scales), block);
+        Kept { values, scales: new.scales.map(append) }
+    }
+
+    /// The rows of a state that stays as it is.
+    pub fn held(f: &mut Block<'_>, name: &str, held: impl Into<Dim>, n: usize, to: Option<Narrow>) -> Kept {
+        let name = format!("{}{name}", f.path);
+        let types = Kept::types(f, held.into(), n, to);
+        let values = f.state(&name, types.0);
+        Kept { values, scales: types.1.map(|(ty, block)| (f.state(&format!("{name}_scale"), ty), block)) }
+    }
+
+    /// Rows of `n` channels that the caller passes.
+    pub fn param(f: &mut Block<'_>, name: &str, rows: impl Into<Dim>, n: usize, to: Option<Narrow>) -> Kept {
+        let types = Kept::types(f, rows.into(), n, to);
+        let values = f.param(name, types.0);
+        Kept { values, scales: types.1.map(|(ty, block)| (f.param(&format!("{name}_scale"), ty), block)) }
+    }
+
+    fn types(f: &Block<'_>, rows: Dim, n: usize, to: Option<Narrow>) -> (TensorType, Option<(TensorType, usize)>) {
+        let of = |dtype, n: usize| TensorType::new(dtype, [rows.clone(), n.into()]);
+        match to {
+            None => (of(f.state_dtype, n), None),
+            Some(to) => {
+                let block = to.block.min(n);
+                (of(to.values, n), Some((of(to.scales, n.div_ceil(block)), block)))
+            }
+        }
+    }
+
+    /// Its parts, to be passed on.
+    pub fn parts(&self) -> impl Iterator<Item = ValueId> + use<> {
+        [Some(self.values), self.scales.map(|(s, _)| s)].into_iter().flatten()
+    }
+
+    /// Gives the parts out under the names that [`Kept::param`] has for them.
+    pub fn result(&self, f: &mut Block<'_>, name: &str) {
+        f.result(name, self.values);
+        if let Some((scales, _)) = self.scales {
+            f.result(&format!("{name}_scale"), scales);
+        }
+    }
+
+    /// The rows in f32.
+    pub fn read(&self, f: &mut Block<'_>) -> ValueId {
+        match self.scales {
+            None => f.cast(self.values, DType::F32),
+            Some((scales, of)) => {
+                let mut block = vec![1; f.shape(self.values).len()];
+                *block.last_mut().expect("rows have channels") = of;
+                f.op(Dequantize { block }, &[self.values, scales])
+            }
+        }
+    }
+}
