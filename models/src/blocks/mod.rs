@@ -9,6 +9,7 @@ pub mod decoder;
 pub mod engram;
 pub mod indexer;
 pub mod kept;
+pub mod mhc;
 pub mod mla;
 pub mod mlp;
 pub mod moe;

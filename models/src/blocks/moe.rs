@@ -1,16 +1,16 @@
 //! Mixture of experts: each token passes through the `K` experts that a router chooses for it, and a shared one.
 //!
 //! ```text
-//! z = x Wgateᵀ;   p = softmax(z) or sigmoid(z)                    one score per expert
-//! e = the K best experts by p, or by p + bias, perhaps within the best groups only
+//! z = x Wgateᵀ;   p = softmax(z), σ(z) or √softplus(z)            one score per expert
+//! e = the K best experts by p, or by p + bias, perhaps within the best groups only; or those that a table has for the token
 //! w = p[e] (/ Σ p[e]) · factor                                    never biased
-//! y = Σ_j w_j FFN_{e_j}(x) + FFN_shared(x)
+//! y = Σ_j w_j FFN_{e_j}(x) + FFN_shared(x)                        w_j may act inside, before the projection back
 //! ```
 //!
 //! Experts are written as a gather of their weights by the chosen indices; nothing says how to schedule that.
 
 use super::Block;
-use super::mlp::{mlp, silu};
+use super::mlp::{Gated, PROJECTIONS, mlp};
 use super::rounding::rounded;
 use crate::config_reader::Object;
 use crate::error::Result;
@@ -30,6 +30,8 @@ pub enum Score {
     Softmax,
     /// Each on its own.
     Sigmoid,
+    /// Each on its own, `√ln(1 + e^z)`.
+    SqrtSoftplus,
 }
 
 /// How experts are chosen by their scores.
@@ -42,7 +44,27 @@ pub enum Choice {
     /// By score plus a bias that balances load, among the groups whose two best experts have the largest sum
     /// (`noaux_tc`).
     Biased(Groups),
+    /// Those that a table of so many tokens lists for the token, whatever the scores.
+    Table(usize),
 }
+
+/// How the parts of a mixture of experts are called, and where the weights of its answers act.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Parts {
+    /// All of it.
+    pub whole: &'static str,
+    /// Of the router: what is added to the scores to balance the load.
+    pub bias: &'static str,
+    /// An expert.
+    pub expert: Gated,
+    /// Whether an expert's weight acts on what it projects back rather than on its answer. The same function, but what is
+    /// rounded before that product includes the weight.
+    pub weighs_inner: bool,
+}
+
+/// The usual names.
+pub const MLP: Parts =
+    Parts { whole: "mlp", bias: "e_score_correction_bias", expert: PROJECTIONS, weighs_inner: false };
 
 /// Experts in equal groups of neighbours, of which some are kept.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +86,8 @@ pub struct Moe {
     pub width: usize,
     /// Features inside the shared expert; 0 where there is none.
     pub shared_width: usize,
+    /// Names.
+    pub parts: Parts,
     /// Scoring.
     pub score: Score,
     /// Selection.
@@ -126,6 +150,7 @@ impl Moe {
             per_token,
             width,
             shared_width: width * o.optional_usize_in("n_shared_experts", 0..=1024)?.unwrap_or(0),
+            parts: MLP,
             score,
             choice,
             normalise,
@@ -194,46 +219,56 @@ impl FeedForward {
 /// The feed-forward part of `layer`: experts where it has them, else one SwiGLU.
 pub fn feed_forward(f: &mut Block<'_>, m: &FeedForward, layer: usize, x: ValueId) -> ValueId {
     match m.experts_at(layer) {
-        Some(experts) => moe(f, experts, x),
+        Some(experts) => moe(f, experts, x, None),
         None => mlp(f, "mlp", x, m.dense_width, false),
     }
 }
 
-/// The experts' and the shared expert's answers, summed.
-pub fn moe(f: &mut Block<'_>, m: &Moe, x: ValueId) -> ValueId {
-    f.within("mlp", |f| {
-        let (chosen, weights) = f.within("gate", |f| route(f, m, x));
+/// The experts' and the shared expert's answers, summed. `tokens` are the new tokens, where a table chooses by them.
+pub fn moe(f: &mut Block<'_>, m: &Moe, x: ValueId, tokens: Option<ValueId>) -> ValueId {
+    f.within(m.parts.whole, |f| {
+        let (chosen, weights) = f.within("gate", |f| route(f, m, x, tokens));
         let y = f.within("experts", |f| experts(f, m, x, chosen, weights));
         if m.shared_width == 0 {
             return y;
         }
-        let shared = mlp(f, "shared_experts", x, m.shared_width, false);
+        let shared = m.parts.expert.block(f, "shared_experts", x, m.shared_width, false);
         f.add(y, shared)
     })
 }
 
 /// The chosen experts and their weights, `[T, K]` each.
-fn route(f: &mut Block<'_>, m: &Moe, x: ValueId) -> (ValueId, ValueId) {
+fn route(f: &mut Block<'_>, m: &Moe, x: ValueId, tokens: Option<ValueId>) -> (ValueId, ValueId) {
     let d = f.size(x, 1);
     let w = f.tensor("weight", &[m.experts, d]);
     let z = f.contract("td,ed->te", &[x, w]);
     let p = match m.score {
         Score::Softmax => f.op(Softmax, &[z]),
         Score::Sigmoid => f.map(MapFn::Sigmoid, &[z]),
+        Score::SqrtSoftplus => sqrt_softplus(f, z),
     };
-    let ranked = match m.choice {
-        Choice::Greedy => p,
-        Choice::BestOfGroups(groups) => close_groups(f, p, groups, 1),
+    let best = |f: &mut Block<'_>, ranked| f.op(TopK { k: m.per_token }, &[ranked]);
+    let chosen = match m.choice {
+        Choice::Greedy => best(f, p),
+        Choice::BestOfGroups(groups) => {
+            let open = close_groups(f, p, groups, 1);
+            best(f, open)
+        }
+        Choice::Table(tokens_known) => {
+            let table = f.tensor("tid2eid", &[tokens_known, m.per_token]);
+            let tokens = tokens.expect("layers that choose by tokens are given them");
+            f.op(Gather { axis: 0, batch: 0 }, &[table, tokens])
+        }
         Choice::Biased(groups) => {
-            let bias = f.tensor("e_score_correction_bias", &[m.experts]);
+            let bias = f.tensor(m.parts.bias, &[m.experts]);
             let bias = f.cast(bias, DType::F32);
             let shape = f.shape(p).to_vec();
             let bias = f.broadcast(bias, &shape, &[1]);
             let biased = f.add(p, bias);
-            close_groups(f, biased, groups, 2)
+            let open = close_groups(f, biased, groups, 2);
+            best(f, open)
         }
     };
-    let chosen = f.op(TopK { k: m.per_token }, &[ranked]);
     let mut weights = f.op(Gather { axis: 1, batch: 1 }, &[p, chosen]);
     if m.normalise {
         let sum = f.reduce(ReduceKind::Sum, &[1], weights);
@@ -246,6 +281,16 @@ fn route(f: &mut Block<'_>, m: &Moe, x: ValueId) -> (ValueId, ValueId) {
         weights = f.mul_scalar(weights, m.factor);
     }
     (chosen, weights)
+}
+
+/// `√ln(1 + e^z)`; above 20 the logarithm is `z` itself.
+fn sqrt_softplus(f: &mut Block<'_>, z: ValueId) -> ValueId {
+    let e = f.map(MapFn::Exp, &[z]);
+    let small = f.map(MapFn::Log1p, &[e]);
+    let limit = f.scalar_like(z, 20.0);
+    let large = f.map(MapFn::Lt, &[limit, z]);
+    let y = f.map(MapFn::Select, &[large, z, small]);
+    f.map(MapFn::Sqrt, &[y])
 }
 
 /// Scores with -∞ for the experts outside the `kept` groups whose `best` best experts have the largest sum.
@@ -280,7 +325,7 @@ fn close_groups(f: &mut Block<'_>, scores: ValueId, groups: Groups, best: usize)
     f.reshape(masked, &shape)
 }
 
-/// `Σ_j w_j (silu(x Wg_eᵀ) · x Wu_eᵀ) Wd_eᵀ` over the chosen experts `e`.
+/// `Σ_j w_j inner(x Wg_eᵀ, x Wu_eᵀ) Wd_eᵀ` over the chosen experts `e`.
 fn experts(f: &mut Block<'_>, m: &Moe, x: ValueId, chosen: ValueId, weights: ValueId) -> ValueId {
     let d = f.size(x, 1);
     let (e, inner) = (m.experts, m.width);
@@ -301,12 +346,20 @@ fn experts(f: &mut Block<'_>, m: &Moe, x: ValueId, chosen: ValueId, weights: Val
             }
         }
     };
-    let gate = into(f, "gate_proj");
-    let up = into(f, "up_proj");
-    let gate = silu(f, gate);
-    let inner_rows = f.mul(gate, up);
-    let inner_rows = f.operand(inner_rows, &stack("down_proj"));
-    let down = of(f, "down_proj", [d, inner]);
+    let parts = &m.parts;
+    let gate = into(f, parts.expert.gate);
+    let up = into(f, parts.expert.up);
+    let mut inner_rows = parts.expert.inner(f, gate, up);
+    if parts.weighs_inner {
+        let shape = f.shape(inner_rows).to_vec();
+        let weights = f.broadcast(weights, &shape, &[0, 1]);
+        inner_rows = f.mul(inner_rows, weights);
+    }
+    let inner_rows = f.operand(inner_rows, &stack(parts.expert.down));
+    let down = of(f, parts.expert.down, [d, inner]);
     let y = f.contract("tkf,tkdf->tkd", &[inner_rows, down]);
-    f.contract("tkd,tk->td", &[y, weights])
+    match parts.weighs_inner {
+        true => f.reduce(ReduceKind::Sum, &[1], y),
+        false => f.contract("tkd,tk->td", &[y, weights]),
+    }
 }

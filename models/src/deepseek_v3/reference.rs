@@ -4,7 +4,7 @@
 use super::Config;
 use crate::blocks::assembly::Frame;
 use crate::blocks::mla::Mla;
-use crate::blocks::moe::{Choice, FeedForward, Groups, Moe, Score};
+use crate::blocks::moe::{Choice, FeedForward, Groups, MLP, Moe, Score};
 use crate::blocks::rope::{Rope, Scaling, mscale};
 use crate::config_reader::Object;
 use crate::error::Result;
@@ -99,6 +99,7 @@ impl Config {
             per_token,
             width,
             shared_width: width * o.optional_usize_in("n_shared_experts", 0..=1024)?.unwrap_or(0),
+            parts: MLP,
             score: if sigmoid { Score::Sigmoid } else { Score::Softmax },
             choice: if sigmoid { Choice::Biased(groups) } else { Choice::BestOfGroups(groups) },
             normalise: sigmoid && per_token > 1,
