@@ -1,7 +1,7 @@
 //! Transcendental functions as polynomials of basic operations.
 //!
 //! One expansion for all back ends, so that results depend neither on the machine nor on a library. Errors, measured
-//! by the test over all exponents, against the correctly rounded value: exp, log, sin, cos and tanh ≤ 2 ulp; sin and
+//! by the test over all exponents, against the correctly rounded value: exp, log, sin, cos, tanh and erf ≤ 2 ulp; sin and
 //! cos for |x| ≤ 2·10⁵ (their argument is reduced by three parts of π/2), beyond that they lose accuracy and NaN
 //! comes out of infinities. exp overflows to infinity and underflows through the subnormals to 0. log of 0 is -∞,
 //! of negative numbers NaN. NaN stays NaN. The sign of a zero is not kept.
@@ -12,7 +12,7 @@ use hadal_ir::kernel::*;
 use hadal_types::DType;
 use std::collections::HashMap;
 
-/// Replaces pow2_ceil, exp, log, sin, cos and tanh by basic operations.
+/// Replaces pow2_ceil, exp, log, sin, cos, tanh and erf by basic operations.
 pub fn expand(kernel: &Kernel) -> Kernel {
     let mut e = Expander { values: kernel.values.clone(), top: Vec::new(), constants: HashMap::new(), out: Vec::new() };
     let body = e.block(&kernel.body);
@@ -51,6 +51,20 @@ const LOG: [f32; 9] = [
 ];
 /// `(tanh x - x) / x³` in x², for |x| up to 0.62.
 const TANH: [f32; 5] = [-0.333_332_87, 0.133_315_49, -0.053_749_118, 0.020_671_485, -0.005_743_010_4];
+/// `erf x / x - 1` in x², for |x| up to 1.
+const ERF: [f32; 7] =
+    [0.128_379_17, -0.376_126_26, 0.112_835_85, -0.026_853_812, 0.005_188_327_8, -8.010_194_2e-4, 7.853_863e-5];
+/// `ln(1 - erf x)` for x from 1 to 4, the better the larger it is.
+const LOG_ERFC: [f32; 8] = [
+    1.880_365e-4,
+    -1.129_578_4,
+    -0.633_219_9,
+    -0.108_418_55,
+    0.025_208_238,
+    -0.004_204_555_4,
+    4.413_351_3e-4,
+    -2.168_675e-5,
+];
 
 impl Expander {
     fn block(&mut self, block: &Block) -> Block {
@@ -91,6 +105,7 @@ impl Expander {
             UnaryOp::Sin => self.sin(a, 0),
             UnaryOp::Cos => self.sin(a, 1),
             UnaryOp::Tanh => self.tanh(a),
+            UnaryOp::Erf => self.erf(a),
         };
         if let Some(Stmt::Let(last, _)) = self.out.last_mut() {
             *last = value;
@@ -231,14 +246,35 @@ impl Expander {
         let (one, two) = (self.f(x, 1.0), self.f(x, 2.0));
         let denominator = self.binary(BinaryOp::Add, e, one);
         let quotient = self.binary(BinaryOp::Div, two, denominator);
-        let large = self.binary(BinaryOp::Sub, one, quotient);
-        let zero = self.f(x, 0.0);
-        let negative = self.compare(CompareOp::Lt, x, zero);
-        let minus = self.let_(Op::Unary(UnaryOp::Neg, large), DType::F32, x);
-        let large = self.select(negative, minus, large);
+        let large = self.signed_rest(x, quotient);
         let limit = self.f(x, 0.62);
         let is_small = self.compare(CompareOp::Lt, a, limit);
         self.select(is_small, small, large)
+    }
+
+    fn erf(&mut self, x: Value) -> Value {
+        let z = self.binary(BinaryOp::Mul, x, x);
+        let p = self.poly(z, &ERF);
+        let small = self.fma(x, p, x);
+        // From 4 on it is 1 in f32. The order of operands keeps NaN.
+        let a = self.let_(Op::Unary(UnaryOp::Abs, x), DType::F32, x);
+        let four = self.f(x, 4.0);
+        let near = self.binary(BinaryOp::Min, four, a);
+        let rest = self.poly(near, &LOG_ERFC);
+        let rest = self.exp(rest);
+        let large = self.signed_rest(x, rest);
+        let one = self.f(x, 1.0);
+        let is_small = self.compare(CompareOp::Lt, a, one);
+        self.select(is_small, small, large)
+    }
+
+    /// `1 - rest` with the sign of `x`.
+    fn signed_rest(&mut self, x: Value, rest: Value) -> Value {
+        let (one, zero) = (self.f(x, 1.0), self.f(x, 0.0));
+        let large = self.binary(BinaryOp::Sub, one, rest);
+        let negative = self.compare(CompareOp::Lt, x, zero);
+        let minus = self.let_(Op::Unary(UnaryOp::Neg, large), DType::F32, x);
+        self.select(negative, minus, large)
     }
 
     /// `c[0] + c[1] x + c[2] x² + …`

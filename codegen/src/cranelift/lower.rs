@@ -459,7 +459,13 @@ impl<'a> Lower<'a, '_> {
             UnaryOp::Not => self.b.ins().bnot(x),
             UnaryOp::Sqrt => self.b.ins().sqrt(x),
             UnaryOp::Floor => self.b.ins().floor(x),
-            UnaryOp::Pow2Ceil | UnaryOp::Exp | UnaryOp::Log | UnaryOp::Sin | UnaryOp::Cos | UnaryOp::Tanh => {
+            UnaryOp::Pow2Ceil
+            | UnaryOp::Exp
+            | UnaryOp::Log
+            | UnaryOp::Sin
+            | UnaryOp::Cos
+            | UnaryOp::Tanh
+            | UnaryOp::Erf => {
                 return Err(self.unsupported("a function that should have been expanded"));
             }
         })

@@ -257,7 +257,10 @@ impl Generator {
                 let f = self.pick(&[MapFn::Sin, MapFn::Cos]);
                 one(self, f, x, 1.0, x.error + 4e-7);
             }
-            10 => one(self, MapFn::Tanh, x, 1.0, x.error + 4e-7),
+            10 => {
+                let f = self.pick(&[MapFn::Tanh, MapFn::Erf]);
+                one(self, f, x, 1.0, 1.2 * x.error + 4e-7);
+            }
             11 => one(self, MapFn::Sigmoid, x, 1.0, x.error + 4e-7),
             12 if x.bits.is_some() => match self.n.below(2) {
                 0 => {

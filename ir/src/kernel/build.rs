@@ -495,6 +495,7 @@ impl Builder {
         sin = UnaryOp::Sin, "Sine.";
         cos = UnaryOp::Cos, "Cosine.";
         tanh = UnaryOp::Tanh, "Hyperbolic tangent.";
+        erf = UnaryOp::Erf, "Error function.";
     }
 }
 

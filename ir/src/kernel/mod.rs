@@ -246,6 +246,8 @@ pub enum UnaryOp {
     Cos,
     /// Hyperbolic tangent.
     Tanh,
+    /// Error function.
+    Erf,
 }
 
 /// Operations of two operands, lane by lane.

@@ -237,6 +237,7 @@ names!(UnaryOp {
     Sin = "sin",
     Cos = "cos",
     Tanh = "tanh",
+    Erf = "erf",
 });
 names!(BinaryOp {
     Add = "add",

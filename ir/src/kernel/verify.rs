@@ -441,7 +441,8 @@ impl Verifier<'_> {
                     | UnaryOp::Log
                     | UnaryOp::Sin
                     | UnaryOp::Cos
-                    | UnaryOp::Tanh => FLOAT,
+                    | UnaryOp::Tanh
+                    | UnaryOp::Erf => FLOAT,
                 };
                 self.want_elem(*a, elems)
             }

@@ -49,7 +49,7 @@ functions! {
     Neg "neg" 1 "`-x`", Abs "abs" 1 "`|x|`", Exp "exp" 1 "`e^x`", Log "log" 1 "natural logarithm",
     Sqrt "sqrt" 1 "square root", Rsqrt "rsqrt" 1 "`1/√x`", Sin "sin" 1 "sine", Cos "cos" 1 "cosine",
     Log1p "log1p" 1 "`ln(1+x)`, accurate near 0", Pow2Ceil "pow2_ceil" 1 "smallest power of two that is not below",
-    Tanh "tanh" 1 "hyperbolic tangent", Sigmoid "sigmoid" 1 "`1/(1+e^-x)`", Floor "floor" 1 "largest integer below",
+    Tanh "tanh" 1 "hyperbolic tangent", Erf "erf" 1 "`2/√π ∫₀ˣ e^-t² dt`, the error function", Sigmoid "sigmoid" 1 "`1/(1+e^-x)`", Floor "floor" 1 "largest integer below",
     Not "not" 1 "negation",
     Add "add" 2 "`x+y`", Sub "sub" 2 "`x-y`", Mul "mul" 2 "`x·y`", Div "div" 2 "`x/y`, truncating for integers",
     Max "max" 2 "`x` if `x>y`, else `y`", Min "min" 2 "`x` if `x<y`, else `y`", Lt "lt" 2 "`x<y`", Le "le" 2 "`x≤y`", Eq "eq" 2 "`x=y`",
@@ -62,7 +62,7 @@ impl MapFn {
     /// Whether it takes reals only.
     pub const fn real_only(self) -> bool {
         use MapFn::*;
-        matches!(self, Exp | Log | Log1p | Pow2Ceil | Sqrt | Rsqrt | Sin | Cos | Tanh | Sigmoid | Floor)
+        matches!(self, Exp | Log | Log1p | Pow2Ceil | Sqrt | Rsqrt | Sin | Cos | Tanh | Erf | Sigmoid | Floor)
     }
 
     /// Whether it takes truth values.
@@ -106,6 +106,7 @@ impl MapFn {
             Sin => libm::sin(x),
             Cos => libm::cos(x),
             Tanh => libm::tanh(x),
+            Erf => libm::erf(x),
             Sigmoid => 1.0 / (1.0 + libm::exp(-x)),
             Floor => x.floor(),
             Add => x + y,
@@ -142,7 +143,7 @@ impl MapFn {
             Or => x | y,
             Xor => x ^ y,
             Rem => x.checked_rem(y).unwrap_or(0),
-            Exp | Log | Log1p | Pow2Ceil | Sqrt | Rsqrt | Sin | Cos | Tanh | Sigmoid | Floor | Select => {
+            Exp | Log | Log1p | Pow2Ceil | Sqrt | Rsqrt | Sin | Cos | Tanh | Erf | Sigmoid | Floor | Select => {
                 unreachable!("not on integers")
             }
         }

@@ -145,7 +145,7 @@ fn keeps_zero(site: &dyn Site, op: &Op, args: &[V]) -> bool {
     }
     match op {
         Op::Map(m) => match m.f {
-            Neg | Abs | Sqrt | Sin | Tanh | Floor => true,
+            Neg | Abs | Sqrt | Sin | Tanh | Erf | Floor => true,
             Add | Sub | Max | Min => args.iter().all(|a| repeated(site, *a).is_none_or(|(c, _)| c == 0.0)),
             Mul => args.iter().all(|a| repeated(site, *a).is_none_or(|(c, _)| c.is_finite())),
             _ => false,
@@ -202,7 +202,7 @@ fn is_finite(site: &dyn Site, v: V, depth: usize) -> bool {
         Op::Softmax(_) => true,
         Op::Contract(_) | Op::RmsNorm(_) | Op::Dequantize(_) => !args.iter().any(|a| is_masked(site, *a, MASKED_DEPTH)),
         Op::Map(m) => match m.f {
-            Sigmoid | Tanh | Sin | Cos => true,
+            Sigmoid | Tanh | Erf | Sin | Cos => true,
             Neg | Abs | Add | Sub | Mul | Max | Min => all(&args),
             Select => all(&args[1..]),
             _ => false,
@@ -225,7 +225,7 @@ fn is_masked(site: &dyn Site, v: V, depth: usize) -> bool {
     match op {
         Op::CausalMask(_) => true,
         Op::Constant(c) => c.values.iter().any(|c| !c.0.is_finite()),
-        Op::Map(m) => !matches!(m.f, MapFn::Sigmoid | MapFn::Tanh) && some(),
+        Op::Map(m) => !matches!(m.f, MapFn::Sigmoid | MapFn::Tanh | MapFn::Erf) && some(),
         Op::Cast(_) | Op::Rope(_) | Op::Contract(_) => some(),
         op if op.is_view() => some(),
         _ => false,

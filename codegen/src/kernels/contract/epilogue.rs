@@ -57,7 +57,7 @@ impl Epilogue {
     /// Whether a node needs transcendental functions or divisions, which are worth doing on vectors.
     pub fn is_heavy(&self) -> bool {
         use MapFn::*;
-        let heavy = |f: &MapFn| matches!(f, Exp | Log | Log1p | Sin | Cos | Tanh | Sigmoid | Div | Sqrt | Rsqrt);
+        let heavy = |f: &MapFn| matches!(f, Exp | Log | Log1p | Sin | Cos | Tanh | Erf | Sigmoid | Div | Sqrt | Rsqrt);
         self.nodes.iter().any(|n| matches!(n, Node::Map(f, _) if heavy(f)))
     }
 
@@ -201,6 +201,7 @@ pub fn emit_map(b: &mut Builder, f: MapFn, x: &[Value]) -> Value {
         }
         Pow2Ceil => b.pow2_ceil(x[0]),
         Tanh => b.tanh(x[0]),
+        Erf => b.erf(x[0]),
         Sigmoid => {
             let (one, minus) = (b.const_f32(1.0), b.neg(x[0]));
             let e = b.exp(minus);

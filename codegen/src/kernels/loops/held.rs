@@ -75,7 +75,7 @@ fn costs(func: &Func) -> Vec<u32> {
 fn map_cost(f: MapFn) -> u32 {
     use MapFn::*;
     match f {
-        Exp | Log | Log1p | Sin | Cos | Tanh | Sigmoid => DEAR,
+        Exp | Log | Log1p | Sin | Cos | Tanh | Erf | Sigmoid => DEAR,
         Sqrt | Rsqrt | Div | Rem => 4,
         Pow2Ceil => 3,
         Neg | Abs | Floor | Not | Add | Sub | Mul | Max | Min | Lt | Le | Eq | And | Or | Xor | Select => 1,

@@ -19,6 +19,7 @@ impl Nodes<'_> {
             MapFn::Sin => self.unary(UnaryOp::Sin, x[0]),
             MapFn::Cos => self.unary(UnaryOp::Cos, x[0]),
             MapFn::Tanh => self.unary(UnaryOp::Tanh, x[0]),
+            MapFn::Erf => self.unary(UnaryOp::Erf, x[0]),
             MapFn::Pow2Ceil => self.unary(UnaryOp::Pow2Ceil, x[0]),
             MapFn::Log1p => {
                 // ln u · x / (u - 1) with u the rounded 1 + x: the quotient corrects the rounding.

@@ -445,7 +445,8 @@ fn judge(
                         true
                     }
                     Node::Unary(op, _) => {
-                        matches!(op, UnaryOp::Exp | UnaryOp::Log | UnaryOp::Sin | UnaryOp::Cos | UnaryOp::Tanh)
+                        use UnaryOp::*;
+                        matches!(op, Exp | Log | Sin | Cos | Tanh | Erf)
                     }
                     _ => false,
                 };

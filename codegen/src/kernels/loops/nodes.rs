@@ -569,12 +569,7 @@ impl<'a> Nodes<'a> {
             }
             // Held always: see `held`.
             Op::TopK(_) | Op::Member(_) => self.number(0.0, DType::I64),
-            Op::RmsNorm(_)
-            | Op::Softmax(_)
-            | Op::Rope(_)
-            | Op::Sinkhorn(_)
-            | Op::CausalMask(_)
-            | Op::Attention(_) => {
+            Op::RmsNorm(_) | Op::Softmax(_) | Op::Rope(_) | Op::Sinkhorn(_) | Op::CausalMask(_) | Op::Attention(_) => {
                 unreachable!("only primitives are left")
             }
         }

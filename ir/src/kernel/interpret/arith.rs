@@ -47,6 +47,7 @@ pub(super) fn unary(op: UnaryOp, elem: DType, a: u64) -> u64 {
         (UnaryOp::Sin, _) => wide(libm::sin),
         (UnaryOp::Cos, _) => wide(libm::cos),
         (UnaryOp::Tanh, _) => wide(libm::tanh),
+        (UnaryOp::Erf, _) => wide(libm::erf),
     }
 }
 
