@@ -214,7 +214,8 @@ fn build_kernels(program: &Program, cpu: &CpuTarget, disassembly: bool) -> Resul
     let funcs: Vec<_> = program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).collect();
     let target = kernels::Target::default();
     let one = |func: &&hadal_ir::Func| -> Result<BuiltKernel, Failure> {
-        let generated = kernels::select(func, &program.ranges(&func.name), &target).map_err(|e| Failure::internal("generating a kernel", e))?;
+        let generated = kernels::select(func, &program.ranges(&func.name), &target)
+            .map_err(|e| Failure::internal("generating a kernel", e))?;
         let compiled = cranelift::compile_with(&generated.kernel, cpu, disassembly)
             .map_err(|e| Failure::internal("compiling a kernel", e))?;
         Ok(BuiltKernel { func: func.name.clone(), generated, compiled })
