@@ -5,9 +5,10 @@
 
 use hadal_codegen::cranelift::jit::{Aligned, JitFn};
 use hadal_codegen::cranelift::{CpuTarget, compile_with};
-use hadal_codegen::kernels::{Target, attention, contract, limits};
+use hadal_codegen::kernels::{Ranges, Target, attention, contract, limits};
 use hadal_ir::kernel::Kernel;
-use hadal_ir::{Bindings, Func, Sym, text};
+use hadal_ir::module::STEP;
+use hadal_ir::{Bindings, Func, Range, Sym, text};
 use hadal_types::{DType, Dim};
 
 /// Processor seconds of this thread: other programs do not count.
@@ -120,6 +121,8 @@ fn main() {
     println!("128-bit multiply-add peak {:.1} GFLOP/s, read {:.1} GB/s (one thread)", peak / 1e9, bandwidth / 1e9);
     println!("{:38} {:>10} {:>9} {:>7} {:>9} {:>7}", "kernel", "µs", "GFLOP/s", "peak", "GB/s", "read");
 
+    // Entries for steps know that there are few new tokens.
+    let step = Ranges::from([(Sym::T, Range { min: 1, max: STEP })]);
     let report = |name: &str, func: &Func, t: i64, p: i64, flops: f64, bytes: f64| {
         if !name.contains(&filter) {
             return;
@@ -131,10 +134,11 @@ fn main() {
         }
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
         let target = Target::default();
+        let ranges = if name.starts_with("step") { step.clone() } else { Ranges::new() };
+        let contraction = contract::Desc::of(&func).map(|d| d.within(&ranges));
         if std::env::var_os("HADAL_ALL").is_some() {
-            for (desc, s) in contract::Desc::of(&func)
-                .iter()
-                .flat_map(|d| contract::schedule::candidates(d).into_iter().map(move |s| (d, s)))
+            for (desc, s) in
+                contraction.iter().flat_map(|d| contract::schedule::candidates(d).into_iter().map(move |s| (d, s)))
             {
                 let seconds = Runner::new(&contract::emit::emit(desc, &s), &bindings).time();
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(desc));
@@ -148,7 +152,7 @@ fn main() {
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(&desc));
             }
         }
-        let generated = hadal_codegen::kernels::select(&func, &target).expect("emits");
+        let generated = hadal_codegen::kernels::select(&func, &ranges, &target).expect("emits");
         let seconds = Runner::new(&generated.kernel, &bindings).time();
         let (flops, bytes) = (flops / seconds, bytes / seconds);
         println!(
@@ -175,6 +179,16 @@ fn main() {
         }
         let nk = (n * k) as f64;
         report(&format!("rows T=1 f8e4m3+scale {n}x{k}"), &scaled(n, k), 1, 0, 2.0 * nk, nk);
+    }
+    // Tokens of a step: one, and drafts after it.
+    for t in 1..=5i64 {
+        for (n, k) in [(8960i64, 1536i64), (512, 256), (8960, 256)] {
+            let flops = 2.0 * (t * n * k) as f64;
+            for (dtype, size) in [("f32", 4.0), ("bf16", 2.0)] {
+                report(&format!("step T={t} {dtype} {n}x{k}"), &rows(dtype, n, k), t, 0, flops, (n * k) as f64 * size);
+            }
+            report(&format!("step T={t} f8e4m3+scale {n}x{k}"), &scaled(n, k), t, 0, flops, (n * k) as f64);
+        }
     }
     for t in [4i64, 16, 512] {
         for (n, k) in [(8960i64, 1536i64), (1536, 8960)] {

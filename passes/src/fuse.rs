@@ -18,10 +18,14 @@
 //!    ([`hadal_ir::fusion`]) as either part.
 //!
 //! What follows from weights alone becomes a `fold`, computed when compiling.
+//!
+//! Entries for steps ([`hadal_ir::module::STEP`]) share kernels with other entries only where no symbol is in them: what
+//! is generated for a few tokens is not what is generated for many.
 
 mod emit;
 mod group;
 
+use crate::bounds::Reached;
 use emit::Kernels;
 use group::Grouping;
 use hadal_ir::{FuncKind, Module};
@@ -30,12 +34,15 @@ use hadal_ir::{FuncKind, Module};
 pub fn run(module: &Module) -> Module {
     let mut kernels = Kernels::default();
     let mut graphs = Vec::new();
+    let reached = Reached::of(module);
     for func in &module.funcs {
         if func.kind != FuncKind::Graph {
             kernels.keep(func);
             continue;
         }
         let grouping = Grouping::of(func);
+        let entries = reached.by(&func.name);
+        kernels.steps = !entries.is_empty() && entries.iter().all(|e| module.is_step(e));
         graphs.push(emit::graph(func, &grouping, &mut kernels));
     }
     let funcs = kernels.into_funcs().into_iter().chain(graphs).collect();

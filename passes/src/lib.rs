@@ -21,6 +21,7 @@ pub mod rules;
 pub mod share;
 pub mod simulate;
 pub mod specialise;
+pub mod steps;
 pub mod versions;
 mod watch;
 

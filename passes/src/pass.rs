@@ -5,7 +5,7 @@ use crate::canonicalise::{self, Fired};
 use crate::egraph::{self, Context, Search, Stop};
 use crate::explain::Explanation;
 use crate::versions::Split;
-use crate::{Error, Options, elide, fuse, share, specialise, versions};
+use crate::{Error, Options, elide, fuse, share, specialise, steps, versions};
 use hadal_ir::target::Target;
 use hadal_ir::{FuncKind, InstKind, Module, verify};
 use std::collections::BTreeMap;
@@ -87,6 +87,11 @@ pub const PASSES: &[Pass] = &[
         name: "rewrite",
         summary: "find alternatives by law, and choose by cost for each entry's sizes",
         run: rewrite,
+    },
+    Pass {
+        name: "steps",
+        summary: "give entries for steps a version of one new token, in the same form",
+        run: |m, _, _| Ok((steps::run(m), Details::default())),
     },
     Pass {
         name: "share",

@@ -10,8 +10,9 @@ pub mod index;
 pub mod limits;
 pub mod loops;
 
-use hadal_ir::{Func, kernel};
-use hadal_types::{DType, Dim};
+use hadal_ir::{Func, Range, kernel};
+use hadal_types::{DType, Dim, Sym};
+use std::collections::BTreeMap;
 
 /// What generators know about the machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +26,9 @@ impl Default for Target {
         Target { lanes: 8 }
     }
 }
+
+/// The values that symbols take where a kernel runs; one that is not here may be anything.
+pub type Ranges = BTreeMap<Sym, Range>;
 
 /// A kernel with the reason it looks as it does.
 #[derive(Clone, PartialEq, Debug)]
@@ -83,14 +87,14 @@ pub enum Error {
 }
 
 /// A special generator: `None` where it does not know the function.
-type Special = fn(&Func, &Target) -> Option<Result<Generated, Error>>;
+type Special = fn(&Func, &Ranges, &Target) -> Option<Result<Generated, Error>>;
 
 /// The special generators, in the order they are asked.
 const SPECIAL: &[Special] = &[attention::generate, contract::generate];
 
 /// The kernel of a kernel function, by the first generator that knows it.
-pub fn select(func: &Func, target: &Target) -> Result<Generated, Error> {
-    match SPECIAL.iter().find_map(|generator| generator(func, target)) {
+pub fn select(func: &Func, ranges: &Ranges, target: &Target) -> Result<Generated, Error> {
+    match SPECIAL.iter().find_map(|generator| generator(func, ranges, target)) {
         Some(generated) => generated,
         None => loops::emit(func, target),
     }

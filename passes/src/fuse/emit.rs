@@ -12,8 +12,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 #[derive(Default)]
 pub(super) struct Kernels {
     funcs: Vec<Func>,
-    by_text: HashMap<String, String>,
+    by_text: HashMap<(bool, String), String>,
     names: BTreeSet<String>,
+    /// Whether those to come are for steps.
+    pub steps: bool,
 }
 
 impl Kernels {
@@ -28,8 +30,9 @@ impl Kernels {
         // Laws say where an op came from, not what it is: kernels that differ in them alone are one.
         let mut plain = func.clone();
         plain.insts.iter_mut().for_each(|i| i.laws.clear());
-        let text = print_func(&plain);
-        if let Some(known) = self.by_text.get(&text) {
+        let symbolic = func.values.iter().flat_map(|v| &v.ty.shape).any(|d| d.as_const().is_none());
+        let key = (self.steps && symbolic, print_func(&plain));
+        if let Some(known) = self.by_text.get(&key) {
             return known.clone();
         }
         let base = base_name(&func);
@@ -37,7 +40,7 @@ impl Kernels {
         let free = std::iter::once(base.clone()).chain(numbered).find(|n| !self.names.contains(n));
         func.name = free.expect("numbers do not run out");
         self.names.insert(func.name.clone());
-        self.by_text.insert(text, func.name.clone());
+        self.by_text.insert(key, func.name.clone());
         self.funcs.push(func);
         self.funcs.last().expect("just pushed").name.clone()
     }

@@ -40,11 +40,11 @@ mod tests;
 pub use desc::Desc;
 pub use schedule::Schedule;
 
-use super::{Error, Generated, Target};
+use super::{Error, Generated, Ranges, Target};
 use hadal_ir::Func;
 
 /// The kernel of an attention; `None` for other functions.
-pub fn generate(func: &Func, _target: &Target) -> Option<Result<Generated, Error>> {
+pub fn generate(func: &Func, _ranges: &Ranges, _target: &Target) -> Option<Result<Generated, Error>> {
     let desc = Desc::of(func)?;
     let schedule = schedule::select(&desc)?;
     let kernel = emit::emit(&desc, &schedule);

@@ -1,11 +1,12 @@
 //! The problem: one product-sum of two operands, as addresses in parameters.
 
-use super::epilogue::{self, Epilogue, Node, is_real};
+use super::epilogue::{self, Epilogue, Node, is_code, is_real};
 use super::view::{Access, Affine, Tracer, Var, Vars};
+use crate::kernels::Ranges;
 use hadal_ir::kernel::Access as Rights;
-use hadal_ir::module::Func;
+use hadal_ir::module::{Func, STEP};
 use hadal_ir::ops::Op;
-use hadal_types::{DType, Dim, TensorType};
+use hadal_types::{DType, Dim, Sym, TensorType};
 use std::fmt;
 
 /// Which operands a letter moves.
@@ -51,6 +52,8 @@ pub struct Desc {
     pub epilogue: Epilogue,
     /// The kernel's buffers: the function's parameters, then its results.
     pub params: Vec<Flat>,
+    /// The values that symbols may take; one that is not here may be anything.
+    pub ranges: Ranges,
 }
 
 impl Desc {
@@ -87,11 +90,18 @@ impl Desc {
             .collect();
         let operands = [left, right];
         let all = operands.iter().chain(epilogue.loads());
-        if !all.flat_map(|a| [Some(a), a.scale.as_deref()]).flatten().all(|a| is_real(a.dtype)) {
+        let computable = |a: &Access| is_real(a.dtype) || a.scale.is_some() && is_code(a.dtype);
+        if !all.into_iter().all(|a| a.all(&computable)) {
             return None;
         }
         let params = flat_params(func, &[])?;
-        Some(Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params })
+        let ranges = Ranges::new();
+        Some(Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params, ranges })
+    }
+
+    /// With symbols that only take these values.
+    pub fn within(self, ranges: &Ranges) -> Desc {
+        Desc { ranges: ranges.clone(), ..self }
     }
 
     /// Letters of a role.
@@ -102,6 +112,17 @@ impl Desc {
     /// The size of a letter.
     pub fn size(&self, var: Var) -> &Dim {
         self.vars.size(var)
+    }
+
+    /// Whether a letter stands for the tokens of a step: one, or a symbol for never more than [`STEP`].
+    pub fn is_step(&self, var: Var) -> bool {
+        let size = self.size(var);
+        let most = |(sym, k): &(Sym, i64)| Some(self.ranges.get(sym)?.max.saturating_mul(*k));
+        let few = || match size.terms() {
+            [term] if term.1 > 0 => most(term).is_some_and(|n| n.saturating_add(size.constant()) <= STEP),
+            _ => false,
+        };
+        size.is(1) || few()
     }
 }
 

@@ -347,8 +347,8 @@ impl<'a> Emitter<'a> {
         let (height, width) = self.s.tile;
         let size = self.desc.size(rows);
         let zero = b.const_i64(0);
-        if height > 1 && self.desc.is_step(rows) {
-            return self.step_rows(b, env, rows, converted);
+        if self.s.is_step() && !size.is(1) {
+            return self.step_rows(b, env, rows);
         }
         if size.as_const().is_some_and(|n| n < height as i64) {
             return self.single_rows(b, env, rows, zero, converted);
@@ -371,25 +371,27 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The rows of a step, in tiles and then one by one, for one strip of columns after the other.
-    fn step_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var, converted: Option<Converted>) {
-        let (height, strip) = (self.s.tile.0 as i64, self.s.strip);
-        let (total, unit, zero) = (b.dim(self.desc.size(rows)), b.const_i64(height), b.const_i64(0));
-        let tiles = b.div(total, unit);
-        let end = b.mul(tiles, unit);
+    /// The rows of a step for one strip of columns after the other: in tiles, the largest first.
+    fn step_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var) {
+        let total = b.dim(self.desc.size(rows));
         self.columns(b, |b, n| {
-            b.for_each(zero, end, height, LoopKind::Serial, |b, m| {
-                let row = |i| {
-                    let i = b.const_i64(i);
-                    let m = b.add(m, i);
-                    env.with(rows, m)
-                };
-                let envs: Vec<Env<'a>> = (0..height).map(row).collect();
-                self.chunk(b, &envs, n, strip, converted);
-            });
-            b.for_each(end, total, 1, LoopKind::Serial, |b, m| {
-                self.chunk(b, &[env.with(rows, m)], n, strip, converted);
-            });
+            let mut first = b.const_i64(0);
+            for height in (1..=self.s.tile.0 as i64).rev() {
+                let (left, unit) = (b.sub(total, first), b.const_i64(height));
+                let tiles = b.div(left, unit);
+                let tiled = b.mul(tiles, unit);
+                let end = b.add(first, tiled);
+                b.for_each(first, end, height, LoopKind::Serial, |b, m| {
+                    let rows = (0..height).map(|i| {
+                        let i = b.const_i64(i);
+                        let m = b.add(m, i);
+                        env.with(rows, m)
+                    });
+                    let rows: Vec<Env<'a>> = rows.collect();
+                    self.chunk(b, &rows, n, self.s.strip, None);
+                });
+                first = end;
+            }
         });
     }
 

@@ -10,7 +10,8 @@
 //! Block scales: the dot form sums the unscaled products of a block, then adds that sum times the scale; the outer form
 //! scales each element first. Nothing of this depends on the tile, so a row has the same bits whatever `T` is and
 //! however the grid is cut.
-//! Exception: a kernel whose `T` is 1 for certain may sum in more lanes (`schedule`), and then in another order.
+//! Exception: a kernel for steps, with [`STEP`](hadal_ir::module::STEP) tokens at most, may sum in more lanes
+//! (`schedule`), and then in another order, which is the same for one token and for several.
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:
@@ -28,12 +29,12 @@ pub(crate) mod tests;
 pub use desc::Desc;
 pub use schedule::Schedule;
 
-use super::{Error, Generated, Target};
+use super::{Error, Generated, Ranges, Target};
 use hadal_ir::Func;
 
 /// The kernel of a product-sum; `None` for other functions.
-pub fn generate(func: &Func, _target: &Target) -> Option<Result<Generated, Error>> {
-    let desc = Desc::of(func)?;
+pub fn generate(func: &Func, ranges: &Ranges, _target: &Target) -> Option<Result<Generated, Error>> {
+    let desc = Desc::of(func)?.within(ranges);
     let schedule = schedule::select(&desc)?;
     let kernel = emit::emit(&desc, &schedule);
     Some(Ok(Generated { kernel, generator: "contract", schedule: schedule.show(&desc) }))

@@ -8,8 +8,8 @@
 //! are neighbouring results, products are added in the order of the summed letters.
 //!
 //! An element's order of summation is a function of the form and its lanes only, not of tile, grid or `T`: so all
-//! tile variants of one kernel agree to the last bit. Only where there is one row for certain (an entry with `T = 1`)
-//! are there more lanes, and another order.
+//! tile variants of one kernel agree to the last bit. Only where rows are the tokens of a step (`STEP` at most, for
+//! certain) are there more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
 use super::desc::{Desc, Role};
 use super::view::{Access, Affine, Var, VarKind};
@@ -68,6 +68,12 @@ pub struct Steps {
 /// f32 elements a converted block may have: half of a small second-level cache.
 const CONVERTED: i64 = 64 * 1024;
 
+/// Lanes of the rows of a step, four registers: sums of fewer wait for each other where there is one column at a time.
+const STEP_LANES: u32 = 16;
+
+/// Most rows of a step that meet one column at a time: so many times four sums fit into registers.
+const STEP_ROWS: usize = 3;
+
 /// All schedules that compute `desc`, the preferred one first. Empty where neither form fits.
 pub fn candidates(desc: &Desc) -> Vec<Schedule> {
     let mut out: Vec<(i64, Schedule)> = Vec::new();
@@ -78,7 +84,7 @@ pub fn candidates(desc: &Desc) -> Vec<Schedule> {
             }
             if lanes == 4 {
                 out.extend(
-                    desc.of_role(Role::Summed).filter_map(|k| single(desc, streamed, k)).map(|s| (score(desc, &s), s)),
+                    desc.of_role(Role::Summed).filter_map(|k| step(desc, streamed, k)).map(|s| (score(desc, &s), s)),
                 );
             }
             let own = if streamed == 0 { Role::Left } else { Role::Right };
@@ -119,9 +125,13 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
         (Form::Dot, 4) | (Form::Outer, 8) => 2,
         // One column at a time, from end to end: worth it where columns are long, but not so long that the row no longer
         // stays in the nearest cache from one to the next. Bytes are bound by their conversion, which this makes cheaper.
-        (Form::Dot, 32) if constant(s.lane).is_some_and(|n| (256..=4096).contains(&n)) => 6,
-        (Form::Dot, 16) if constant(s.lane).is_some_and(|n| n >= 256) => 6,
-        (Form::Dot, 16 | 32) => -20,
+        (Form::Dot, STEP_LANES)
+            if constant(s.lane)
+                .is_some_and(|n| n >= 256 && (n <= 4096 || desc.operands[s.streamed].dtype.bits() <= 8)) =>
+        {
+            6
+        }
+        (Form::Dot, STEP_LANES) => -20,
         _ => 0,
     };
     score + i64::from(s.form == Form::Outer)
@@ -130,18 +140,29 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
 fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
     let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
     let unit = |a: &Access| desc.vars.stride(&a.at, k).is_some_and(|s| s.is(1));
-    if !unit(w) || !unit(x) {
+    // What offsets are multiplied with is summed for a row of the other operand once.
+    if !unit(w) || !unit(x) || x.offset.is_some() {
         return None;
     }
     let (rows, cols, grid) = tile_letters(desc, streamed, None);
-    let mut stepped = 0;
+    let (mut stepped, mut even) = (0, true);
     for a in [w, x] {
-        if let Some(s) = a.scale.as_deref().filter(|s| desc.vars.reads(s, k)) {
-            if steps(desc, s, k, &[rows, cols])?.block < i64::from(lanes) {
+        let scale = a.scale.as_deref().filter(|s| desc.vars.reads(s, k));
+        let steps = scale.map(|s| steps(desc, s, k, &[rows, cols]));
+        if let Some(steps) = &steps {
+            if steps.as_ref()?.block < i64::from(lanes) {
                 return None;
             }
             stepped += 1;
         }
+        even &= steps.flatten().is_none_or(|s| s.aligned && s.block % 2 == 0);
+        let offset_steps = a.offset.as_ref().is_none_or(|m| scale.is_some() || !desc.vars.reads(m, k));
+        if !desc.vars.whole_bytes(a, k) || !offset_steps {
+            return None;
+        }
+    }
+    if !even && [w, x].iter().any(|a| a.dtype.is_packed()) {
+        return None;
     }
     if stepped > 1 {
         return None;
@@ -156,7 +177,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
     let known = desc.size(k).as_const().filter(|k| sums.len() == 1 && k.saturating_mul(16) <= CONVERTED * 4);
     let least = match w.dtype {
         DType::F32 => None,
-        d if d.bits() == 8 => Some(1),
+        d if d.bits() <= 8 => Some(1),
         _ => rows.filter(|m| desc.size(*m).as_const().is_none_or(|m| m >= 4)).map(|_| 4),
     };
     let convert = least.filter(|_| known.is_some() && block.is_some());
@@ -176,14 +197,16 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
     })
 }
 
-/// The dot form for a single row of the reused operand: one column after the other, as they lie in memory. A strip of
-/// columns side by side reads as many streams at once, which prefetching follows less well. Formats of one byte need
-/// registers for their conversion.
-fn single(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
-    let lanes = if desc.operands[streamed].dtype.bits() == 8 { 16 } else { 32 };
-    let s = dot(desc, streamed, k, lanes)?;
+/// The dot form for the rows of a step: one column after the other, as they lie in memory. A strip of columns side by
+/// side reads as many streams at once, which prefetching follows less well. A few rows share each vector of a column.
+fn step(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
+    let s = dot(desc, streamed, k, STEP_LANES)?;
+    let other = if streamed == 0 { Role::Right } else { Role::Left };
+    // All letters of rows, so that the answer is the same where the tokens' letter is gone because it is one.
+    let few = s.rows.is_none() || desc.of_role(other).all(|m| desc.is_step(m));
     let one = s.rows.is_none_or(|m| desc.size(m).is(1));
-    one.then_some(Schedule { tile: (1, 1), strip: 1, convert: None, ..s })
+    let height = if one { 1 } else { STEP_ROWS };
+    few.then_some(Schedule { tile: (height, 1), strip: 1, convert: None, ..s })
 }
 
 fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32) -> Option<Schedule> {
@@ -192,9 +215,9 @@ fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32) -> Option<Schedule> {
     // A scale along the lanes must be one per vector: blocks are whole vectors and begin on a multiple.
     let one_scale = match w.scale.as_deref().filter(|s| desc.vars.reads(s, v)) {
         Some(s) => steps(desc, s, v, &[]).is_some_and(|s| s.aligned && s.block % i64::from(lanes) == 0),
-        None => true,
+        None => w.offset.as_ref().is_none_or(|m| !desc.vars.reads(m, v)),
     };
-    if !unit || !one_scale || desc.vars.reads(x, v) {
+    if !unit || !one_scale || !desc.vars.whole_bytes(w, v) || desc.vars.reads(x, v) {
         return None;
     }
     let (rows, _, grid) = tile_letters(desc, streamed, Some(v));
@@ -268,6 +291,11 @@ pub fn steps(desc: &Desc, scale: &Access, k: Var, tile: &[Option<Var>]) -> Optio
 }
 
 impl Schedule {
+    /// Whether it is the one for the rows of a step.
+    pub fn is_step(&self) -> bool {
+        self.form == Form::Dot && self.lanes == STEP_LANES
+    }
+
     /// For people, with the letters of `desc`.
     pub fn show(&self, desc: &Desc) -> String {
         let name = |v: Option<Var>| v.map_or("-".into(), |v| desc.vars.name(v));
