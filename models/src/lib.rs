@@ -19,6 +19,8 @@ pub mod deepseek_moe;
 pub mod deepseek_v2;
 pub mod deepseek_v3;
 pub mod deepseek_v32;
+pub mod deepseek_v4;
+pub mod deepseek_v41;
 pub mod engram;
 mod error;
 pub mod formats;

@@ -10,7 +10,7 @@ use crate::formats::{Activations, DtypeOracle, Formats, PLAIN, SCALES};
 use crate::ngram::{Hashing, Vocabulary};
 use crate::registry;
 use crate::weights::{CheckpointWeights, Made, ModelWeights};
-use hadal_ir::module::{Func, Inst, InstKind, Module, expand_weight_name, stack_range};
+use hadal_ir::module::{Func, Inst, InstKind, Module, ValueId, expand_weight_name, stack_range};
 use hadal_ir::ops::Op;
 use hadal_types::{Bindings, DType, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,6 +100,8 @@ pub struct Model {
     pub params: Vec<Param>,
     /// Those of them that no checkpoint holds.
     pub made: Made,
+    /// Names of tensors that a checkpoint may hold for other uses; `*` in them stands for anything.
+    pub passed_over: &'static [&'static str],
     /// How its n-gram tables are addressed, where it has any.
     pub hashing: Option<Hashing>,
     /// Keys of the configuration that nobody asked for: a newer release may mean something by them.
@@ -141,6 +143,7 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
         why: recognised.why,
         params,
         made,
+        passed_over: architecture.passed_over(),
         hashing,
         module,
         vocab: frame.vocab,
@@ -164,16 +167,14 @@ impl Model {
 
     /// Every tensor that a checkpoint of this model holds, for [`crate::checkpoint::check`].
     pub fn expected_tensors(&self) -> Vec<Expected> {
-        let mut out: Vec<Expected> = Vec::new();
+        let mut out: Vec<Expected> = self.passed_over.iter().map(|name| Expected::passed_over(*name)).collect();
         for p in self.params.iter().filter(|p| !self.made.contains_key(&p.name)) {
             let shape = p.ty.eval_shape(&Bindings::new()).expect("weights have constant sizes");
             let shape = if stack_range(&p.name).is_some() { &shape[1..] } else { &shape[..] };
             let formats: &[DType] = match p.ty.dtype {
-                _ if p.scale => &SCALES,
-                DType::F8E4M3 => &[DType::F8E4M3],
-                DType::F4E2M1 => &[DType::F4E2M1],
-                DType::I64 => &[DType::I64],
-                _ => &PLAIN,
+                d if p.scale && SCALES.contains(&d) => &SCALES,
+                d if PLAIN.contains(&d) => &PLAIN,
+                other => &[other],
             };
             out.extend(p.tensors().into_iter().map(|name| Expected::required(name, shape, formats)));
         }
@@ -196,8 +197,7 @@ pub fn params<'a>(module: &Module, roots: impl IntoIterator<Item = &'a str>) -> 
         if !seen.insert((func.name.clone(), prefix.to_owned())) {
             return;
         }
-        let scaling = |i: &&Inst| matches!(i.kind, InstKind::Op(Op::Dequantize(_)));
-        let scales: BTreeSet<_> = func.insts.iter().filter(scaling).map(|i| i.args[1]).collect();
+        let scales = scales(func);
         for w in &func.weights {
             out.insert(format!("{prefix}{}", w.name), (func.ty(w.value).clone(), scales.contains(&w.value)));
         }
@@ -217,4 +217,24 @@ pub fn params<'a>(module: &Module, roots: impl IntoIterator<Item = &'a str>) -> 
         }
     }
     out.into_iter().map(|(name, (ty, scale))| Param { name, ty, scale }).collect()
+}
+
+/// The weights of `func` that others are scaled by, or that are added then; perhaps those of chosen rows.
+fn scales(func: &Func) -> BTreeSet<ValueId> {
+    let definitions = func.definitions();
+    let made = |v: ValueId| definitions[v.index()].map(|i| &func.insts[i]);
+    let scaling = |i: &&Inst| matches!(i.kind, InstKind::Op(Op::Dequantize(_)));
+    let chosen = |v: ValueId| match made(v) {
+        Some(Inst { kind: InstKind::Op(Op::Gather(_)), args, .. }) => args[0],
+        _ => v,
+    };
+    let mut out = BTreeSet::new();
+    for inst in func.insts.iter().rev().filter(scaling) {
+        // Scales that are scaled themselves.
+        if out.contains(&inst.results[0]) {
+            out.insert(chosen(inst.args[0]));
+        }
+        out.extend(inst.args[1..].iter().map(|a| chosen(*a)));
+    }
+    out
 }

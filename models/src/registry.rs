@@ -4,7 +4,7 @@ use crate::blocks::assembly::Architecture;
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::{Config, Object};
 use crate::error::{Error, Result};
-use crate::{deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v32, engram, llama, qwen};
+use crate::{deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v4, deepseek_v32, deepseek_v41, engram, llama, qwen};
 
 /// What a configuration describes, and how that shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,6 +69,18 @@ const FAMILIES: &[Family] = &[
         read: |o, a| Ok(Box::new(deepseek_v32::Config::read(o, a)?)),
     },
     Family {
+        name: "deepseek-v4",
+        model_type: "deepseek_v4",
+        architecture: "DeepseekV4ForCausalLM",
+        read: |o, _| Ok(Box::new(deepseek_v4::Config::read(o)?)),
+    },
+    Family {
+        name: "deepseek-v4.1",
+        model_type: "deepseek_v41",
+        architecture: "DeepseekV41ForCausalLM",
+        read: |o, _| Ok(Box::new(deepseek_v41::Config::read(o)?)),
+    },
+    Family {
         name: "engram-demo",
         model_type: "engram_demo",
         architecture: "EngramDemo",
@@ -87,6 +99,14 @@ const REFERENCE: Family = Family {
 /// The same with an indexer.
 const SPARSE_REFERENCE: Family =
     Family { name: "deepseek-v3.2", read: |o, _| Ok(Box::new(deepseek_v32::Config::read_reference(o)?)), ..REFERENCE };
+
+/// V4 in its repository's form.
+const STREAMS_REFERENCE: Family =
+    Family { name: "deepseek-v4", read: |o, _| Ok(Box::new(deepseek_v4::Config::read_reference(o)?)), ..REFERENCE };
+
+/// V4.1 in its repository's form.
+const SHARING_REFERENCE: Family =
+    Family { name: "deepseek-v4.1", read: |o, _| Ok(Box::new(deepseek_v41::Config::read_reference(o)?)), ..REFERENCE };
 
 /// Says which model `config` describes.
 pub fn recognise(config: &Config) -> Result<Recognised> {
@@ -114,6 +134,14 @@ fn find(config: &Config) -> Result<(Recognised, &'static Family)> {
         }
         (None, Some(m)) => {
             FAMILIES.iter().find(|f| f.model_type == m).ok_or_else(|| known("model_type", |f| f.model_type))?
+        }
+        (None, None) if deepseek_v41::is_reference(&o) => {
+            let why = "the keys of the V4.1 repository's inference configurations (dim, n_layers, kv_source_layers)";
+            return Ok((Recognised { name: SHARING_REFERENCE.name, why: why.into() }, &SHARING_REFERENCE));
+        }
+        (None, None) if deepseek_v4::is_reference(&o) => {
+            let why = "the keys of the V4 repository's inference configurations (dim, n_layers, compress_ratios)";
+            return Ok((Recognised { name: STREAMS_REFERENCE.name, why: why.into() }, &STREAMS_REFERENCE));
         }
         (None, None) if deepseek_v3::is_reference(&o) => {
             let (family, keys) = match o.has("index_topk") {

@@ -103,6 +103,11 @@ pub trait Architecture {
     /// - entries for drafts, where it has any.
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>>;
 
+    /// Names of tensors that checkpoints hold for other uses than text; `*` stands for anything.
+    fn passed_over(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// How its n-gram tables are addressed, where it has any.
     fn hashing(&self) -> Option<&Hashing> {
         None
@@ -226,7 +231,7 @@ impl Block<'_> {
 
     /// `E[tokens]`, with `E = name.weight` of `vocab` rows.
     pub fn embed(&mut self, name: &str, tokens: ValueId, [vocab, hidden]: [usize; 2]) -> ValueId {
-        let table = self.tensor(&format!("{name}.weight"), &[vocab, hidden]);
+        let table = self.matrix(name, &[vocab, hidden]);
         let rows = self.op(Gather { axis: 0, batch: 0 }, &[table, tokens]);
         self.cast(rows, DType::F32)
     }

@@ -13,7 +13,7 @@
 
 use super::Block;
 use super::mlp::silu;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ngram::{Hashing, Vocabulary};
 use crate::weights::Made;
 use hadal_ir::Tensor;
@@ -36,6 +36,12 @@ pub fn multipliers(layer: usize) -> String {
 pub fn made(h: &Hashing, vocab: usize, vocabulary: Option<&Vocabulary>) -> Result<Made> {
     let classes = vocabulary.map(Vocabulary::classes).transpose()?;
     let classes = classes.as_ref();
+    if let (Some(classes), Some(expected)) = (classes, h.classes)
+        && classes.count() != expected
+    {
+        let reason = format!("its tokens make {} classes, but the model's tables are for {expected}", classes.count());
+        return Err(Error::Tokenizer { reason });
+    }
     let table = classes.map(|c| Tensor::int(DType::I32, &[vocab], c.table(vocab)));
     let layer = |l: &usize| {
         let drawn = classes.map(|c| Tensor::int(DType::I64, &[h.longest()], h.multipliers(*l, c.count())));

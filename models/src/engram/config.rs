@@ -65,6 +65,7 @@ impl Config {
                 heads,
                 pad: e.require_usize_in("pad_id", 0..=vocab - 1)?,
                 seed: e.optional_usize_in("seed", 0..=1 << 40)?.unwrap_or(0) as u64,
+                classes: None,
             },
             frame,
         })

@@ -25,6 +25,8 @@ pub struct Hashing {
     pub pad: usize,
     /// Where the random multipliers start.
     pub seed: u64,
+    /// How many classes the tables were made for, where that is said.
+    pub classes: Option<usize>,
 }
 
 /// What is drawn for a layer starts so much further.
@@ -84,7 +86,7 @@ mod tests {
     /// The published values of the sheet.
     #[test]
     fn the_large_model() {
-        let h = Hashing { layers: vec![1, 14], sizes: vec![16_000_000; 3], heads: 8, pad: 2, seed: 0 };
+        let h = Hashing { layers: vec![1, 14], sizes: vec![16_000_000; 3], heads: 8, pad: 2, seed: 0, classes: None };
         assert_eq!((h.longest(), h.columns()), (4, 24));
         assert_eq!(h.multipliers(1, 99_092), [76632096046245, 4839876093313, 35959672319349, 73987337458391]);
         assert_eq!(h.multipliers(14, 99_092), [67716810739261, 51510806800915, 30921347202721, 82619226485591]);
@@ -97,7 +99,7 @@ mod tests {
 
     #[test]
     fn no_prime_is_used_twice() {
-        let h = Hashing { layers: vec![0, 5], sizes: vec![1, 12], heads: 3, pad: 0, seed: 7 };
+        let h = Hashing { layers: vec![0, 5], sizes: vec![1, 12], heads: 3, pad: 0, seed: 7, classes: None };
         assert_eq!(h.primes(), [[2, 3, 5, 13, 17, 19], [7, 11, 23, 29, 31, 37]]);
     }
 }
