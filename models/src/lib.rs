@@ -28,6 +28,7 @@ mod json;
 pub mod llama;
 mod model;
 pub mod ngram;
+pub mod nsa;
 pub mod qwen;
 mod registry;
 pub mod stats;

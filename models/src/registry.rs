@@ -4,7 +4,7 @@ use crate::blocks::assembly::Architecture;
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::{Config, Object};
 use crate::error::{Error, Result};
-use crate::{deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v4, deepseek_v32, deepseek_v41, engram, llama, qwen};
+use crate::{deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v4, deepseek_v32, deepseek_v41, engram, llama, nsa, qwen};
 
 /// What a configuration describes, and how that shows.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,6 +79,12 @@ const FAMILIES: &[Family] = &[
         model_type: "deepseek_v41",
         architecture: "DeepseekV41ForCausalLM",
         read: |o, _| Ok(Box::new(deepseek_v41::Config::read(o)?)),
+    },
+    Family {
+        name: "nsa",
+        model_type: "nsa",
+        architecture: "NSAForCausalLM",
+        read: |o, a| Ok(Box::new(nsa::Config::read(o, a)?)),
     },
     Family {
         name: "engram-demo",

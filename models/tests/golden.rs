@@ -72,8 +72,10 @@ impl Fixture {
         name: &str,
     ) {
         let n = prompt.len() - 1;
-        let hidden = hidden.reals()[..n * self.model.hidden].to_vec();
-        let hidden = Tensor::real(DType::F32, &[n, self.model.hidden], hidden);
+        let mut shape = hidden.shape.clone();
+        shape[0] = n;
+        let hidden = hidden.reals()[..shape.iter().product()].to_vec();
+        let hidden = Tensor::real(DType::F32, &shape, hidden);
         let logits = self.run(it, "mtp", 0, &[ids(&prompt[1..]), hidden]);
         self.compare(name, logits[0].reals(), self.golden(name).reals());
     }
@@ -151,6 +153,9 @@ fixtures! {
     v31_fp8_ue8m0 "v31-fp8-ue8m0",
     v32 "v32",
     v32_fp8 "variant-v32-fp8",
+    nsa "nsa",
+    v4 "v4-flash-like",
+    v4_fp4 "v4-fp4",
     the_demo "../../models/demo",
 }
 
@@ -159,6 +164,7 @@ fn activations_in_fp8() {
     rounds_activations("v3-fp8");
     rounds_activations("v31-fp8-ue8m0");
     rounds_activations("variant-v32-fp8");
+    rounds_activations("v4-fp4");
 }
 
 #[test]

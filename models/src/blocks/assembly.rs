@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::formats::{Formats, Plan};
 use crate::ngram::Hashing;
 use hadal_ir::builder::BuildError;
-use hadal_ir::module::{Entry, Func, Module, Range, ValueId};
+use hadal_ir::module::{Entry, Func, Module, Range, STEP, ValueId};
 use hadal_ir::ops::Gather;
 use hadal_types::{DType, Dim, Sym, TensorType};
 
@@ -99,8 +99,16 @@ pub trait Architecture {
     /// Adds its functions and entries:
     ///
     /// - `logits`: tokens to the logits of every position, and what drafts are made from;
-    /// - `prefill`: tokens to the logits of the last one; `decode`: the same of one token;
-    /// - entries for drafts, where it has any.
+    /// - `prefill`: tokens to the logits of the last one; `decode`: the same of one token.
+    ///
+    /// A model that drafts ([`Assembly::drafted_entries`]) has more:
+    ///
+    /// - `decode` takes the tokens of a step, at most [`STEP`], and gives `logits` of each and a row of `hidden` for each;
+    /// - `prefill_hidden`: as `prefill`, with such a row for every token, where `prefill` has none;
+    /// - `draft_fill`: rows of `hidden`, with `tokens` those after them where it takes any, to nothing but what it keeps;
+    /// - `draft` of multi-token prediction: the same, for a step, to the `logits` of the token after the last one's, and the
+    ///   row of `hidden` to go on from. Of blocks: the newest token, `tokens`, to `logits` and `states` of a block, whose
+    ///   rows `markov` corrects one by one.
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>>;
 
     /// Names of tensors that checkpoints hold for other uses than text; `*` stands for anything.
@@ -207,6 +215,23 @@ impl<'a> Assembly<'a> {
     /// Adds an entry for calls with any number of new tokens.
     pub fn chunk_entry(&mut self, name: &str, func: &Func) {
         self.entry(name, func, self.module.symbols[&Sym::T]);
+    }
+
+    /// Adds the entries of a model that drafts from what `all` gives for every token; `read` gives the same, and the logits
+    /// of the last one. `prefill` is `last`, or `read` where there is none.
+    pub fn drafted_entries(&mut self, all: &Func, read: &Func, last: Option<&Func>) {
+        self.chunk_entry("logits", all);
+        self.chunk_entry("prefill", last.unwrap_or(read));
+        if last.is_some() {
+            self.chunk_entry("prefill_hidden", read);
+        }
+        self.step_entry("decode", all);
+    }
+
+    /// Adds an entry for steps.
+    pub fn step_entry(&mut self, name: &str, func: &Func) {
+        let most = self.module.symbols[&Sym::T].max;
+        self.entry(name, func, Range { min: 1, max: STEP.min(most) });
     }
 
     /// Adds the entries that every model has: `logits`, which calls `all`, and `prefill` and `decode`, which call `last`.

@@ -11,6 +11,7 @@ use super::assembly::{Architecture, Assembly, Frame, MtpInput, Rows};
 use super::rope::{Angles, Rope};
 use hadal_ir::builder::BuildError;
 use hadal_ir::module::{Func, ValueId};
+use hadal_types::{Definition, Sym};
 
 /// A decoder with one residual stream: what varies between families, inside the frame.
 pub trait Decoder {
@@ -25,6 +26,11 @@ pub trait Decoder {
         0
     }
 
+    /// Symbols that its layers use, and how they follow from `P` and `T`.
+    fn definitions(&self) -> Vec<(Sym, Definition)> {
+        Vec::new()
+    }
+
     /// What a layer's function is called.
     fn kind(&self, layer: usize) -> &'static str;
 
@@ -37,28 +43,51 @@ pub fn layer_prefix(layer: usize) -> String {
     format!("model.layers.{layer}.")
 }
 
-/// The entries are those of every model, with the hidden states for `mtp` ([`MtpInput`]) as a second result of `logits`,
-/// and `mtp` (`mtp1`, …): tokens and hidden states to the logits of the tokens after the next ones.
+/// The entries are those of every model, with the hidden states for `mtp` ([`MtpInput`]) as a second result of `logits`.
+/// `mtp` (`mtp1`, …) takes tokens and hidden states to the logits of the tokens after the next ones, and drafts are made
+/// by the first of these layers.
 impl<D: Decoder> Architecture for D {
     fn frame(&self) -> &Frame {
         Decoder::frame(self)
     }
 
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>> {
-        let layers = (0..Decoder::frame(self).layers).map(|l| layer(self, a, l)).collect::<Result<Vec<_>, _>>()?;
-        let all = main(self, a, "main_all", &layers, Rows::All)?;
-        let last = main(self, a, "main", &layers, Rows::Last)?;
-        a.main_entries(&all, &last);
-        for depth in 0..self.mtp_layers() {
+        for (sym, definition) in self.definitions() {
+            a.module.define(sym, definition).expect("a model's own symbols are defined once and in order");
+        }
+        let count = Decoder::frame(self).layers;
+        let layers = (0..count).map(|l| layer(self, a, l)).collect::<Result<Vec<_>, _>>()?;
+        let all = main(self, a, "main_all", &layers, Gives { logits: Rows::All, hidden: true })?;
+        let last = main(self, a, "main", &layers, Gives { logits: Rows::Last, hidden: false })?;
+        let has = |a: &Assembly<'_>, l: usize| a.formats.has(&format!("{}eh_proj.weight", layer_prefix(l)));
+        let predicting: Vec<usize> = (0..self.mtp_layers()).filter(|n| has(a, count + n)).collect();
+        if predicting.first() == Some(&0) {
+            let read = main(self, a, "main_hidden", &layers, Gives { logits: Rows::Last, hidden: true })?;
+            a.drafted_entries(&all, &read, Some(&last));
+        } else {
+            a.main_entries(&all, &last);
+        }
+        for depth in predicting {
             let name = if depth == 0 { "mtp".to_owned() } else { format!("mtp{depth}") };
-            let at = Decoder::frame(self).layers + depth;
-            if a.formats.has(&format!("{}eh_proj.weight", layer_prefix(at))) {
-                let func = mtp(self, a, &name, at)?;
-                a.chunk_entry(&name, &func);
+            let func = mtp(self, a, &name, count + depth, Some(Rows::All))?;
+            a.chunk_entry(&name, &func);
+            if depth == 0 {
+                let fill = mtp(self, a, "draft_fill", count, None)?;
+                a.chunk_entry("draft_fill", &fill);
+                let draft = mtp(self, a, "draft", count, Some(Rows::Last))?;
+                a.step_entry("draft", &draft);
             }
         }
         Ok(())
     }
+}
+
+/// What a main function gives out.
+#[derive(Clone, Copy)]
+struct Gives {
+    logits: Rows,
+    /// Whether hidden states of all rows too.
+    hidden: bool,
 }
 
 /// The function for layer `l`, shared with every layer that is the same.
@@ -77,7 +106,7 @@ fn main(
     a: &mut Assembly<'_>,
     name: &str,
     layers: &[Func],
-    rows: Rows,
+    gives: Gives,
 ) -> Result<Func, Box<BuildError>> {
     let frame = d.frame();
     let mut f = a.block(name, "");
@@ -87,14 +116,16 @@ fn main(
     for (l, layer) in layers.iter().enumerate() {
         x = f.call(layer, &layer_prefix(l), &[x, angles.cos, angles.sin])[0];
     }
-    if rows == Rows::Last {
+    let last = gives.logits == Rows::Last;
+    if last && !gives.hidden {
         x = f.last_row(x);
     }
-    let hidden = f.norm(x, "model.norm", frame.eps);
-    let logits = f.linear(hidden, head(frame, "lm_head"), frame.vocab, false);
+    let normed = f.norm(x, "model.norm", frame.eps);
+    let rows = if last && gives.hidden { f.last_row(normed) } else { normed };
+    let logits = f.linear(rows, head(frame, "lm_head"), frame.vocab, false);
     f.result("logits", logits);
-    if rows == Rows::All {
-        f.result("hidden", if a.bounds.mtp_input == MtpInput::Raw { x } else { hidden });
+    if gives.hidden {
+        f.result("hidden", if a.bounds.mtp_input == MtpInput::Raw { x } else { normed });
     }
     a.add(f)
 }
@@ -103,7 +134,16 @@ fn main(
 /// embedding of token `i + 1`, passes one more layer, and predicts token `i + 2`.
 ///
 /// `z = eh_proj [enorm(E[t]) ; hnorm(h)]`, `logits = shared_head(norm(layer(z)))`. Row `i` stands at position `P + i`.
-fn mtp(d: &impl Decoder, a: &mut Assembly<'_>, name: &str, l: usize) -> Result<Func, Box<BuildError>> {
+///
+/// With `rows` of the last one alone it also gives the hidden state that the next draft goes on from, in the place of the
+/// main model's; without any it only keeps what it has seen.
+fn mtp(
+    d: &impl Decoder,
+    a: &mut Assembly<'_>,
+    name: &str,
+    l: usize,
+    rows: Option<Rows>,
+) -> Result<Func, Box<BuildError>> {
     let frame = d.frame();
     let func = layer(d, a, l)?;
     let prefix = layer_prefix(l);
@@ -123,10 +163,15 @@ fn mtp(d: &impl Decoder, a: &mut Assembly<'_>, name: &str, l: usize) -> Result<F
     let joined = f.concat(&[e, h], 1);
     let z = f.linear(joined, &format!("{prefix}eh_proj"), frame.hidden, false);
     let y = f.call(&func, &prefix, &[z, angles.cos, angles.sin])[0];
-    let y = f.norm(y, &format!("{prefix}shared_head.norm"), frame.eps);
+    let Some(rows) = rows else { return a.add(f) };
+    let y = if rows == Rows::Last { f.last_row(y) } else { y };
+    let normed = f.norm(y, &format!("{prefix}shared_head.norm"), frame.eps);
     let head = copy("shared_head.head", head(frame, "lm_head"));
-    let logits = f.linear(y, &head, frame.vocab, false);
+    let logits = f.linear(normed, &head, frame.vocab, false);
     f.result("logits", logits);
+    if rows == Rows::Last {
+        f.result("hidden", if a.bounds.mtp_input == MtpInput::Raw { y } else { normed });
+    }
     a.add(f)
 }
 

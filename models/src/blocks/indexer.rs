@@ -109,7 +109,7 @@ fn turn(f: &mut Block<'_>, ix: &Indexer, x: ValueId, angles: Angles) -> ValueId 
 
 /// `x H_d d^(-1/2)` over the last axis, with the Hadamard matrix `H_2n = H_2 ⊗ H_n`. There is one for powers of two; heads
 /// of other sizes, which no release has, are left as they are.
-fn rotate(f: &mut Block<'_>, x: ValueId) -> ValueId {
+pub(crate) fn rotate(f: &mut Block<'_>, x: ValueId) -> ValueId {
     let last = f.shape(x).len() - 1;
     let d = f.size(x, last);
     if !d.is_power_of_two() || d == 1 {

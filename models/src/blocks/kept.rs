@@ -9,9 +9,9 @@
 
 use super::Block;
 use hadal_ir::module::ValueId;
-use hadal_ir::ops::Dequantize;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
+use hadal_ir::ops::{Constant, Dequantize};
 use hadal_types::{DType, Dim, TensorType};
 
 /// A narrow format for rows.
@@ -102,6 +102,30 @@ impl Kept {
         let new = Kept::round(f, rows, to);
         let values = f.append_to(&name, held.clone(), new.values, to.values);
         let append = |(scales, block)| (f.append_to(&format!("{name}_scale"), held, scales, to.scales), block);
+        Kept { values, scales: new.scales.map(append) }
+    }
+
+    /// The same with scales in a multiple of `aligned` columns, of which those behind the last scale mean nothing.
+    pub fn append_aligned(
+        f: &mut Block<'_>,
+        name: &str,
+        held: impl Into<Dim>,
+        rows: ValueId,
+        to: Narrow,
+        aligned: usize,
+    ) -> Kept {
+        let (held, name) = (held.into(), format!("{}{name}", f.path));
+        let new = Kept::round(f, rows, to);
+        let values = f.append_to(&name, held.clone(), new.values, to.values);
+        let append = |(scales, block)| {
+            let (count, new_rows) = (f.size(scales, 1), f.shape(scales)[0].clone());
+            let missing = count.next_multiple_of(aligned) - count;
+            let one = f.op(Constant::scalar(1.0, to.scales), &[]);
+            let ones = f.broadcast(one, &[new_rows, missing.into()], &[]);
+            let scales = if missing == 0 { scales } else { f.concat(&[scales, ones], 1) };
+            let all = f.append_to(&format!("{name}_scale"), held, scales, to.scales);
+            (f.slice(all, 1, 0, count, 1), block)
+        };
         Kept { values, scales: new.scales.map(append) }
     }
 

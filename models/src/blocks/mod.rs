@@ -5,6 +5,7 @@
 
 pub mod assembly;
 pub mod attention;
+pub mod compressor;
 pub mod decoder;
 pub mod engram;
 pub mod indexer;
@@ -15,14 +16,17 @@ pub mod mlp;
 pub mod moe;
 pub mod rope;
 pub mod rounding;
+pub mod shared_kv;
 
+use crate::checkpoint::{Packed, Plane};
 use crate::formats::{Formats, Rounding};
 use hadal_ir::builder::{BuildError, Builder};
-use hadal_ir::module::{Func, ValueId};
+use hadal_ir::module::{Counter, Func, ValueId};
 use hadal_ir::ops::Dequantize;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
 use hadal_types::{DType, TensorType};
+use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
 /// A function under construction: a [`Builder`] that knows where in the checkpoint the function's weights are, so that
@@ -84,8 +88,11 @@ impl<'a> Block<'a> {
     /// `w[i, j] = q[i, j] · s[i / 128, j / 128]` (sheet `deepseek-v3`, "Quantised form").
     pub fn matrix(&mut self, name: &str, shape: &[usize]) -> ValueId {
         let name = format!("{name}.weight");
-        let stored = self.tensor(&name, shape);
         let full = format!("{}{}{name}", self.at, self.path);
+        if let Some(packed) = self.formats.packed(&full) {
+            return self.unpacked(&name, shape, &packed);
+        }
+        let stored = self.tensor(&name, shape);
         let Some([rows, columns]) = self.formats.block(&full) else {
             return stored;
         };
@@ -95,6 +102,34 @@ impl<'a> Block<'a> {
         let scales = self.formats.scales_of(&full);
         let scales = self.tensor(&scales[full.len() - name.len()..].to_owned(), &blocks);
         self.op(Dequantize { block }, &[stored, scales])
+    }
+
+    /// The weight `name` from its planes: `w = codes · scales (+ offsets)`, group by group.
+    fn unpacked(&mut self, name: &str, shape: &[usize], packed: &Packed) -> ValueId {
+        let (leading, matrix) = shape.split_at(shape.len() - 2);
+        let name = format!("{}{name}", self.path);
+        let mut planes = BTreeMap::new();
+        for (plane, dtype, sizes) in packed.planes([matrix[0], matrix[1]]) {
+            let ty = TensorType::new(dtype, leading.iter().copied().chain(sizes));
+            planes.insert(plane, self.builder.weight(&format!("{name}{}", plane.suffix()), ty));
+        }
+        let dequantised = |f: &mut Self, [rows, columns]: [usize; 2], parts: &[ValueId]| {
+            let block = leading.iter().map(|_| 1).chain([rows, columns]).collect();
+            f.op(Dequantize { block }, parts)
+        };
+        let mut parts = vec![planes[&Plane::Codes]];
+        let levels = [
+            (Some(packed.scales), Plane::Scales, Plane::ScalesOver),
+            (packed.offsets, Plane::Offsets, Plane::OffsetsOver),
+        ];
+        for (level, plane, over) in levels {
+            let Some(level) = level else { continue };
+            parts.push(match level.over {
+                Some(o) => dequantised(self, o.block, &[planes[&plane], planes[&over]]),
+                None => planes[&plane],
+            });
+        }
+        dequantised(self, [1, packed.group], &parts)
     }
 
     /// How whatever is multiplied with `name.weight` is rounded before, where it is.
@@ -191,6 +226,13 @@ impl<'a> Block<'a> {
         self.append_to(&name, count, rows, DType::F32)
     }
 
+    /// The rows of a state that has one for each group of tokens, with those that this call completes behind them, as f32.
+    pub fn remember_groups(&mut self, name: &str, groups: Counter, rows: ValueId) -> ValueId {
+        let (name, dtype) = (format!("{}{name}", self.path), self.state_dtype);
+        let all = self.append_to(&name, groups.held, rows, dtype);
+        self.cast(all, DType::F32)
+    }
+
     /// `x` where `seen` is true, else -∞.
     pub fn only(&mut self, seen: ValueId, x: ValueId) -> ValueId {
         let nothing = self.scalar_like(x, f64::NEG_INFINITY);
@@ -198,7 +240,7 @@ impl<'a> Block<'a> {
     }
 
     /// The size of one axis, which must not depend on symbols.
-    fn size(&self, x: ValueId, axis: usize) -> usize {
+    pub(crate) fn size(&self, x: ValueId, axis: usize) -> usize {
         let size = self.shape(x)[axis].as_const().and_then(|n| usize::try_from(n).ok());
         size.expect("blocks take values with constant feature sizes")
     }

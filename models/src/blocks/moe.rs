@@ -340,7 +340,8 @@ fn experts(f: &mut Block<'_>, m: &Moe, x: ValueId, chosen: ValueId, weights: Val
             None => f.contract("td,tkfd->tkf", &[x, w]),
             // Every expert rounds what it is given.
             Some(to) => {
-                let given = f.broadcast(x, &[Sym::T.into(), m.per_token.into(), d.into()], &[0, 2]);
+                let tokens = f.shape(x)[0].clone();
+                let given = f.broadcast(x, &[tokens, m.per_token.into(), d.into()], &[0, 2]);
                 let given = rounded(f, given, to);
                 f.contract("tkd,tkfd->tkf", &[given, w])
             }

@@ -7,23 +7,36 @@
 //! it whole.
 //!
 //! Bytes are little-endian, row-major and not aligned: offsets in these files follow no alignment.
+//!
+//! Not every tensor lies in a file as it is wanted. One that has a [`Recipe`] is made of stored bytes while it is written,
+//! and never held whole; [`Packed`] weights of few bits are read as the planes that kernels dequantise.
 
+pub(crate) mod blocks;
 mod check;
+mod fp4;
 mod header;
 mod locate;
 mod overlay;
+mod packed;
+pub(crate) mod recipe;
+mod rounding;
 mod source;
 
+pub use blocks::BlockFormat;
 pub use check::{Expected, Found, Report, Wanted, Wrong, check};
 pub use header::{Entry, MAX_HEADER, parse_header};
+pub use packed::{Level, Over, Packed, Plane};
+pub use rounding::WeightOnly;
 pub use source::TensorSource;
 
 use crate::error::{Error, Result};
 use hadal_types::DType;
+use recipe::Recipe;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
 use std::fs::File;
+use std::io::{self, Write};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
@@ -53,27 +66,51 @@ pub struct Checkpoint {
     place: PathBuf,
     files: Vec<Store>,
     tensors: BTreeMap<String, Located>,
+    packed: BTreeMap<String, Packed>,
 }
 
 /// One tensor of a [`Checkpoint`].
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct TensorRef<'a> {
     /// Element format.
     pub dtype: DType,
     /// Sizes, outermost first; for packed formats in elements.
     pub shape: &'a [usize],
-    /// Exactly the bytes that `dtype` and `shape` need.
+    /// Exactly the bytes that `dtype` and `shape` need; none where it is made of others.
     pub bytes: &'a [u8],
     /// The file that holds it.
     pub file: &'a Path,
     /// Where `bytes` begin in that file.
     pub offset: u64,
+    /// How it is made, and of what.
+    made: Option<(&'a Recipe, &'a [Store])>,
 }
 
-impl TensorRef<'_> {
+impl<'a> TensorRef<'a> {
     /// Number of elements.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Whether it has no bytes of its own in a file.
+    pub fn is_made(&self) -> bool {
+        self.made.is_some()
+    }
+
+    /// Writes exactly the bytes that `dtype` and `shape` need.
+    pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+        match self.made {
+            Some((recipe, files)) => recipe.write(files, out),
+            None => out.write_all(self.bytes),
+        }
+    }
+
+    /// These bytes.
+    pub fn data(&self) -> Cow<'a, [u8]> {
+        let Some((recipe, files)) = self.made else { return Cow::Borrowed(self.bytes) };
+        let mut bytes = Vec::new();
+        recipe.write(files, &mut bytes).expect("memory takes what is written");
+        Cow::Owned(bytes)
     }
 
     /// Format and shape as messages show them: `bf16[64, 32]`.
@@ -86,14 +123,15 @@ pub(crate) fn describe(format: impl std::fmt::Display, shape: &[usize]) -> Strin
     format!("{format}{shape:?}")
 }
 
+/// A file.
 #[derive(Debug)]
-struct Store {
-    path: PathBuf,
-    bytes: Bytes,
+pub(crate) struct Store {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: Bytes,
 }
 
 #[derive(Debug)]
-enum Bytes {
+pub(crate) enum Bytes {
     Mapped(memmap2::Mmap),
     Held(Cow<'static, [u8]>),
 }
@@ -108,12 +146,22 @@ impl Deref for Bytes {
     }
 }
 
+/// A tensor and where it is.
 #[derive(Debug)]
-struct Located {
-    file: usize,
-    dtype: DType,
-    shape: Vec<usize>,
-    range: Range<usize>,
+pub(crate) struct Located {
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) place: Place,
+    /// The tensor whose planes or scales these are: it is there in place of them.
+    pub(crate) of: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// Bytes of a file.
+    File(usize, Range<usize>),
+    /// Made of others.
+    Made(Recipe),
 }
 
 impl Checkpoint {
@@ -149,16 +197,17 @@ impl Checkpoint {
             for Entry { name, dtype, shape, range } in parse_header(&store.path, &store.bytes)? {
                 match tensors.entry(name) {
                     Slot::Vacant(slot) => {
-                        slot.insert(Located { file, dtype, shape, range });
+                        slot.insert(Located { dtype, shape, place: Place::File(file, range), of: None });
                     }
                     Slot::Occupied(slot) => {
-                        let first = files[slot.get().file].path.clone();
+                        let first = files[slot.get().place.file()].path.clone();
                         return Err(Error::Repeated { tensor: slot.key().clone(), first, second: store.path.clone() });
                     }
                 }
             }
         }
-        Ok(Checkpoint { place: place.into(), files, tensors })
+        fp4::recognise(&mut tensors);
+        Ok(Checkpoint { place: place.into(), files, tensors, packed: BTreeMap::new() })
     }
 
     /// The folder or file it was opened from.
@@ -214,19 +263,40 @@ impl Checkpoint {
         }
     }
 
+    /// How the weight `name` is packed, where it is: its planes are tensors of their own then.
+    pub fn packed(&self, name: &str) -> Option<Packed> {
+        self.packed.get(name).copied()
+    }
+
+    /// The tensor that `name` is a plane of, or the scales; itself for any other.
+    pub(crate) fn origin<'a>(&'a self, name: &'a str) -> &'a str {
+        self.tensors.get(name).and_then(|t| t.of.as_deref()).unwrap_or(name)
+    }
+
     fn resolve<'a>(&'a self, t: &'a Located) -> TensorRef<'a> {
-        let file = &self.files[t.file];
-        TensorRef {
-            dtype: t.dtype,
-            shape: &t.shape,
-            bytes: &file.bytes[t.range.clone()],
-            file: &file.path,
-            offset: t.range.start as u64,
+        let file = &self.files[t.place.file()];
+        let (range, made) = match &t.place {
+            Place::File(_, range) => (range.clone(), None),
+            Place::Made(recipe) => {
+                let start = recipe.source().range.start;
+                (start..start, Some((recipe, &self.files[..])))
+            }
+        };
+        let (dtype, shape, offset) = (t.dtype, &t.shape[..], range.start as u64);
+        TensorRef { dtype, shape, bytes: &file.bytes[range], file: &file.path, offset, made }
+    }
+}
+
+impl Place {
+    fn file(&self) -> usize {
+        match self {
+            Place::File(file, _) => *file,
+            Place::Made(recipe) => recipe.source().file,
         }
     }
 }
 
-fn map(path: &Path) -> Result<Store> {
+pub(crate) fn map(path: &Path) -> Result<Store> {
     let failed = |doing| move |source| Error::Io { file: path.into(), doing, source };
     let file = File::open(path).map_err(failed("opening"))?;
     // SAFETY: the map is read-only and only ever seen as plain bytes, for which any content is valid. Another process

@@ -1,0 +1,190 @@
+//! Attention in which one row is key and value of all heads (sheet `deepseek-v4`, "Attention").
+//!
+//! ```text
+//! r = norm(x Wqa);   q^h = turn(unit((r Wqb)_h))          a head's trailing channels turn; unit: root mean square 1
+//! k = turn(norm(x Wkv))
+//! o^h = Σ_s p_s k_s,   p = softmax over {q^h · k_s / √c} of all sets of rows, and the head's sink
+//! y = (turned back o, in g groups) Woa Wob                 so a value depends on how far away its row is
+//! ```
+//!
+//! What sets of rows there are, and which rows of each a query sees, is the model's to say. The last `W` rows are one.
+
+use super::Block;
+use super::kept::{Kept, Narrow};
+use super::rope::{Angles, Rope};
+use crate::formats::Activations;
+use hadal_ir::module::ValueId;
+use hadal_ir::ops::map::MapFn;
+use hadal_ir::ops::{Constant, Softmax};
+use hadal_types::{DType, Dim, Sym};
+
+/// How the channels of a kept row that do not turn are rounded.
+const STILL: Narrow = Narrow { values: DType::F8E4M3, block: 64, scales: DType::F8E8M0 };
+
+/// The scales of a kept row take a multiple of so many bytes, so that rows are aligned.
+const SCALES: usize = 8;
+
+/// Sizes of the attention.
+#[derive(Clone, PartialEq, Debug)]
+pub struct SharedKv {
+    /// Heads `H`.
+    pub heads: usize,
+    /// Size `c` of a head and of a row.
+    pub head_dim: usize,
+    /// Rank of the query's latent row.
+    pub q_rank: usize,
+    /// Groups `g` that answers are projected in, and the rank of each.
+    pub groups: [usize; 2],
+    /// Tokens `W` whose rows a query sees directly, itself among them.
+    pub window: usize,
+    /// Epsilon of the norms.
+    pub eps: f64,
+}
+
+/// Rows, and which of them each query sees: `[S, c]` and truth values `[T, S]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Set {
+    /// The rows.
+    pub rows: ValueId,
+    /// Which are seen.
+    pub seen: ValueId,
+}
+
+/// How heads turn: the rotation, and its angles for the rows at hand.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'a> {
+    /// Of trailing channels.
+    pub rope: &'a Rope,
+    /// Of each row.
+    pub angles: Angles,
+}
+
+impl Turn<'_> {
+    /// `x` turned.
+    pub fn there(&self, f: &mut Block<'_>, x: ValueId) -> ValueId {
+        self.rope.turn_last(f, x, self.angles)
+    }
+
+    /// `x` turned back.
+    pub fn back(&self, f: &mut Block<'_>, x: ValueId) -> ValueId {
+        let sin = f.map(MapFn::Neg, &[self.angles.sin]);
+        self.rope.turn_last(f, x, Angles { sin, ..self.angles })
+    }
+}
+
+impl SharedKv {
+    /// The query's latent row.
+    pub fn latent(&self, f: &mut Block<'_>, x: ValueId) -> ValueId {
+        let latent = f.linear(x, "wq_a", self.q_rank, false);
+        f.norm(latent, "q_norm", self.eps)
+    }
+
+    /// The query's heads, `[T, H, c]`.
+    pub fn query(&self, f: &mut Block<'_>, latent: ValueId, turn: Turn<'_>) -> ValueId {
+        let q = f.linear(latent, "wq_b", self.heads * self.head_dim, false);
+        let tokens = f.shape(q)[0].clone();
+        let q = f.reshape(q, &[tokens, self.heads.into(), self.head_dim.into()]);
+        let ones = f.scalar(1.0);
+        let ones = f.broadcast(ones, &[self.head_dim.into()], &[]);
+        let q = f.rms_norm(q, ones, self.eps);
+        turn.there(f, q)
+    }
+
+    /// The row of every new token.
+    pub fn row(&self, f: &mut Block<'_>, x: ValueId, turn: Turn<'_>) -> ValueId {
+        let row = f.linear(x, "wkv", self.head_dim, false);
+        let row = f.norm(row, "kv_norm", self.eps);
+        turn.there(f, row)
+    }
+
+    /// All rows of the state `name`, `rows` behind those before; it holds `held` rows. Where states are narrow, channels that
+    /// do not turn are in e4m3, with scales in a state of their own, and the others in another.
+    pub fn keep(&self, f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId, turning: usize) -> ValueId {
+        let held = held.into();
+        if f.formats().activations == Activations::F32 {
+            return Kept::append(f, name, held, rows, None).read(f);
+        }
+        let still = self.head_dim - turning;
+        let (plain, turned) = (f.slice(rows, 1, 0, still, 1), f.slice(rows, 1, still, turning, 1));
+        let narrow = Kept::append_aligned(f, name, held.clone(), plain, STILL, SCALES).read(f);
+        let turned = Kept::append(f, &format!("{name}_rope"), held, turned, None).read(f);
+        f.concat(&[narrow, turned], 1)
+    }
+
+    /// The window of every query, with the rows of new tokens.
+    pub fn near(&self, f: &mut Block<'_>, row: ValueId, turning: usize) -> Set {
+        let w = self.window as i64;
+        let rows = self.keep(f, "window", w, row, turning);
+        let shape = [Dim::from(Sym::T), f.shape(rows)[0].clone()];
+        // Row 0 stands at position P - W. A query sees W positions up to its own, and none before 0.
+        let positions = f.iota(shape[1].clone(), Dim::from(Sym::P) - w);
+        let positions = f.broadcast(positions, &shape, &[1]);
+        let last = f.iota(Sym::T, Sym::P);
+        let first = f.iota(Sym::T, Dim::from(Sym::P) - (w - 1));
+        let zero = f.scalar_like(first, 0.0);
+        let first = f.map(MapFn::Max, &[first, zero]);
+        let (first, last) = (f.broadcast(first, &shape, &[0]), f.broadcast(last, &shape, &[0]));
+        let (begun, there) = (f.map(MapFn::Le, &[first, positions]), f.map(MapFn::Le, &[positions, last]));
+        Set { rows, seen: f.map(MapFn::And, &[begun, there]) }
+    }
+
+    /// One softmax over all that a query sees, and the rows so weighted: `[T, H, c]`.
+    pub fn attend(&self, f: &mut Block<'_>, q: ValueId, sets: &[Set]) -> ValueId {
+        let tokens = f.shape(q)[0].clone();
+        let mut columns = Vec::new();
+        for set in sets {
+            let scores = f.contract("thd,sd->ths", &[q, set.rows]);
+            let scores = f.mul_scalar(scores, (self.head_dim as f64).powf(-0.5));
+            let shape = f.shape(scores).to_vec();
+            let seen = f.broadcast(set.seen, &shape, &[0, 2]);
+            columns.push(f.only(seen, scores));
+        }
+        let sink = f.tensor("attn_sink", &[self.heads]);
+        let sink = f.cast(sink, DType::F32);
+        columns.push(f.broadcast(sink, &[tokens, self.heads.into(), 1.into()], &[1]));
+        let scores = f.concat(&columns, 2);
+        let weights = f.op(Softmax, &[scores]);
+        let rows: Vec<ValueId> = sets.iter().map(|s| s.rows).collect();
+        let rows = if let [one] = rows[..] { one } else { f.concat(&rows, 0) };
+        let all = f.shape(rows)[0].clone();
+        let weights = f.slice(weights, 2, 0, all, 1);
+        f.contract("ths,sd->thd", &[weights, rows])
+    }
+
+    /// Turns `o` back at the query's position, and projects it to `outputs`: group by group, then all together.
+    pub fn project(&self, f: &mut Block<'_>, o: ValueId, turn: Turn<'_>, outputs: usize) -> ValueId {
+        let [groups, rank] = self.groups;
+        let o = turn.back(f, o);
+        let tokens = f.shape(o)[0].clone();
+        let width = self.heads * self.head_dim / groups;
+        let o = f.reshape(o, &[tokens.clone(), groups.into(), width.into()]);
+        f.enter("wo_a");
+        let w = f.matrix("wo_a", &[groups * rank, width]);
+        let w = f.reshape(w, &[groups.into(), rank.into(), width.into()]);
+        let y = f.contract("tgi,gri->tgr", &[o, w]);
+        f.leave();
+        let y = f.reshape(y, &[tokens, (groups * rank).into()]);
+        f.linear(y, "wo_b", outputs, false)
+    }
+}
+
+/// `w · x` for a constant `x` of integers; none where it is 1.
+pub fn times(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
+    scaled_integer(f, x, by, MapFn::Mul)
+}
+
+/// `⌊x / by⌋` of integers that are not negative.
+pub fn divided(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
+    scaled_integer(f, x, by, MapFn::Div)
+}
+
+fn scaled_integer(f: &mut Block<'_>, x: ValueId, by: usize, op: MapFn) -> ValueId {
+    if by == 1 {
+        return x;
+    }
+    let by = Constant::scalar(by as f64, f.ty(x).dtype);
+    let by = f.op(by, &[]);
+    let shape = f.shape(x).to_vec();
+    let by = f.broadcast(by, &shape, &[]);
+    f.map(op, &[x, by])
+}
