@@ -7,7 +7,7 @@
 //! | `input_ids`, `logits` | entry `logits` on all of the input |
 //! | any other output of that entry | the same |
 //! | `hash_I`, `engram_I`, `kept_I`, `candidates` | the same, compiled to give out what layers compute on the way |
-//! | `compressed_lookup`, `multipliers_I`, `primes_I` | what the model makes from its tokenizer |
+//! | `compressed_lookup`, `multipliers_I`, `primes_I` | what the model makes from its tokenizer; where that is not there, from the first of them |
 //! | `greedy`, `greedy_logits` | entry `prefill`, then `decode` token by token through the cache |
 //! | `mtp_logits` | entry `mtp` on the shifted input and the hidden states of `logits` |
 //! | `dspark_ids`, `dspark_logits`, `dspark_confidence` | for every token of `greedy` entry `draft`, then `markov` row by row |
@@ -25,7 +25,8 @@ use hadal_ir::{Bindings, Sym, Tensor};
 use hadal_models::blocks::engram::{CLASSES, multipliers};
 use hadal_models::checkpoint::Checkpoint;
 use hadal_models::config_reader::Config;
-use hadal_models::{Activations, AttnFactor, Model, MtpInput};
+use hadal_models::ngram::Classes;
+use hadal_models::{Activations, AttnFactor, Model, MtpInput, Vocabulary};
 use hadal_runtime::{Pool, Program, Session};
 use hadal_types::DType;
 use serde::Serialize;
@@ -86,7 +87,11 @@ pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, 
         None => Vec::new(),
     };
     let tolerance = tolerance(dir)?;
-    let input = Input::open(dir)?;
+    let mut input = Input::open(dir)?;
+    if input.vocabulary.is_none() && golden.tensor("compressed_lookup").is_some() {
+        let classes = Classes::new(tokens(&golden, "compressed_lookup")?);
+        input.vocabulary = Some(Vocabulary::Classes(classes));
+    }
     let needed = ids.len() + greedy.len() + 1;
     let options = Options { max_context: Some(options.max_context.unwrap_or(0).max(needed)), ..options.clone() };
 
@@ -115,7 +120,7 @@ pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, 
         let rows = run.all_rows()?;
         run.mtp_rows("mtp_logits_prenorm", &rows)?;
     }
-    if golden.tensors().any(|(n, _)| n.starts_with("kept_")) {
+    if golden.tensors().any(|(n, _)| n.starts_with("kept_") || n.starts_with("engram_")) {
         let max_chunk = options.max_chunk.max(run.ids.len());
         run.program = load(&input, &Options { inner: true, max_chunk, ..options.clone() })?.1;
         let mut rows = run.all_rows()?;

@@ -44,7 +44,7 @@ fn open(name: &str) -> (Config, Checkpoint, Checkpoint, BuildOptions) {
     let file = Checkpoint::open(dir.join("golden.safetensors")).unwrap();
     let classes = golden(&file, "compressed_lookup").ints().iter().map(|c| *c as u32).collect();
     let vocabulary = Some(Vocabulary::Classes(Classes::new(classes)));
-    let options = BuildOptions { vocabulary, max_context: Some(128), ..BuildOptions::default() };
+    let options = BuildOptions { vocabulary, inner: true, max_context: Some(128), ..BuildOptions::default() };
     (Config::read(&dir).unwrap(), Checkpoint::open(&dir).unwrap(), file, options)
 }
 

@@ -1,7 +1,7 @@
 //! The graph of the demonstration: embedding, equal streams, layers whose attention and experts are the identity, and the
 //! first stream to the head, without a norm.
 //!
-//! Besides the logits, the entry `logits` gives what each table makes: `hash_I`, the numbers within the heads' parts, and
+//! Asked for what layers compute, the entry `logits` also gives what each table makes: `hash_I`, the numbers within the heads' parts, and
 //! `engram_I`, what is added to the streams.
 
 use super::Config;
@@ -71,7 +71,7 @@ impl Config {
         let first = f.reshape(first, &shape);
         let logits = f.linear(first, "head", vocab, true);
         f.result("logits", logits);
-        if rows == Rows::All {
+        if rows == Rows::All && a.bounds.inner {
             for (l, hashes, y) in seen {
                 f.result(&format!("hash_{l}"), hashes);
                 f.result(&format!("engram_{l}"), y);
