@@ -1,0 +1,151 @@
+//! However a prompt is cut into calls, the bits of its logits are the same.
+//!
+//! What may differ, and nothing else: a *version* of an entry may compute another form of the same sums (absorbed latent
+//! attention for few tokens, expanded for many), and an entry for steps adds in another order than one for chunks, since
+//! reading weights decides in one and multiply-adds in the other. So bits agree
+//!
+//! - among all splits, as long as their calls fall into the same versions;
+//! - in entries for steps between one token a call and several, which is how drafts are verified;
+//!
+//! and everything agrees up to rounding.
+
+use hadal::{Input, Options};
+use hadal_runtime::{Program, Session};
+use hadal_tests::{Numbers, call, fixture, load, session};
+use hadal_types::{Bindings, Sym};
+use std::sync::Arc;
+
+/// What another order or form makes of the largest logit.
+const ROUNDING: f32 = 3e-5;
+
+/// Tokens of a prompt: more than one block of keys, and an end within the second.
+const TOKENS: usize = 61;
+
+fn inputs() -> Vec<(String, Input)> {
+    let names = [
+        "llama-dense",
+        "r1-distill-qwen",
+        "deepseek-moe-16b",
+        "v2",
+        "v3",
+        "v3-fp8",
+        "variant-v3-k1",
+        "v32",
+        "variant-v32-fp8",
+    ];
+    let open = |name: &str| (name.to_owned(), Input::open(&fixture(name)).expect("a fixture"));
+    let mut all: Vec<_> = names.into_iter().map(open).collect();
+    all.push(("demo".into(), Input::demo().expect("embedded")));
+    all
+}
+
+fn program(input: &Input) -> Arc<Program> {
+    load(input, &Options { max_context: Some(256), max_chunk: 64, ..Options::default() }).expect("compiles")
+}
+
+/// The version of `entry` that the next call for `new` tokens runs.
+fn version(s: &Session, entry: &str, new: usize) -> usize {
+    let manifest = s.program().manifest();
+    let index = s.entry(entry).expect("an entry");
+    let entry = &manifest.entries[index];
+    let at = Bindings::from([(Sym::P, s.held(index) as i64), (Sym::T, new as i64)]);
+    let at = manifest.definitions.complete(&at);
+    let values: Vec<i64> = entry.symbols.iter().map(|r| at[&r.sym]).collect();
+    entry.version_for(&values).expect("a version")
+}
+
+/// Sizes of calls that together take `total`, each at most `most`.
+fn cuts(numbers: &mut Numbers, total: usize, most: usize) -> Vec<usize> {
+    let (mut out, mut left) = (Vec::new(), total);
+    while left > 0 {
+        let wide = if numbers.below(2) == 0 { most } else { 4 };
+        let n = (1 + numbers.below(wide)).min(left).min(most);
+        out.push(n);
+        left -= n;
+    }
+    out
+}
+
+/// Logits of every token, and the versions that computed them.
+struct Rows {
+    logits: Vec<Vec<f32>>,
+    versions: Vec<usize>,
+}
+
+fn run(s: &mut Session, entry: &str, tokens: &[u32], cuts: &[usize]) -> Rows {
+    let (mut logits, mut versions, mut at) = (Vec::new(), Vec::new(), 0);
+    for n in cuts {
+        versions.extend(std::iter::repeat_n(version(s, entry, *n), *n));
+        let all = call(s, entry, &tokens[at..at + n], &[]).swap_remove(0);
+        logits.extend(all.chunks(all.len() / n).map(<[f32]>::to_vec));
+        at += n;
+    }
+    Rows { logits, versions }
+}
+
+/// Bits agree until versions differ, and all of it up to rounding; how many rows agreed to the bit.
+#[track_caller]
+fn agree(what: &str, a: &Rows, b: &Rows) -> usize {
+    let same = a.versions.iter().zip(&b.versions).take_while(|(a, b)| a == b).count();
+    for (i, (x, y)) in a.logits.iter().zip(&b.logits).enumerate() {
+        let worst = x.iter().zip(y).map(|(x, y)| (x - y).abs()).fold(0f32, f32::max);
+        let largest = x.iter().fold(1f32, |m, v| m.max(v.abs()));
+        let bits = x.iter().zip(y).all(|(x, y)| x.to_bits() == y.to_bits());
+        assert!(bits || i >= same, "{what}: other bits at token {i}, off by {worst:e}");
+        assert!(worst <= ROUNDING * largest, "{what}: token {i} off by {worst:e}");
+    }
+    same
+}
+
+fn tokens(program: &Program, count: usize) -> Vec<u32> {
+    let mut numbers = Numbers(11);
+    (0..count).map(|_| numbers.below(program.manifest().model.vocab as usize) as u32).collect()
+}
+
+#[test]
+fn a_prompt_cut_anywhere_has_the_same_bits() {
+    for (name, input) in inputs() {
+        let program = program(&input);
+        let ids = tokens(&program, TOKENS);
+        let whole = run(&mut session(&program, 2), "logits", &ids, &[TOKENS]);
+        let single = run(&mut session(&program, 1), "logits", &ids, &[1; TOKENS]);
+        let (mut numbers, mut same) = (Numbers(3), 0);
+        for i in 0..8 {
+            let cuts = cuts(&mut numbers, TOKENS, TOKENS);
+            let rows = run(&mut session(&program, 1 + i % 2), "logits", &ids, &cuts);
+            same += agree(&format!("{name}, {cuts:?} and one call"), &rows, &whole);
+            same += agree(&format!("{name}, {cuts:?} and single tokens"), &rows, &single);
+        }
+        assert!(same >= 4 * TOKENS, "{name}: {same} rows were compared to the bit");
+    }
+}
+
+#[test]
+fn a_token_of_a_step_has_the_bits_it_has_alone() {
+    let mut drafting = 0;
+    for (name, input) in inputs() {
+        let program = program(&input);
+        let ids = tokens(&program, TOKENS + 32);
+        let range = program.manifest().entry("decode").and_then(|e| e.range(Sym::T)).expect("tokens");
+        if range.hi == 1 {
+            continue;
+        }
+        drafting += 1;
+        let start = || {
+            let mut s = session(&program, 2);
+            call(&mut s, "prefill", &ids[..29], &[]);
+            s
+        };
+        let rest = &ids[29..];
+        let single = run(&mut start(), "decode", rest, &vec![1; rest.len()]);
+        let mut numbers = Numbers(5);
+        for _ in 0..6 {
+            let cuts = cuts(&mut numbers, rest.len(), range.hi as usize);
+            // The version for several tokens stands behind that for one: only where rows differ must there be another.
+            let mut rows = run(&mut start(), "decode", rest, &cuts);
+            rows.versions = single.versions.clone();
+            assert_eq!(agree(&format!("{name}, steps of {cuts:?}"), &rows, &single), rest.len());
+        }
+    }
+    assert!(drafting >= 5, "{drafting} models draft");
+}
