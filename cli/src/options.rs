@@ -101,6 +101,7 @@ impl ActivationsArg {
     pub fn activations(self) -> Activations {
         match self {
             ActivationsArg::F32 => Activations::F32,
+            ActivationsArg::Cache => Activations::Cache,
             ActivationsArg::Fp8 => Activations::Fp8,
         }
     }
@@ -133,6 +134,8 @@ impl StateDtypeArg {
 pub enum ActivationsArg {
     /// As they are.
     F32,
+    /// What states keep is kept in the formats of the release, where it has any.
+    Cache,
     /// Rounded to e4m3 with a scale for each row and block, as the releases' own code does.
     Fp8,
 }

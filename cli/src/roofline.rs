@@ -146,7 +146,9 @@ pub fn state_elements(program: &Program, entry: &str, rows: usize) -> Vec<(DType
     let mut out: Vec<(DType, u64)> = Vec::new();
     for state in used.into_iter().map(|i| &program.states[i]) {
         let row = state.row.count(&Bindings::new()).unwrap_or(0.0) as u64;
-        let elements = row * (rows as u64).min(state.rows.max(0) as u64);
+        let tokens = program.module.complete(&[(hadal_ir::Sym::P, rows as i64)].into());
+        let held = state.held.eval(&tokens).unwrap_or(0).clamp(0, state.rows.max(0));
+        let elements = row * held as u64;
         match out.iter_mut().find(|(d, _)| *d == state.row.dtype) {
             Some((_, n)) => *n += elements,
             None => out.push((state.row.dtype, elements)),

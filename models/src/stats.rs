@@ -5,7 +5,7 @@
 //! model's own graph that is the plain form; [`cost`] counts an optimised module in the same way.
 
 use crate::model::{Model, Param, params};
-use hadal_ir::module::{Func, InstKind, Module};
+use hadal_ir::module::{Func, InstKind, Module, State};
 use hadal_ir::ops::Op;
 use hadal_types::{Bindings, DType, Sym};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,12 +30,14 @@ pub struct Stats {
     pub tensors: u64,
     /// Bytes in each format, over everything.
     pub bytes: Vec<(DType, u64)>,
-    /// Elements that the main model's states grow by with every token.
+    /// Elements that the main model's states grow by with every token, on average and rounded down.
     pub state_elements: u64,
     /// The same for the multi-token prediction layers.
     pub mtp_state_elements: u64,
     /// Bytes that the main model's states grow by with every token, in the formats that the graph was built with.
     pub state_bytes: u64,
+    /// Bytes of the main model's states that do not grow: windows of the last rows.
+    pub window_bytes: u64,
 }
 
 impl Stats {
@@ -102,7 +104,7 @@ pub fn stats(model: &Model) -> Stats {
     }
     bytes.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
 
-    let one: Bindings = [(Sym::T, 1), (Sym::P, 0)].into();
+    let one = module.complete(&[(Sym::T, 1), (Sym::P, 0)].into());
     let mut active = BTreeMap::new();
     if let Some(entry) = module.entry("decode") {
         visit(module, &entry.func, "", &mut |prefix, func| {
@@ -122,15 +124,16 @@ pub fn stats(model: &Model) -> Stats {
         scales: model.params.iter().filter(is_scale).map(elements).sum(),
         tensors: model.params.iter().filter(|p| stored(p)).map(|p| p.tensors().len() as u64).sum(),
         bytes,
-        state_elements: roots(false).next().map_or(0, |root| state_growth(module, root, |_, n| n)),
-        mtp_state_elements: roots(true).map(|root| state_growth(module, root, |_, n| n)).sum(),
-        state_bytes: roots(false).next().map_or(0, |root| state_growth(module, root, DType::bytes)),
+        state_elements: roots(false).next().map_or(0, |root| state_growth(module, root, |_| 1.0)),
+        mtp_state_elements: roots(true).map(|root| state_growth(module, root, |_| 1.0)).sum(),
+        state_bytes: roots(false).next().map_or(0, |root| state_growth(module, root, bytes_each)),
+        window_bytes: roots(false).next().map_or(0, |root| windows(module, root)),
     }
 }
 
 /// Counts one call of `entry` with `tokens` new tokens after `past` others; `None` if there is no such entry.
 pub fn cost(module: &Module, entry: &str, tokens: usize, past: usize) -> Option<Cost> {
-    let bindings: Bindings = [(Sym::T, tokens as i64), (Sym::P, past as i64)].into();
+    let bindings = module.complete(&[(Sym::T, tokens as i64), (Sym::P, past as i64)].into());
     let mut total = Cost::default();
     visit(module, &module.version(entry, &bindings)?.func, "", &mut |_, func| {
         let count = |v| func.ty(v).count(&bindings).unwrap_or(0.0);
@@ -162,16 +165,40 @@ fn visit(module: &Module, root: &str, prefix: &str, f: &mut impl FnMut(&str, &Fu
     }
 }
 
-/// What `size` says of the elements that each state reached from `root` grows by with every token, summed.
-fn state_growth(module: &Module, root: &str, size: impl Fn(DType, u64) -> u64) -> u64 {
-    let mut sum = 0;
+fn bytes_each(dtype: DType) -> f64 {
+    dtype.bits() as f64 / 8.0
+}
+
+/// What the states reached from `root` grow by with every token, where `each` says what an element counts.
+fn state_growth(module: &Module, root: &str, each: impl Fn(DType) -> f64) -> u64 {
+    let mut sum = 0.0;
     visit(module, root, "", &mut |_, func| {
         for s in &func.states {
-            let at = |p: i64| func.ty(s.value).count(&[(Sym::T, 1), (Sym::P, p)].into()).unwrap_or(0.0);
-            sum += size(func.ty(s.value).dtype, (at(1) - at(0)) as u64);
+            let (rate, elements) = rows(module, func, s);
+            sum += rate * elements * each(func.ty(s.value).dtype);
         }
     });
-    sum
+    // Rates are sums of fractions such as 1/3, which should not lose a byte.
+    (sum + 1e-6) as u64
+}
+
+/// Bytes of the states reached from `root` that do not grow.
+fn windows(module: &Module, root: &str) -> u64 {
+    let mut sum = 0.0;
+    visit(module, root, "", &mut |_, func| {
+        for s in &func.states {
+            let kept = func.ty(s.value).shape.first().and_then(|d| d.as_const()).unwrap_or(0);
+            sum += kept as f64 * rows(module, func, s).1 * bytes_each(func.ty(s.value).dtype);
+        }
+    });
+    sum as u64
+}
+
+/// Rows of a state for each token, and elements of a row.
+fn rows(module: &Module, func: &Func, state: &State) -> (f64, f64) {
+    let ty = func.ty(state.value);
+    let rate = ty.shape.first().map_or(0.0, |d| module.definitions.per_token(d));
+    (rate, ty.shape.iter().skip(1).map(|d| d.as_const().unwrap_or(0) as f64).product())
 }
 
 /// For every value, the weights it is made of, where it is made of weights alone.

@@ -1,13 +1,13 @@
 //! `hadal inspect`: what a model is, before or after compiling.
 
-use crate::driver::{build_model, target};
+use crate::driver::{Options, build_model, target};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::options::CompileArgs;
 use crate::units::{bytes, context, count, grouped};
 use hadal_ir::Module;
-use hadal_models::Model;
 use hadal_models::stats::{Cost, Stats, cost, stats};
+use hadal_models::{Activations, Model};
 use hadal_types::DType;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -50,8 +50,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     // What a token costs depends on the forms chosen for the machine.
     let fused = hadal_passes::optimise(&model.module, &target(&options.target)?, &options.passes(&model))
         .map_err(Failure::optimising)?;
-    let report =
-        Report::new(&model, &fused.optimised, args.context.map_or(model.max_position.min(4096), |n| n as usize));
+    // Of a model that was asked for as it is, also what its states take in the formats of its release.
+    let rounded = Options { activations: Activations::Cache, ..options.clone() };
+    let plain = options.activations == Activations::F32;
+    let kept = if plain { build_model(&input, &rounded).ok() } else { None };
+    let report = Report::new(
+        &model,
+        kept.as_ref(),
+        &fused.optimised,
+        args.context.map_or(model.max_position.min(4096), |n| n as usize),
+    );
     match args.json {
         true => say!("{:#}", report.json(&model)),
         false => report.print(&model),
@@ -63,7 +71,7 @@ fn compiled_file(path: &Path, json: bool) -> Result<(), Failure> {
     let program = hadal_runtime::Program::open(path).map_err(Failure::input)?;
     let m = program.manifest();
     let weights: u64 = m.weights.iter().map(|w| w.bytes).sum();
-    let state: u64 = m.states.iter().map(|s| s.row_bytes().unwrap_or(0)).sum();
+    let state = m.state_bytes_per_token();
     if json {
         let value = json!({
             "compiled": true,
@@ -93,16 +101,21 @@ fn compiled_file(path: &Path, json: bool) -> Result<(), Failure> {
 /// What `inspect` says of a model.
 struct Report {
     stats: Stats,
+    /// The same sizes where states are kept in the formats that the release keeps them in, if it has any.
+    kept: Option<Stats>,
     context: usize,
     decode: Option<Cost>,
     prefill: Option<(usize, Cost)>,
 }
 
 impl Report {
-    fn new(model: &Model, optimised: &Module, context: usize) -> Report {
+    fn new(model: &Model, kept: Option<&Model>, optimised: &Module, context: usize) -> Report {
         let chunk = context.min(512);
+        let stats = stats(model);
+        let kept = kept.map(hadal_models::stats::stats).filter(|k| k.state_bytes != stats.state_bytes);
         Report {
-            stats: stats(model),
+            stats,
+            kept,
             context,
             decode: cost(optimised, "decode", 1, context),
             prefill: cost(optimised, "prefill", chunk, context - chunk).map(|c| (chunk, c)),
@@ -142,6 +155,13 @@ impl Report {
                 say!("state         {} elements a token, {} B", grouped(s.state_elements), grouped(s.state_bytes))?
             }
         }
+        if s.window_bytes > 0 {
+            say!("  windows     {} B a sequence, of any length", grouped(s.window_bytes))?;
+        }
+        if let Some(k) = &self.kept {
+            let (a_token, windows) = (grouped(k.state_bytes), grouped(k.window_bytes));
+            say!("  as released {a_token} B a token, windows {windows} B (--activations cache)")?;
+        }
         if let Some(c) = &self.decode {
             say!("decode        {}FLOP and {} a token at context {}", spaced(c.flops), bytes(c.bytes()), self.context)?;
         }
@@ -175,6 +195,9 @@ impl Report {
                 "bytes_per_token_bf16": s.state_bytes_per_token(DType::BF16),
                 "bytes_per_token_f32": s.state_bytes_per_token(DType::F32),
                 "bytes_per_token_as_built": s.state_bytes,
+                "window_bytes": s.window_bytes,
+                "bytes_per_token_as_released": self.kept.as_ref().map(|k| k.state_bytes),
+                "window_bytes_as_released": self.kept.as_ref().map(|k| k.window_bytes),
             },
             "decode": self.decode.as_ref().map(|c| json!({"context": self.context, "per_token": costs(c)})),
             "prefill": self.prefill.as_ref().map(|(n, c)| json!({"context": self.context, "tokens": n, "total": costs(c), "per_token": shared(c, *n as f64)})),

@@ -125,6 +125,16 @@ impl Definitions {
         self.0.iter().find(|(_, d)| matches!(d, Definition::Growth { of } if *of == sym)).map(|(s, _)| *s)
     }
 
+    /// By how much `size` grows with every token held, on average.
+    pub fn per_token(&self, size: &Dim) -> f64 {
+        let of = |sym: Sym| match self.get(sym) {
+            _ if sym == Sym::P => 1.0,
+            Some(Definition::Quotient { of, by }) => self.per_token(of) / *by as f64,
+            _ => 0.0,
+        };
+        size.terms().iter().map(|(sym, k)| *k as f64 * of(*sym)).sum()
+    }
+
     /// The value of every defined symbol whose own symbols have values.
     pub fn values<'a>(&'a self, bindings: &'a Bindings) -> impl Iterator<Item = (Sym, i64)> + 'a {
         let mut known = bindings.clone();
@@ -222,6 +232,16 @@ mod tests {
         assert_eq!(at(5, 8), [1, 2, 2, 1]);
         let part = sample().complete(&Bindings::from([(Sym::P, 9)]));
         assert_eq!((part.get(&sym("C")), part.get(&sym("N"))), (Some(&2), None));
+    }
+
+    #[test]
+    fn sizes_grow_with_tokens() {
+        let of = |s: &str| Dim::from(sym(s));
+        let d = sample();
+        assert_eq!(d.per_token(&(of("C") * 6 + Sym::P + Sym::T + 9)), 2.5);
+        assert_eq!(d.per_token(&of("M")), 0.25 / 3.0);
+        assert_eq!(d.per_token(&of("K")), 0.125);
+        assert_eq!(d.per_token(&Dim::from(128)), 0.0);
     }
 
     #[test]

@@ -308,6 +308,12 @@ impl Manifest {
         self.entries.iter().find(|e| e.name == name)
     }
 
+    /// Bytes that the states grow by with every token, on average and rounded down.
+    pub fn state_bytes_per_token(&self) -> u64 {
+        let of = |s: &State| self.definitions.per_token(&s.held) * s.row_bytes().unwrap_or(0) as f64;
+        (self.states.iter().map(of).sum::<f64>() + 1e-6) as u64
+    }
+
     /// Bytes of the weights section: the end of the last embedded weight.
     pub fn embedded_bytes(&self) -> u64 {
         let ends = self.weights.iter().map(|w| match w.place {

@@ -47,7 +47,6 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
         let here = m.weights.iter().filter(|w| matches!(w.place, Place::External { .. }) == external);
         here.map(|w| w.bytes).sum()
     };
-    let per_token = m.states.iter().filter_map(|s| s.row_bytes()).sum::<u64>();
     let sampling = &m.model.sampling;
     json!({
         "producer": m.producer,
@@ -73,12 +72,12 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
             "weights_external": total(true),
             "arena": m.arena_bytes,
             "states": m.states.iter().map(|s| s.bytes).sum::<u64>(),
-            "states_per_token": per_token,
+            "states_per_token": m.state_bytes_per_token(),
         },
         "weights": m.weights.len(),
         "external_files": m.files.iter().map(|f| &f.path).collect::<Vec<_>>(),
         "states": m.states.iter().map(|s| json!({
-            "name": s.name, "dtype": s.dtype.name(), "row": s.row_shape, "rows": s.rows, "bytes": s.bytes,
+            "name": s.name, "dtype": s.dtype.name(), "row": s.row_shape, "held": s.held.to_string(), "rows": s.rows, "bytes": s.bytes,
         })).collect::<Vec<_>>(),
         "entries": m.entries.iter().map(|e| json!({
             "name": e.name,
