@@ -128,8 +128,8 @@ impl Config {
         let (vocab, hidden) = (self.frame.vocab, self.frame.hidden);
         let mut f = a.block("markov", "");
         let token = f.param("tokens", TensorType::new(DType::I32, [1]));
-        let logits = f.param("logits", TensorType::new(DType::F32, [1, vocab]));
-        let state = f.param("states", TensorType::new(DType::F32, [1, hidden]));
+        let logits = f.param("drafted", TensorType::new(DType::F32, [1, vocab]));
+        let state = f.param("state", TensorType::new(DType::F32, [1, hidden]));
         let last = prefix(d.stages - 1);
         let before = f.embed(&format!("{last}markov_head.embed"), token, [vocab, d.rank]);
         let more = f.linear(before, &format!("{last}markov_head.head"), vocab, false);

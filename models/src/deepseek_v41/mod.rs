@@ -9,7 +9,7 @@
 //! | `prefill`, `decode` | `tokens` | `logits` `[1, V]` of the last one, `hidden` `[T, n d]` |
 //! | `draft_fill` | `hidden` `[T, n d]` | nothing; the draft stages' windows move on by `T` |
 //! | `draft` | `tokens` `i32 [1]`: the newest one, which the main model has not seen yet | `logits` `[b, V]`, `states` `[b, d]` |
-//! | `markov` | `tokens` `i32 [1]`, one row of `logits` and of `states` | `logits` `[1, V]`, `confidence` `[1, 1]` |
+//! | `markov` | `tokens` `i32 [1]`; `drafted` `[1, V]` and `state` `[1, d]`, a row of what `draft` gave | `logits` `[1, V]`, `confidence` `[1, 1]` |
 //!
 //! `hidden` is there where the model has a draft head: what `n` of its layers are given, side by side. A draft of `b` tokens
 //! follows `P` tokens that `draft_fill` has been given: `draft` says what it makes of the newest token and of the places
