@@ -406,7 +406,11 @@ fn external_file(path: String, file: &Path) -> Result<artifact::ExternalFile, Fa
     let bytes = opened.metadata().map_err(at)?.len();
     let mut length = [0u8; 8];
     std::io::Read::read_exact(&mut opened, &mut length).map_err(at)?;
-    let header_bytes = u64::from_le_bytes(length).saturating_add(8).min(bytes);
+    // Other files than safetensors say nothing of a header's length there.
+    let header_bytes = match length.starts_with(b"GGUF") {
+        true => bytes.min(1 << 20),
+        false => u64::from_le_bytes(length).saturating_add(8).min(bytes),
+    };
     let mut header = length.to_vec();
     std::io::Read::read_to_end(&mut std::io::Read::take(&mut opened, header_bytes - 8), &mut header).map_err(at)?;
     let header_checksum = artifact::checksum(&header);

@@ -1,10 +1,11 @@
-//! What a user points at: a checkpoint folder, a bare `config.json`, or the embedded demo.
+//! What a user points at: a checkpoint folder, a GGUF file, a bare `config.json`, or the embedded demo.
 
 use crate::failure::Failure;
 use hadal_artifact::{SamplingDefaults, blob};
 use hadal_models::Vocabulary;
 use hadal_models::checkpoint::Checkpoint;
 use hadal_models::config_reader::{Config, Object};
+use hadal_models::gguf::{self, Gguf};
 use std::path::Path;
 
 /// A model on disk or in memory, not yet compiled.
@@ -31,15 +32,19 @@ const BLOBS: [&str; 4] = [blob::TOKENIZER, blob::TOKENIZER_CONFIG, blob::CHAT_TE
 const MAX_BLOB: u64 = 256 << 20;
 
 impl Input {
-    /// Opens a folder with a checkpoint, or a configuration alone.
+    /// Opens a folder with a checkpoint, a GGUF file, or a configuration alone.
     pub fn open(path: &Path) -> Result<Input, Failure> {
         if !path.exists() {
             return Err(Failure::input(format!("{}: no such file or folder", path.display())));
         }
         if path.is_file() {
+            if path.extension().is_some_and(|e| e == "gguf") {
+                return Input::open_gguf(path);
+            }
             let json = path.extension().is_some_and(|e| e == "json");
             if !json {
-                let help = "give the folder that holds config.json and the safetensors files, or a config.json";
+                let help =
+                    "give the folder that holds config.json and the safetensors files, a GGUF file, or a config.json";
                 return Err(Failure::input(format!("{}: not a checkpoint folder", path.display())).help(help));
             }
             let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
@@ -59,6 +64,15 @@ impl Input {
         }
         let name = path.canonicalize().ok().and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
         Input::new(name.unwrap_or_else(|| "model".into()), path, config, Some(checkpoint), blobs)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Input, Failure> {
+        let Gguf { config, checkpoint, texts } = gguf::open(path)?;
+        let blobs = texts.map_or_else(Vec::new, |t| {
+            vec![(blob::TOKENIZER.to_owned(), t.tokenizer), (blob::TOKENIZER_CONFIG.to_owned(), t.config)]
+        });
+        let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        Input::new(name, path, config, Some(checkpoint), blobs)
     }
 
     /// The small trained model that comes with hadal.

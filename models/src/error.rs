@@ -71,6 +71,18 @@ pub enum Error {
         /// The format's name in the file.
         found: String,
     },
+    /// A tensor of a GGUF file is stored in blocks that cannot be read.
+    #[error("{}: tensor `{tensor}` is stored in ggml's format number {format}, which is not supported; quantise the model to \
+        one of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL, IQ4_XS and MXFP4, or keep it in F16, BF16 or F32",
+        file.display())]
+    UnknownBlocks {
+        /// The file.
+        file: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// ggml's number for the format.
+        format: u32,
+    },
     /// A folder holds no safetensors file.
     #[error("{}: no safetensors file here (found {found}); give the folder that holds config.json and \
         model.safetensors, and convert other weight formats to safetensors first", dir.display())]

@@ -1,7 +1,7 @@
 //! In which element format each weight is stored: asked of the checkpoint, or planned from the configuration. And to
 //! which format the inputs of products with such weights are rounded, where that is asked for.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Packed};
 use crate::config_reader::Object;
 use crate::error::Result;
 use hadal_ir::module::expand_weight_name;
@@ -63,6 +63,11 @@ pub trait DtypeOracle {
     /// The format of the stored tensor `name`, or `None` where there is no such tensor.
     fn dtype(&self, name: &str) -> Option<DType>;
 
+    /// How the weight `name` is packed, where it is stored in few bits with scales for groups.
+    fn packed(&self, _name: &str) -> Option<Packed> {
+        None
+    }
+
     /// Whether absence is an answer. Where it is not, formats are planned from the configuration.
     fn complete(&self) -> bool {
         true
@@ -72,6 +77,10 @@ pub trait DtypeOracle {
 impl DtypeOracle for Checkpoint {
     fn dtype(&self, name: &str) -> Option<DType> {
         self.tensor(name).map(|t| t.dtype)
+    }
+
+    fn packed(&self, name: &str) -> Option<Packed> {
+        self.packed(name)
     }
 }
 
@@ -214,6 +223,14 @@ impl Formats<'_> {
         let mut formats = names.iter().map(|n| self.oracle.dtype(n).filter(usable).unwrap_or(self.plan.dtype(n)));
         let first = formats.next().unwrap_or(self.plan.dtype);
         if formats.all(|d| d == first) { first } else { DType::F32 }
+    }
+
+    /// How the weight `name` is packed: a stack only where all of it is packed alike.
+    pub fn packed(&self, name: &str) -> Option<Packed> {
+        let names = expand_weight_name(name);
+        let mut all = names.iter().map(|n| self.oracle.packed(n));
+        let first = all.next()??;
+        all.all(|p| p == Some(first)).then_some(first)
     }
 
     /// Whether `name` is stored, or would be where there is no checkpoint to ask.

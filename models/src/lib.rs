@@ -24,6 +24,7 @@ pub mod deepseek_v41;
 pub mod engram;
 mod error;
 pub mod formats;
+pub mod gguf;
 mod json;
 pub mod llama;
 mod model;

@@ -20,7 +20,7 @@ impl CheckpointWeights<'_> {
         for part in &parts {
             let stored = self.part(part, ty, parts.len())?;
             if stored.dtype == ty.dtype {
-                out.write_all(stored.bytes).map_err(failed)?;
+                stored.write_to(out).map_err(failed)?;
             } else {
                 let mut tensor = self.decode(part, ty, parts.len())?;
                 tensor.dtype = ty.dtype;
@@ -44,7 +44,7 @@ impl CheckpointWeights<'_> {
 
     fn decode(&self, name: &str, ty: &TensorType, of: usize) -> Result<Tensor, String> {
         let stored = self.part(name, ty, of)?;
-        Tensor::from_bytes(stored.dtype, stored.shape, stored.bytes).ok_or_else(|| format!("`{name}` is damaged"))
+        Tensor::from_bytes(stored.dtype, stored.shape, &stored.data()).ok_or_else(|| format!("`{name}` is damaged"))
     }
 }
 

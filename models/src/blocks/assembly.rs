@@ -106,9 +106,9 @@ pub trait Architecture {
     /// - `decode` takes the tokens of a step, at most [`STEP`], and gives `logits` of each and a row of `hidden` for each;
     /// - `prefill_hidden`: as `prefill`, with such a row for every token, where `prefill` has none;
     /// - `draft_fill`: rows of `hidden`, with `tokens` those after them where it takes any, to nothing but what it keeps;
-    /// - `draft` of multi-token prediction: the same, for a step, to the `logits` of the token after the last one's, and the
-    ///   row of `hidden` to go on from. Of blocks: the newest token, `tokens`, to `logits` and `states` of a block, whose
-    ///   rows `markov` corrects one by one.
+    /// - `draft` of multi-token prediction: the same, for a step, to the `logits` of the token after the last one's, and
+    ///   `next`, what stands for its row of `hidden`. Of blocks: the newest token, `tokens`, to `logits` and `states` of a
+    ///   block, whose rows `markov` corrects one by one.
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>>;
 
     /// Names of tensors that checkpoints hold for other uses than text; `*` stands for anything.

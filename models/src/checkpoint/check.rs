@@ -35,6 +35,20 @@ impl Expected {
         Expected { name: name.into(), shape: shape.into(), dtypes: dtypes.into(), optional: false }
     }
 
+    /// Tensors that may be there and are of no concern: those whose names are `pattern`, in which `*` stands for anything.
+    pub fn passed_over(pattern: impl Into<String>) -> Expected {
+        Expected::optional(pattern, &[], &[])
+    }
+
+    /// Whether it passes over the tensor `name`.
+    fn passes_over(&self, name: &str) -> bool {
+        let (start, end) = self.name.split_once('*').unwrap_or((&self.name, ""));
+        self.dtypes.is_empty()
+            && name.len() >= start.len() + end.len()
+            && name.starts_with(start)
+            && name.ends_with(end)
+    }
+
     /// A tensor that may be absent.
     pub fn optional(name: impl Into<String>, shape: &[usize], dtypes: &[DType]) -> Expected {
         Expected { optional: true, ..Expected::required(name, shape, dtypes) }
@@ -87,7 +101,7 @@ pub struct Report {
     pub bytes: u64,
     /// Optional tensors that are absent.
     pub absent: Vec<String>,
-    /// Tensors passed over: tables that the model computes for itself.
+    /// Tensors passed over: tables that the model computes for itself, and what it has no use for.
     pub ignored: Vec<String>,
     /// Required tensors that are not there.
     pub missing: Vec<Wanted>,
@@ -105,7 +119,8 @@ pub struct Report {
 pub fn check(checkpoint: &Checkpoint, expected: &[Expected]) -> Result<Report> {
     let mut report = Report { place: checkpoint.place().into(), ..Report::default() };
     let mut wanted = HashSet::with_capacity(expected.len());
-    for want in expected {
+    let patterns: Vec<&Expected> = expected.iter().filter(|e| e.dtypes.is_empty()).collect();
+    for want in expected.iter().filter(|e| !e.dtypes.is_empty()) {
         wanted.insert(want.name.as_str());
         match checkpoint.tensor(&want.name) {
             Some(tensor) => report.compare(want, tensor),
@@ -113,8 +128,11 @@ pub fn check(checkpoint: &Checkpoint, expected: &[Expected]) -> Result<Report> {
             None => report.missing.push(Wanted { name: want.name.clone(), expected: want.describe() }),
         }
     }
-    for (name, tensor) in checkpoint.tensors().filter(|(name, _)| !wanted.contains(name)) {
-        match IGNORED.iter().any(|end| name.ends_with(end)) {
+    // A packed weight is there once, however it is read.
+    let read: HashSet<&str> = wanted.iter().map(|name| checkpoint.origin(name)).collect();
+    let extra = |name: &str| !read.contains(name) && checkpoint.origin(name) == name;
+    for (name, tensor) in checkpoint.tensors().filter(|(name, _)| extra(name)) {
+        match IGNORED.iter().any(|end| name.ends_with(end)) || patterns.iter().any(|p| p.passes_over(name)) {
             true => report.ignored.push(name.into()),
             false => {
                 let file = tensor.file.into();
@@ -156,7 +174,7 @@ impl Report {
             self.wrong_format.push(wrong());
         } else {
             self.matched += 1;
-            self.bytes += tensor.bytes.len() as u64;
+            self.bytes += tensor.dtype.bytes(tensor.count() as u64);
         }
     }
 }

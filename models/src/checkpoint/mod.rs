@@ -210,6 +210,16 @@ impl Checkpoint {
         Ok(Checkpoint { place: place.into(), files, tensors, packed: BTreeMap::new() })
     }
 
+    /// The checkpoint made of these tensors in these files.
+    pub(crate) fn of_parts(
+        place: &Path,
+        files: Vec<Store>,
+        tensors: BTreeMap<String, Located>,
+        packed: BTreeMap<String, Packed>,
+    ) -> Checkpoint {
+        Checkpoint { place: place.into(), files, tensors, packed }
+    }
+
     /// The folder or file it was opened from.
     pub fn place(&self) -> &Path {
         &self.place

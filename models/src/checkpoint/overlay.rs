@@ -1,7 +1,7 @@
 //! Adapters that are sets of full tensors, as ESFT publishes them: files with the usual names that replace tensors of a
 //! base checkpoint (sheet `deepseek-moe`, "ESFT"; deepseek-ai/ESFT `esft.py`).
 
-use super::Checkpoint;
+use super::{Checkpoint, Place};
 use crate::error::{Error, Result};
 
 impl Checkpoint {
@@ -11,7 +11,7 @@ impl Checkpoint {
     /// All tensors that do not fit are reported together.
     pub fn with_adapter(mut self, adapter: Checkpoint) -> Result<Checkpoint> {
         let first = self.files.len();
-        let (mut unknown, mut misshapen) = (Vec::new(), Vec::new());
+        let (mut unknown, mut misshapen, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
         for (name, mut located) in adapter.tensors {
             let full = if self.tensors.contains_key(&name) { name.clone() } else { format!("model.{name}") };
             match self.tensors.get_mut(&full) {
@@ -20,14 +20,20 @@ impl Checkpoint {
                     misshapen.push(format!("{name} is {:?}, in the base {:?}", located.shape, base.shape));
                 }
                 Some(base) => {
-                    located.file += first;
+                    match &mut located.place {
+                        Place::File(file, _) => *file += first,
+                        Place::Made(recipe) => recipe.matrices().for_each(|m| m.file += first),
+                    }
                     *base = located;
+                    replaced.push(full);
                 }
             }
         }
         if !unknown.is_empty() || !misshapen.is_empty() {
             return Err(Error::Adapter { dir: adapter.place, base: self.place, unknown, misshapen });
         }
+        // What was read of the base in planes is now read as it is.
+        self.packed.retain(|name, _| !replaced.contains(name));
         self.files.extend(adapter.files);
         Ok(self)
     }

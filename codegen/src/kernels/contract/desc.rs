@@ -114,8 +114,13 @@ impl Desc {
         self.vars.size(var)
     }
 
-    /// Whether a letter stands for the tokens of a step: one, or a symbol for never more than [`STEP`].
-    pub fn is_step(&self, var: Var) -> bool {
+    /// Whether calls have the tokens of a step: never more than [`STEP`].
+    pub fn in_steps(&self) -> bool {
+        self.ranges.get(&Sym::T).is_some_and(|t| t.max <= STEP)
+    }
+
+    /// Whether a letter is one, or stands for the tokens of a step.
+    pub fn is_few(&self, var: Var) -> bool {
         let size = self.size(var);
         let most = |(sym, k): &(Sym, i64)| Some(self.ranges.get(sym)?.max.saturating_mul(*k));
         let few = || match size.terms() {

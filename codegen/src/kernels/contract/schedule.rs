@@ -8,8 +8,8 @@
 //! are neighbouring results, products are added in the order of the summed letters.
 //!
 //! An element's order of summation is a function of the form and its lanes only, not of tile, grid or `T`: so all
-//! tile variants of one kernel agree to the last bit. Only where rows are the tokens of a step (`STEP` at most, for
-//! certain) are there more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
+//! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
+//! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
 use super::desc::{Desc, Role};
 use super::view::{Access, Affine, Var, VarKind};
@@ -203,7 +203,7 @@ fn step(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     let s = dot(desc, streamed, k, STEP_LANES)?;
     let other = if streamed == 0 { Role::Right } else { Role::Left };
     // All letters of rows, so that the answer is the same where the tokens' letter is gone because it is one.
-    let few = s.rows.is_none() || desc.of_role(other).all(|m| desc.is_step(m));
+    let few = s.rows.is_none() || desc.in_steps() && desc.of_role(other).all(|m| desc.is_few(m));
     let one = s.rows.is_none_or(|m| desc.size(m).is(1));
     let height = if one { 1 } else { STEP_ROWS };
     few.then_some(Schedule { tile: (height, 1), strip: 1, convert: None, ..s })
