@@ -73,6 +73,20 @@ pub struct Outcome {
     pub pass: bool,
 }
 
+/// Opens the checkpoint of a golden folder. Where a model needs a tokenizer that is not there, what is recorded of it will do.
+pub fn open(dir: &Path) -> Result<Input, Failure> {
+    let mut input = Input::open(dir)?;
+    let file = dir.join("golden.safetensors");
+    if input.vocabulary.is_none() && file.exists() {
+        let golden = Checkpoint::open(file)?;
+        if golden.tensor("compressed_lookup").is_some() {
+            let classes = Classes::new(tokens(&golden, "compressed_lookup")?);
+            input.vocabulary = Some(Vocabulary::Classes(classes));
+        }
+    }
+    Ok(input)
+}
+
 /// Compiles the checkpoint in `dir` and compares.
 pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, Failure> {
     let path = dir.join("golden.safetensors");
@@ -87,11 +101,7 @@ pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, 
         None => Vec::new(),
     };
     let tolerance = tolerance(dir)?;
-    let mut input = Input::open(dir)?;
-    if input.vocabulary.is_none() && golden.tensor("compressed_lookup").is_some() {
-        let classes = Classes::new(tokens(&golden, "compressed_lookup")?);
-        input.vocabulary = Some(Vocabulary::Classes(classes));
-    }
+    let input = open(dir)?;
     let needed = ids.len() + greedy.len() + 1;
     let options = Options { max_context: Some(options.max_context.unwrap_or(0).max(needed)), ..options.clone() };
 

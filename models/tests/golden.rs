@@ -154,6 +154,9 @@ fixtures! {
     v32 "v32",
     v32_fp8 "variant-v32-fp8",
     nsa "nsa",
+    nsa_uneven "variant-nsa-uneven",
+    nsa_gaps "variant-nsa-gaps",
+    nsa_short "variant-nsa-short",
     v4 "v4-flash-like",
     v4_fp4 "v4-fp4",
     the_demo "../../models/demo",
@@ -190,6 +193,35 @@ fn a_prompt_in_chunks_gives_the_same_last_logits() {
     let last = f.run(&mut it, "prefill", head.len(), &[ids(tail)]);
     let all = f.golden("logits");
     f.compare("last row", last[0].reals(), &all.reals()[(prompt.len() - 1) * f.model.vocab..]);
+}
+
+/// Windows, open groups and compressed rows hold what the next call needs wherever the last one ended.
+#[test]
+fn any_split_of_a_prompt_gives_the_same_logits() {
+    let splits: [&[usize]; 5] =
+        [&[1, 1, 1, 1, 1, 1, 1, 1, 1], &[3, 1, 7, 2, 9], &[4, 4, 4, 8, 8], &[20, 1, 1], &[6, 5, 13]];
+    for (name, activations, golden) in [
+        ("v4-flash-like", Activations::F32, "logits"),
+        ("v4-fp4", Activations::F32, "logits"),
+        ("v4-fp4", Activations::Fp8, "logits_actquant"),
+        ("nsa", Activations::F32, "logits"),
+        ("variant-nsa-uneven", Activations::F32, "logits"),
+        ("variant-nsa-gaps", Activations::F32, "logits"),
+    ] {
+        let f = open(name, &BuildOptions { activations, ..BuildOptions::default() });
+        let weights = f.model.weights(&f.checkpoint);
+        let (prompt, golden) = (f.tokens("input_ids"), f.golden(golden));
+        for sizes in splits {
+            let mut it = Interpreter::new(&f.model.module, &weights);
+            let mut at = 0;
+            for size in sizes.iter().copied().chain([prompt.len() - sizes.iter().sum::<usize>()]) {
+                let rows = f.run(&mut it, "logits", at, &[ids(&prompt[at..at + size])]);
+                let expected = &golden.reals()[at * f.model.vocab..(at + size) * f.model.vocab];
+                f.compare(&format!("{name} after {at} of {sizes:?}"), rows[0].reals(), expected);
+                at += size;
+            }
+        }
+    }
 }
 
 #[test]

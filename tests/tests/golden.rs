@@ -36,6 +36,23 @@ fixtures! {
     v31_fp8_ue8m0 "v31-fp8-ue8m0" ["logits", "greedy_logits", "mtp_logits", "logits_actquant", "mtp_logits_prenorm"], 8, [];
     v32 "v32" ["logits", "greedy_logits", "mtp_logits", "mtp_logits_prenorm"], 8, [];
     v32_fp8 "variant-v32-fp8" ["logits", "greedy_logits", "mtp_logits", "logits_actquant", "mtp_logits_prenorm"], 8, [];
+    v4 "v4-flash-like" ["logits", "greedy_logits", "mtp_logits"], 8, [];
+    v4_fp4 "v4-fp4" ["logits", "greedy_logits", "mtp_logits", "logits_actquant"], 8, [];
+    nsa "nsa" ["logits", "greedy_logits"], 8, [];
+    nsa_uneven "variant-nsa-uneven" ["logits", "greedy_logits"], 8, [];
+    nsa_gaps "variant-nsa-gaps" ["logits", "greedy_logits"], 8, [];
+    nsa_short "variant-nsa-short" ["logits", "greedy_logits"], 8, [];
+    engram "engram" [
+        "logits", "compressed_lookup", "primes_1", "multipliers_1", "primes_3", "multipliers_3", "greedy_logits", "hash_1",
+        "engram_1", "hash_3", "engram_3",
+    ], 8, [];
+    engram_4grams "variant-engram-4grams" [
+        "logits", "compressed_lookup", "primes_0", "multipliers_0", "primes_2", "multipliers_2", "primes_5", "multipliers_5",
+        "greedy_logits", "hash_0", "engram_0", "hash_2", "engram_2", "hash_5", "engram_5",
+    ], 8, [];
+    engram_one "variant-engram-one" [
+        "logits", "compressed_lookup", "primes_2", "multipliers_2", "greedy_logits", "hash_2", "engram_2",
+    ], 8, [];
 }
 
 #[test]

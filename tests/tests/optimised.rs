@@ -6,7 +6,7 @@
 //! narrower than f32 still round where a value crosses a tie.
 
 use hadal::driver::{build_model, pass_options};
-use hadal::{Input, Options};
+use hadal::Options;
 use hadal_ir::interpret::Interpreter;
 use hadal_ir::target::Target;
 use hadal_ir::{Bindings, DType, Module, Sym, Tensor};
@@ -75,7 +75,7 @@ fn compare(what: &str, expected: &[Vec<f64>], found: &[Vec<f64>], tolerance: f64
 }
 
 fn holds(dir: &Path, activations: Activations, tolerance: f64, draw: &mut Draw) {
-    let input = Input::open(dir).expect("a checkpoint");
+    let input = hadal::golden::open(dir).expect("a checkpoint");
     let options = Options { max_chunk: 16, max_context: Some(64), activations, ..Options::default() };
     let model = build_model(&input, &options).expect("a model");
     let weights = model.weights(input.checkpoint.as_ref().expect("tensors"));
