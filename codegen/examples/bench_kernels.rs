@@ -134,7 +134,7 @@ fn main() {
         }
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
         let target = Target::default();
-        let ranges = if name.starts_with("step") { step.clone() } else { Ranges::new() };
+        let ranges = if t == 1 || name.starts_with("step") { step.clone() } else { Ranges::new() };
         let contraction = contract::Desc::of(&func).map(|d| d.within(&ranges));
         if std::env::var_os("HADAL_ALL").is_some() {
             for (desc, s) in

@@ -19,8 +19,8 @@
 //!
 //! What follows from weights alone becomes a `fold`, computed when compiling.
 //!
-//! Entries for steps ([`hadal_ir::module::STEP`]) share kernels with other entries only where no symbol is in them: what
-//! is generated for a few tokens is not what is generated for many.
+//! Entries for steps ([`hadal_ir::module::STEP`]) share no kernels with others: what is generated for a few tokens is not what
+//! is generated for many.
 
 mod emit;
 mod group;

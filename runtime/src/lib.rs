@@ -38,6 +38,7 @@ mod program;
 mod region;
 mod sample;
 mod session;
+mod speculate;
 mod states;
 #[cfg(feature = "text")]
 pub mod text;
@@ -49,4 +50,5 @@ pub use pool::Pool;
 pub use program::{KernelFn, Program};
 pub use sample::{Rng, Sampler, Sampling};
 pub use session::Session;
+pub use speculate::{Acceptance, Drafts};
 pub use states::{Mark, TAKE_BACK};

@@ -79,7 +79,7 @@ fn rank(a: &Candidate, b: &Candidate) -> Ordering {
 /// Draws tokens.
 pub struct Sampler {
     sampling: Sampling,
-    rng: Rng,
+    pub(crate) rng: Rng,
     candidates: Vec<Candidate>,
 }
 
@@ -88,6 +88,15 @@ impl Sampler {
     pub fn new(sampling: Sampling, vocab: usize) -> Result<Sampler, Error> {
         sampling.check()?;
         Ok(Sampler { sampling, rng: Rng::new(sampling.seed), candidates: Vec::with_capacity(vocab) })
+    }
+
+    /// The token that [`Sampler::sample`] would draw from `logits` if it drew `ahead` tokens before.
+    pub fn guess(&mut self, ahead: usize, logits: &[f32]) -> Result<u32, Error> {
+        let now = self.rng.clone();
+        (0..ahead).for_each(|_| _ = self.rng.next_u64());
+        let token = self.sample(logits);
+        self.rng = now;
+        token
     }
 
     /// The token drawn from `logits`; logits that are not numbers are never drawn.

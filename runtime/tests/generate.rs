@@ -100,7 +100,7 @@ fn programs_without_the_usual_entries_are_refused() {
     let error = Generator::new(Session::new(none, Pool::new(1)).unwrap(), Sampling::greedy()).err().unwrap();
     assert_eq!(error.to_string(), "the model has no entry `decode`; it has prefill");
     let odd =
-        toy::with(|m| m.entries[1] = hadal_runtime::artifact::Entry { name: "decode".into(), ..m.entries[2].clone() });
+        toy::with(|m| m.entries[0] = hadal_runtime::artifact::Entry { name: "prefill".into(), ..m.entries[2].clone() });
     let refused = Generator::new(Session::new(odd, Pool::new(1)).unwrap(), Sampling::greedy());
     assert!(matches!(refused, Err(Error::NoPort { .. })));
 }

@@ -117,6 +117,18 @@ fn a_prompt_cut_anywhere_has_the_same_bits() {
             same += agree(&format!("{name}, {cuts:?} and single tokens"), &rows, &single);
         }
         assert!(same >= 4 * TOKENS, "{name}: {same} rows were compared to the bit");
+        // What the last layer leaves out where only the last row is wanted changes no bit of that row.
+        let has = |e: &&str| program.manifest().entry(e).is_some();
+        for entry in ["prefill", "prefill_hidden"].iter().filter(has) {
+            let mut s = session(&program, 2);
+            let alike = version(&s, entry, TOKENS) == whole.versions[0];
+            let row = call(&mut s, entry, &ids, &[]).swap_remove(0);
+            let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert!(
+                alike && bits(&row) == bits(&whole.logits[TOKENS - 1]),
+                "{name}, {entry}: other bits than `logits`"
+            );
+        }
     }
 }
 

@@ -170,7 +170,7 @@ fn mtp(
     let logits = f.linear(normed, &head, frame.vocab, false);
     f.result("logits", logits);
     if rows == Rows::Last {
-        f.result("hidden", if a.bounds.mtp_input == MtpInput::Raw { y } else { normed });
+        f.result("next", if a.bounds.mtp_input == MtpInput::Raw { y } else { normed });
     }
     a.add(f)
 }
