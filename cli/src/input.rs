@@ -6,7 +6,7 @@ use hadal_models::Vocabulary;
 use hadal_models::checkpoint::Checkpoint;
 use hadal_models::config_reader::{Config, Object};
 use hadal_models::gguf::{self, Gguf};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A model on disk or in memory, not yet compiled.
 pub struct Input {
@@ -49,6 +49,9 @@ impl Input {
             }
             let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
             return Input::new(name, path, Config::read(path)?, None, Vec::new());
+        }
+        if let Some(file) = only_gguf(path) {
+            return Input::open_gguf(&file);
         }
         let config = Config::read(path)?;
         let checkpoint = Checkpoint::open(path)?;
@@ -123,6 +126,16 @@ impl Input {
         let vocabulary = tokenizer.map(|(_, bytes)| Vocabulary::Tokenizer(bytes.as_slice().into()));
         Ok(Input { name, config, checkpoint, blobs, sampling, stop, vocabulary })
     }
+}
+
+/// The GGUF file of a folder that holds one, or the first of a set, and no configuration.
+fn only_gguf(dir: &Path) -> Option<PathBuf> {
+    let all = std::fs::read_dir(dir).ok()?.filter_map(|e| Some(e.ok()?.path()));
+    let mut found: Vec<PathBuf> = all.filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect();
+    found.sort();
+    let name = |p: &PathBuf| p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let single = found.len() == 1 || found.first().is_some_and(|p| name(p).contains("-00001-of-"));
+    found.into_iter().next().filter(|_| single && !dir.join("config.json").exists())
 }
 
 /// Reads `generation_config.json`: `do_sample: false` means greedy whatever else it says.

@@ -25,8 +25,9 @@ fn folders() -> Vec<PathBuf> {
 fn formats(folder: &Path) -> String {
     let input = Input::open(folder).expect("fixtures open");
     let mut bytes: BTreeMap<&str, usize> = BTreeMap::new();
-    for (_, t) in input.checkpoint.as_ref().expect("fixtures have weights").tensors() {
-        *bytes.entry(t.dtype.name()).or_default() += t.bytes.len();
+    let checkpoint = input.checkpoint.as_ref().expect("fixtures have weights");
+    for (_, t) in checkpoint.tensors().filter(|(name, _)| checkpoint.packed(name).is_none()) {
+        *bytes.entry(t.dtype.name()).or_default() += t.dtype.bytes(t.count() as u64) as usize;
     }
     let mut sorted: Vec<_> = bytes.into_iter().collect();
     sorted.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
