@@ -18,7 +18,7 @@ use crate::blocks::rope::Angles;
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
-use hadal_ir::ops::{CausalMask, Softmax, Transpose};
+use hadal_ir::ops::{Softmax, Transpose};
 use hadal_types::{DType, Dim, Sym};
 
 /// More than any sum of probabilities: blocks of such importance are selected first.
@@ -50,24 +50,24 @@ pub(super) fn attention(f: &mut Block<'_>, a: &Attention, b: &Branches, x: Value
     let [k, v] = pair(f, "cmp");
     let (k, v) = (compress(f, b, "k", k), compress(f, b, "v", v));
     let seen = closed(f, b, at);
-    let weights = weigh(f, q, k, seen);
-    let compressed = f.contract("grts,sgd->tgrd", &[weights, v]);
+    let weights = weigh(f, q, k, seen, &[0, 3]);
+    let compressed = f.contract("tgrs,sgd->tgrd", &[weights, v]);
     let chosen = select(f, b, weights, at);
 
     // 3.3.2 Token selection
     let [k, v] = pair(f, "slc");
     let (k, v) = (f.remember("k_slc", k), f.remember("v_slc", v));
     let selected = f.member(chosen, Dim::from(Sym::P) + Sym::T);
-    let weights = weigh_causal(f, q, k, selected);
-    let selected = f.contract("grts,sgd->tgrd", &[weights, v]);
+    let weights = weigh(f, q, k, selected, &[0, 1, 3]);
+    let selected = f.contract("tgrs,sgd->tgrd", &[weights, v]);
 
     // 3.3.3 Sliding window
     let before = b.window - 1;
     let [k, v] = pair(f, "win");
     let (k, v) = (f.remember_last("k_win", before, k), f.remember_last("v_win", before, v));
     let seen = in_window(f, b, at);
-    let weights = weigh(f, q, k, seen);
-    let window = f.contract("grts,sgd->tgrd", &[weights, v]);
+    let weights = weigh(f, q, k, seen, &[0, 3]);
+    let window = f.contract("tgrs,sgd->tgrd", &[weights, v]);
 
     let mut mixed = None;
     for (i, branch) in [compressed, selected, window].into_iter().enumerate() {
@@ -82,29 +82,16 @@ pub(super) fn attention(f: &mut Block<'_>, a: &Attention, b: &Branches, x: Value
     f.linear(mixed, "o_proj", d, false)
 }
 
-/// `softmax(q kᵀ / √h)` over the keys that `seen`, `bool [T, S]`, shows: `[G, H/G, T, S]`. Zeros where it shows none.
-fn weigh(f: &mut Block<'_>, q: ValueId, k: ValueId, seen: ValueId) -> ValueId {
-    let scores = scores(f, q, k);
+/// `softmax(q kᵀ / √h)` over the keys that `seen`, whose axes are `of` those of the result, shows: `[T, G, H/G, S]`. Zeros
+/// where it shows none.
+fn weigh(f: &mut Block<'_>, q: ValueId, k: ValueId, seen: ValueId, of: &[usize]) -> ValueId {
+    let scale = (f.size(q, 3) as f64).powf(-0.5);
+    let scores = f.contract("tgrd,sgd->tgrs", &[q, k]);
+    let scores = f.mul_scalar(scores, scale);
     let shape = f.shape(scores).to_vec();
-    let seen = f.broadcast(seen, &shape, &[2, 3]);
+    let seen = f.broadcast(seen, &shape, of);
     let scores = f.only(seen, scores);
     f.op(Softmax, &[scores])
-}
-
-/// The same over keys up to the query's own that `selected`, `bool [G, T, S]`, holds.
-fn weigh_causal(f: &mut Block<'_>, q: ValueId, k: ValueId, selected: ValueId) -> ValueId {
-    let scores = scores(f, q, k);
-    let scores = f.op(CausalMask { query: 2, key: 3 }, &[scores]);
-    let shape = f.shape(scores).to_vec();
-    let selected = f.broadcast(selected, &shape, &[0, 2, 3]);
-    let scores = f.only(selected, scores);
-    f.op(Softmax, &[scores])
-}
-
-fn scores(f: &mut Block<'_>, q: ValueId, k: ValueId) -> ValueId {
-    let scale = (f.size(q, 3) as f64).powf(-0.5);
-    let scores = f.contract("tgrd,sgd->grts", &[q, k]);
-    f.mul_scalar(scores, scale)
 }
 
 /// The compressed rows of the keys or the values, `[R, G, h]`: `φ(rows + position)` for each block that has ended, with
@@ -147,20 +134,20 @@ fn gelu(f: &mut Block<'_>, x: ValueId) -> ValueId {
     f.mul(half, y)
 }
 
-/// The blocks that have ended by each query, `bool [T, R]`.
+/// The blocks that have ended by each query, `bool [T, R]`: `m - 1 ≤ g < (t + 1 + short) / d`.
 fn closed(f: &mut Block<'_>, b: &Branches, at: ValueId) -> ValueId {
     let shape: [Dim; 2] = [Sym::T.into(), b.rows().all()];
     let rows = f.iota(b.rows().all(), 0);
     let first = f.scalar_like(rows, (b.reach() - 1) as f64);
     let whole = f.map(MapFn::Le, &[first, rows]);
     let whole = f.broadcast(whole, &shape, &[1]);
-    let ends = scaled(f, rows, b.stride);
-    let ends = f.add_scalar(ends, (b.stride - b.short()) as f64 - 1.0);
-    let ended = compare(f, MapFn::Le, [(ends, 1), (at, 0)], &shape);
+    let ended = f.add_scalar(at, (1 + b.short()) as f64);
+    let ended = over(f, ended, b.stride);
+    let ended = compare(f, MapFn::Lt, [(rows, 1), (ended, 0)], &shape);
     f.map(MapFn::And, &[whole, ended])
 }
 
-/// The tokens that each query selects, `i32 [G, T, k·s]`; negative where there are fewer.
+/// The tokens up to its own that each query selects, `i32 [T, G, k·s]`; negative where there are fewer.
 ///
 /// A block's importance is `Σ p · overlap / d`, over the heads of a group and the compressed blocks that share tokens with
 /// it: no more than `⌈(s+l)/d⌉` from the first such row on, so that no matrix of all pairs is needed.
@@ -171,8 +158,7 @@ fn select(f: &mut Block<'_>, b: &Branches, weights: ValueId, at: ValueId) -> Val
     let numbers = f.iota(blocks.clone(), 0);
     let begins = scaled(f, numbers, b.selected);
     let first = f.add_scalar(begins, b.short() as f64);
-    let stride = f.scalar_like(first, b.stride as f64);
-    let first = f.map(MapFn::Div, &[first, stride]);
+    let first = over(f, first, b.stride);
     let first = f.broadcast(first, &near, &[0]);
     let next = f.iota(width, 0);
     let next = f.broadcast(next, &near, &[1]);
@@ -189,16 +175,14 @@ fn select(f: &mut Block<'_>, b: &Branches, weights: ValueId, at: ValueId) -> Val
     let none = f.scalar_like(shared, 0.0);
     let shared = f.map(MapFn::Max, &[shared, none]);
     let shared = f.cast(shared, DType::F32);
-    let stride = f.scalar_like(shared, b.stride as f64);
-    let shared = f.map(MapFn::Div, &[shared, stride]);
-    let weights = f.reduce(ReduceKind::Sum, &[1], weights);
+    let shared = over(f, shared, b.stride);
+    let weights = f.reduce(ReduceKind::Sum, &[2], weights);
     let weights = f.gather(weights, rows, 2, 0);
-    let importance = f.contract("gtkn,kn->gtk", &[weights, shared]);
+    let importance = f.contract("tgkn,kn->tgk", &[weights, shared]);
 
     // Blocks from the query's own on back may be selected; the first and the newest ones always are.
     let pairs: [Dim; 2] = [t, blocks];
-    let size = f.scalar_like(at, b.selected as f64);
-    let own = f.map(MapFn::Div, &[at, size]);
+    let own = over(f, at, b.selected);
     let open = compare(f, MapFn::Le, [(numbers, 1), (own, 0)], &pairs);
     let initial = f.scalar_like(numbers, b.initial as f64);
     let initial = f.map(MapFn::Lt, &[numbers, initial]);
@@ -207,21 +191,26 @@ fn select(f: &mut Block<'_>, b: &Branches, weights: ValueId, at: ValueId) -> Val
     let local = compare(f, MapFn::Lt, [(oldest, 0), (numbers, 1)], &pairs);
     let always = f.map(MapFn::Or, &[initial, local]);
     let shape = f.shape(importance).to_vec();
-    let [open, always] = [open, always].map(|m| f.broadcast(m, &shape, &[1, 2]));
+    let [open, always] = [open, always].map(|m| f.broadcast(m, &shape, &[0, 2]));
     let most = f.scalar_like(importance, ALWAYS);
     let importance = f.map(MapFn::Select, &[always, most, importance]);
     let importance = f.only(open, importance);
     let chosen = f.top_k(importance, b.count);
 
     // Their tokens. Of -1, which stands for no block, they are negative.
-    let [g, t] = [0, 1].map(|axis| f.shape(chosen)[axis].clone());
-    let shape = [g.clone(), t.clone(), b.count.into(), b.selected.into()];
+    let t = Dim::from(Sym::T);
+    let g = f.shape(chosen)[1].clone();
+    let shape = [t.clone(), g.clone(), b.count.into(), b.selected.into()];
     let chosen = scaled(f, chosen, b.selected);
     let chosen = f.broadcast(chosen, &shape, &[0, 1, 2]);
     let inside = f.iota(b.selected, 0);
     let inside = f.broadcast(inside, &shape, &[3]);
     let tokens = f.add(chosen, inside);
-    f.reshape(tokens, &[g, t, (b.count * b.selected).into()])
+    let at = f.broadcast(at, &shape, &[0]);
+    let past = f.map(MapFn::Le, &[tokens, at]);
+    let none = f.scalar_like(tokens, -1.0);
+    let tokens = f.map(MapFn::Select, &[past, tokens, none]);
+    f.reshape(tokens, &[t, g, (b.count * b.selected).into()])
 }
 
 /// The last tokens before each query, and its own: `bool [T, W-1+T]`.
@@ -229,14 +218,12 @@ fn in_window(f: &mut Block<'_>, b: &Branches, at: ValueId) -> ValueId {
     let before = b.window - 1;
     let shape: [Dim; 2] = [Sym::T.into(), Dim::from(Sym::T) + before];
     let keys = f.iota(shape[1].clone(), Dim::from(Sym::P) - before);
-    let zero = f.scalar_like(keys, 0.0);
-    let there = f.map(MapFn::Le, &[zero, keys]);
-    let there = f.broadcast(there, &shape, &[1]);
+    let first = f.iota(Sym::T, Dim::from(Sym::P) - before);
+    let zero = f.scalar_like(first, 0.0);
+    let first = f.map(MapFn::Max, &[first, zero]);
+    let begun = compare(f, MapFn::Le, [(first, 0), (keys, 1)], &shape);
     let past = compare(f, MapFn::Le, [(keys, 1), (at, 0)], &shape);
-    let oldest = f.add_scalar(at, -(b.window as f64));
-    let near = compare(f, MapFn::Lt, [(oldest, 0), (keys, 1)], &shape);
-    let seen = f.map(MapFn::And, &[there, past]);
-    f.map(MapFn::And, &[seen, near])
+    f.map(MapFn::And, &[begun, past])
 }
 
 /// A comparison of two vectors, each along its axis of `shape`.
@@ -248,4 +235,10 @@ fn compare(f: &mut Block<'_>, how: MapFn, of: [(ValueId, usize); 2], shape: &[Di
 /// Integers times a number.
 fn scaled(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
     f.mul_scalar(x, by as f64)
+}
+
+/// Numbers over a number.
+fn over(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
+    let by = f.scalar_like(x, by as f64);
+    f.map(MapFn::Div, &[x, by])
 }

@@ -1,9 +1,11 @@
 //! Laws of what attention sees: a mask becomes a list of rows or an interval, and rows that are joined become sets.
 
-use super::masks::{Interval, interval};
+use super::elementwise::repeated;
+use super::masks::{Interval, interval, stripped};
 use crate::rule::NumericClass::Reassociating;
 use crate::rule::{Rule, Site, Term, V};
 use hadal_ir::ops::attention::{RowSet, Visible};
+use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{Attention, Broadcast, Iota, Member, Reshape, Slice, TopK};
 use hadal_ir::{Dim, Op};
 
@@ -11,7 +13,8 @@ use hadal_ir::{Dim, Op};
 pub const RULES: &[Rule] = &[
     Rule {
         name: "mask-by-selection",
-        law: "attention masked by member(i) = attention over the rows i, for i of top_k, which chooses no row twice",
+        law: "attention masked by member(i) = attention over the rows i, for i of top_k, or of the blocks that it chose: no row is \
+              listed twice",
         class: Reassociating,
         example: "func @f(%q: f32[T, 2, A], %k: f32[P+T, A], %v: f32[P+T, 2, C], %x: f32[T, P+T]) -> (o: f32[T, 2, C]) {
             %0 = top_k %x {k = 3} : i32[T, 3]
@@ -91,11 +94,57 @@ fn select_rows(site: &dyn Site, set: &RowSet, own: &[V]) -> Option<Shown> {
         Op::Member(Member { .. }) => Some(numbers[0]),
         _ => None,
     })?;
-    if !site.forms(numbers).iter().any(|(op, _)| matches!(op, Op::TopK(TopK { .. }))) {
+    if !differ(site, numbers, 1, DEPTH) {
         site.miss(&|| "the rows of the mask are not from `top_k`, so one may be listed twice".to_owned());
         return None;
     }
     Some(shown(set, own, Visible::Selected(letters.clone()), vec![Term::Old(numbers)]))
+}
+
+/// Ops between `top_k` and the numbers of rows in blocks that it chose.
+const DEPTH: usize = 6;
+
+/// Whether no number that is not negative stands twice along the last `axes` axes: what `top_k` chose, also without some of
+/// it, and the rows of blocks `n · b + o`, with `0 ≤ o < n`, that it chose.
+fn differ(site: &dyn Site, numbers: V, axes: usize, depth: usize) -> bool {
+    let Some(depth) = depth.checked_sub(1) else { return false };
+    let shape = &site.ty(numbers).shape;
+    site.forms(numbers).into_iter().any(|(op, args)| match op {
+        Op::TopK(TopK { .. }) => axes == 1,
+        Op::Map(m) if m.f == MapFn::Select => {
+            repeated(site, args[2]).is_some_and(|(c, _)| c < 0.0) && differ(site, args[1], axes, depth)
+        }
+        Op::Map(m) if m.f == MapFn::Add && axes == 2 => {
+            let last = shape.len() - 1;
+            let offsets = |v: V| {
+                let (offsets, place) = stripped(site, v);
+                let counts =
+                    |(op, _): &(&Op, Vec<V>)| matches!(op, Op::Iota(i) if i.start.is(0) && i.len == shape[last]);
+                place == [last] && site.forms(offsets).iter().any(counts)
+            };
+            let blocks = |v: V| {
+                let (starts, place) = stripped(site, v);
+                let size = shape[last].as_const();
+                place.iter().copied().eq(0..last) && size.is_some_and(|n| multiple(site, starts, n, depth))
+            };
+            blocks(args[0]) && offsets(args[1]) || offsets(args[0]) && blocks(args[1])
+        }
+        Op::Reshape(_) if axes == 1 => {
+            let inner = &site.ty(args[0]).shape;
+            let merged = inner.len() == shape.len() + 1 && inner[..shape.len() - 1] == shape[..shape.len() - 1];
+            merged && differ(site, args[0], 2, depth)
+        }
+        _ => false,
+    })
+}
+
+/// Whether these are `n` times numbers that [`differ`].
+fn multiple(site: &dyn Site, v: V, n: i64, depth: usize) -> bool {
+    site.forms(v).into_iter().any(|(op, args)| {
+        let times = matches!(op, Op::Map(m) if m.f == MapFn::Mul);
+        let by = |a: V, b: V| repeated(site, a).is_some_and(|(c, _)| c == n as f64) && differ(site, b, 1, depth);
+        times && (by(args[1], args[0]) || by(args[0], args[1]))
+    })
 }
 
 fn show_interval(site: &dyn Site, set: &RowSet, own: &[V]) -> Option<Shown> {
