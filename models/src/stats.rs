@@ -20,6 +20,8 @@ pub struct Stats {
     pub main: u64,
     /// Of those, read for one token: of embedding and experts only the rows chosen.
     pub active: u64,
+    /// Of all, those in tables of n-grams.
+    pub tables: u64,
     /// Parameters of the multi-token prediction layers that are their own.
     pub mtp: u64,
     /// Their copies of the embedding and the head.
@@ -80,8 +82,9 @@ impl Cost {
 /// Counts a model's sizes.
 pub fn stats(model: &Model) -> Stats {
     let module = &model.module;
-    let roots = |mtp: bool| {
-        let chosen = module.entries.iter().filter(move |e| e.name.starts_with("mtp") == mtp);
+    let drafts = |name: &str| ["mtp", "draft", "markov"].iter().any(|start| name.starts_with(start));
+    let roots = |wanted: bool| {
+        let chosen = module.entries.iter().filter(move |e| drafts(&e.name) == wanted);
         chosen.map(|e| e.func.as_str())
     };
     let stored = |p: &Param| !model.made.contains_key(&p.name);
@@ -124,9 +127,10 @@ pub fn stats(model: &Model) -> Stats {
         scales: model.params.iter().filter(is_scale).map(elements).sum(),
         tensors: model.params.iter().filter(|p| stored(p)).map(|p| p.tensors().len() as u64).sum(),
         bytes,
-        state_elements: roots(false).next().map_or(0, |root| state_growth(module, root, |_| 1.0)),
-        mtp_state_elements: roots(true).map(|root| state_growth(module, root, |_| 1.0)).sum(),
-        state_bytes: roots(false).next().map_or(0, |root| state_growth(module, root, bytes_each)),
+        tables: main.iter().filter(|p| is_table(model, p)).map(elements).sum(),
+        state_elements: state_growth(module, roots(false), |_| 1.0),
+        mtp_state_elements: state_growth(module, roots(true), |_| 1.0),
+        state_bytes: state_growth(module, roots(false), bytes_each),
         window_bytes: roots(false).next().map_or(0, |root| windows(module, root)),
     }
 }
@@ -169,15 +173,25 @@ fn bytes_each(dtype: DType) -> f64 {
     dtype.bits() as f64 / 8.0
 }
 
-/// What the states reached from `root` grow by with every token, where `each` says what an element counts.
-fn state_growth(module: &Module, root: &str, each: impl Fn(DType) -> f64) -> u64 {
-    let mut sum = 0.0;
-    visit(module, root, "", &mut |_, func| {
-        for s in &func.states {
-            let (rate, elements) = rows(module, func, s);
-            sum += rate * elements * each(func.ty(s.value).dtype);
-        }
-    });
+/// Whether `p` is a table of n-grams: it has as many rows as the primes of a layer make together.
+fn is_table(model: &Model, p: &Param) -> bool {
+    let rows = p.ty.shape[0].as_const().and_then(|n| u64::try_from(n).ok());
+    let tables = model.hashing.iter().flat_map(|h| h.primes());
+    !p.scale && p.ty.rank() == 2 && tables.into_iter().any(|primes| Some(primes.iter().sum()) == rows)
+}
+
+/// What the states reached from `roots` grow by with every token, where `each` says what an element counts.
+fn state_growth<'a>(module: &Module, roots: impl Iterator<Item = &'a str>, each: impl Fn(DType) -> f64) -> u64 {
+    let mut grows = BTreeMap::new();
+    for root in roots {
+        visit(module, root, "", &mut |prefix, func| {
+            for s in &func.states {
+                let (rate, elements) = rows(module, func, s);
+                grows.insert(format!("{prefix}{}", s.name), rate * elements * each(func.ty(s.value).dtype));
+            }
+        });
+    }
+    let sum: f64 = grows.values().sum();
     // Rates are sums of fractions such as 1/3, which should not lose a byte.
     (sum + 1e-6) as u64
 }

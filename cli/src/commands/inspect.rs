@@ -127,6 +127,16 @@ impl Report {
         say!("architecture  {} ({})", model.name, model.why)?;
         say!("layers        {}, hidden size {}, vocabulary {}", model.layers, model.hidden, model.vocab)?;
         say!("parameters    {} ({})", grouped(s.main), count(s.main as f64))?;
+        if s.tables > 0 {
+            let rest = s.main - s.tables;
+            say!(
+                "  of which    {} ({}) in tables of n-grams, {} ({}) elsewhere",
+                grouped(s.tables),
+                count(s.tables as f64),
+                grouped(rest),
+                count(rest as f64)
+            )?;
+        }
         say!("  active      {} a token", grouped(s.active))?;
         if s.mtp > 0 {
             say!(
@@ -187,7 +197,7 @@ impl Report {
             "hidden_size": model.hidden,
             "vocab": model.vocab,
             "max_position": model.max_position,
-            "parameters": {"main": s.main, "active": s.active, "mtp": s.mtp, "mtp_copies": s.mtp_copies},
+            "parameters": {"main": s.main, "tables": s.tables, "active": s.active, "mtp": s.mtp, "mtp_copies": s.mtp_copies},
             "stored": {"tensors": s.tensors, "elements": s.stored_elements()},
             "bytes": s.bytes.iter().map(|(d, n)| (d.name().to_owned(), json!(n))).collect::<serde_json::Map<_, _>>(),
             "state": {

@@ -34,8 +34,10 @@ impl OpDef for Cast {
 
     fn eval(&self, args: &[&Tensor], _: &TensorType, shape: &[usize], _: &Bindings) -> Tensor {
         let x = args[0];
-        // f32 is the working format: widening to it loses nothing, and the reference keeps its extra precision.
-        let round = |v: f64| if self.to == DType::F32 { v } else { self.to.round(v) };
+        // f32 is the working format: widening to it loses nothing, and the reference keeps its extra precision. What is
+        // rounded further is an f32 first, so that it lies on the same edges as in kernels.
+        let narrow = |v: f64| if x.dtype == DType::F32 { v as f32 as f64 } else { v };
+        let round = |v: f64| if self.to == DType::F32 { v } else { self.to.round(narrow(v)) };
         match (&x.data, self.to.is_float()) {
             (Data::Int(v), false) => Tensor::int(self.to, shape, v.iter().map(|x| wrap(self.to, *x)).collect()),
             (Data::Real(v), false) => Tensor::int(self.to, shape, v.iter().map(|x| saturate(self.to, *x)).collect()),
@@ -78,6 +80,16 @@ mod tests {
         assert_eq!(run(Cast { to: DType::I32 }, &[&big]).unwrap().ints(), [i32::MAX as i64]);
         let wide = Tensor::int(DType::I64, &[1], vec![5_000_000_000]);
         assert_eq!(run(Cast { to: DType::I32 }, &[&wide]).unwrap().ints(), [705_032_704]);
+    }
+
+    #[test]
+    fn edges_are_those_of_f32() {
+        // Half-way between 16 and 18 but for what an f32 does not hold.
+        let x = Tensor::real(DType::F32, &[1], vec![17.0 + 1e-9]);
+        assert_eq!(run(Cast { to: DType::F8E4M3 }, &[&x]).unwrap().reals(), [16.0]);
+        assert_eq!(run(Cast { to: DType::F32 }, &[&x]).unwrap(), x);
+        let wide = Tensor::real(DType::F64, &[1], vec![17.0 + 1e-9]);
+        assert_eq!(run(Cast { to: DType::F8E4M3 }, &[&wide]).unwrap().reals(), [18.0]);
     }
 
     #[test]

@@ -51,8 +51,16 @@ impl Architecture for Config {
         };
         let all = self.main(a, "main_all", &layers, &tables, Rows::All)?;
         let last = self.main(a, "main", &layers, &tables, Rows::Last)?;
-        a.main_entries(&all, &last);
-        self.draft.as_ref().map_or(Ok(()), |draft| self.drafts(a, draft))
+        match &self.draft {
+            None => {
+                a.main_entries(&all, &last);
+                Ok(())
+            }
+            Some(draft) => {
+                a.drafted_entries(&all, &last, None);
+                self.drafts(a, draft)
+            }
+        }
     }
 }
 

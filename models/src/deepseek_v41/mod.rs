@@ -6,7 +6,8 @@
 //! | entry | takes | gives |
 //! |---|---|---|
 //! | `logits` | `tokens` `i32 [T]` | `logits` `[T, V]`, `hidden` `[T, n d]` |
-//! | `prefill`, `decode` | `tokens` | `logits` `[1, V]` of the last one, `hidden` `[T, n d]` |
+//! | `prefill` | `tokens` | `logits` `[1, V]` of the last one, `hidden` `[T, n d]` |
+//! | `decode` | `tokens` of a step, `i32 [T]` | `logits` `[T, V]`, `hidden` `[T, n d]` |
 //! | `draft_fill` | `hidden` `[T, n d]` | nothing; the draft stages' windows move on by `T` |
 //! | `draft` | `tokens` `i32 [1]`: the newest one, which the main model has not seen yet | `logits` `[b, V]`, `states` `[b, d]` |
 //! | `markov` | `tokens` `i32 [1]`; `drafted` `[1, V]` and `state` `[1, d]`, a row of what `draft` gave | `logits` `[1, V]`, `confidence` `[1, 1]` |

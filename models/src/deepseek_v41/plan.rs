@@ -199,7 +199,7 @@ mod tests {
             ("compress_ratios", json!([0, 2, 4, 1, 1, 0]), "for layer 2 a source before it, of ratio 4 too"),
             ("kv_source_layer_ids", json!([3]), "for layer 1 a source before it"),
             ("kv_source_layer_ids", json!([0, 1, 3]), "rising numbers of layers that have a ratio"),
-            ("index_source_layer_ids", json!([1, 4]), "for layer 3 one from its source, 3, on"),
+            ("index_source_layer_ids", json!([1, 4]), "one of index_source_layer_ids"),
             ("index_source_layer_ids", json!([1, 4, 3]), "rising numbers"),
             ("candidate_source_layer_id", json!(2), "one of index_source_layer_ids"),
             ("candidate_source_layer_id", json!(1), "a layer with the source of layer 3, 3"),
@@ -207,5 +207,12 @@ mod tests {
             let error = with(key, change).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+        let unselected = json!({
+            "compress_ratios": [2, 1],
+            "kv_source_layer_ids": [0, 1],
+            "index_source_layer_ids": [0],
+        });
+        let error = plan(&unselected, 2, 0).unwrap_err().to_string();
+        assert!(error.contains("for layer 1 one from its source, 1, on"), "{error}");
     }
 }
