@@ -171,6 +171,55 @@ fn appends() {
     insta::assert_snapshot!(text);
 }
 
+/// Rows of e2m1 with a scale for every block, rounded and appended: several elements are stored at once, whatever the sizes.
+#[test]
+fn packed_rows() {
+    for (n, block) in [(64, 32), (20, 4), (6, 6), (2, 1)] {
+        let blocks = n / block;
+        both(&format!(
+            "kernel @packed(%s: f4e2m1[P, {n}], %x: f32[T, {n}]) -> (s: f4e2m1[P+T, {n}], z: f8e8m0[T, {blocks}], w: f32[T, {n}]) {{
+              %0 = reshape %x {{shape = [T, {blocks}, {block}]}} : f32[T, {blocks}, {block}]
+              %1 = abs %0 : f32[T, {blocks}, {block}]
+              %2 = reduce %1 {{kind = max, axes = [2]}} : f32[T, {blocks}]
+              %c = constant {{value = 0.0078125, dtype = f32}} : f32[]
+              %3 = broadcast %c {{shape = [T, {blocks}], dims = []}} : f32[T, {blocks}]
+              %4 = max %2, %3 : f32[T, {blocks}]
+              %5 = pow2_ceil %4 : f32[T, {blocks}]
+              %z = cast %5 {{to = f8e8m0}} : f8e8m0[T, {blocks}]
+              %6 = broadcast %5 {{shape = [T, {blocks}, {block}], dims = [0, 1]}} : f32[T, {blocks}, {block}]
+              %7 = reshape %6 {{shape = [T, {n}]}} : f32[T, {n}]
+              %8 = div %x, %7 : f32[T, {n}]
+              %9 = append %s, %8 : f4e2m1[P+T, {n}]
+              %w = neg %8 : f32[T, {n}]
+              return %9, %z, %w
+            }}"
+        ));
+    }
+}
+
+#[test]
+fn an_odd_number_of_packed_elements_is_refused() {
+    let func = func(
+        "kernel @k(%x: f32[T, 3]) -> (y: f4e2m1[T, 3]) {
+      %0 = cast %x {to = f4e2m1} : f4e2m1[T, 3]
+      return %0
+    }",
+    );
+    let error = hadal_codegen::kernels::select(&func, &Default::default(), &hadal_codegen::kernels::Target::default())
+        .unwrap_err();
+    assert!(error.to_string().contains("a result of f4e2m1 elements, which share bytes"), "{error}");
+}
+
+#[test]
+fn sinkhorn() {
+    both(
+        "kernel @mix(%x: f32[T, 4, 4]) -> (y: f32[T, 4, 4]) {
+          %0 = sinkhorn %x {rounds = 20, eps = 1e-6} : f32[T, 4, 4]
+          return %0
+        }",
+    );
+}
+
 #[test]
 fn what_grows_from_a_computed_value_is_written_whole() {
     both(

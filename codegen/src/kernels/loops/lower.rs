@@ -15,8 +15,8 @@ use hadal_ir::ops::reduce::ReduceKind;
 use hadal_types::{DType, Dim};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The kernel of a draft.
-pub fn lower(draft: &Draft, sinks: &[Sink], target: &Target) -> Kernel {
+/// The kernel of a draft; none where packed elements would have to be stored one by one.
+pub fn lower(draft: &Draft, sinks: &[Sink], target: &Target) -> Option<Kernel> {
     let func = draft.func;
     let mut b = Builder::new(&func.name);
     let mut names = BTreeSet::new();
@@ -60,6 +60,7 @@ pub fn lower(draft: &Draft, sinks: &[Sink], target: &Target) -> Kernel {
         trail: Vec::new(),
         lanes: None,
         width: target.lanes.max(1),
+        refused: false,
     };
     for nest in &draft.nests {
         let place = |index: &[Expr]| match nest.dest {
@@ -83,7 +84,7 @@ pub fn lower(draft: &Draft, sinks: &[Sink], target: &Target) -> Kernel {
             lower.part(&mut b, part, buf, &index);
         }
     }
-    b.finish()
+    (!lower.refused).then(|| b.finish())
 }
 
 impl Draft<'_> {
@@ -107,6 +108,8 @@ pub(super) struct Lower<'a> {
     /// The variable that several elements are taken of, and how many.
     pub(super) lanes: Option<(Var, u32)>,
     pub(super) width: u32,
+    /// Whether packed elements would have to be stored one by one.
+    refused: bool,
 }
 
 /// Steps of a loop: from where to where, how many elements at once.
@@ -128,6 +131,10 @@ impl Lower<'_> {
                     .last()
                     .copied()
                     .filter(|v| self.in_order(*v, index, b.dtype(buf)) && self.vectors(*v, &needed));
+                if b.dtype(buf).is_packed() {
+                    let even = |v: &Var| self.nodes.space.extents[*v as usize].as_const().is_some_and(|n| n % 2 == 0);
+                    self.refused |= self.width < 2 || !lanes.is_some_and(|v| even(&v));
+                }
                 self.element(b, &part.vars, lanes, &needed, *root, buf, index);
             }
             Work::Largest { root, var, n, k, .. } => {
@@ -167,7 +174,8 @@ impl Lower<'_> {
             return b.store(buf, &at, value);
         };
         let width = if lanes == Some(*var) { self.width } else { 1 };
-        for segment in self.segments(b, *var, width) {
+        let least = if b.dtype(buf).is_packed() { 2 } else { 1 };
+        for segment in self.segments_of(b, *var, width, least) {
             self.step(b, *var, &segment, &[], |this, b, _| {
                 this.element(b, rest, lanes, needed, root, buf, index);
                 vec![]
@@ -245,6 +253,11 @@ impl Lower<'_> {
 
     /// How a loop is walked with `width` elements at once.
     pub(super) fn segments(&mut self, b: &mut Builder, var: Var, width: u32) -> Vec<Segment> {
+        self.segments_of(b, var, width, 1)
+    }
+
+    /// The same, where steps of two elements are taken only if there are none of one: it takes `least` at least.
+    fn segments_of(&mut self, b: &mut Builder, var: Var, width: u32, least: u32) -> Vec<Segment> {
         let extent = self.nodes.space.extents[var as usize].clone();
         let zero = b.const_i64(0);
         let limit = self.draft.limits.get(&var);
@@ -269,7 +282,7 @@ impl Lower<'_> {
         let mut lanes = width as i64;
         while lanes > 0 {
             let end = done + (n - done).max(0) / lanes * lanes;
-            if end > done && (lanes != 2 || width == 2) {
+            if end > done && (lanes != 2 || width == 2 || least == 2) {
                 let (lo, hi) = (b.const_i64(done), b.const_i64(end));
                 segments.push(Segment { lo, hi, lanes: lanes as u32, once: end - done == lanes });
                 done = end;

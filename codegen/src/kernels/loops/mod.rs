@@ -121,14 +121,20 @@ pub fn emit(func: &Func, target: &Target) -> Result<Generated, Error> {
             return Err(Error::NoPrimitives { func: func.name.clone(), op: op.mnemonic() });
         }
     }
-    let packed = |d: &DType| d.bits() < 8;
-    if let Some(dtype) = func.results.iter().map(|(_, v)| func.ty(*v).dtype).find(packed) {
-        return Err(Error::PackedResult { func: func.name.clone(), dtype });
-    }
     let sinks = sinks(func);
-    let grids = grids(func, &sinks);
+    let packed = packed(func, &sinks);
+    let refused = || {
+        let dtype = func.results.iter().map(|(_, v)| func.ty(*v).dtype).find(|d| d.is_packed());
+        Error::PackedResult { func: func.name.clone(), dtype: dtype.unwrap_or(DType::U8) }
+    };
+    let mut grids = grids(func, &sinks);
+    if let Some(rows) = packed.rank {
+        // Two elements share a byte, so nothing cuts a row.
+        grids.retain(|g| g.axes < rows && g.chunk.is_none());
+    }
     for grid in &grids {
         let held = &mut held::held(func);
+        held.extend(&packed.held);
         let mut released = BTreeSet::new();
         let grid = *grid;
         let coarsest = grid.axes == 0 && grid.chunk.is_none();
@@ -138,6 +144,7 @@ pub fn emit(func: &Func, target: &Target) -> Result<Generated, Error> {
                 Verdict::Hold(v) => {
                     held.insert(v);
                 }
+                Verdict::Release(v) if packed.held.contains(&v) => return Err(refused()),
                 Verdict::Release(v) => {
                     held.remove(&v);
                     released.insert(v);
@@ -145,13 +152,40 @@ pub fn emit(func: &Func, target: &Target) -> Result<Generated, Error> {
                 Verdict::Coarser => break,
                 Verdict::Good => {
                     let schedule = describe(&draft, grid);
-                    let kernel = lower::lower(&draft, &sinks, target);
+                    let kernel = lower::lower(&draft, &sinks, target).ok_or_else(refused)?;
                     return Ok(Generated { kernel, generator: "loops", schedule });
                 }
             }
         }
     }
     Err(Error::NotAKernel { func: func.name.clone() })
+}
+
+/// What results of packed elements ask for.
+struct PackedResults {
+    /// The least number of axes that one has.
+    rank: Option<usize>,
+    /// What they are converted from: rows of it are held, so that they are read in order and several elements are stored at
+    /// once, however they are computed.
+    held: BTreeSet<ValueId>,
+}
+
+fn packed(func: &Func, sinks: &[Sink]) -> PackedResults {
+    let defs = func.definitions();
+    let mut out = PackedResults { rank: None, held: BTreeSet::new() };
+    for ((_, v), sink) in func.results.iter().zip(sinks).filter(|((_, v), _)| func.ty(*v).dtype.is_packed()) {
+        let rank = func.ty(*v).rank();
+        out.rank = Some(out.rank.map_or(rank, |r| r.min(rank)));
+        let inst = defs[sink.value.index()].map(|i| &func.insts[i]);
+        out.held.extend(match inst.map(|i| (&i.kind, &i.args[..])) {
+            Some((InstKind::Op(Op::Cast(_)), [from])) if func.ty(sink.value).dtype.is_packed() => {
+                defs[from.index()].map(|_| *from)
+            }
+            Some(_) if !func.ty(sink.value).dtype.is_packed() => Some(sink.value),
+            _ => None,
+        });
+    }
+    out
 }
 
 /// The results: of an append to a parameter, only the new rows. What is appended to something computed here is written
