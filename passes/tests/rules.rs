@@ -141,6 +141,38 @@ fn bounds_of_keys_do_not_wrap() {
     }
 }
 
+/// Rows of blocks that were chosen differ where blocks do not overlap, whatever is left out of them.
+#[test]
+fn rows_of_chosen_blocks_are_a_selection() {
+    let blocks = |times: i64, start: i64, without: &str| {
+        format!(
+            "func @f(%q: f32[T, 2, A], %k: f32[P+T, A], %v: f32[P+T, 2, C], %x: f32[T, D], %m: bool[T, 2, 3])
+                -> (o: f32[T, 2, C]) {{
+               %0 = top_k %x {{k = 2}} : i32[T, 2]
+               %c = constant {{value = {times}, dtype = i32}} : i32[]
+               %1 = broadcast %c {{shape = [T, 2], dims = []}} : i32[T, 2]
+               %2 = mul %0, %1 : i32[T, 2]
+               %3 = broadcast %2 {{shape = [T, 2, 3], dims = [0, 1]}} : i32[T, 2, 3]
+               %4 = iota {{len = 3, start = {start}}} : i32[3]
+               %5 = broadcast %4 {{shape = [T, 2, 3], dims = [2]}} : i32[T, 2, 3]
+               %6 = add %3, %5 : i32[T, 2, 3]
+               %w = constant {{value = {without}, dtype = i32}} : i32[]
+               %7 = broadcast %w {{shape = [T, 2, 3], dims = []}} : i32[T, 2, 3]
+               %8 = select %m, %6, %7 : i32[T, 2, 3]
+               %9 = reshape %8 {{shape = [T, 6]}} : i32[T, 6]
+               %10 = member %9 {{len = P+T}} : bool[T, P+T]
+               %11 = attention %q, %k, %v, %10
+                 {{sets = [\"tha,sa shc masked:ts\"], output = \"thc\", scale = 0.3}} : f32[T, 2, C]
+               return %11 }}"
+        )
+    };
+    for (expected, times, start, without) in
+        [(1, 3, 0, "-1"), (1, 5, 0, "-7"), (0, 2, 0, "-1"), (0, 3, 1, "-1"), (0, 3, 0, "0"), (0, -3, 0, "-1")]
+    {
+        assert_eq!(fires("mask-by-selection", &blocks(times, start, without)), expected, "{times} {start} {without}");
+    }
+}
+
 /// What makes one score of all of them, or none, leaves no choice that the scores before it would give.
 #[test]
 fn scores_are_kept_apart_by_moderate_constants() {

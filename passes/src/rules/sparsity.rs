@@ -105,7 +105,7 @@ fn select_rows(site: &dyn Site, set: &RowSet, own: &[V]) -> Option<Shown> {
 const DEPTH: usize = 6;
 
 /// Whether no number that is not negative stands twice along the last `axes` axes: what `top_k` chose, also without some of
-/// it, and the rows of blocks `n · b + o`, with `0 ≤ o < n`, that it chose.
+/// it, and the rows of blocks `n · b + o`, with `0 ≤ o < n` or fewer, that it chose.
 fn differ(site: &dyn Site, numbers: V, axes: usize, depth: usize) -> bool {
     let Some(depth) = depth.checked_sub(1) else { return false };
     let shape = &site.ty(numbers).shape;
@@ -138,11 +138,11 @@ fn differ(site: &dyn Site, numbers: V, axes: usize, depth: usize) -> bool {
     })
 }
 
-/// Whether these are `n` times numbers that [`differ`].
+/// Whether these are `n` times, or more, numbers that [`differ`].
 fn multiple(site: &dyn Site, v: V, n: i64, depth: usize) -> bool {
     site.forms(v).into_iter().any(|(op, args)| {
         let times = matches!(op, Op::Map(m) if m.f == MapFn::Mul);
-        let by = |a: V, b: V| repeated(site, a).is_some_and(|(c, _)| c == n as f64) && differ(site, b, 1, depth);
+        let by = |a: V, b: V| repeated(site, a).is_some_and(|(c, _)| c >= n as f64) && differ(site, b, 1, depth);
         times && (by(args[1], args[0]) || by(args[0], args[1]))
     })
 }
