@@ -19,6 +19,7 @@ mod locate;
 mod overlay;
 mod packed;
 pub(crate) mod recipe;
+mod renamed;
 mod rounding;
 mod source;
 
@@ -206,6 +207,7 @@ impl Checkpoint {
                 }
             }
         }
+        renamed::recognise(&mut tensors);
         fp4::recognise(&mut tensors);
         Ok(Checkpoint { place: place.into(), files, tensors, packed: BTreeMap::new() })
     }

@@ -81,10 +81,17 @@ impl Config {
             return Err(o.error("norm_topk_prob", "true, as the weights of chosen experts are divided by their sum"));
         }
         // Copies of one release disagree; entries of `compress_ratios` behind the last layer count.
-        o.ignore(&["num_nextn_predict_layers"]);
+        o.ignore(&["num_nextn_predict_layers", "router_jitter_noise"]);
+        if o.bool_or("mlp_bias", false)? {
+            return Err(o.error("mlp_bias", "false"));
+        }
         let frame = Frame { plan: Plan::read_with(o, &SCHEME)?, ..Frame::read_sizes(o)? };
-        let yarn = o.require_object(if o.has("rope_scaling") { "rope_scaling" } else { "rope_parameters" })?;
-        yarn.ignore(&["type"]);
+        let yarn = stretch(o)?;
+        // Magnitudes are left alone, which transformers says by a factor of 1.
+        yarn.ignore(&["type", "rope_theta", "partial_rotary_factor"]);
+        if yarn.optional_f64("attention_factor")?.is_some_and(|f| f != 1.0) {
+            return Err(yarn.error("attention_factor", "1"));
+        }
         yarn.require_str_in(if yarn.has("rope_type") { "rope_type" } else { "type" }, &["yarn"])?;
         let scaling = scaling(&yarn, "factor", "original_max_position_embeddings")?;
         Config::sizes(o, false, frame, scaling)
@@ -120,7 +127,13 @@ impl Config {
         let key = |published: &'static str, theirs: &'static str| if own { theirs } else { published };
         let head_dim = o.require_usize_in("head_dim", 3..=1 << 14)?;
         let turning_key = key("qk_rope_head_dim", "rope_head_dim");
-        let turning = o.require_usize_in(turning_key, 2..=head_dim - 1)?;
+        // Transformers may write the part of a head instead.
+        let part = o.optional_f64("partial_rotary_factor")?.filter(|_| !o.has(turning_key));
+        let turning = match part.map(|part| (part * head_dim as f64) as usize) {
+            Some(turning @ 2..) if turning < head_dim => turning,
+            Some(_) => return Err(o.error("partial_rotary_factor", "a part of head_dim")),
+            None => o.require_usize_in(turning_key, 2..=head_dim - 1)?,
+        };
         if !turning.is_multiple_of(2) {
             return Err(o.error(turning_key, "an even size, which rotation needs"));
         }
@@ -168,6 +181,21 @@ impl Config {
             hyper,
             frame,
         })
+    }
+}
+
+/// Where the stretch of compressed rows is: `rope_scaling`, or what transformers makes of it.
+fn stretch<'a>(o: &Object<'a>) -> Result<Object<'a>> {
+    if o.has("rope_scaling") {
+        return o.require_object("rope_scaling");
+    }
+    let parameters = o.require_object("rope_parameters")?;
+    match parameters.has("compress") {
+        true => {
+            parameters.ignore(&["main"]);
+            parameters.require_object("compress")
+        }
+        false => Ok(parameters),
     }
 }
 

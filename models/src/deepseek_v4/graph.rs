@@ -24,21 +24,42 @@ impl Architecture for Config {
         &self.frame
     }
 
-    /// `logits` also gives the streams of every token, `hidden`, from which `mtp` (`mtp1`, …) predicts further.
+    /// `logits` also gives the streams of every token, `hidden`, from which `mtp` (`mtp1`, …) predicts further. Drafts are
+    /// made by the first of these layers.
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>> {
-        let layers = (0..self.frame.layers).map(|l| self.layer(a, l)).collect::<Result<Vec<_>, _>>()?;
-        let all = self.main(a, "main_all", &layers, Rows::All)?;
-        let last = self.main(a, "main", &layers, Rows::Last)?;
-        a.main_entries(&all, &last);
-        for depth in 0..self.ratios.len() - self.frame.layers {
-            if a.formats.has(&format!("mtp.{depth}.e_proj.weight")) {
-                let name = if depth == 0 { "mtp".to_owned() } else { format!("mtp{depth}") };
-                let func = self.mtp(a, &name, depth)?;
-                a.chunk_entry(&name, &func);
+        let count = self.frame.layers;
+        let layers = (0..count).map(|l| self.layer(a, l)).collect::<Result<Vec<_>, _>>()?;
+        let all = self.main(a, "main_all", &layers, Gives { logits: Rows::All, hidden: true })?;
+        let last = self.main(a, "main", &layers, Gives { logits: Rows::Last, hidden: false })?;
+        let has = |depth: &usize| a.formats.has(&format!("mtp.{depth}.e_proj.weight"));
+        let predicting: Vec<usize> = (0..self.ratios.len() - count).filter(has).collect();
+        if predicting.first() == Some(&0) {
+            let read = self.main(a, "main_hidden", &layers, Gives { logits: Rows::Last, hidden: true })?;
+            a.drafted_entries(&all, &read, Some(&last));
+        } else {
+            a.main_entries(&all, &last);
+        }
+        for depth in predicting {
+            let name = if depth == 0 { "mtp".to_owned() } else { format!("mtp{depth}") };
+            let func = self.mtp(a, &name, depth, Some(Rows::All))?;
+            a.chunk_entry(&name, &func);
+            if depth == 0 {
+                let fill = self.mtp(a, "draft_fill", depth, None)?;
+                a.chunk_entry("draft_fill", &fill);
+                let draft = self.mtp(a, "draft", depth, Some(Rows::Last))?;
+                a.step_entry("draft", &draft);
             }
         }
         Ok(())
     }
+}
+
+/// What a main function gives out.
+#[derive(Clone, Copy)]
+struct Gives {
+    logits: Rows,
+    /// Whether the streams of all rows too.
+    hidden: bool,
 }
 
 /// Angles of new tokens, and of the compressed rows that a call adds, by the ratio of layers.
@@ -105,7 +126,7 @@ impl Config {
         self.hyper.expand(f, x, y, &mix)
     }
 
-    fn main(&self, a: &mut Assembly<'_>, name: &str, layers: &[Func], rows: Rows) -> Result<Func, Box<BuildError>> {
+    fn main(&self, a: &mut Assembly<'_>, name: &str, layers: &[Func], gives: Gives) -> Result<Func, Box<BuildError>> {
         let counters: Vec<_> = (0..layers.len()).map(|l| self.counter(a, l)).collect();
         let mut f = a.block(name, "");
         let tokens = f.tokens();
@@ -116,12 +137,10 @@ impl Config {
             let table = self.table(&mut f, &mut tables, self.ratios[l], counters[l]);
             x = self.call(&mut f, l, layer, x, tokens, &table);
         }
-        if rows == Rows::Last {
-            x = f.last_row(x);
-        }
-        let logits = self.head(&mut f, "", x, "head");
+        let read = if gives.logits == Rows::Last { f.last_row(x) } else { x };
+        let logits = self.head(&mut f, "", read, "head");
         f.result("logits", logits);
-        if rows == Rows::All {
+        if gives.hidden {
             f.result("hidden", x);
         }
         a.add(f)
@@ -174,7 +193,10 @@ impl Config {
 
     /// Row `i` joins the streams of token `i` with the embedding of token `i + 1`, passes one more layer, and predicts token
     /// `i + 2`: `x_j = e_proj enorm(E[t]) + h_proj hnorm(h_j)`.
-    fn mtp(&self, a: &mut Assembly<'_>, name: &str, depth: usize) -> Result<Func, Box<BuildError>> {
+    ///
+    /// With `rows` of the last one alone it also gives the streams that the next draft goes on from, in the place of the main
+    /// model's; without any it only keeps what it has seen.
+    fn mtp(&self, a: &mut Assembly<'_>, name: &str, depth: usize, rows: Option<Rows>) -> Result<Func, Box<BuildError>> {
         let (n, d, eps) = (self.hyper.streams, self.frame.hidden, self.frame.eps);
         let layer = self.frame.layers + depth;
         let (func, counter) = (self.layer(a, layer)?, self.counter(a, layer));
@@ -199,8 +221,13 @@ impl Config {
         let x = f.add(e, h);
         let table = self.table(&mut f, &mut BTreeMap::new(), self.ratios[layer], counter);
         let x = self.call(&mut f, layer, &func, x, tokens, &table);
+        let Some(rows) = rows else { return a.add(f) };
+        let x = if rows == Rows::Last { f.last_row(x) } else { x };
         let logits = self.head(&mut f, &prefix, x, &copy("head", "head"));
         f.result("logits", logits);
+        if rows == Rows::Last {
+            f.result("next", x);
+        }
         a.add(f)
     }
 }
