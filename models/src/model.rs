@@ -128,11 +128,6 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
     let hashing = architecture.hashing().cloned();
     let made =
         hashing.as_ref().map_or(Ok(Made::new()), |h| engram::made(h, frame.vocab, options.vocabulary.as_ref()))?;
-    if oracle.complete()
-        && let Some((weight, _)) = made.iter().find(|(_, value)| value.is_none())
-    {
-        return Err(Error::NoTokenizer { weight: weight.clone() });
-    }
     let params = params(&module, module.entries.iter().map(|e| e.func.as_str()));
     if options.activations == Activations::Fp8 && !params.iter().any(|p| p.scale) {
         let expected = "block-scaled fp8 weights, as it is their inputs that are rounded";
@@ -163,6 +158,14 @@ impl Model {
     /// The values of its weights: those in `checkpoint`, and those that it makes itself.
     pub fn weights<'a>(&'a self, checkpoint: &'a Checkpoint) -> ModelWeights<'a> {
         ModelWeights { made: &self.made, stored: CheckpointWeights(checkpoint) }
+    }
+
+    /// Fails where a weight that the model makes has no value, for want of a tokenizer. What is only looked at needs none.
+    pub fn check_made(&self) -> Result<()> {
+        match self.made.iter().find(|(_, value)| value.is_none()) {
+            Some((weight, _)) => Err(Error::NoTokenizer { weight: weight.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Every tensor that a checkpoint of this model holds, for [`crate::checkpoint::check`].

@@ -104,12 +104,13 @@ fn all_that_is_recorded() {
 }
 
 #[test]
-fn without_its_tokenizer_it_is_only_planned() {
+fn without_its_tokenizer_it_is_only_looked_at() {
     let (config, checkpoint, _, options) = open("engram");
     let options = BuildOptions { vocabulary: None, ..options };
     let planned = build(&config, &Planned, &options).unwrap();
     assert!(planned.made.values().all(Option::is_none));
-    let error = build(&config, &checkpoint, &options).unwrap_err();
+    let model = build(&config, &checkpoint, &options).unwrap();
+    let error = model.check_made().unwrap_err();
     assert!(matches!(&error, Error::NoTokenizer { .. }) && error.to_string().contains("tokenizer.json"), "{error}");
     let wrong = Some(Vocabulary::Tokenizer(br#"{"model": {"vocab": {}}}"#.as_slice().into()));
     let error = build(&config, &checkpoint, &BuildOptions { vocabulary: wrong, ..options }).unwrap_err();
