@@ -5,7 +5,7 @@
 //! lazily: a token that was drawn is run when the next one is wanted, so the last one costs nothing.
 //!
 //! Where a program drafts ([`Generator::draft`]), `decode` also gives `hidden`, a row for each token, and so does
-//! `prefill_hidden` or `prefill`.
+//! `prefill`, or `prefill_hidden` in its place.
 
 use crate::speculate::{Acceptance, Depth, Drafter, Drafts, LONGEST, Unseen, drafter, elements, most};
 use crate::{Error, Rng, Sampler, Sampling, Session};
@@ -72,7 +72,8 @@ impl Generator {
         let m = session.program().manifest();
         let vocab = m.model.vocab as usize;
         let decode = session.entry("decode")?;
-        let prefill = session.entry("prefill").ok();
+        // With or without drafts the same one, as another may have other bits.
+        let prefill = session.entry("prefill_hidden").or_else(|_| session.entry("prefill")).ok();
         let width = check_ports(&m.entries[decode], m.model.vocab)?;
         let reads = match prefill {
             Some(entry) => check_ports(&m.entries[entry], m.model.vocab)?,
@@ -115,7 +116,7 @@ impl Generator {
             _ => drafter(&self.session, self.width),
         };
         let Some(drafter) = drafter else { return Ok(()) };
-        let read = self.session.entry("prefill_hidden").or_else(|_| self.session.entry("prefill"))?;
+        let (read, chunk) = self.prefill.unwrap_or((self.decode, 1));
         if check_ports(&m.entries[read], m.model.vocab)? != self.width {
             return Err(Error::NoPort { entry: m.entries[read].name.clone(), port: "output `hidden` like `decode`'s" });
         }
@@ -123,8 +124,6 @@ impl Generator {
         let step = most(decode).min(LONGEST + 1);
         let lows = decode.versions.iter().flat_map(|v| &v.symbols).filter(|r| r.sym == Sym::P && r.lo > 0);
         let borders = lows.map(|r| r.lo as u64).collect();
-        let chunk = most(&m.entries[read]);
-        self.prefill = Some((read, chunk));
         self.logits = vec![0.0; step * self.vocab];
         self.hidden = vec![0.0; chunk.max(step) * self.width];
         self.tokens.reserve(chunk.max(step));

@@ -2,7 +2,7 @@
 //! file, so that no other test allocates meanwhile.
 
 use hadal::{Input, Options};
-use hadal_runtime::{Generator, Sampling};
+use hadal_runtime::{Drafts, Generator, Sampling};
 use hadal_tests::{load, session};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,20 +39,26 @@ fn a_decoded_token_allocates_nothing() {
     for threads in [1, 2] {
         for sampling in [Sampling::greedy(), Sampling { temperature: 0.8, top_k: 50, top_p: 0.9, min_p: 0.01, seed: 3 }]
         {
-            let mut generator = Generator::new(session(&program, threads), sampling).expect("a language model");
-            generator.ignore_stop_tokens();
-            generator.prompt(&[0, 300, 301, 302, 303, 304, 305]).expect("runs");
-            // Threads allocate while they start.
-            for _ in 0..4 {
-                generator.next_token().expect("runs");
-                std::thread::sleep(std::time::Duration::from_millis(20));
+            for drafts in [Drafts::Count(0), Drafts::Count(3), Drafts::Auto] {
+                let mut generator = Generator::new(session(&program, threads), sampling).expect("a language model");
+                generator.ignore_stop_tokens();
+                generator.draft(drafts).expect("it drafts");
+                generator.prompt(&[0, 300, 301, 302, 303, 304, 305]).expect("runs");
+                // Threads allocate while they start.
+                for _ in 0..4 {
+                    generator.next_token().expect("runs");
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                let before = ALLOCATIONS.load(Ordering::SeqCst);
+                for _ in 0..100 {
+                    generator.next_token().expect("runs").expect("goes on");
+                }
+                let found = ALLOCATIONS.load(Ordering::SeqCst) - before;
+                assert_eq!(
+                    found, 0,
+                    "{found} allocations in 100 tokens by {threads} threads, {sampling:?}, {drafts:?}"
+                );
             }
-            let before = ALLOCATIONS.load(Ordering::SeqCst);
-            for _ in 0..100 {
-                generator.next_token().expect("runs").expect("goes on");
-            }
-            let found = ALLOCATIONS.load(Ordering::SeqCst) - before;
-            assert_eq!(found, 0, "{found} allocations in 100 tokens by {threads} threads, {sampling:?}");
         }
     }
 }

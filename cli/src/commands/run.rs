@@ -55,6 +55,9 @@ struct GenerateArgs {
     /// Seed of the random numbers; a new one each time unless given.
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Tokens to draft for a step, where the model can; auto for as many as pay, 0 for none. The text stays the same.
+    #[arg(long, value_name = "N")]
+    draft: Option<String>,
     /// Threads, 0 for one per core.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1024))]
     threads: Option<u32>,
@@ -102,6 +105,7 @@ impl GenerateArgs {
             word("top-p", &self.top_p),
             word("min-p", &self.min_p),
             word("seed", &self.seed),
+            word("draft", &self.draft),
             word("threads", &self.threads),
             flag("ignore-stop", self.ignore_stop),
             flag("json", self.json),

@@ -1,8 +1,8 @@
 //! `bench`: how fast prompts are read and tokens written, and how near that is to what the memory can do.
 
-use super::generate::rate;
+use super::generate::{parse_drafts, rate};
 use super::{Failure, print_json, stdout_failed};
-use crate::{Generator, Pool, Program, Rng, Sampling, Session};
+use crate::{Acceptance, Drafts, Error, Generator, Pool, Program, Rng, Sampling, Session};
 use clap::Args;
 use hadal_types::Sym;
 use serde_json::json;
@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
   ./model bench --prompt-len 128 -n 64 --threads 2 --json
 
 The prompt is random tokens. Each figure is the best of --repeat runs. The share of read bandwidth compares the weight
-bytes a token needs with a plain sum over memory, by as many threads, measured just before.")]
+bytes a token needs with a plain sum over memory, by as many threads, measured just before. Where the model drafts, the same
+tokens are generated with drafts too, in turn with plain decoding.")]
 pub struct BenchArgs {
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 128)]
@@ -24,6 +25,9 @@ pub struct BenchArgs {
     /// Tokens to generate
     #[arg(short, long, value_name = "N", default_value_t = 64)]
     n: usize,
+    /// Tokens to draft for a step, or auto for as many as pay; 0 measures plain decoding alone
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = parse_drafts)]
+    draft: Drafts,
     /// Runs, of which the best counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
@@ -46,34 +50,40 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
     let loaded = started.elapsed();
     let bandwidth = read_bandwidth(threads);
 
-    let mut generator = Generator::new(Session::new(program.clone(), pool)?, Sampling::greedy())?;
-    generator.ignore_stop_tokens();
+    let make = |drafts: Drafts| -> Result<Generator, Error> {
+        let mut generator = Generator::new(Session::new(program.clone(), pool.clone())?, Sampling::greedy())?;
+        generator.ignore_stop_tokens();
+        generator.draft(drafts)?;
+        Ok(generator)
+    };
+    let mut generator = make(Drafts::Count(0))?;
+    let mut drafting = match args.draft {
+        Drafts::Count(0) => None,
+        _ if !generator.can_draft() => None,
+        drafts => Some(make(drafts)?),
+    };
     let mut rng = Rng::new(1);
     let prompt: Vec<u32> = (0..args.prompt_len).map(|_| (rng.next_u64() % model.vocab) as u32).collect();
-    let (mut prefill, mut first, mut decode) = (Duration::MAX, Duration::MAX, Duration::MAX);
-    let mut cold = None;
+    let (mut plain, mut drafted) = (Measured::default(), Measured::default());
     for _ in 0..args.repeat {
-        generator.rewind(0)?;
-        let start = Instant::now();
-        generator.prompt(&prompt)?;
-        prefill = prefill.min(start.elapsed());
-        generator.next_token()?;
-        first = first.min(start.elapsed());
-        cold.get_or_insert(start.elapsed());
-        let start = Instant::now();
-        for _ in 1..args.n {
-            generator.next_token()?;
+        plain.run(&mut generator, &prompt, args.n)?;
+        if let Some(generator) = &mut drafting {
+            drafted.run(generator, &prompt, args.n)?;
         }
-        decode = decode.min(start.elapsed());
     }
+    let Measured { prefill, first, decode, cold, .. } = plain;
+    let drafts = drafting.as_ref().and_then(Generator::acceptance).map(|a| Drafted::new(a, &plain, &drafted));
 
     let decoded = args.n.saturating_sub(1);
     let decode_rate = rate(decoded, decode);
     // The version that the first decoded token takes.
-    let entry = program.manifest().entry("decode");
-    let at = |sym: Sym| if sym == Sym::P { args.prompt_len as i64 } else { 1 };
-    let values = entry.map(|e| e.symbols.iter().map(|r| at(r.sym)).collect::<Vec<_>>());
-    let version = entry.zip(values).and_then(|(e, v)| Some(&e.versions[e.version_for(&v)?]));
+    let m = program.manifest();
+    let at = [(Sym::P, args.prompt_len as i64), (Sym::T, 1)].into();
+    let at = m.definitions.complete(&at);
+    let version = m.entry("decode").and_then(|e| {
+        let values: Vec<i64> = e.symbols.iter().map(|r| at.get(&r.sym).copied().unwrap_or(r.lo)).collect();
+        Some(&e.versions[e.version_for(&values)?])
+    });
     let bytes = version.and_then(|e| e.weight_bytes_read);
     let weights_rate = bytes.zip(decode_rate).map(|(b, r)| b as f64 * r);
     let share = weights_rate.map(|r| r / bandwidth);
@@ -95,6 +105,7 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
             "weight_bytes_per_second": weights_rate,
             "read_bandwidth": bandwidth,
             "share_of_read_bandwidth": share,
+            "drafts": drafts.as_ref().map(Drafted::json),
         }));
     }
     let mut out = std::io::stdout().lock();
@@ -130,10 +141,93 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
             format!("{} by {threads} threads, of which {} % used", gb(Some(bandwidth)), show(share.map(|s| s * 100.0))),
         ),
     ];
-    for (name, value) in lines {
+    for (name, value) in lines.into_iter().chain(drafts.map(|d| ("drafts", d.sentence()))) {
         writeln!(out, "{name:<14}{value}").map_err(stdout_failed)?;
     }
     Ok(())
+}
+
+/// The best of several runs.
+struct Measured {
+    prefill: Duration,
+    first: Duration,
+    decode: Duration,
+    cold: Option<Duration>,
+    /// What was generated.
+    tokens: Vec<u32>,
+}
+
+impl Default for Measured {
+    fn default() -> Measured {
+        let never = Duration::MAX;
+        Measured { prefill: never, first: never, decode: never, cold: None, tokens: Vec::new() }
+    }
+}
+
+impl Measured {
+    /// Generates `n` tokens after `prompt`, from the beginning.
+    fn run(&mut self, generator: &mut Generator, prompt: &[u32], n: usize) -> Result<(), Error> {
+        self.tokens.clear();
+        self.tokens.reserve(n);
+        generator.rewind(0)?;
+        let start = Instant::now();
+        generator.prompt(prompt)?;
+        self.prefill = self.prefill.min(start.elapsed());
+        self.tokens.extend(generator.next_token()?);
+        self.first = self.first.min(start.elapsed());
+        self.cold.get_or_insert(start.elapsed());
+        let start = Instant::now();
+        for _ in 1..n {
+            self.tokens.extend(generator.next_token()?);
+        }
+        self.decode = self.decode.min(start.elapsed());
+        Ok(())
+    }
+}
+
+/// Decoding with drafts, beside decoding without.
+struct Drafted {
+    rate: Option<f64>,
+    gain: Option<f64>,
+    tokens_per_step: f64,
+    acceptance: Vec<f64>,
+    same: bool,
+}
+
+impl Drafted {
+    fn new(acceptance: &Acceptance, plain: &Measured, drafted: &Measured) -> Drafted {
+        let of = |m: &Measured| rate(m.tokens.len().saturating_sub(1), m.decode);
+        Drafted {
+            rate: of(drafted),
+            gain: of(drafted).zip(of(plain)).map(|(a, b)| a / b),
+            tokens_per_step: acceptance.tokens_per_step(),
+            acceptance: acceptance.rates().collect(),
+            same: plain.tokens == drafted.tokens,
+        }
+    }
+
+    fn json(&self) -> serde_json::Value {
+        json!({
+            "decode_tokens_per_second": self.rate,
+            "speedup": self.gain,
+            "tokens_per_step": self.tokens_per_step,
+            "acceptance": self.acceptance,
+            "same_tokens": self.same,
+        })
+    }
+
+    fn sentence(&self) -> String {
+        let show = |x: Option<f64>, digits: usize| x.map_or("-".to_string(), |x| format!("{x:.digits$}"));
+        let accepted: Vec<String> = self.acceptance.iter().map(|a| format!("{:.0} %", a * 100.0)).collect();
+        let accepted = if accepted.is_empty() { "nothing drafted".to_string() } else { accepted.join(", ") };
+        let same = if self.same { "the same tokens" } else { "OTHER TOKENS, which is a bug" };
+        format!(
+            "{} tokens/s, {} times as fast: {:.2} tokens a step, right by position: {accepted}; {same}",
+            show(self.rate, 1),
+            show(self.gain, 2),
+            self.tokens_per_step
+        )
+    }
 }
 
 /// Bytes a second that `threads` threads can read from memory: the best of several sums over buffers larger than any

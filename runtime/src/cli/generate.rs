@@ -2,7 +2,7 @@
 
 use super::{Failure, print_json, shortest, stdout_failed};
 use crate::text::{Message, Stream, Text};
-use crate::{Generator, Pool, Program, Sampling, Session, Stop};
+use crate::{Acceptance, Drafts, Generator, Pool, Program, Sampling, Session, Stop};
 use clap::Args;
 use serde_json::json;
 use std::io::{Read, Write};
@@ -29,6 +29,9 @@ pub struct GenerateArgs {
     n: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
+    /// Tokens to draft for a step, where the model can; auto for as many as pay, 0 for none. The text stays the same
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = parse_drafts)]
+    draft: Drafts,
     /// Threads, 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::threads())]
     threads: usize,
@@ -104,6 +107,7 @@ pub(super) fn run(program: Arc<Program>, args: &GenerateArgs, started: Instant) 
 
     let session = Session::new(program, Pool::new(args.threads))?;
     let mut generator = Generator::new(session, sampling)?;
+    generator.draft(args.draft)?;
     match text.as_ref().and_then(Text::end) {
         _ if args.ignore_stop => generator.ignore_stop_tokens(),
         Some(end) => generator.also_stop_at(end),
@@ -144,6 +148,7 @@ pub(super) fn run(program: Arc<Program>, args: &GenerateArgs, started: Instant) 
         // The first token comes out of the prompt's run.
         decode: done - first,
         decoded: tokens.len().saturating_sub(1),
+        drafts: generator.acceptance().copied().filter(|a| a.offered[0] > 0),
     };
     let ended = match generator.stopped() {
         Some(Stop::Token(_)) => "stop",
@@ -167,6 +172,9 @@ pub(super) fn run(program: Arc<Program>, args: &GenerateArgs, started: Instant) 
             },
             "prefill_tokens_per_second": rate(timing.prompt_tokens, timing.prefill),
             "decode_tokens_per_second": rate(timing.decoded, timing.decode),
+            "drafts": timing.drafts.map(|d| json!({
+                "tokens_per_step": d.tokens_per_step(), "acceptance": d.rates().collect::<Vec<_>>(),
+            })),
         }));
     }
     eprintln!("{}", timing.sentence(tokens.len(), ended, &sampling));
@@ -211,6 +219,7 @@ struct Timing {
     first: Duration,
     decode: Duration,
     decoded: usize,
+    drafts: Option<Acceptance>,
 }
 
 impl Timing {
@@ -221,8 +230,9 @@ impl Timing {
             0.0 => String::new(),
             _ => format!(", seed {}", sampling.seed),
         };
+        let drafts = self.drafts.map_or(String::new(), |d| format!(", {:.2} tokens a step", d.tokens_per_step()));
         format!(
-            "[prompt: {} tokens in {}{}; generated {tokens}, ended by {ended}{seed}, {}{}; first token {} after start]",
+            "[prompt: {} tokens in {}{}; generated {tokens}, ended by {ended}{seed}, {}{}{drafts}; first token {} after start]",
             self.prompt_tokens,
             ms(self.prefill),
             speed(self.prompt_tokens, self.prefill),
@@ -230,6 +240,14 @@ impl Timing {
             speed(self.decoded, self.decode),
             ms(self.first),
         )
+    }
+}
+
+/// Reads how many tokens to draft.
+pub(super) fn parse_drafts(text: &str) -> Result<Drafts, String> {
+    match text {
+        "auto" => Ok(Drafts::Auto),
+        _ => text.parse().map(Drafts::Count).map_err(|_| "must be `auto` or a number".to_string()),
     }
 }
 
