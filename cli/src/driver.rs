@@ -132,6 +132,9 @@ pub fn compile_model(
     if target.kind != TargetKind::Cpu {
         return Err(Failure::usage(format!("target `{}`: code is generated for cpu only, so far", target.name)));
     }
+    if input.checkpoint.is_some() {
+        model.check_made()?;
+    }
     let mut times = vec![built];
     let mut timed = |what: &'static str, start: Instant| times.push((what, start.elapsed()));
 
