@@ -71,3 +71,38 @@ impl Config {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config_reader;
+    use serde_json::{Value, json};
+
+    fn read(change: impl Fn(&mut Value)) -> Result<Config> {
+        let mut config = json!({
+            "engram": { "engram_vocab_size": [50, 60], "max_ngram_size": 3, "n_embed_per_ngram": 8, "n_head_per_ngram": 2,
+                "layer_ids": [1], "pad_id": 2, "kernel_size": 4 },
+            "backbone": { "hidden_size": 16, "hc_mult": 4, "vocab_size": 100, "num_layers": 2 },
+        });
+        change(&mut config);
+        Config::read(&config_reader::Config::parse("config.json", config.to_string().as_bytes())?.object())
+    }
+
+    #[test]
+    fn sizes_have_to_fit_together() {
+        assert_eq!(read(|_| ()).unwrap().engram, Mixed { width: 4, taps: 4, dilation: 3 });
+        for (part, key, value) in [
+            ("engram", "engram_vocab_size", json!([50])),
+            ("engram", "engram_vocab_size", json!([50, 0])),
+            ("engram", "n_embed_per_ngram", json!(9)),
+            ("engram", "layer_ids", json!([2])),
+            ("engram", "layer_ids", json!([1, 1])),
+            ("engram", "pad_id", json!(100)),
+            ("engram", "max_ngram_size", json!(1)),
+            ("backbone", "hc_mult", json!(0)),
+        ] {
+            let error = read(|c| c[part][key] = value.clone()).unwrap_err().to_string();
+            assert!(error.contains(key), "{key} {value}: {error}");
+        }
+    }
+}

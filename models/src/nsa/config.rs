@@ -119,3 +119,33 @@ impl Branches {
 fn symbol(letter: char, n: usize) -> Sym {
     Sym::new(&format!("{letter}{n}")).expect("a letter and at most five digits")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hadal_types::{Bindings, Definitions};
+
+    /// Rows and blocks, counted one by one.
+    #[test]
+    fn rows_are_counted_for_any_block_and_stride() {
+        for (block, stride, selected) in [(8, 4, 8), (4, 4, 4), (7, 3, 5), (3, 5, 10), (1, 1, 1), (16, 4, 6), (5, 7, 2)]
+        {
+            let b = Branches { block, stride, hidden: 1, selected, count: 1, initial: 0, local: 0, window: 1 };
+            let definitions: Definitions = b.definitions().into_iter().collect();
+            for (held, new) in (0..40).flat_map(|p| (1..20).map(move |t| (p, t))) {
+                let at = definitions.complete(&Bindings::from([(Sym::P, held), (Sym::T, new)]));
+                let ended = |s: i64| (0..).take_while(|i| i * stride as i64 + block as i64 <= s).count() as i64;
+                // The first rows are of blocks that would begin before the first token.
+                let rows = |s: i64| {
+                    (-(b.reach() as i64 - 1)..0).filter(|i| i * stride as i64 + block as i64 <= s).count() as i64
+                        + ended(s)
+                };
+                let Counter { held: before, new: more } = b.rows();
+                assert_eq!(at[&before], rows(held), "{b:?} {held}");
+                assert_eq!(at[&more], rows(held + new) - rows(held), "{b:?} {held} {new}");
+                let blocks = b.blocks().eval(&at).unwrap();
+                assert_eq!(blocks, (held + new + selected as i64 - 1) / selected as i64, "{b:?} {held} {new}");
+            }
+        }
+    }
+}
