@@ -5,7 +5,8 @@ use hadal_ir::interpret::Interpreter;
 use hadal_ir::{Bindings, Sym, Tensor};
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::config_reader::Config;
-use hadal_models::{Activations, BuildOptions, Model, ModelWeights, Vocabulary, build};
+use hadal_models::stats::stats;
+use hadal_models::{Activations, BuildOptions, Model, ModelWeights, Planned, Vocabulary, build};
 use hadal_types::DType;
 use std::path::PathBuf;
 
@@ -199,8 +200,7 @@ fn drafts() {
     }
 }
 
-/// Rounding is discontinuous, so a value that lies on an edge in other arithmetic may fall to the other side: most rows
-/// are compared by their largest difference, and all by the mean.
+/// Rounding is discontinuous: that all is close says that every value falls to the same side as in the other code.
 #[test]
 fn levels_of_rounding() {
     for (activations, recorded) in [(Activations::Cache, "logits_cachequant"), (Activations::Fp8, "logits_actquant")] {
@@ -213,4 +213,88 @@ fn levels_of_rounding() {
             f.compare(recorded, &logits, expected.reals());
         }
     }
+}
+
+fn published() -> serde_json::Value {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/configs/deepseek-v4.1-flash.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn planned(value: &serde_json::Value, options: &BuildOptions) -> hadal_models::Result<Model> {
+    let config = Config::parse("config.json", value.to_string().as_bytes()).unwrap();
+    build(&config, &Planned, options)
+}
+
+#[test]
+fn the_release() {
+    let cache = BuildOptions { activations: Activations::Cache, ..BuildOptions::default() };
+    let model = planned(&published(), &cache).unwrap();
+    hadal_ir::verify::module(&model.module).unwrap();
+    assert!(model.unread.is_empty(), "{:?}", model.unread);
+    let s = stats(&model);
+    // The sheet: 552 B and 196.6 B in tables; 890 B a token; a window is 67,584 B a layer, an open token of a source 4096 B.
+    assert_eq!(s.tables, (384_006_168 + 384_016_682) * 256);
+    assert_eq!(((s.main - s.tables) / 1_000_000_000, s.active / 1_000_000_000), (552, 16));
+    assert_eq!(s.state_bytes, 890);
+    assert_eq!(s.window_bytes, 40 * 67_584 + 3 * 4096 + 3 * 4);
+    // One function for all layers that compute the same.
+    let names: Vec<&str> = model.module.funcs.iter().map(|f| f.name.as_str()).collect();
+    let kinds = ["window_layer", "source_layer_by_2", "reading_layer_by_2", "source_layer_by_1"];
+    let more = ["reading_layer_by_1", "selecting_layer_by_1", "memory", "memory_2", "main_all", "main"];
+    let drafts = ["stage_fill", "draft_fill", "stage", "draft", "markov"];
+    assert_eq!(names, [&kinds[..], &more, &drafts].concat());
+}
+
+#[test]
+fn the_repository_s_own_configuration_is_the_same_model() {
+    let mut flat = serde_json::Map::new();
+    for (key, value) in published()["text_config"].as_object().unwrap() {
+        let own = match key.as_str() {
+            "hidden_size" => "dim",
+            "num_hidden_layers" => "n_layers",
+            "num_attention_heads" => "n_heads",
+            "moe_intermediate_size" => "moe_inter_dim",
+            "num_experts_per_tok" => "n_activated_experts",
+            "scoring_func" => "score_func",
+            "routed_scaling_factor" => "route_scale",
+            "qk_rope_head_dim" => "rope_head_dim",
+            "sliding_window" => "window_size",
+            "kv_source_layer_ids" => "kv_source_layers",
+            "index_source_layer_ids" => "index_source_layers",
+            "candidate_source_layer_id" => "candidate_source_layer",
+            "engram_layer_ids" => "engram_layers",
+            "engram_pad_token_id" => "engram_pad_id",
+            "num_nextn_predict_layers" => "n_mtp_layers",
+            "dspark_target_layer_ids" => "dspark_target_layers",
+            "dspark_noise_token_id" => "dspark_noise_id",
+            "dspark_num_experts_per_tok" => "dspark_n_activated_experts",
+            "model_type" | "rope_scaling" | "max_position_embeddings" | "rms_norm_eps" => continue,
+            same => same,
+        };
+        flat.insert(own.into(), value.clone());
+    }
+    let more = serde_json::json!({
+        "dtype": "fp8", "scale_fmt": "ue8m0", "expert_dtype": "fp4", "rope_factor": 16, "original_seq_len": 65536,
+        "beta_fast": 32, "beta_slow": 1, "gate_temp": 1.0,
+    });
+    flat.extend(more.as_object().unwrap().clone());
+    let options = BuildOptions::default();
+    let own = planned(&flat.clone().into(), &options).unwrap();
+    assert_eq!(own.module, planned(&published(), &options).unwrap().module);
+    flat["gate_temp"] = 2.0.into();
+    assert!(planned(&flat.into(), &options).unwrap_err().to_string().contains("gate_temp"));
+}
+
+#[test]
+fn tables_for_other_tokens_are_refused() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/v41-like");
+    let mut value: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let vocabulary = Some(Vocabulary::Tokenizer(std::fs::read(dir.join("tokenizer.json")).unwrap().into()));
+    let options = BuildOptions { vocabulary, ..BuildOptions::default() };
+    value["text_config"]["engram_compressed_vocab_size"] = 253.into();
+    let error = planned(&value, &options).unwrap_err().to_string();
+    assert!(error.contains("254 classes") && error.contains("for 253"), "{error}");
+    value["text_config"]["engram_num_embeddings"][1] = 349.into();
+    assert!(planned(&value, &options).unwrap_err().to_string().contains("engram_num_embeddings"));
 }

@@ -38,6 +38,16 @@ fixtures! {
     v32_fp8 "variant-v32-fp8" ["logits", "greedy_logits", "mtp_logits", "logits_actquant", "mtp_logits_prenorm"], 8, [];
     v4 "v4-flash-like" ["logits", "greedy_logits", "mtp_logits"], 8, [];
     v4_fp4 "v4-fp4" ["logits", "greedy_logits", "mtp_logits", "logits_actquant"], 8, [];
+    v41 "v41-like" [
+        "logits", "compressed_lookup", "primes_1", "multipliers_1", "primes_3", "multipliers_3", "greedy_logits",
+        "dspark_ids", "dspark_logits", "dspark_confidence", "hash_1", "engram_1", "kept_1", "hash_3", "engram_3", "kept_3",
+        "kept_5", "candidates", "kept_7",
+    ], 8, [];
+    v41_fp8_fp4 "v41-fp8fp4-like" [
+        "logits", "compressed_lookup", "primes_1", "multipliers_1", "greedy_logits", "dspark_ids", "dspark_logits",
+        "dspark_confidence", "logits_cachequant", "logits_actquant", "hash_1", "engram_1", "kept_1", "kept_3", "candidates",
+        "kept_5",
+    ], 8, [];
     nsa "nsa" ["logits", "greedy_logits"], 8, [];
     nsa_uneven "variant-nsa-uneven" ["logits", "greedy_logits"], 8, [];
     nsa_gaps "variant-nsa-gaps" ["logits", "greedy_logits"], 8, [];

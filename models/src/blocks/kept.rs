@@ -180,3 +180,34 @@ impl Kept {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::blocks::rounding::testing::evaluate;
+    use hadal_ir::Tensor;
+
+    fn rounded(x: &[f64], to: Narrow) -> Vec<f64> {
+        let x = Tensor::real(DType::F32, &[1, x.len()], x.to_vec());
+        evaluate(&x, |f, x| Kept::round(f, x, to).read(f)).reals().to_vec()
+    }
+
+    #[test]
+    fn scales_are_powers_of_two_or_not() {
+        let pow2 = Narrow { values: DType::F4E2M1, block: 4, scales: DType::F8E8M0 };
+        // The largest is 12, so the scale is 2: ties go to the even code, the short last block has a scale of its own.
+        assert_eq!(rounded(&[12.0, 0.5, 1.5, -5.0, 3.0], pow2), [12.0, 0.0, 2.0, -4.0, 3.0]);
+        let fine = Narrow { scales: DType::F8E4M3, ..pow2 };
+        // 13 / 6 as an e4m3 is 2.25.
+        assert_eq!(rounded(&[13.0, 2.25, 0.0, -1.0], fine), [13.5, 2.25, 0.0, -1.125]);
+    }
+
+    #[test]
+    fn rows_of_nothing_have_a_scale() {
+        for (values, scales) in
+            [(DType::F4E2M1, DType::F8E8M0), (DType::F4E2M1, DType::F8E4M3), (DType::F8E4M3, DType::F8E8M0)]
+        {
+            assert_eq!(rounded(&[0.0; 3], Narrow { values, block: 2, scales }), [0.0; 3]);
+        }
+    }
+}

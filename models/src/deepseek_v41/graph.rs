@@ -14,7 +14,7 @@ use super::attention::{Place, attention, rows_of_blocks};
 use super::config::{Config, Engram};
 use super::plan::{Candidates, Layer};
 use crate::blocks::Block;
-use crate::blocks::assembly::{Architecture, Assembly, Frame, Rows};
+use crate::blocks::assembly::{Architecture, Assembly, Frame};
 use crate::blocks::engram::{Chosen, choose, gated, ngrams};
 use crate::blocks::moe::{Moe, moe};
 use crate::blocks::rope::Angles;
@@ -49,19 +49,33 @@ impl Architecture for Config {
             None => Vec::new(),
             Some(e) => (0..e.rows.len()).map(|i| self.memory(a, e, i)).collect::<Result<Vec<_>, _>>()?,
         };
-        let all = self.main(a, "main_all", &layers, &tables, Rows::All)?;
-        let last = self.main(a, "main", &layers, &tables, Rows::Last)?;
+        let all = self.main(a, "main_all", &layers, &tables, Gives::All)?;
+        let last = self.main(a, "main", &layers, &tables, Gives::Last)?;
         match &self.draft {
-            None => {
-                a.main_entries(&all, &last);
-                Ok(())
-            }
+            None => a.main_entries(&all, &last),
             Some(draft) => {
                 a.drafted_entries(&all, &last, None);
-                self.drafts(a, draft)
+                self.drafts(a, draft)?;
             }
         }
+        if a.bounds.inner {
+            let shown = self.main(a, "main_shown", &layers, &tables, Gives::Inner)?;
+            let entries = a.module.entries.iter_mut().filter(|e| e.func == all.name && e.name == "logits");
+            entries.for_each(|e| e.func = shown.name.clone());
+        }
+        Ok(())
     }
+}
+
+/// What a main function gives out.
+#[derive(Clone, Copy, PartialEq)]
+enum Gives {
+    /// Logits of the last row.
+    Last,
+    /// Those of every row.
+    All,
+    /// And what is computed on the way.
+    Inner,
 }
 
 /// What the names of a layer's weights and states begin with.
@@ -151,7 +165,7 @@ impl Config {
         name: &str,
         layers: &[Func],
         tables: &[Func],
-        rows: Rows,
+        gives: Gives,
     ) -> Result<Func, Box<BuildError>> {
         let mut f = a.block(name, "");
         let tokens = f.tokens();
@@ -164,7 +178,7 @@ impl Config {
                 (0..tables.len()).map(|i| choose(&mut f, &e.hashing, i, &ngrams)).collect()
             }
         };
-        let inner = a.bounds.inner && rows == Rows::All;
+        let inner = gives == Gives::Inner;
         let mut targets = Vec::new();
         for (l, layer) in layers.iter().enumerate() {
             if let Some(i) = table(l) {
@@ -185,7 +199,7 @@ impl Config {
             }
         }
         let (mut streams, mut pre) = (named["streams"], named["pre"]);
-        if rows == Rows::Last {
+        if gives == Gives::Last {
             (streams, pre) = (f.last_row(streams), f.last_row(pre));
         }
         let y = self.hyper.collapse(&mut f, streams, pre);
