@@ -12,7 +12,7 @@ use crate::roofline::{Call, Step, state_elements, stored_bytes};
 use hadal_ir::module::{Entry, Range};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Sym};
+use hadal_ir::Sym;
 use hadal_models::Model;
 use hadal_types::DType;
 use std::collections::BTreeMap;
@@ -313,7 +313,8 @@ fn predicted(
     let arena_bytes = others.iter().map(|p| arena(p, 1)).fold(arena(program, batch), u64::max);
     let stored_bytes = stored_bytes(programs);
     let one = |(phase, tokens): &(Phase, usize)| {
-        let bindings: Bindings = [(Sym::T, *tokens as i64), (Sym::P, (context - tokens) as i64)].into();
+        let call = [(Sym::T, *tokens as i64), (Sym::P, (context - tokens) as i64)].into();
+        let bindings = program.module.complete(&call);
         let plan = program.plan_for(phase.entry(), &bindings)?;
         let step = Call { program, plan, target, bindings: &bindings, batch }.step();
         Some(Predicted { phase: *phase, tokens: *tokens, batch, step, stored_bytes, arena_bytes })

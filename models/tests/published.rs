@@ -32,7 +32,7 @@ fn sizes(name: &str) -> (Model, Stats) {
 }
 
 /// Configuration, family, parameters, state bytes per token in bf16, functions.
-const RELEASES: [(&str, &str, u64, u64, &[&str]); 10] = [
+const RELEASES: [(&str, &str, u64, u64, &[&str]); 12] = [
     ("deepseek-llm-7b-chat", "llama", 6_910_365_696, 491_520, &["layer", "main_all", "main"]),
     ("deepseek-coder-1.3b-instruct", "llama", 1_346_471_936, 196_608, &["layer", "main_all", "main"]),
     ("deepseek-r1-distill-qwen-1.5b", "qwen2", 1_777_088_000, 28_672, &["layer", "main_all", "main"]),
@@ -41,13 +41,57 @@ const RELEASES: [(&str, &str, u64, u64, &[&str]); 10] = [
     ("deepseek-v2-lite", "deepseek-v2", 15_706_484_224, 31_104, &["dense_layer", "moe_layer", "main_all", "main"]),
     ("deepseek-v2", "deepseek-v2", 235_741_434_880, 69_120, &["dense_layer", "moe_layer", "main_all", "main"]),
     ("deepseek-v2.5", "deepseek-v2", 235_741_434_880, 69_120, &["dense_layer", "moe_layer", "main_all", "main"]),
-    ("deepseek-r1", "deepseek-v3", 671_026_419_200, 70_272, &["dense_layer", "moe_layer", "main_all", "main", "mtp"]),
+    (
+        "deepseek-r1",
+        "deepseek-v3",
+        671_026_419_200,
+        70_272,
+        &["dense_layer", "moe_layer", "main_all", "main", "main_hidden", "mtp", "draft_fill", "draft"],
+    ),
     (
         "deepseek-v3.2",
         "deepseek-v3.2",
         671_877_944_064,
         85_888,
-        &["dense_layer", "moe_layer", "main_all", "main", "mtp"],
+        &["dense_layer", "moe_layer", "main_all", "main", "main_hidden", "mtp", "draft_fill", "draft"],
+    ),
+    (
+        "deepseek-v4-flash",
+        "deepseek-v4",
+        284_334_567_511,
+        6880,
+        &[
+            "hashed_window_layer",
+            "hashed_rows4_layer",
+            "rows128_layer",
+            "rows4_layer",
+            "main_all",
+            "main",
+            "main_hidden",
+            "window_layer",
+            "mtp",
+            "draft_fill",
+            "draft",
+        ],
+    ),
+    (
+        "deepseek-v4-pro",
+        "deepseek-v4",
+        1_572_999_528_803,
+        9848,
+        &[
+            "hashed_rows128_layer",
+            "hashed_rows4_layer",
+            "rows128_layer",
+            "rows4_layer",
+            "main_all",
+            "main",
+            "main_hidden",
+            "window_layer",
+            "mtp",
+            "draft_fill",
+            "draft",
+        ],
     ),
 ];
 
@@ -88,6 +132,24 @@ fn an_indexer_adds_its_own() {
 }
 
 #[test]
+fn streams_and_experts_in_fp4_are_counted() {
+    for (name, active, tensors) in [("flash", 13_270_105_705, 69_187), ("pro", 48_852_409_205, 145_116)] {
+        let (model, s) = sizes(&format!("deepseek-v4-{name}"));
+        // The number of tensors is that of the release's own index.
+        assert_eq!((s.active, s.tensors, s.mtp_copies), (active, tensors, 0), "{name}");
+        // Nearly all weights are experts', of half a byte each.
+        let fp4 = s.bytes.iter().find(|(d, _)| *d == DType::F4E2M1).unwrap().1;
+        assert!(2 * fp4 > s.main * 9 / 10, "{name}");
+        // The repository's own form of the configuration is the same model.
+        let (theirs, t) = sizes(&format!("deepseek-v4-{name}.inference"));
+        assert_eq!((theirs.name, t.main, t.active, t.tensors), (model.name, s.main, s.active, s.tensors));
+        for func in model.module.funcs.iter().filter(|f| f.name.ends_with("_layer")) {
+            assert_eq!(theirs.module.func(&func.name), Some(func), "{name}");
+        }
+    }
+}
+
+#[test]
 fn states_are_counted_in_their_own_formats() {
     let built = |name: &str, activations| {
         let options = BuildOptions { state_dtype: DType::BF16, activations, ..BuildOptions::default() };
@@ -98,6 +160,13 @@ fn states_are_counted_in_their_own_formats() {
     assert_eq!(built("deepseek-v3.2", Activations::F32), 61 * (576 + 128) * 2);
     // An index key is 128 elements of one byte, and a scale in f32.
     assert_eq!(built("deepseek-v3.2", Activations::Fp8), 78_324);
+    // Rows of 584 bytes and index keys of 68, for every 4 tokens or 128.
+    assert_eq!(built("deepseek-v4-flash", Activations::F32), 6880);
+    for activations in [Activations::Cache, Activations::Fp8] {
+        assert_eq!(built("deepseek-v4-flash", activations), (21 * (584 + 68) * 32 + 20 * 584) / 128);
+        assert_eq!(built("deepseek-v4-flash", activations), 3514);
+        assert_eq!(built("deepseek-v4-pro", activations), 5031);
+    }
 }
 
 #[test]
@@ -124,7 +193,10 @@ fn only_inputs_of_scaled_weights_are_rounded() {
 #[test]
 fn costs_follow_tokens_and_context() {
     let (model, s) = sizes("deepseek-r1-distill-qwen-1.5b");
-    let at = |tokens, past| cost(&model.module, "decode", tokens, past).unwrap();
+    let at = |tokens, past| {
+        let entry = if tokens == 1 { "decode" } else { "prefill" };
+        cost(&model.module, entry, tokens, past).unwrap()
+    };
     // Two operations for each active parameter, and little else without context.
     let per_parameter = at(1, 0).flops / s.active as f64;
     assert!((1.99..2.01).contains(&per_parameter), "{per_parameter}");
@@ -182,14 +254,7 @@ fn reference_configurations_describe_the_releases() {
 
 #[test]
 fn other_generations_are_refused_by_name() {
-    for name in [
-        "deepseek-v4-flash",
-        "deepseek-v4-flash.inference",
-        "deepseek-v4.1-flash",
-        "deepseek-ocr",
-        "janus-pro-7b.partial",
-        "deepseek-vl2",
-    ] {
+    for name in ["deepseek-ocr", "janus-pro-7b.partial", "deepseek-vl2"] {
         let error = recognise(&parse(&text(name))).unwrap_err().to_string();
         let key = error.contains("`architectures`: expected one of \"LlamaForCausalLM\"")
             || error.contains("`model_type`: expected one of \"llama\"");

@@ -80,7 +80,7 @@ fn far(f: &mut Block<'_>, c: &Config, x: ValueId, latent: ValueId, turn: Turn<'_
         }),
         _ => there,
     };
-    Set { rows, seen }
+    Set { rows, seen: Some(seen) }
 }
 
 /// How well each compressed row suits each query. Where states are narrow, queries and keys are rounded after a rotation

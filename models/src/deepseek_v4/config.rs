@@ -152,6 +152,7 @@ impl Config {
             q_rank: o.require_usize_in("q_lora_rank", 1..=1 << 18)?,
             groups: [groups, o.require_usize_in("o_lora_rank", 1..=1 << 18)?],
             window: o.require_usize_in(key("sliding_window", "window_size"), 1..=1 << 20)?,
+            unit: true,
             eps: frame.eps,
         };
         let far = o.positive_or("compress_rope_theta", 160_000.0)?;

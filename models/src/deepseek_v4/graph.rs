@@ -204,9 +204,9 @@ impl Config {
         let mut f = a.block(name, "");
         let tokens = f.tokens();
         let hidden = f.rows("hidden", &[n, d]);
-        // The layer's copies of embedding and head are left out of some conversions.
+        // The releases leave the layer's copies of embedding and head out; some conversions have them.
         let copy = |part: &str, main: &str| match format!("{prefix}{part}") {
-            own if a.formats.has(&format!("{own}.weight")) => own,
+            own if a.formats.oracle.dtype(&format!("{own}.weight")).is_some() => own,
             _ => main.to_owned(),
         };
         let e = f.embed(&copy("emb.tok_emb", "embed"), tokens, [self.frame.vocab, d]);
