@@ -1,7 +1,7 @@
 //! Attention in which one row is key and value of all heads (sheet `deepseek-v4`, "Attention").
 //!
 //! ```text
-//! r = norm(x Wqa);   q^h = turn(unit((r Wqb)_h))          a head's trailing channels turn; unit: root mean square 1
+//! r = norm(x Wqa);   q^h = turn(unit((r Wqb)_h))          a head's trailing channels turn; unit, in some models: root mean square 1
 //! k = turn(norm(x Wkv))
 //! o^h = Σ_s p_s k_s,   p = softmax over {q^h · k_s / √c} of all sets of rows, and the head's sink
 //! y = (turned back o, in g groups) Woa Wob                 so a value depends on how far away its row is
@@ -37,17 +37,19 @@ pub struct SharedKv {
     pub groups: [usize; 2],
     /// Tokens `W` whose rows a query sees directly, itself among them.
     pub window: usize,
+    /// Whether the heads of queries are normalised.
+    pub unit: bool,
     /// Epsilon of the norms.
     pub eps: f64,
 }
 
-/// Rows, and which of them each query sees: `[S, c]` and truth values `[T, S]`.
+/// Rows, and which of them each query sees: `[S, c]` and truth values `[T, S]`; all where there are none.
 #[derive(Clone, Copy, Debug)]
 pub struct Set {
     /// The rows.
     pub rows: ValueId,
     /// Which are seen.
-    pub seen: ValueId,
+    pub seen: Option<ValueId>,
 }
 
 /// How heads turn: the rotation, and its angles for the rows at hand.
@@ -84,6 +86,9 @@ impl SharedKv {
         let q = f.linear(latent, "wq_b", self.heads * self.head_dim, false);
         let tokens = f.shape(q)[0].clone();
         let q = f.reshape(q, &[tokens, self.heads.into(), self.head_dim.into()]);
+        if !self.unit {
+            return turn.there(f, q);
+        }
         let ones = f.scalar(1.0);
         let ones = f.broadcast(ones, &[self.head_dim.into()], &[]);
         let q = f.rms_norm(q, ones, self.eps);
@@ -113,8 +118,13 @@ impl SharedKv {
 
     /// The window of every query, with the rows of new tokens.
     pub fn near(&self, f: &mut Block<'_>, row: ValueId, turning: usize) -> Set {
+        let rows = self.keep(f, "window", self.window, row, turning);
+        self.near_of(f, rows)
+    }
+
+    /// The same with the rows as they are: the last `W` before this call, and those of new tokens.
+    pub fn near_of(&self, f: &mut Block<'_>, rows: ValueId) -> Set {
         let w = self.window as i64;
-        let rows = self.keep(f, "window", w, row, turning);
         let shape = [Dim::from(Sym::T), f.shape(rows)[0].clone()];
         // Row 0 stands at position P - W. A query sees W positions up to its own, and none before 0.
         let positions = f.iota(shape[1].clone(), Dim::from(Sym::P) - w);
@@ -125,7 +135,7 @@ impl SharedKv {
         let first = f.map(MapFn::Max, &[first, zero]);
         let (first, last) = (f.broadcast(first, &shape, &[0]), f.broadcast(last, &shape, &[0]));
         let (begun, there) = (f.map(MapFn::Le, &[first, positions]), f.map(MapFn::Le, &[positions, last]));
-        Set { rows, seen: f.map(MapFn::And, &[begun, there]) }
+        Set { rows, seen: Some(f.map(MapFn::And, &[begun, there])) }
     }
 
     /// One softmax over all that a query sees, and the rows so weighted: `[T, H, c]`.
@@ -135,8 +145,12 @@ impl SharedKv {
         for set in sets {
             let scores = f.contract("thd,sd->ths", &[q, set.rows]);
             let scores = f.mul_scalar(scores, (self.head_dim as f64).powf(-0.5));
+            let Some(seen) = set.seen else {
+                columns.push(scores);
+                continue;
+            };
             let shape = f.shape(scores).to_vec();
-            let seen = f.broadcast(set.seen, &shape, &[0, 2]);
+            let seen = f.broadcast(seen, &shape, &[0, 2]);
             columns.push(f.only(seen, scores));
         }
         let sink = f.tensor("attn_sink", &[self.heads]);

@@ -15,8 +15,9 @@
 use super::config::Config;
 use super::plan::{Candidates, Layer};
 use crate::blocks::Block;
+use crate::blocks::compressor::Compressor;
 use crate::blocks::kept::{Kept, Narrow};
-use crate::blocks::rope::Angles;
+use crate::blocks::shared_kv::{Set, Turn, divided};
 use crate::formats::Activations;
 use hadal_ir::module::{Counter, ValueId};
 use hadal_ir::ops::map::MapFn;
@@ -39,63 +40,30 @@ pub(super) struct Place<'a> {
     /// What it does.
     pub layer: &'a Layer,
     /// Rotation of the new tokens.
-    pub angles: Angles,
+    pub turn: Turn<'a>,
     /// Counts its rows.
     pub counter: Counter,
     /// Counts candidate blocks.
     pub blocks: Option<Sym>,
 }
 
-/// A query: its latent row, and the heads.
-#[derive(Clone, Copy)]
-pub(super) struct Query {
-    latent: ValueId,
-    pub heads: ValueId,
-}
-
 /// `[T, d]` to `[T, d]`. State: `window`; those of a source: `rows`, `keys`, and `open` for the tokens of a group that is
 /// not complete.
 pub(super) fn attention(f: &mut Block<'_>, at: Place<'_>, x: ValueId) -> ValueId {
-    let c = at.config;
+    let (c, a) = (at.config, &at.config.attention);
     f.within("attn", |f| {
-        let q = query(f, c, x, at.angles);
-        let row = row(f, c, x, at.angles);
+        let latent = a.latent(f, x);
+        let q = a.query(f, latent, at.turn);
+        let row = a.row(f, x, at.turn);
         let to = kept(f, WINDOW);
-        let window = Kept::append(f, "window", c.attention.window, row, to).read(f);
-        let near = near_scores(f, c, q.heads, window);
-        let o = match at.layer {
-            Layer::Window => attend(f, c, &[(near, window)]),
-            Layer::Compressed { .. } => {
-                let (rows, selection) = compressed(f, at, x, q.latent);
-                let seen = f.member(selection, at.counter.all());
-                let far = scores(f, c, q.heads, rows, Some(seen));
-                attend(f, c, &[(near, window), (far, rows)])
-            }
-        };
-        project(f, c, o, at.angles)
+        let window = Kept::append(f, "window", a.window, row, to).read(f);
+        let mut sets = vec![a.near_of(f, window)];
+        if at.layer.ratio() > 0 {
+            sets.push(compressed(f, at, x, latent));
+        }
+        let o = a.attend(f, q, &sets);
+        a.project(f, o, at.turn, c.frame.hidden)
     })
-}
-
-/// The query of every new token.
-pub(super) fn query(f: &mut Block<'_>, c: &Config, x: ValueId, angles: Angles) -> Query {
-    let a = &c.attention;
-    let latent = f.linear(x, "wq_a", a.q_rank, false);
-    let latent = f.norm(latent, "q_norm", c.frame.eps);
-    let heads = heads(f, latent, "wq_b", [a.heads, a.head_dim]);
-    Query { latent, heads: c.attention.near.turn_last(f, heads, angles) }
-}
-
-fn heads(f: &mut Block<'_>, x: ValueId, name: &str, [heads, size]: [usize; 2]) -> ValueId {
-    let y = f.linear(x, name, heads * size, false);
-    let tokens = f.shape(y)[0].clone();
-    f.reshape(y, &[tokens, heads.into(), size.into()])
-}
-
-/// Key and value of every new token, for the window.
-pub(super) fn row(f: &mut Block<'_>, c: &Config, x: ValueId, angles: Angles) -> ValueId {
-    let row = f.linear(x, "wkv", c.attention.head_dim, false);
-    let row = f.norm(row, "kv_norm", c.frame.eps);
-    c.attention.near.turn_last(f, row, angles)
 }
 
 /// How `to` is kept, where states are narrow.
@@ -103,69 +71,8 @@ pub(super) fn kept(f: &Block<'_>, to: Narrow) -> Option<Narrow> {
     (f.formats().activations != Activations::F32).then_some(to)
 }
 
-/// `scale q · k`, with -∞ where a row is not `seen`.
-pub(super) fn scores(f: &mut Block<'_>, c: &Config, q: ValueId, rows: ValueId, seen: Option<ValueId>) -> ValueId {
-    let scores = f.contract("thd,sd->ths", &[q, rows]);
-    let scores = f.mul_scalar(scores, (c.attention.head_dim as f64).powf(-0.5));
-    let Some(seen) = seen else { return scores };
-    let shape = f.shape(scores).to_vec();
-    let seen = f.broadcast(seen, &shape, &[0, 2]);
-    f.only(seen, scores)
-}
-
-/// Scores of the window's rows, which are the last ones: row 0 stands at position `P - W`.
-fn near_scores(f: &mut Block<'_>, c: &Config, q: ValueId, window: ValueId) -> ValueId {
-    let w = c.attention.window as i64;
-    let shape = [Dim::from(Sym::T), f.shape(window)[0].clone()];
-    let positions = f.iota(shape[1].clone(), Dim::from(Sym::P) - w);
-    let positions = f.broadcast(positions, &shape, &[1]);
-    let last = f.iota(Sym::T, Sym::P);
-    let first = f.iota(Sym::T, Dim::from(Sym::P) - (w - 1));
-    let zero = f.scalar_like(first, 0.0);
-    let first = f.map(MapFn::Max, &[first, zero]);
-    let (first, last) = (f.broadcast(first, &shape, &[0]), f.broadcast(last, &shape, &[0]));
-    let (begun, there) = (f.map(MapFn::Le, &[first, positions]), f.map(MapFn::Le, &[positions, last]));
-    let seen = f.map(MapFn::And, &[begun, there]);
-    scores(f, c, q, window, Some(seen))
-}
-
-/// `[T, H, c]` from the scores of sets of rows and their values, with one softmax over all of them and the sinks.
-pub(super) fn attend(f: &mut Block<'_>, c: &Config, sets: &[(ValueId, ValueId)]) -> ValueId {
-    let heads = c.attention.heads;
-    let sink = f.tensor("attn_sink", &[heads]);
-    let sink = f.cast(sink, DType::F32);
-    let tokens = f.shape(sets[0].0)[0].clone();
-    let sink = f.broadcast(sink, &[tokens, heads.into(), 1.into()], &[1]);
-    let columns: Vec<ValueId> = sets.iter().map(|(s, _)| *s).chain([sink]).collect();
-    let joined = f.concat(&columns, 2);
-    let weights = f.op(Softmax, &[joined]);
-    let values: Vec<ValueId> = sets.iter().map(|(_, v)| *v).collect();
-    let values = if let [one] = values[..] { one } else { f.concat(&values, 0) };
-    let rows = f.shape(values)[0].clone();
-    let weights = f.slice(weights, 2, 0, rows, 1);
-    f.contract("ths,sd->thd", &[weights, values])
-}
-
-/// Turns `o` back at the query's position, and projects it group by group, then all together.
-pub(super) fn project(f: &mut Block<'_>, c: &Config, o: ValueId, angles: Angles) -> ValueId {
-    let a = &c.attention;
-    let [groups, rank] = a.groups;
-    let back = Angles { sin: f.map(MapFn::Neg, &[angles.sin]), ..angles };
-    let o = c.attention.near.turn_last(f, o, back);
-    let tokens = f.shape(o)[0].clone();
-    let width = a.heads * a.head_dim / groups;
-    let o = f.reshape(o, &[tokens.clone(), groups.into(), width.into()]);
-    f.enter("wo_a");
-    let w = f.matrix("wo_a", &[groups * rank, width]);
-    let w = f.reshape(w, &[groups.into(), rank.into(), width.into()]);
-    let y = f.contract("tgi,gri->tgr", &[o, w]);
-    f.leave();
-    let y = f.reshape(y, &[tokens, (groups * rank).into()]);
-    f.linear(y, "wo_b", c.frame.hidden, false)
-}
-
 /// The compressed rows, and which of them each query sees.
-fn compressed(f: &mut Block<'_>, at: Place<'_>, x: ValueId, latent: ValueId) -> (ValueId, ValueId) {
+fn compressed(f: &mut Block<'_>, at: Place<'_>, x: ValueId, latent: ValueId) -> Set {
     let (c, all) = (at.config, at.counter.all());
     let Layer::Compressed { rows, selection, candidates, .. } = at.layer else { unreachable!("it has no rows") };
     let (rows_to, keys_to) = (kept(f, ROWS), kept(f, INDEX));
@@ -205,7 +112,8 @@ fn compressed(f: &mut Block<'_>, at: Place<'_>, x: ValueId, latent: ValueId) -> 
             selection
         }
     };
-    (rows.read(f), selection)
+    let rows = rows.read(f);
+    Set { rows, seen: Some(f.member(selection, at.counter.all())) }
 }
 
 /// The rows of the groups that this call completes, and their index keys.
@@ -219,20 +127,18 @@ fn compress(f: &mut Block<'_>, at: Place<'_>, x: ValueId) -> (ValueId, ValueId) 
         };
         f.norm(pooled, "norm", c.frame.eps)
     });
-    let angles = match ratio {
-        1 => at.angles,
+    let turn = match ratio {
+        1 => at.turn,
         _ => {
-            let first = f.iota(at.counter.new, at.counter.held);
-            let step = f.scalar_like(first, ratio as f64);
-            let first = f.mul(first, step);
-            c.attention.far.angles_at(f, first)
+            let first = Compressor::positions(f, ratio, at.counter);
+            Turn { angles: c.far.angles_at(f, first), ..at.turn }
         }
     };
     let key = f.within("indexer", |f| {
         let key = f.linear(latent, "wk", c.index.head_dim, false);
         f.norm(key, "k_norm", c.frame.eps)
     });
-    (c.attention.near.turn_last(f, latent, angles), c.attention.near.turn_last(f, key, angles))
+    (turn.there(f, latent), turn.there(f, key))
 }
 
 /// For every channel the softmax of a group's gates, and the sum of its values that it weighs.
@@ -253,9 +159,10 @@ fn pool(f: &mut Block<'_>, at: Place<'_>, x: ValueId) -> ValueId {
 
 /// How well every row suits every query, -∞ where its group is not complete at the query's token.
 fn index_scores(f: &mut Block<'_>, at: Place<'_>, x: ValueId, latent: ValueId, keys: &Kept) -> ValueId {
-    let (c, ix) = (at.config, &at.config.index);
-    let q = heads(f, latent, "wq_b", [ix.heads, ix.head_dim]);
-    let q = c.attention.near.turn_last(f, q, at.angles);
+    let ix = &at.config.index;
+    let q = f.linear(latent, "wq_b", ix.heads * ix.head_dim, false);
+    let q = f.reshape(q, &[Sym::T.into(), ix.heads.into(), ix.head_dim.into()]);
+    let q = at.turn.there(f, q);
     let q = match kept(f, INDEX) {
         Some(to) => Kept::round(f, q, to).read(f),
         None => q,
@@ -280,14 +187,6 @@ fn index_scores(f: &mut Block<'_>, at: Place<'_>, x: ValueId, latent: ValueId, k
 fn complete(f: &mut Block<'_>, at: Place<'_>) -> ValueId {
     let tokens = f.iota(Sym::T, Dim::from(Sym::P) + 1);
     divided(f, tokens, at.layer.ratio())
-}
-
-fn divided(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
-    if by == 1 {
-        return x;
-    }
-    let by = f.scalar_like(x, by as f64);
-    f.map(MapFn::Div, &[x, by])
 }
 
 /// The best blocks of rows, by their best row each, and the one with the newest row whatever it is.

@@ -8,6 +8,7 @@ use crate::blocks::mhc::Hyper;
 use crate::blocks::mlp::Gated;
 use crate::blocks::moe::{Choice, Groups, Moe, Parts, Score};
 use crate::blocks::rope::{Rope, Scaling};
+use crate::blocks::shared_kv::SharedKv;
 use crate::config_reader::Object;
 use crate::error::Result;
 use crate::formats::{Plan, Scheme};
@@ -41,7 +42,11 @@ static SCHEME: Scheme = Scheme {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     pub(super) frame: Frame,
-    pub(super) attention: Attention,
+    pub(super) attention: SharedKv,
+    /// Rotation in layers with a window only, of trailing channels.
+    pub(super) near: Rope,
+    /// Rotation in layers with compressed rows.
+    pub(super) far: Rope,
     pub(super) index: Index,
     /// What each layer attends to.
     pub(super) layers: Vec<Layer>,
@@ -49,25 +54,6 @@ pub struct Config {
     pub(super) moe: Moe,
     pub(super) engram: Option<Engram>,
     pub(super) draft: Option<Draft>,
-}
-
-/// Sizes of the attention.
-#[derive(Clone, PartialEq, Debug)]
-pub(super) struct Attention {
-    /// Heads `H`.
-    pub heads: usize,
-    /// Size `c` of a head; one row of that size is key and value of all.
-    pub head_dim: usize,
-    /// Rank of the query's latent row.
-    pub q_rank: usize,
-    /// Groups that heads are projected in, and the rank of each.
-    pub groups: [usize; 2],
-    /// Tokens `W` that a query sees directly.
-    pub window: usize,
-    /// Rotation in layers with a window only, of trailing channels.
-    pub near: Rope,
-    /// Rotation in layers with compressed rows.
-    pub far: Rope,
 }
 
 /// Sizes of the selection.
@@ -209,15 +195,16 @@ impl Config {
         if !heads.is_multiple_of(groups) {
             return Err(o.error("o_groups", format!("a divisor of {heads_key} ({heads})")));
         }
-        let attention = Attention {
+        let attention = SharedKv {
             heads,
             head_dim,
             q_rank: o.require_usize_in("q_lora_rank", 1..=1 << 18)?,
             groups: [groups, o.require_usize_in("o_lora_rank", 1..=1 << 18)?],
             window: o.require_usize_in(key("sliding_window", "window_size"), 1..=1 << 20)?,
-            near: rope(near, Scaling::None),
-            far: rope(far, stretch),
+            unit: false,
+            eps: frame.eps,
         };
+        let (near, far) = (rope(near, Scaling::None), rope(far, stretch));
 
         let draft = Draft::read(o, &frame, key)?;
         let keys = Keys {
@@ -243,7 +230,7 @@ impl Config {
         let engram = Engram::read(o, &frame, key)?;
         let hyper = Hyper::read(o, frame.eps)?;
         let moe = experts(o, key)?;
-        Ok(Config { attention, index, layers, hyper, moe, engram, draft, frame })
+        Ok(Config { attention, near, far, index, layers, hyper, moe, engram, draft, frame })
     }
 }
 

@@ -8,7 +8,7 @@
 //! logits_i + E'[token before] W'ᵀ;   confidence_i = [y_i ; E'[token before]] Wc          markov
 //! ```
 
-use super::attention::{WINDOW, attend, kept, project, query, row, scores};
+use super::attention::{WINDOW, kept};
 use super::config::{Config, Draft};
 use super::graph::{Named, call};
 use crate::blocks::Block;
@@ -16,6 +16,7 @@ use crate::blocks::assembly::Assembly;
 use crate::blocks::kept::Kept;
 use crate::blocks::moe::Moe;
 use crate::blocks::rope::Angles;
+use crate::blocks::shared_kv::{Set, Turn};
 use hadal_ir::builder::BuildError;
 use hadal_ir::module::{Func, Range, ValueId};
 use hadal_ir::ops::Constant;
@@ -46,7 +47,7 @@ impl Config {
         let x = f.rows("hidden", &[d.targets.len() * hidden]);
         let x = f.linear(x, "mtp.0.main_proj", hidden, false);
         let x = f.norm(x, "mtp.0.main_norm", self.frame.eps);
-        let angles = self.attention.near.angles(&mut f);
+        let angles = self.near.angles(&mut f);
         let mut named =
             Named::from([("main".into(), x), ("near_cos".into(), angles.cos), ("near_sin".into(), angles.sin)]);
         for (k, stage) in stages.iter().enumerate() {
@@ -58,10 +59,10 @@ impl Config {
     fn stage_fill(&self, a: &mut Assembly<'_>, stage: usize) -> Result<Func, Box<BuildError>> {
         let mut f = a.block("stage_fill", &prefix(stage));
         let x = f.rows("main", &[self.frame.hidden]);
-        let pairs = self.attention.near.dim / 2;
+        let pairs = self.near.dim / 2;
         let angles = Angles { cos: f.rows("near_cos", &[pairs]), sin: f.rows("near_sin", &[pairs]) };
         f.within("attn", |f| {
-            let row = row(f, self, x, angles);
+            let row = self.attention.row(f, x, Turn { rope: &self.near, angles });
             let to = kept(f, WINDOW);
             Kept::append(f, "window", self.attention.window, row, to);
         });
@@ -92,7 +93,7 @@ impl Config {
         let mut of = |name: &str, sizes: &[usize]| {
             f.param(name, TensorType::new(DType::F32, [d.block].iter().chain(sizes).copied()))
         };
-        let pairs = self.attention.near.dim / 2;
+        let pairs = self.near.dim / 2;
         let angles = Angles { cos: of("near_cos", &[pairs]), sin: of("near_sin", &[pairs]) };
         let n = self.hyper.streams;
         let (streams, pre) = (of("streams", &[n, self.frame.hidden]), of("pre", &[n]));
@@ -104,24 +105,24 @@ impl Config {
     }
 
     fn draft_attention(&self, f: &mut Block<'_>, d: &Draft, x: ValueId, angles: Angles) -> ValueId {
-        let (window, to) = (self.attention.window, kept(f, WINDOW));
-        let q = query(f, self, x, angles).heads;
-        let own = row(f, self, x, angles);
+        let (a, turn, to) = (&self.attention, Turn { rope: &self.near, angles }, kept(f, WINDOW));
+        let (window, latent) = (a.window, a.latent(f, x));
+        let q = a.query(f, latent, turn);
+        let own = a.row(f, x, turn);
         let own = match to {
             Some(to) => Kept::round(f, own, to).read(f),
             None => own,
         };
-        let main = Kept::held(f, "window", window, self.attention.head_dim, to).read(f);
+        let main = Kept::held(f, "window", window, a.head_dim, to).read(f);
         // Rows of the window before the first token are none.
         let shape = [d.block.into(), window.into()];
         let positions = f.iota(window, hadal_types::Dim::from(Sym::P) - window as i64);
         let positions = f.broadcast(positions, &shape, &[1]);
         let first = f.scalar_like(positions, 0.0);
         let seen = f.map(MapFn::Le, &[first, positions]);
-        let far = scores(f, self, q, main, Some(seen));
-        let near = scores(f, self, q, own, None);
-        let o = attend(f, self, &[(far, main), (near, own)]);
-        project(f, self, o, angles)
+        let sets = [Set { rows: main, seen: Some(seen) }, Set { rows: own, seen: None }];
+        let o = a.attend(f, q, &sets);
+        a.project(f, o, turn, self.frame.hidden)
     }
 
     fn markov(&self, a: &mut Assembly<'_>, d: &Draft) -> Result<Func, Box<BuildError>> {

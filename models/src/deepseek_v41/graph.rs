@@ -17,7 +17,8 @@ use crate::blocks::Block;
 use crate::blocks::assembly::{Architecture, Assembly, Frame};
 use crate::blocks::engram::{Chosen, choose, gated, ngrams};
 use crate::blocks::moe::{Moe, moe};
-use crate::blocks::rope::Angles;
+use crate::blocks::rope::{Angles, Rope};
+use crate::blocks::shared_kv::Turn;
 use crate::ngram::Hashing;
 use hadal_ir::builder::BuildError;
 use hadal_ir::module::{Func, ValueId};
@@ -102,19 +103,21 @@ impl Config {
         };
         let blocks = blocks.map(|b| b.counted(&mut a.module, counter));
         let mut f = a.block(&layer.kind(number), &prefix(number));
-        let angles = match layer {
-            Layer::Window => Angles { cos: self.angle(&mut f, "near_cos"), sin: self.angle(&mut f, "near_sin") },
-            _ => Angles { cos: self.angle(&mut f, "far_cos"), sin: self.angle(&mut f, "far_sin") },
+        let turn = match layer {
+            Layer::Window => self.turn(&mut f, "near", &self.near),
+            _ => self.turn(&mut f, "far", &self.far),
         };
-        let place = Place { config: self, number, layer, angles, counter, blocks };
+        let place = Place { config: self, number, layer, turn, counter, blocks };
         let (streams, pre) =
             (f.rows("streams", &[self.hyper.streams, self.frame.hidden]), f.rows("pre", &[self.hyper.streams]));
         self.sites(&mut f, streams, pre, &self.moe, |f, x| attention(f, place, x));
         a.share(f)
     }
 
-    fn angle(&self, f: &mut Block<'_>, name: &str) -> ValueId {
-        f.rows(name, &[self.attention.near.dim / 2])
+    /// The rotation `rope` by the angles that are given under the name `side`.
+    fn turn<'a>(&self, f: &mut Block<'_>, side: &str, rope: &'a Rope) -> Turn<'a> {
+        let mut of = |part: &str| f.rows(&format!("{side}_{part}"), &[rope.dim / 2]);
+        Turn { rope, angles: Angles { cos: of("cos"), sin: of("sin") } }
     }
 
     /// The two sites of a layer, which leave `streams` and `pre`.
@@ -238,7 +241,7 @@ impl Config {
         let first = f.op(Constant::vector((0..n).map(|j| if j == 0 { 1.0 } else { 0.0 })), &[]);
         let pre = f.broadcast(first, &[count.clone(), n.into()], &[1]);
         let mut named = Named::from([("streams".into(), streams), ("pre".into(), pre)]);
-        let sides = [("near", &self.attention.near), ("far", &self.attention.far)];
+        let sides = [("near", &self.near), ("far", &self.far)];
         for (side, rope) in &sides[..if compressed { 2 } else { 1 }] {
             let positions = f.iota(count.clone(), Sym::P);
             let angles = rope.angles_at(f, positions);
