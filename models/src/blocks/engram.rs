@@ -85,7 +85,7 @@ pub fn choose(f: &mut Block<'_>, h: &Hashing, index: usize, ngrams: &[ValueId]) 
     let term = |f: &mut Block<'_>, k: usize| {
         let m = f.slice(drawn, 0, k, 1, 1);
         let m = f.reshape(m, &[]);
-        let m = f.broadcast(m, &[t.clone()], &[]);
+        let m = f.broadcast(m, std::slice::from_ref(&t), &[]);
         f.mul(ngrams[k], m)
     };
     let mut mixed = term(f, 0);
