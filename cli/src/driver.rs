@@ -12,7 +12,7 @@ use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::{Target, TargetKind};
 use hadal_ir::{Bindings, DType, Module, Sym, Tensor, TensorType};
-use hadal_models::checkpoint::{Checkpoint, check};
+use hadal_models::checkpoint::{Checkpoint, WeightOnly, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
 use hadal_passes::PassReport;
@@ -44,6 +44,8 @@ pub struct Options {
     pub inner: bool,
     /// Format of the states.
     pub state_dtype: DType,
+    /// To what verification rounds weights first; elsewhere an input is opened so.
+    pub quantize: Option<WeightOnly>,
     /// The laws that the optimiser may use.
     pub laws: hadal_passes::LawSet,
     /// Sequences that a call is costed for.
@@ -70,6 +72,7 @@ impl Default for Options {
             mtp_input: hadal_models::MtpInput::default(),
             inner: false,
             state_dtype: BuildOptions::default().state_dtype,
+            quantize: None,
             laws: hadal_passes::LawSet::default(),
             batch: 1,
         }

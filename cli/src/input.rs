@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use hadal_artifact::{SamplingDefaults, blob};
 use hadal_models::Vocabulary;
-use hadal_models::checkpoint::Checkpoint;
+use hadal_models::checkpoint::{Checkpoint, WeightOnly};
 use hadal_models::config_reader::{Config, Object};
 use hadal_models::gguf::{self, Gguf};
 use std::path::{Path, PathBuf};
@@ -76,6 +76,24 @@ impl Input {
         });
         let name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         Input::new(name, path, config, Some(checkpoint), blobs)
+    }
+
+    /// This model with its matrices rounded to few bits, where asked for.
+    pub fn quantized(self, to: Option<WeightOnly>) -> Result<Input, Failure> {
+        let Some(to) = to else { return Ok(self) };
+        let Some(checkpoint) = self.checkpoint else {
+            return Err(Failure::usage("--quantize needs a checkpoint, and a configuration has no weights"));
+        };
+        let o = self.config.object();
+        let vocab = o.optional_usize("vocab_size").ok().flatten();
+        let block = o.optional_object("quantization_config")?.map(|q| q.usize_list("weight_block_size")).transpose()?;
+        let block = block.flatten().and_then(|b| <[usize; 2]>::try_from(b).ok()).unwrap_or([128, 128]);
+        let (checkpoint, count) = checkpoint.rounded(to, vocab, block.map(|b| b.max(1)));
+        if count == 0 {
+            let help = "formats that can be rounded are f32, bf16, f16 and block-scaled e4m3, with rows of whole bytes";
+            return Err(Failure::input(format!("{}: no weight to quantise", self.name)).help(help));
+        }
+        Ok(Input { checkpoint: Some(checkpoint), ..self })
     }
 
     /// The small trained model that comes with hadal.

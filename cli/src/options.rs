@@ -4,7 +4,7 @@ use crate::driver::Options;
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::units;
-use hadal_models::checkpoint::Checkpoint;
+use hadal_models::checkpoint::{Checkpoint, WeightOnly};
 use hadal_models::{Activations, AttnFactor, Model};
 use hadal_passes::{LawSet, rules};
 use hadal_types::DType;
@@ -73,17 +73,45 @@ pub struct AdapterArgs {
     /// A folder with tensors that replace those of the checkpoint by name, as ESFT publishes its experts.
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
+    /// How weights are rounded.
+    #[command(flatten)]
+    pub rounding: QuantizeArgs,
+}
+
+/// How weights are rounded.
+#[derive(clap::Args, Clone, Copy, Debug, Default)]
+pub struct QuantizeArgs {
+    /// Round the weights of products to int8 or int4, with a scale for every GROUP neighbours of a row. Embeddings, output
+    /// heads, norms and routers stay as they are.
+    #[arg(long, value_name = "int8|int4[:GROUP]", value_parser = weight_only)]
+    pub quantize: Option<WeightOnly>,
+}
+
+/// Neighbours that share a scale where nobody says.
+const GROUP: usize = 128;
+
+fn weight_only(text: &str) -> Result<WeightOnly, String> {
+    let (format, group) = text.split_once(':').map_or((text, None), |(f, g)| (f, Some(g)));
+    let codes = match format {
+        "int8" => DType::I8,
+        "int4" => DType::I4,
+        _ => return Err("expected int8 or int4, perhaps with a group: int4:64".into()),
+    };
+    let usable = |g: &usize| (16..=4096).contains(g) && g.is_power_of_two();
+    let group = group.map(|g| g.parse().ok().filter(usable).ok_or("a group is a power of two from 16 to 4096"));
+    Ok(WeightOnly { codes, group: group.transpose()?.unwrap_or(GROUP) })
 }
 
 impl AdapterArgs {
-    /// Opens `path`, with the adapter's tensors in place where one is given.
+    /// Opens `path`, with the adapter's tensors in place where one is given, and weights rounded where asked for.
     pub fn open(&self, path: &Path) -> Result<Input, Failure> {
         let input = Input::open(path)?;
-        let Some(folder) = &self.adapter else { return Ok(input) };
+        let Some(folder) = &self.adapter else { return input.quantized(self.rounding.quantize) };
         let Some(checkpoint) = input.checkpoint else {
             return Err(Failure::usage(format!("--adapter needs a checkpoint, and {} has no weights", path.display())));
         };
-        Ok(Input { checkpoint: Some(checkpoint.with_adapter(Checkpoint::open(folder)?)?), ..input })
+        let checkpoint = checkpoint.with_adapter(Checkpoint::open(folder)?)?;
+        Input { checkpoint: Some(checkpoint), ..input }.quantized(self.rounding.quantize)
     }
 }
 
@@ -169,6 +197,15 @@ impl CompileArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn formats_of_few_bits() {
+        assert_eq!(weight_only("int8"), Ok(WeightOnly { codes: DType::I8, group: 128 }));
+        assert_eq!(weight_only("int4:32"), Ok(WeightOnly { codes: DType::I4, group: 32 }));
+        assert!(weight_only("int3").unwrap_err().contains("int8 or int4"));
+        ["int4:", "int4:8", "int4:100", "int4:-1"]
+            .map(|bad| assert!(weight_only(bad).unwrap_err().contains("power of two")));
+    }
 
     #[test]
     fn laws_are_named_in_full_and_near_ones_are_known() {

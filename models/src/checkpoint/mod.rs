@@ -16,6 +16,7 @@ mod check;
 mod fp4;
 mod header;
 mod locate;
+mod nvfp4;
 mod overlay;
 mod packed;
 pub(crate) mod recipe;
@@ -209,7 +210,8 @@ impl Checkpoint {
         }
         renamed::recognise(&mut tensors);
         fp4::recognise(&mut tensors);
-        Ok(Checkpoint { place: place.into(), files, tensors, packed: BTreeMap::new() })
+        let packed = nvfp4::find(&mut tensors);
+        Ok(Checkpoint { place: place.into(), files, tensors, packed })
     }
 
     /// The checkpoint made of these tensors in these files.

@@ -132,6 +132,8 @@ pub enum Recipe {
     Rows(Matrix),
     /// The elements as f32.
     Values(Matrix),
+    /// One divided by the elements, as f32.
+    Inverse(Matrix),
     /// A plane of what is stored in blocks.
     Plane(Matrix, BlockFormat, Plane),
     /// Of each head, the rows of `[heads · rank, nope]` the other way round, then its rows of `[heads · value, rank]`; as f32.
@@ -151,7 +153,7 @@ impl Recipe {
     /// The bytes of rows from it, where messages say that it lies.
     pub fn source(&self) -> &Matrix {
         match self {
-            Recipe::Rows(m) | Recipe::Values(m) | Recipe::Plane(m, ..) => m,
+            Recipe::Rows(m) | Recipe::Values(m) | Recipe::Inverse(m) | Recipe::Plane(m, ..) => m,
             Recipe::KeysAndValues { keys, .. } => keys,
             Recipe::Rounded(reals, ..) => &reals.matrix,
         }
@@ -160,7 +162,7 @@ impl Recipe {
     /// All that it reads.
     pub fn matrices(&mut self) -> impl Iterator<Item = &mut Matrix> {
         let (one, other) = match self {
-            Recipe::Rows(m) | Recipe::Values(m) | Recipe::Plane(m, ..) => (m, None),
+            Recipe::Rows(m) | Recipe::Values(m) | Recipe::Inverse(m) | Recipe::Plane(m, ..) => (m, None),
             Recipe::KeysAndValues { keys, values, .. } => (keys, Some(values)),
             Recipe::Rounded(reals, ..) => (&mut reals.matrix, reals.scales.as_mut().map(|(m, _)| m)),
         };
@@ -172,6 +174,11 @@ impl Recipe {
         match self {
             Recipe::Rows(m) => (0..m.rows).try_for_each(|row| out.write_all(m.row(files, row))),
             Recipe::Values(m) => in_chunks(m.rows, m.columns, out, |row, reals| m.read(files, row, reals)),
+            Recipe::Inverse(m) => in_chunks(m.rows, m.columns, out, |row, reals| {
+                let start = reals.len();
+                m.read(files, row, reals);
+                reals[start..].iter_mut().for_each(|x| *x = 1.0 / *x);
+            }),
             Recipe::Plane(m, format, plane) => {
                 let mut bytes = Vec::with_capacity(m.columns);
                 (0..m.rows).try_for_each(|row| {

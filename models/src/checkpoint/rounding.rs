@@ -29,12 +29,12 @@ impl WeightOnly {
         Packed { codes: self.codes, group: self.group, scales, offsets: None }
     }
 
-    /// The same with the largest group of at most this size that divides `columns` and is a power of two times 16; `None`
-    /// where there is none.
+    /// The same with a group halved until it divides `columns`; where none does, the last group of a row is short. `None`
+    /// where rows would not be whole bytes.
     pub fn fitting(self, columns: usize) -> Option<WeightOnly> {
         let halves = std::iter::successors(Some(self.group), |g| (g % 2 == 0 && g / 2 >= LEAST).then_some(g / 2));
-        let group = halves.into_iter().find(|g| columns.is_multiple_of(*g))?;
-        Some(WeightOnly { group, ..self })
+        let group = halves.into_iter().find(|g| columns.is_multiple_of(*g)).unwrap_or(self.group);
+        (columns as u64 * self.codes.bits()).is_multiple_of(8).then_some(WeightOnly { group, ..self })
     }
 
     fn largest(self) -> f32 {
@@ -61,23 +61,28 @@ impl WeightOnly {
     }
 }
 
+/// What the scales of a weight in e4m3 may be called.
+fn scales_of(name: &str) -> [String; 2] {
+    [format!("{name}_scale_inv"), format!("{}.scale", name.strip_suffix(".weight").unwrap_or(name))]
+}
+
 /// Smallest group: smaller ones cost more scales than they save bits.
 pub const LEAST: usize = 16;
 
 impl Checkpoint {
     /// This checkpoint with its matrices readable in the planes of `to`. Not those with as many rows as the vocabulary has
     /// words, which are looked up row by row or decide between words; nor what has fewer bits already. Scales that lie beside
-    /// a matrix in e4m3 are for `block` rows and columns each.
-    pub fn rounded(mut self, to: WeightOnly, vocab: Option<usize>, block: [usize; 2]) -> Checkpoint {
+    /// a matrix in e4m3 are for `block` rows and columns each. With the number of matrices that this concerns.
+    pub fn rounded(mut self, to: WeightOnly, vocab: Option<usize>, block: [usize; 2]) -> (Checkpoint, usize) {
+        let before = self.packed.len();
         let mut planes: Vec<(String, Located)> = Vec::new();
         for (name, t) in &self.tensors {
             let [rows, columns] = t.shape[..] else { continue };
             let (Some(to), false) = (to.fitting(columns), Some(rows) == vocab || name.contains("norm")) else {
                 continue;
             };
-            let scales = format!("{name}_scale_inv");
             let (Some(matrix), false) = (self.matrix(name), t.of.is_some()) else { continue };
-            let scales = self.matrix(&scales).map(|m| (m, block));
+            let scales = scales_of(name).iter().find_map(|s| self.matrix(s)).map(|m| (m, block));
             let wide = matches!(matrix.layout, Layout::Plain(DType::F32 | DType::BF16 | DType::F16));
             let scaled = scales.as_ref().is_some_and(|(s, [r, c])| {
                 matrix.layout == Layout::Plain(DType::F8E4M3)
@@ -95,12 +100,13 @@ impl Checkpoint {
             self.packed.insert(name.clone(), to.packed());
         }
         for name in self.packed.keys() {
-            if let Some(scales) = self.tensors.get_mut(&format!("{name}_scale_inv")) {
-                scales.of = Some(name.clone());
+            for scales in scales_of(name) {
+                self.tensors.get_mut(&scales).into_iter().for_each(|s| s.of = Some(name.clone()));
             }
         }
         self.tensors.extend(planes);
-        self
+        let count = self.packed.len() - before;
+        (self, count)
     }
 
     /// A tensor as rows that can be read, if it is a matrix of numbers.
@@ -115,5 +121,77 @@ impl Checkpoint {
             Place::Made(Recipe::Rows(m)) => Some(m.clone()),
             Place::Made(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hadal_ir::tensor::Tensor;
+    use safetensors::tensor::{Dtype, TensorView, serialize};
+
+    fn wave(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * i) as f32 * 0.37).sin() * (1.0 + (i / 32) as f32)).collect()
+    }
+
+    fn checkpoint() -> Checkpoint {
+        let bf16 = |n| wave(n).into_iter().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect::<Vec<u8>>();
+        let fp8 = Tensor::real(DType::F8E4M3, &[4, 48], wave(192).into_iter().map(f64::from).collect()).to_bytes();
+        let scales: Vec<u8> = [0.5f32, 2.0, 3.0, 0.25, 1.5, 8.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+        let tensors: [(&str, Dtype, &[usize], Vec<u8>); 6] = [
+            ("a.weight", Dtype::BF16, &[3, 96], bf16(288)),
+            ("b.weight", Dtype::F8_E4M3, &[4, 48], fp8),
+            ("b.weight_scale_inv", Dtype::F32, &[2, 3], scales),
+            ("c.weight", Dtype::BF16, &[2, 21], bf16(42)),
+            ("embed.weight", Dtype::BF16, &[7, 32], bf16(224)),
+            ("norm.weight", Dtype::BF16, &[1, 32], bf16(32)),
+        ];
+        let views = tensors.iter().map(|(n, d, s, b)| (*n, TensorView::new(*d, s.to_vec(), b).unwrap()));
+        Checkpoint::from_memory([("m.safetensors".to_owned(), serialize(views, None).unwrap())]).unwrap()
+    }
+
+    fn read(c: &Checkpoint, name: &str) -> Tensor {
+        let t = c.require(name).unwrap();
+        Tensor::from_bytes(t.dtype, t.shape, &t.data()).unwrap()
+    }
+
+    #[test]
+    fn every_weight_is_within_half_a_step() {
+        for (codes, names) in [(DType::I8, &["a", "b", "c"][..]), (DType::I4, &["a", "b"])] {
+            let (c, count) = checkpoint().rounded(WeightOnly { codes, group: 64 }, Some(7), [2, 16]);
+            assert_eq!(count, names.len());
+            for name in names {
+                let name = format!("{name}.weight");
+                let packed = c.packed(&name).unwrap();
+                let (w, q, s) =
+                    (read(&c, &name), read(&c, &format!("{name}.codes")), read(&c, &format!("{name}.scales")));
+                let [rows, columns] = w.shape[..] else { panic!("a matrix") };
+                assert_eq!(s.shape, [rows, columns.div_ceil(packed.group)]);
+                for i in 0..w.len() {
+                    let (row, column) = (i / columns, i % columns);
+                    let by = if name == "b.weight" {
+                        read(&c, "b.weight_scale_inv").at(row / 2 * 3 + column / 16)
+                    } else {
+                        1.0
+                    };
+                    let step = s.at(row * s.shape[1] + column / packed.group);
+                    let off = (q.at(i) * step - w.at(i) * by).abs();
+                    // A scale that was rounded down leaves the largest a little outside.
+                    assert!(off <= step * 0.57, "{name} {i}: off by {off}, step {step}");
+                }
+            }
+            assert!(c.packed("embed.weight").is_none() && c.packed("norm.weight").is_none());
+            assert_eq!(c.origin("b.weight_scale_inv"), "b.weight");
+        }
+    }
+
+    #[test]
+    fn groups_divide_rows_where_they_can() {
+        let group = |codes, columns| WeightOnly { codes, group: 128 }.fitting(columns).map(|w| w.group);
+        assert_eq!(
+            [group(DType::I4, 256), group(DType::I4, 96), group(DType::I8, 90)],
+            [Some(128), Some(32), Some(128)]
+        );
+        assert_eq!([group(DType::I8, 21), group(DType::I4, 21)], [Some(128), None]);
     }
 }

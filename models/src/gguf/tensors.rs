@@ -40,6 +40,9 @@ const PARTS: [(&str, &str); 21] = [
 const EXPERTS: [(&str, &str); 3] =
     [("ffn_gate_exps", "gate_proj"), ("ffn_up_exps", "up_proj"), ("ffn_down_exps", "down_proj")];
 
+/// Most experts of a layer, as models have it.
+const MAX_EXPERTS: usize = 4096;
+
 /// What names depend on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Heads {
@@ -85,7 +88,9 @@ impl Tensors {
         if (part, end) == ("exp_probs_b", "bias") {
             return self.insert(format!("{prefix}mlp.gate.e_score_correction_bias"), &t.shape, matrix(Order::Kept));
         }
-        if let (Some((_, name)), [experts, rows, columns]) = (EXPERTS.iter().find(|(n, _)| *n == part), &t.shape[..]) {
+        if let (Some((_, name)), [experts @ 1..=MAX_EXPERTS, rows, columns]) =
+            (EXPERTS.iter().find(|(n, _)| *n == part), &t.shape[..])
+        {
             let size = t.range.len() / experts;
             for e in 0..*experts {
                 let start = t.range.start + e * size;

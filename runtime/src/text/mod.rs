@@ -28,8 +28,8 @@ pub enum TextError {
     },
     /// Tokens do not stand for bytes, as those of all models this runtime is for do.
     #[error(
-        "the compiled file's tokenizer.json cannot be used: only byte-level tokenizers are supported; give token ids \
-         instead: --tokens 1,2,3"
+        "the compiled file's tokenizer.json cannot be used: only byte-level tokenizers and those of SentencePiece are \
+         supported; give token ids instead: --tokens 1,2,3"
     )]
     NotByteLevel,
     /// `tokenizer_config.json` is not understood.
@@ -80,9 +80,7 @@ impl Text {
     pub fn new(tokenizer: &[u8], config: Option<&[u8]>, template: Option<&[u8]>) -> Result<Text, TextError> {
         let tokenizer =
             Tokenizer::from_bytes(tokenizer).map_err(|e| TextError::Tokenizer { message: e.to_string() })?;
-        if !tokenizer.get_decoder().is_some_and(is_byte_level) {
-            return Err(TextError::NotByteLevel);
-        }
+        let spelling = tokenizer.get_decoder().and_then(spelling).ok_or(TextError::NotByteLevel)?;
         let config: Value = match config {
             Some(bytes) => serde_json::from_slice(bytes).map_err(|e| TextError::Config { message: e.to_string() })?,
             None => Value::Null,
@@ -96,7 +94,7 @@ impl Text {
             None => template_in(&config),
         };
         let template = source.map(|s| Template::new(s, &config)).transpose()?;
-        let (bytes, ends) = token_bytes(&tokenizer);
+        let (bytes, ends) = token_bytes(&tokenizer, spelling);
         Ok(Text { tokenizer, begin, end, template, bytes, ends })
     }
 
@@ -146,11 +144,23 @@ impl Text {
     }
 }
 
-fn is_byte_level(decoder: &DecoderWrapper) -> bool {
+/// How tokens spell bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    /// Each byte as a printable character.
+    Characters,
+    /// As text, with `▁` for a blank; what no other token spells byte by byte, as `<0x0A>`.
+    Pieces,
+}
+
+fn spelling(decoder: &DecoderWrapper) -> Option<Spelling> {
     match decoder {
-        DecoderWrapper::ByteLevel(_) => true,
-        DecoderWrapper::Sequence(s) => matches!(s.get_decoders(), [DecoderWrapper::ByteLevel(_)]),
-        _ => false,
+        DecoderWrapper::ByteLevel(_) => Some(Spelling::Characters),
+        DecoderWrapper::Sequence(s) => match s.get_decoders() {
+            [DecoderWrapper::ByteLevel(_)] => Some(Spelling::Characters),
+            all => all.iter().any(|d| matches!(d, DecoderWrapper::ByteFallback(_))).then_some(Spelling::Pieces),
+        },
+        _ => None,
     }
 }
 
@@ -167,8 +177,8 @@ fn template_in(config: &Value) -> Option<String> {
     template.as_str().or_else(named).map(str::to_string)
 }
 
-/// Bytes of every token: byte-level vocabularies spell each byte as a printable character.
-fn token_bytes(tokenizer: &Tokenizer) -> (Vec<u8>, Vec<u32>) {
+/// Bytes of every token.
+fn token_bytes(tokenizer: &Tokenizer, spelling: Spelling) -> (Vec<u8>, Vec<u32>) {
     let added = tokenizer.get_added_tokens_decoder();
     let vocab = tokenizer.get_vocab(true);
     let count = vocab.values().max().map_or(0, |id| *id as usize + 1);
@@ -184,23 +194,28 @@ fn token_bytes(tokenizer: &Tokenizer) -> (Vec<u8>, Vec<u32>) {
         }
         ends[next..id].fill(bytes.len() as u32);
         if !added.get(&(id as u32)).is_some_and(|a| a.special) {
-            let start = bytes.len();
-            for c in token.chars() {
-                match byte_of(c) {
-                    Some(b) => bytes.push(b),
-                    None => {
-                        // Added tokens are spelled as they are.
-                        bytes.truncate(start);
-                        bytes.extend_from_slice(token.as_bytes());
-                        break;
-                    }
-                }
+            match spelled(token, spelling) {
+                Some(of) => bytes.extend(of),
+                // Added tokens are spelled as they are.
+                None => bytes.extend_from_slice(token.as_bytes()),
             }
         }
         ends[id] = bytes.len() as u32;
         next = id + 1;
     }
     (bytes, ends)
+}
+
+/// The bytes of a token of the vocabulary; `None` where its characters stand for none.
+fn spelled(token: &str, spelling: Spelling) -> Option<Vec<u8>> {
+    if spelling == Spelling::Characters {
+        return token.chars().map(byte_of).collect();
+    }
+    let byte = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')).filter(|t| t.len() == 2);
+    Some(match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+        Some(byte) => vec![byte],
+        None => token.replace('▁', " ").into_bytes(),
+    })
 }
 
 /// The byte that a character of a byte-level vocabulary stands for: printable Latin-1 for itself, and the 68 others in
@@ -225,5 +240,15 @@ mod tests {
         bytes.sort_unstable();
         assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
         assert_eq!((byte_of('Ġ'), byte_of('Ċ'), byte_of('é')), (Some(b' '), Some(b'\n'), Some(0xe9)));
+    }
+
+    #[test]
+    fn pieces_are_text_and_single_bytes() {
+        let of = |t| spelled(t, Spelling::Pieces).unwrap();
+        assert_eq!(
+            [of("▁caf▁é"), of("<0x0A>"), of("<0x0A"), of("<0xZZ>")],
+            [" caf é".into(), vec![10], "<0x0A".into(), "<0xZZ>".into()]
+        );
+        assert_eq!(spelled("▁", Spelling::Characters), None);
     }
 }

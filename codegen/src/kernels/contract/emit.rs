@@ -170,22 +170,31 @@ pub fn in_vectors(
     for unit in [2 * lanes, lanes] {
         // What is left for this unit: all of it, then less than two vectors.
         let left = |n: i64| if unit == lanes { n % (2 * lanes) } else { n };
-        if length.is_some_and(|n| left(n) < unit) {
-            continue;
+        let vectors = |b: &mut Builder, from: Value, sums: &[Value]| {
+            let mut sums = sums.to_vec();
+            for i in 0..unit / lanes {
+                let offset = b.const_i64(i * lanes);
+                let k = b.add(from, offset);
+                sums = step(b, k, None, &sums);
+            }
+            sums
+        };
+        match length.map(|n| left(n) / unit) {
+            Some(0) => continue,
+            // No loop for one round: blocks that share a scale are often that short.
+            Some(1) => {
+                sums = vectors(b, at, &sums);
+                let size = b.const_i64(unit);
+                at = b.add(at, size);
+                continue;
+            }
+            _ => {}
         }
         let (left, size) = (b.sub(hi, at), b.const_i64(unit));
         let whole = b.div(left, size);
         let whole = b.mul(whole, size);
         let end = b.add(at, whole);
-        sums = b.for_loop(at, end, unit, LoopKind::Serial, &sums, |b, k, sums| {
-            let mut sums = sums.to_vec();
-            for i in 0..unit / lanes {
-                let offset = b.const_i64(i * lanes);
-                let k = b.add(k, offset);
-                sums = step(b, k, None, &sums);
-            }
-            sums
-        });
+        sums = b.for_loop(at, end, unit, LoopKind::Serial, &sums, vectors);
         at = end;
     }
     let tail = |b: &mut Builder, sums: &[Value]| {
