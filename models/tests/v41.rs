@@ -234,7 +234,8 @@ fn the_release() {
     let s = stats(&model);
     // The sheet: 552 B and 196.6 B in tables; 890 B a token; a window is 67,584 B a layer, an open token of a source 4096 B.
     assert_eq!(s.tables, (384_006_168 + 384_016_682) * 256);
-    assert_eq!(((s.main - s.tables) / 1_000_000_000, s.active / 1_000_000_000), (552, 16));
+    let billions = |n: u64| (n as f64 / 1e9).round();
+    assert_eq!([s.main - s.tables, s.active].map(billions), [552.0, 16.0]);
     assert_eq!(s.state_bytes, 890);
     assert_eq!(s.window_bytes, 40 * 67_584 + 3 * 4096 + 3 * 4);
     // One function for all layers that compute the same.
@@ -280,7 +281,10 @@ fn the_repository_s_own_configuration_is_the_same_model() {
     flat.extend(more.as_object().unwrap().clone());
     let options = BuildOptions::default();
     let own = planned(&flat.clone().into(), &options).unwrap();
-    assert_eq!(own.module, planned(&published(), &options).unwrap().module);
+    let text = hadal_ir::text::print_module;
+    for (own, other) in text(&own.module).lines().zip(text(&planned(&published(), &options).unwrap().module).lines()) {
+        assert_eq!(own, other);
+    }
     flat["gate_temp"] = 2.0.into();
     assert!(planned(&flat.into(), &options).unwrap_err().to_string().contains("gate_temp"));
 }

@@ -149,9 +149,9 @@ impl Config {
             dtype: DType::BF16,
             block: (o.str_in_or("dtype", &["bf16", "fp8"], "fp8")? == "fp8").then_some([32, 32]),
             pow2: o.optional_str_in("scale_fmt", &["ue8m0"])?.is_some(),
-            ..Plan::plain(DType::BF16)
+            fp4: o.optional_str_in("expert_dtype", &["fp4", "fp8"])? != Some("fp8"),
+            scheme: &SCHEME,
         };
-        o.optional_str_in("expert_dtype", &["fp4"])?;
         if o.optional_f64("gate_temp")?.is_some_and(|t| t != 1.0) {
             return Err(o.error("gate_temp", "1, as no release divides its scores"));
         }
