@@ -2,7 +2,6 @@
 //!
 //! Where ours differs, `docs/src/predict.md` says why; the bands here are around our figures, so that a change is noticed.
 
-use hadal_models::config_reader::Config;
 use hadal_tests::{root, run};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -62,23 +61,29 @@ fn v32_decodes_long_contexts_for_a_fraction_of_v31() {
 }
 
 /// V4-Pro at a million tokens: 27 % of V3.2's FLOPs a token and 10 % of its cache; V4-Flash: 10 % and 7 %.
+///
+/// Published FLOPs count a product in FP4 half and one in bfloat16 twice, which is where Flash's share differs from a plain
+/// count: two thirds of its operations are index scores in FP4. Caches are published in narrow formats, ours are in bfloat16.
 #[test]
 fn v4_takes_the_published_share_of_v32() {
-    let published = [("deepseek-v4-pro", 0.27, 0.10), ("deepseek-v4-flash", 0.10, 0.07)];
-    for (name, flops, cache) in published {
-        let known = hadal_models::recognise(&Config::read(config(name)).expect("readable"));
-        let Ok(_) = known else {
-            // So that this cannot be forgotten once the graph is there: it is refused for what it is.
-            let refused = run(Command::new(HADAL).arg("predict").arg(config(name)));
-            assert_eq!(refused.code, Some(3), "{name}: {}", refused.stderr);
-            println!("{name}: no graph yet, so its published ratios were not compared");
-            continue;
-        };
-        let args = ["--target", "h800", "--context", "1m", "--state-dtype", "bf16", "--chunk", "64"];
-        let (ours, base) = (predict(name, &args), predict("deepseek-v3.2", &args));
+    let args = ["--target", "h800", "--context", "1m", "--state-dtype", "bf16", "--chunk", "64"];
+    let base = predict("deepseek-v3.2", &args);
+    for (name, flops, cache) in [("deepseek-v4-pro", 0.264, 0.115), ("deepseek-v4-flash", 0.123, 0.080)] {
+        let ours = predict(name, &args);
         let work = number(decode(&ours), "flops_per_token") / number(decode(&base), "flops_per_token");
         let state = |a: &Value| number(&a["contexts"][0]["state"], "bytes_per_sequence_compiled");
-        within(&format!("{name} FLOPs"), work, flops * 0.9, flops * 1.1);
-        within(&format!("{name} cache"), state(&ours) / state(&base), cache * 0.85, cache * 1.15);
+        within(&format!("{name} FLOPs"), work, flops * 0.98, flops * 1.02);
+        within(&format!("{name} cache"), state(&ours) / state(&base), cache * 0.98, cache * 1.02);
+    }
+    // In the formats of the release: 5031 and 3514 bytes a token, and windows.
+    let args = [&args[..], &["--activations", "cache"]].concat();
+    for (name, cache) in [("deepseek-v4-pro", 0.0588), ("deepseek-v4-flash", 0.0411)] {
+        let state = |a: &Value| number(&a["contexts"][0]["state"], "bytes_per_sequence_compiled");
+        within(
+            &format!("{name} narrow cache"),
+            state(&predict(name, &args)) / state(&base),
+            cache * 0.98,
+            cache * 1.02,
+        );
     }
 }
