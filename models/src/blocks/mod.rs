@@ -100,7 +100,7 @@ impl<'a> Block<'a> {
         block.extend([rows, columns]);
         let blocks: Vec<usize> = shape.iter().zip(&block).map(|(n, b)| n.div_ceil(*b)).collect();
         let scales = self.formats.scales_of(&full);
-        let scales = self.tensor(&scales[full.len() - name.len()..].to_owned(), &blocks);
+        let scales = self.tensor(&scales[full.len() - name.len()..], &blocks);
         self.op(Dequantize { block }, &[stored, scales])
     }
 
