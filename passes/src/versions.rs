@@ -101,11 +101,20 @@ fn split(module: &Module, whole: &Ranges, target: &Target, options: &Options, sp
     let funcs = module.funcs.iter().filter(|f| f.kind == FuncKind::Graph);
     let funcs = funcs.filter_map(|f| {
         let chosen = chosen_of_many(f);
-        Some(Candidate { func: f, calls: *count.get(f.name.as_str())?, all: Preferences::of(f, &context)?, chosen })
+        let (calls, all) = (*count.get(f.name.as_str())?, Preferences::of(f, &context)?);
+        Some(Candidate { func: f, calls, all, chosen, choices: Vec::new() })
     });
     let rows = options.context(&module);
-    let mut search =
-        Search { module: &module, whole, target, options, rows, funcs: funcs.collect(), known: BTreeMap::new() };
+    let mut search = Search {
+        module: &module,
+        whole,
+        target,
+        options,
+        rows,
+        funcs: funcs.collect(),
+        known: BTreeMap::new(),
+        narrowed: BTreeMap::new(),
+    };
     let mut parts = vec![whole.clone()];
     let step = whole.get(&Sym::T).is_some_and(|t| t.max <= STEP);
     for (sym, most) in MOST.into_iter().filter(|(sym, _)| !(step && *sym == Sym::T)) {
@@ -155,6 +164,8 @@ struct Candidate<'a> {
     all: Preferences<'a>,
     /// How many it chooses of how many; there are more forms where there are no more than these.
     chosen: BTreeSet<(i64, Dim)>,
+    /// What was chosen somewhere on the grid, each once.
+    choices: Vec<Preference>,
 }
 
 /// Parts with one more border.
@@ -178,7 +189,12 @@ struct Search<'a> {
     funcs: Vec<Candidate<'a>>,
     /// Costs by function, choice and sizes.
     known: BTreeMap<(usize, u64, i64, i64), f64>,
+    /// Costs of functions in forms that are there in a part only, at points.
+    narrowed: BTreeMap<(FuncIn, Vec<(i64, i64)>), Vec<f64>>,
 }
+
+/// A function by number, and the ranges of a part.
+type FuncIn = (usize, Vec<(Sym, i64, i64)>);
 
 impl Search<'_> {
     /// Splits a part along one symbol.
@@ -253,7 +269,18 @@ impl Search<'_> {
         out: &mut BTreeSet<i64>,
     ) {
         for at in [i, j] {
-            best[at].get_or_insert_with(|| self.funcs[f].all.best(&points[at]));
+            let f = &mut self.funcs[f];
+            if best[at].is_none() {
+                let choice = f.all.best(&points[at]);
+                f.choices.extend(
+                    choice
+                        .iter()
+                        .filter(|c| f.choices.iter().all(|known| known.id != c.id))
+                        .cloned()
+                        .collect::<Vec<_>>(),
+                );
+                best[at] = Some(choice);
+            }
         }
         let (Some(Some(a)), Some(Some(b))) = (best[i].clone(), best[j].clone()) else { return };
         if a.id == b.id {
@@ -296,9 +323,20 @@ impl Search<'_> {
     fn costs<'b>(&mut self, f: usize, part: &Ranges, points: impl Iterator<Item = &'b Bindings>) -> Vec<f64> {
         let typical = self.module.complete(&self.options.typical_of(part, self.whole, self.rows));
         let candidate = &self.funcs[f];
-        if candidate.chosen.iter().all(|(k, of)| self.most(part, of).is_none_or(|most| *k < most)) {
-            let Some(choice) = candidate.all.best(&typical) else { return points.map(|_| 0.0).collect() };
+        // Forms that are there for all sizes are known; others come where a choice becomes one of everything.
+        let fewer = |(k, of): &(i64, Dim)| {
+            let all_of = |ranges: &Ranges| self.most(ranges, of).is_some_and(|most| most <= *k);
+            all_of(part) && !all_of(self.whole)
+        };
+        if !candidate.chosen.iter().any(fewer) {
+            let Some(choice) = self.chosen_for(f, &typical) else { return points.map(|_| 0.0).collect() };
             return points.map(|b| self.cost(f, &choice, b)).collect();
+        }
+        let key = (f, part.iter().map(|(s, r)| (*s, r.min, r.max)).collect::<Vec<_>>());
+        let points: Vec<&Bindings> = points.collect();
+        let key = (key, points.iter().map(|b| (b[&Sym::P], b[&Sym::T])).collect::<Vec<_>>());
+        if let Some(known) = self.narrowed.get(&key) {
+            return known.clone();
         }
         let narrowed = |e: &Entry| Entry { ranges: part.clone(), ..e.clone() };
         let entries = self.module.entries.iter().map(narrowed).collect();
@@ -308,9 +346,18 @@ impl Search<'_> {
         let func = canonicalise::within(candidate.func, &bounds, self.options);
         let all = Preferences::of(&func, &context);
         let Some((all, choice)) = all.and_then(|all| Some((all.best(&typical)?, all)).map(|(c, a)| (a, c))) else {
-            return points.map(|_| 0.0).collect();
+            return vec![0.0; points.len()];
         };
-        points.map(|b| all.cost(&choice, b)).collect()
+        let costs: Vec<f64> = points.iter().map(|b| all.cost(&choice, b)).collect();
+        self.narrowed.insert(key, costs.clone());
+        costs
+    }
+
+    /// The best of what is chosen on the grid, which is looked at before any cost is asked for.
+    fn chosen_for(&mut self, f: usize, at: &Bindings) -> Option<Preference> {
+        let choices = self.funcs[f].choices.clone();
+        let cost = |c: &Preference| (self.cost(f, c, at), c.clone());
+        choices.iter().map(cost).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, c)| c)
     }
 
     fn cost(&mut self, f: usize, choice: &Preference, at: &Bindings) -> f64 {
