@@ -64,7 +64,11 @@ fn print(o: &Outcome) -> Result<(), Failure> {
     say!("{}: {}  [{}]", o.path, if o.pass { "ok" } else { "FAILED" }, o.architecture)?;
     for c in &o.checks {
         let verdict = if c.pass { "" } else { "  FAILED" };
-        let allowed = if c.tolerance.is_finite() { format!(" of {:.2e} allowed", c.tolerance) } else { String::new() };
+        let mut allowed =
+            if c.tolerance.is_finite() { format!(" of {:.2e} allowed", c.tolerance) } else { String::new() };
+        if let Some([error, most]) = c.rms {
+            allowed += &format!("; a value fell to the other side, rms error {error:.2e} of {most:.2e} allowed");
+        }
         say!(
             "  {:<20} max abs error {:.2e}{allowed}, arg-max agrees in {}/{} rows{verdict}",
             c.tensor,
