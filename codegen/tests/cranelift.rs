@@ -56,7 +56,9 @@ fn patterns(dtype: DType) -> Vec<u8> {
     };
     match dtype {
         DType::Bool => (0..=255).map(|i| i % 3 % 2).collect(),
-        DType::U8 | DType::I8 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 => (0..=255).collect(),
+        DType::U8 | DType::I8 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 | DType::U4 | DType::I4 => {
+            (0..=255).collect()
+        }
         DType::F16 | DType::BF16 => (0..=u16::MAX).flat_map(u16::to_le_bytes).collect(),
         DType::F32 => {
             // Every exponent with mantissas around each rounding boundary, both signs.

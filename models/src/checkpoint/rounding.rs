@@ -12,6 +12,7 @@ use super::packed::{Level, Packed, Plane};
 use super::recipe::{Layout, Matrix, Order, Reals, Recipe, push_codes};
 use super::{Checkpoint, Located, Place};
 use hadal_types::DType;
+use std::collections::HashSet;
 
 /// To what weights are rounded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +77,8 @@ impl Checkpoint {
     pub fn rounded(mut self, to: WeightOnly, vocab: Option<usize>, block: [usize; 2]) -> (Checkpoint, usize) {
         let before = self.packed.len();
         let mut planes: Vec<(String, Located)> = Vec::new();
-        for (name, t) in &self.tensors {
+        let scales: HashSet<String> = self.tensors.keys().flat_map(|name| scales_of(name)).collect();
+        for (name, t) in self.tensors.iter().filter(|(name, _)| !scales.contains(*name)) {
             let [rows, columns] = t.shape[..] else { continue };
             let (Some(to), false) = (to.fitting(columns), Some(rows) == vocab || name.contains("norm")) else {
                 continue;
