@@ -15,7 +15,11 @@
 //! copy of that layer. There are no more than `MAX_PARTS` such copies of a function; a call that wants yet another part
 //! stays whole.
 //!
+//! Before, calls lose the results that nobody wants at all ([`unwanted`]).
+//!
 //! Exact but for products, whose kernels may sum in another order for one row than for many.
+
+mod unwanted;
 
 use crate::canonicalise::Fired;
 use crate::edit::{Edit, Trail, forms_of};
@@ -30,6 +34,7 @@ const MAX_PARTS: usize = 4;
 
 /// Elides in every function, and tells how often each law was used. Functions that are no longer called are left out.
 pub fn run(module: &Module, laws: &LawSet) -> (Module, Fired) {
+    let module = &unwanted::run(module);
     let of_slices = rules::CANONICAL.iter().chain(rules::PARTS).flat_map(|theme| theme.rules);
     let rules = of_slices.chain(rules::law("slice-through-contract")).filter(|r| laws.allows(r)).collect();
     let out = Module { funcs: Vec::new(), ..module.clone() };

@@ -130,7 +130,7 @@ impl Generator {
         self.speculation = Some(Speculation {
             drafter,
             depth: Depth::new(drafts),
-            unseen: Unseen::new(self.width, chunk.max(2 * step) + 2),
+            unseen: Unseen::new(self.width, chunk + 2 * (LONGEST + 1)),
             drafted: Vec::with_capacity(step),
             most: step,
             borders,
@@ -322,8 +322,8 @@ impl Generator {
         let room = (max.min(border) - held).min(s.most as u64) as usize - 1;
         let count = s.depth.choose(room);
         if count == 0 {
-            // Rows wait, but not for ever.
-            return match s.unseen.rows() > s.most {
+            // Rows wait for the next draft, as long as there is room.
+            return match s.unseen.is_full() {
                 true => s.unseen.take(|rows| s.drafter.fill(&mut self.session, rows)),
                 false => Ok(()),
             };

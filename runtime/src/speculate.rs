@@ -286,15 +286,19 @@ impl Depth {
         let Some(one) = self.one.known() else { return 0 };
         let Some((more, draft)) = self.more.known().zip(self.draft.known()) else { return room.min(1) };
         let (mut best, mut rate) = (0, 1.0 / one);
-        let (mut tokens, mut chance, mut guess) = (1.0, 1.0, 0.7);
+        let (mut tokens, mut chance) = (1.0, 1.0);
+        // One position more than what is known, as if it were as good as the one before.
+        let mut guess = None;
         for n in 1..=room.min(LONGEST) {
-            guess = self.right[n - 1].known().unwrap_or(guess);
-            chance *= guess;
+            let known = self.right[n - 1].known();
+            let Some(right) = known.or(guess.take()) else { break };
+            chance *= right;
             tokens += chance;
             let now = tokens / (one + n as f64 * (more.max(0.0) + draft));
             if now > rate {
                 (best, rate) = (n, now);
             }
+            guess = known;
         }
         if best == 0 && self.idle >= IDLE { room.min(1) } else { best }
     }
@@ -320,6 +324,8 @@ impl Depth {
 /// Rows that the drafter has not been given yet.
 pub(crate) struct Unseen {
     width: usize,
+    /// How many there is room for.
+    room: usize,
     /// The token after each row; that after the last one may not be known yet.
     tokens: Vec<i32>,
     hidden: Vec<f32>,
@@ -328,11 +334,16 @@ pub(crate) struct Unseen {
 impl Unseen {
     /// Room for `rows` rows of `width` elements.
     pub fn new(width: usize, rows: usize) -> Unseen {
-        Unseen { width, tokens: Vec::with_capacity(rows), hidden: Vec::with_capacity(rows * width) }
+        Unseen { width, room: rows, tokens: Vec::with_capacity(rows), hidden: Vec::with_capacity(rows * width) }
     }
 
     pub fn rows(&self) -> usize {
         self.hidden.len() / self.width
+    }
+
+    /// Whether there is no room for the rows of another step.
+    pub fn is_full(&self) -> bool {
+        self.rows() + LONGEST + 1 > self.room
     }
 
     /// Whether the token after the last row is missing.
@@ -385,10 +396,9 @@ mod tests {
         assert_eq!(depth.choose(7), 1, "what a draft costs is not known");
         // A draft costs a fifth of a step, a further token a tenth.
         (0..50).for_each(|_| depth.learn(1, 1, 0.2, 1.1));
-        assert_eq!(depth.choose(7), 7, "as if it always was right");
+        assert_eq!(depth.choose(7), 2, "one more, as if it were as good");
         (0..50).for_each(|i| depth.learn(7, [7, 2, 1, 1][i % 4], 1.4, 1.7));
-        let n = depth.choose(7);
-        assert!((1..7).contains(&n), "{n}");
+        assert_eq!(depth.choose(7), 2);
         assert_eq!(depth.choose(0), 0);
         (0..200).for_each(|_| depth.learn(1, 0, 0.2, 1.1));
         assert_eq!(depth.choose(7), 0, "never right");
@@ -399,7 +409,7 @@ mod tests {
 
     #[test]
     fn rows_wait_for_the_token_after_them() {
-        let mut unseen = Unseen::new(2, 8);
+        let mut unseen = Unseen::new(2, 32);
         let mut seen: Vec<(Vec<i32>, Vec<f32>)> = Vec::new();
         let mut take = |u: &mut Unseen| {
             u.take(|r| {

@@ -120,17 +120,14 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
         None => 0,
     };
     score += i64::from(desc.operands[s.streamed].dtype != DType::F32) * 3;
+    let bytes = desc.operands[s.streamed].dtype.bits() <= 8;
+    let long = if bytes { 128..=i64::MAX } else { 256..=4096 };
     // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
     score += match (s.form, s.lanes) {
         (Form::Dot, 4) | (Form::Outer, 8) => 2,
         // One column at a time, from end to end: worth it where columns are long, but not so long that the row no longer
         // stays in the nearest cache from one to the next. Bytes are bound by their conversion, which this makes cheaper.
-        (Form::Dot, STEP_LANES)
-            if constant(s.lane)
-                .is_some_and(|n| n >= 256 && (n <= 4096 || desc.operands[s.streamed].dtype.bits() <= 8)) =>
-        {
-            6
-        }
+        (Form::Dot, STEP_LANES) if constant(s.lane).is_some_and(|n| long.contains(&n)) => 6,
         (Form::Dot, STEP_LANES) => -20,
         _ => 0,
     };
