@@ -4,9 +4,9 @@
 
 use hadal::{Input, Options, compile};
 use hadal_models::gguf::{self, Texts};
+use hadal_runtime::Program;
 use hadal_runtime::text::{Message, Text};
-use hadal_runtime::{Pool, Program, Session};
-use hadal_tests::root;
+use hadal_tests::{call, root, session};
 use serde_json::Value;
 use std::path::Path;
 
@@ -147,13 +147,7 @@ fn a_published_model() {
     }
     let prompt = ids(&all["ids"]);
     let vocab = program.manifest().model.vocab as usize;
-    let mut logits = vec![0f32; prompt.len() * vocab];
-    let mut hidden = vec![0f32; prompt.len() * compiled.model.hidden];
-    let mut session = Session::new(program.clone(), Pool::new(0)).expect("a session");
-    let entry = session.entry("logits").expect("an entry");
-    let inputs: [&[u8]; 1] = [bytemuck::cast_slice(&prompt)];
-    let mut outputs = [bytemuck::cast_slice_mut(&mut logits), bytemuck::cast_slice_mut(&mut hidden)];
-    session.run(entry, prompt.len(), &inputs, &mut outputs).expect("it runs");
+    let logits = call(&mut session(&program, 0), "logits", &prompt, &[]).swap_remove(0);
     for (row, top) in logits.chunks(vocab).zip(all["top"].as_array().expect("rows")) {
         let best = (0..vocab).max_by(|a, b| row[*a].total_cmp(&row[*b])).expect("a vocabulary");
         assert_eq!(Some(best as u64), top[0][0].as_u64());
@@ -163,5 +157,16 @@ fn a_published_model() {
         }
     }
     let chat = tokenizer.encode_chat(&[Message::new("user", "What is the capital of France?")]).expect("a prompt");
-    assert_eq!(chat[..3], prompt[..0].iter().copied().chain([1, 9690, 198]).collect::<Vec<u32>>()[..]);
+    let mut sequence = session(&program, 0);
+    let (mut call_for, mut answer) = (chat, Vec::new());
+    while answer.len() < 16 {
+        let logits = call(&mut sequence, "prefill", &call_for, &[]).swap_remove(0);
+        let best = (0..vocab).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("a vocabulary") as u32;
+        if program.manifest().model.stop.contains(&best) {
+            break;
+        }
+        answer.push(best);
+        call_for = vec![best];
+    }
+    assert_eq!(tokenizer.decode(&answer), "The capital of France is Paris.");
 }
