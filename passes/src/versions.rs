@@ -210,25 +210,28 @@ impl Search<'_> {
             return vec![part];
         }
         let mut parts = vec![part.clone()];
-        let mut times = self.times(&parts, &points);
+        let mut times = self.times(&parts, &points, By::Search);
         while parts.len() < most {
-            let mut best: Option<Cut> = None;
+            // Most borders are ruled out by what is known already; the search is asked about the best of them.
+            let known = self.times(&parts, &points, By::Known);
+            let mut ranked = Vec::new();
             for at in &candidates {
-                let Some(cut) = parts.iter().position(|p| divides(sym, p[&sym], *at)) else { continue };
-                let mut cut_parts = parts.clone();
-                let mut upper = cut_parts[cut].clone();
-                let limits = upper[&sym];
-                cut_parts[cut].insert(sym, Range { min: limits.min, max: *at });
-                upper.insert(sym, Range { min: *at + 1, max: limits.max });
-                cut_parts.insert(cut + 1, upper);
-                let new = self.times(&cut_parts, &points);
-                let gains: Vec<f64> =
-                    times.iter().zip(&new).map(|(a, b)| if *a > 0.0 { (a - b) / a } else { 0.0 }).collect();
-                let (sum, gain) = (gains.iter().sum::<f64>(), gains.iter().copied().fold(0.0, f64::max));
+                let Some(cut_parts) = cut(&parts, sym, *at) else { continue };
+                let (sum, _) = gained(&known, &self.times(&cut_parts, &points, By::Known));
+                ranked.push((sum, *at, cut_parts));
+            }
+            // Of equal ones the last come first, as below.
+            ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
+            ranked.truncate(LOOKED_AT);
+            ranked.sort_by_key(|(_, at, _)| *at);
+            let mut best: Option<Cut> = None;
+            for (_, at, cut_parts) in ranked {
+                let new = self.times(&cut_parts, &points, By::Search);
+                let (sum, gain) = gained(&times, &new);
                 // Of candidates that the grid does not tell apart the last: a choice of 128 rows is none up to 128.
                 let better = best.as_ref().is_none_or(|b| sum >= b.sum * (1.0 - 1e-9));
                 if gain >= LEAST_GAIN && sum > 0.0 && better {
-                    best = Some(Cut { at: *at, sum, gain, parts: cut_parts, times: new });
+                    best = Some(Cut { at, sum, gain, parts: cut_parts, times: new });
                 }
             }
             let Some(best) = best else { break };
@@ -304,7 +307,7 @@ impl Search<'_> {
     }
 
     /// Seconds that a call takes at some sizes, each in the part that it falls into.
-    fn times(&mut self, parts: &[Ranges], points: &[Bindings]) -> Vec<f64> {
+    fn times(&mut self, parts: &[Ranges], points: &[Bindings], by: By) -> Vec<f64> {
         let mut out = vec![0.0; points.len()];
         for part in parts {
             let here: Vec<usize> = (0..points.len()).filter(|i| hadal_ir::module::within(part, &points[*i])).collect();
@@ -312,7 +315,7 @@ impl Search<'_> {
                 continue;
             }
             for f in 0..self.funcs.len() {
-                let costs = self.costs(f, part, here.iter().map(|i| &points[*i]));
+                let costs = self.costs(f, part, here.iter().map(|i| &points[*i]), by);
                 here.iter().zip(costs).for_each(|(i, seconds)| out[*i] += seconds * self.funcs[f].calls);
             }
         }
@@ -320,7 +323,7 @@ impl Search<'_> {
     }
 
     /// Seconds of one function in the form that a version for `part` has.
-    fn costs<'b>(&mut self, f: usize, part: &Ranges, points: impl Iterator<Item = &'b Bindings>) -> Vec<f64> {
+    fn costs<'b>(&mut self, f: usize, part: &Ranges, points: impl Iterator<Item = &'b Bindings>, by: By) -> Vec<f64> {
         let typical = self.module.complete(&self.options.typical_of(part, self.whole, self.rows));
         let candidate = &self.funcs[f];
         // Forms that are there for all sizes are known; others come where a choice becomes one of everything.
@@ -329,7 +332,11 @@ impl Search<'_> {
             all_of(part) && !all_of(self.whole)
         };
         if !candidate.chosen.iter().any(fewer) {
-            let Some(choice) = self.chosen_for(f, &typical) else { return points.map(|_| 0.0).collect() };
+            let choice = match by {
+                By::Search => candidate.all.best(&typical),
+                By::Known => self.chosen_for(f, &typical),
+            };
+            let Some(choice) = choice else { return points.map(|_| 0.0).collect() };
             return points.map(|b| self.cost(f, &choice, b)).collect();
         }
         let key = (f, part.iter().map(|(s, r)| (*s, r.min, r.max)).collect::<Vec<_>>());
@@ -408,6 +415,36 @@ impl Search<'_> {
         }
         Some(low)
     }
+}
+
+/// How the form of a function is found.
+#[derive(Clone, Copy, PartialEq)]
+enum By {
+    /// As `rewrite` will.
+    Search,
+    /// The best of those chosen on the grid.
+    Known,
+}
+
+/// Borders that the search is asked about, of all that there may be.
+const LOOKED_AT: usize = 4;
+
+/// Parts with one more border.
+fn cut(parts: &[Ranges], sym: Sym, at: i64) -> Option<Vec<Ranges>> {
+    let of = parts.iter().position(|p| divides(sym, p[&sym], at))?;
+    let mut out = parts.to_vec();
+    let mut upper = out[of].clone();
+    let limits = upper[&sym];
+    out[of].insert(sym, Range { min: limits.min, max: at });
+    upper.insert(sym, Range { min: at + 1, max: limits.max });
+    out.insert(of + 1, upper);
+    Some(out)
+}
+
+/// Shares of times that are gained, in sum and the largest.
+fn gained(before: &[f64], after: &[f64]) -> (f64, f64) {
+    let gains = before.iter().zip(after).map(|(a, b)| if *a > 0.0 { (a - b) / a } else { 0.0 });
+    gains.fold((0.0, 0.0), |(sum, most), gain| (sum + gain, f64::max(most, gain)))
 }
 
 /// Whether a range can be divided behind `at`. A state of one size could not be told from one that keeps its size, so both

@@ -137,8 +137,9 @@ fn by_plan(module: &Module, program: &Program, calls: &[usize]) -> Vec<hadal_ir:
 
 #[test]
 fn sequences_across_borders_are_those_of_the_graph() {
-    let text = latent(TINY, "entry prefill = @core where T in 1..8");
-    let module = parse(&format!("symbols P in 0..15, T in 1..8\n{text}"));
+    // One more than a step has, which would have one form for all.
+    let text = latent(TINY, "entry prefill = @core where T in 1..9");
+    let module = parse(&format!("symbols P in 0..15, T in 1..9\n{text}"));
     let options = Options { max_context: Some(16), ..Options::default() };
     let (fused, program) = compile(&module, &flops_only(), &options).unwrap();
     let versions = ranges(&fused.optimised, "prefill");

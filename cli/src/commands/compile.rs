@@ -140,16 +140,19 @@ pub fn report(c: &Compiled) -> String {
     );
     for e in &m.entries {
         for v in &e.versions {
-            let ranges: Vec<String> = v.symbols.iter().map(|r| r.to_string()).collect();
+            let ranges = m.free_ranges(&v.symbols);
             let of = if e.versions.len() > 1 { format!(" where {}", ranges.join(", ")) } else { String::new() };
             out += &format!("  entry      {:<8} {} launches{of}\n", e.name, v.launches.len());
         }
     }
-    let state: u64 = m.states.iter().map(|s| s.row_bytes().unwrap_or(0)).sum();
+    let windows = match m.window_bytes() {
+        0 => String::new(),
+        n => format!(" and {} for any", units::bytes(n as f64)),
+    };
     out += &format!(
-        "  memory     {} working, {} per token of context, at most {} tokens\n",
+        "  memory     {} working, {} per token of context{windows}, at most {} tokens\n",
         units::bytes(m.arena_bytes as f64),
-        units::bytes(state as f64),
+        units::bytes(m.state_bytes_per_token() as f64),
         m.model.max_context
     );
     let weights: f64 = m.weights.iter().map(|w| w.bytes as f64).sum();
@@ -185,14 +188,15 @@ fn report_json(c: &Compiled, size: Option<u64>, seconds: f64) -> serde_json::Val
         "entries": m.entries.iter().map(|e| serde_json::json!({
             "name": e.name,
             "versions": e.versions.iter().map(|v| serde_json::json!({
-                "symbols": v.symbols.iter().map(|r| r.to_string()).collect::<Vec<_>>(),
+                "symbols": m.free_ranges(&v.symbols),
                 "launches": v.launches.len(),
             })).collect::<Vec<_>>(),
         }))
             .collect::<Vec<_>>(),
         "code_bytes": c.code.len(),
         "arena_bytes": m.arena_bytes,
-        "state_bytes_per_token": m.states.iter().map(|s| s.row_bytes().unwrap_or(0)).sum::<u64>(),
+        "state_bytes_per_token": m.state_bytes_per_token(),
+        "window_bytes": m.window_bytes(),
         "weight_bytes": m.weights.iter().map(|w| w.bytes).sum::<u64>(),
         "max_context": m.model.max_context,
         "stage_seconds": c.times.iter().map(|(s, t)| ((*s).to_owned(), t.as_secs_f64()))

@@ -308,6 +308,16 @@ impl Manifest {
         self.entries.iter().find(|e| e.name == name)
     }
 
+    /// The ranges of symbols that do not follow from others, in words: `T = 1`, `P in 0..4095`.
+    pub fn free_ranges(&self, ranges: &[SymbolRange]) -> Vec<String> {
+        ranges.iter().filter(|r| !self.definitions.has(r.sym)).map(SymbolRange::to_string).collect()
+    }
+
+    /// Bytes of states that do not grow: windows of the last rows.
+    pub fn window_bytes(&self) -> u64 {
+        self.states.iter().filter_map(|s| s.window()?.checked_mul(s.row_bytes()?)).sum()
+    }
+
     /// Bytes that the states grow by with every token, on average and rounded down.
     pub fn state_bytes_per_token(&self) -> u64 {
         let of = |s: &State| self.definitions.per_token(&s.held) * s.row_bytes().unwrap_or(0) as f64;

@@ -81,11 +81,11 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
         })).collect::<Vec<_>>(),
         "entries": m.entries.iter().map(|e| json!({
             "name": e.name,
-            "symbols": ranges(&e.symbols),
+            "symbols": m.free_ranges(&e.symbols),
             "inputs": ports(&e.inputs),
             "outputs": ports(&e.outputs),
             "versions": e.versions.iter().map(|v| json!({
-                "symbols": ranges(&v.symbols),
+                "symbols": m.free_ranges(&v.symbols),
                 "launches": v.launches.len(),
                 "weight_bytes_read": v.weight_bytes_read,
                 "flops": v.flops,
@@ -97,10 +97,6 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
         "facts": m.facts.iter().map(|(k, v)| json!({ "name": k, "value": v })).collect::<Vec<_>>(),
         "weights_verified": args.verify,
     })
-}
-
-fn ranges(ranges: &[hadal_artifact::SymbolRange]) -> Vec<String> {
-    ranges.iter().map(|r| r.to_string()).collect()
 }
 
 fn ports(ports: &[hadal_artifact::Port]) -> Vec<String> {
@@ -140,7 +136,7 @@ fn text(m: &Manifest, facts: &Value, args: &InfoArgs, out: &mut dyn Write) -> st
             versions => {
                 line("entry", format!("{}({inputs}) -> ({outputs})", e.name))?;
                 for v in versions {
-                    line("", format!("  {}: {} launches", ranges(&v.symbols).join(", "), v.launches.len()))?;
+                    line("", format!("  {}: {} launches", m.free_ranges(&v.symbols).join(", "), v.launches.len()))?;
                 }
             }
         }
