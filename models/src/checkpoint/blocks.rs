@@ -180,8 +180,8 @@ impl BlockFormat {
             }
             Q2_K => {
                 (out.scale, out.offset) = (u16_at(80), negated(82));
-                for g in 0..16 {
-                    (out.scales[g], out.offsets[g]) = ((block[g] & 15) as i8, (block[g] >> 4) as i8);
+                for (g, both) in block[..16].iter().enumerate() {
+                    (out.scales[g], out.offsets[g]) = ((both & 15) as i8, (both >> 4) as i8);
                 }
                 quarters(&block[16..80], &mut out.codes, |q, _| q as i8);
             }
@@ -223,7 +223,8 @@ impl BlockFormat {
                 let tops = u16::from_le_bytes(u16_at(2));
                 for g in 0..8 {
                     let low = block[4 + g / 2] >> (4 * (g % 2)) & 15;
-                    out.scales[g] = (low | (tops >> (2 * g) & 3) as u8 * 16) as i8 - 32;
+                    let top = (tops >> (2 * g) & 3) as u8;
+                    out.scales[g] = (low | top << 4) as i8 - 32;
                     halves(&mut out.codes[32 * g..], 8 + 16 * g, &|q, _| TABLE[q as usize]);
                 }
             }

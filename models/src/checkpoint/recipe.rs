@@ -202,7 +202,8 @@ impl Recipe {
             Recipe::Rounded(reals, to, plane) => {
                 let (mut row_of, mut bytes) = (Vec::with_capacity(reals.matrix.columns), Vec::new());
                 (0..reals.matrix.rows).try_for_each(|row| {
-                    (row_of.clear(), bytes.clear());
+                    row_of.clear();
+                    bytes.clear();
                     reals.read(files, row, &mut row_of);
                     to.round_row(&row_of, *plane, &mut bytes);
                     out.write_all(&bytes)

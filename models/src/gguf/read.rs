@@ -176,7 +176,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn damaged(&self, tensor: Option<&str>, expected: &str, found: &str) -> Error {
-        let tensor = tensor.map(|t| shown(t));
+        let tensor = tensor.map(shown);
         Error::Damaged { file: self.file.into(), tensor, expected: expected.into(), found: found.into() }
     }
 
