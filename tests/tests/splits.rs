@@ -32,6 +32,8 @@ fn inputs() -> Vec<(String, Input)> {
         "variant-v3-k1",
         "v32",
         "variant-v32-fp8",
+        "v4-flash-like",
+        "v41-like",
     ];
     let open = |name: &str| (name.to_owned(), Input::open(&fixture(name)).expect("a fixture"));
     let mut all: Vec<_> = names.into_iter().map(open).collect();

@@ -161,7 +161,7 @@ impl<'a> Cell<'a> {
         b.store(self.total, &[row], total);
     }
 
-    /// All blocks of a set. They begin at multiples of their size, and hold what of that a query sees.
+    /// All blocks of a set, from the first row that a query sees.
     fn set(&self, b: &mut Builder, set: &'a Set, converted: &'a [Option<(Buf, i64)>]) {
         let (zero, all) = (b.const_i64(0), b.dim(self.desc.size(set.key)));
         let block = Block { set, converted, start: zero, count: zero, list: None, before: None };
@@ -208,11 +208,9 @@ impl<'a> Cell<'a> {
     /// Blocks of the rows from `lo` to below `hi`.
     fn consecutive(&self, b: &mut Builder, lo: Value, hi: Value, block: Block<'a>) {
         let keys = b.const_i64(KEYS);
-        let first = b.div(lo, keys);
-        let first = b.mul(first, keys);
-        b.for_each(first, hi, KEYS, LoopKind::Serial, |b, start| {
+        b.for_each(lo, hi, KEYS, LoopKind::Serial, |b, start| {
             let end = b.add(start, keys);
-            let (start, end) = (b.max(start, lo), b.min(end, hi));
+            let end = b.min(end, hi);
             let count = b.sub(end, start);
             self.block(b, Block { start, count, ..block });
         });

@@ -16,12 +16,13 @@
 //! whose rows are told by memory (intervals, masks, selections) each have a tile of their own, with more heads.
 //!
 //! **What is seen.** All and causal sets run from the first row to the last that any row of the tile sees; intervals from
-//! the block of the first bound to the second. Of masks and selections the numbers of the rows seen are written to a list,
+//! the first bound to the second. Of masks and selections the numbers of the rows seen are written to a list,
 //! 32 places at a time, and the block reads its keys and values through it: nothing is gathered in memory, and what is
 //! not seen is not read. Only causal blocks may hold rows that some rows of the tile do not see, so only those that do
 //! choose between sums element by element: a hidden value does not count even where it is no number.
 //!
-//! **Numbers.** Blocks begin at multiples of 32 rows, or places of a selection, whatever the number of new tokens; a block
+//! **Numbers.** There is a block for every 32 rows from the first that may be seen, or places of a selection, whatever the
+//! number of new tokens and wherever rows of a window stand; a block
 //! that a row cannot see multiplies by one and adds zeros. Sets follow each other as written. So a row has the same bits
 //! alone, in a chunk, and however the grid is cut: `T = 1` and more agree, unless the form of the graph differs between
 //! the two. Rows that a selection lists in another order are summed in another order.
