@@ -1,8 +1,9 @@
 //! What is known of sizes: the values that symbols may take where a function runs.
 //!
-//! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them.
+//! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them. What
+//! else is known of a function from outside comes along: which inputs hold a [choice](crate::chosen).
 
-use crate::Options;
+use crate::{Options, chosen};
 use hadal_ir::module::follow;
 use hadal_ir::{Bindings, Definitions, Dim, Entry, Func, InstKind, Module, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ pub struct Bounds {
     ranges: BTreeMap<Sym, Range>,
     definitions: Definitions,
     context: Option<i64>,
+    chosen: BTreeSet<usize>,
 }
 
 impl Bounds {
@@ -36,13 +38,20 @@ impl Bounds {
             }
         }
         let ranges = hull.unwrap_or_else(|| module.symbols.clone());
-        Bounds { ranges, definitions: module.definitions.clone(), context: Some(options.context(module)) }
+        let (definitions, context) = (module.definitions.clone(), Some(options.context(module)));
+        Bounds { ranges, definitions, context, chosen: BTreeSet::new() }
     }
 
     /// What holds where free symbols keep to `ranges`, within a context.
     pub(crate) fn within(module: &Module, mut ranges: BTreeMap<Sym, Range>, context: i64) -> Bounds {
         follow(&module.definitions, &mut ranges);
-        Bounds { ranges, definitions: module.definitions.clone(), context: Some(context) }
+        let (definitions, context) = (module.definitions.clone(), Some(context));
+        Bounds { ranges, definitions, context, chosen: BTreeSet::new() }
+    }
+
+    /// Whether the function's input at this place always holds what `top_k` chose: see [`crate::chosen`].
+    pub fn chosen(&self, param: usize) -> bool {
+        self.chosen.contains(&param)
     }
 
     /// The most that `size` can be; `None` where one of its symbols has no range.
@@ -77,11 +86,12 @@ impl Bounds {
     }
 }
 
-/// Which entries reach which functions, found once for a module.
+/// Which entries reach which functions, and what callers give these, found once for a module.
 #[derive(Clone, Debug)]
 pub struct Reached<'m> {
     module: &'m Module,
     entries: BTreeMap<&'m str, Vec<&'m Entry>>,
+    chosen: BTreeMap<&'m str, BTreeSet<usize>>,
 }
 
 impl<'m> Reached<'m> {
@@ -111,7 +121,7 @@ impl<'m> Reached<'m> {
                 entries.entry(name).or_default().push(entry);
             }
         }
-        Reached { module, entries }
+        Reached { module, entries, chosen: chosen::params(module) }
     }
 
     /// The entries that are `func` or call it, however deep, in their order.
@@ -121,7 +131,8 @@ impl<'m> Reached<'m> {
 
     /// [`Bounds::of`] a function.
     pub fn bounds(&self, func: &str, options: &Options) -> Bounds {
-        Bounds::hull(self.module, self.by(func), options)
+        let chosen = self.chosen.get(func).cloned().unwrap_or_default();
+        Bounds { chosen, ..Bounds::hull(self.module, self.by(func), options) }
     }
 
     /// [`Options::typical`] for a function.

@@ -151,6 +151,10 @@ impl Site for Edit {
     fn lower(&self, size: &Dim) -> Option<i64> {
         self.bounds.lower(size)
     }
+
+    fn chosen(&self, v: V) -> bool {
+        self.func.params.iter().position(|p| p.0 == v.0).is_some_and(|p| self.bounds.chosen(p))
+    }
 }
 
 /// The op at instruction `at` as a form.

@@ -7,6 +7,7 @@
 
 pub mod bounds;
 pub mod canonicalise;
+mod chosen;
 mod edit;
 pub mod egraph;
 pub mod elide;

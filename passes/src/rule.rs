@@ -52,6 +52,11 @@ pub trait Site {
     fn upper(&self, size: &Dim) -> Option<i64>;
     /// The least that a size can be; `None` where that is not known.
     fn lower(&self, size: &Dim) -> Option<i64>;
+    /// Whether a value from outside always holds what `top_k` chose, wherever that was, or some of it: along the last axis
+    /// no number that is not negative stands twice.
+    fn chosen(&self, _v: V) -> bool {
+        false
+    }
     /// Says why a law that found its pattern does not apply all the same, for users who ask. Only spelled out where
     /// somebody listens.
     fn miss(&self, _reason: &dyn Fn() -> String) {}

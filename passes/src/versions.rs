@@ -17,7 +17,7 @@
 //! them. What is already in several versions stays. Exact.
 
 use crate::Options;
-use crate::bounds::Bounds;
+use crate::bounds::{Bounds, Reached};
 use crate::canonicalise;
 use crate::egraph::{Context, Preference, Preferences};
 use crate::specialise;
@@ -94,14 +94,17 @@ pub fn run(module: &Module, target: &Target, options: &Options) -> (Module, Vec<
 /// The parts of the ranges that the entries of `module` share.
 fn split(module: &Module, whole: &Ranges, target: &Target, options: &Options, splits: &mut Vec<Split>) -> Vec<Ranges> {
     let (module, _) = canonicalise::run(&specialise::run(module), options);
-    let Some(first) = module.entries.first() else { return vec![whole.clone()] };
-    let bounds = Bounds::of(&module, &first.func, options);
-    let context = Context::of(target, &bounds, options);
+    if module.entries.is_empty() {
+        return vec![whole.clone()];
+    }
     let count = calls(&module);
-    let funcs = module.funcs.iter().filter(|f| f.kind == FuncKind::Graph);
-    let funcs = funcs.filter_map(|f| {
+    let reached = Reached::of(&module);
+    let graphs = module.funcs.iter().filter(|f| f.kind == FuncKind::Graph);
+    let bounds: Vec<(&Func, Bounds)> = graphs.map(|f| (f, reached.bounds(&f.name, options))).collect();
+    let contexts: Vec<(&Func, Context)> = bounds.iter().map(|(f, b)| (*f, Context::of(target, b, options))).collect();
+    let funcs = contexts.iter().filter_map(|(f, context)| {
         let chosen = chosen_of_many(f);
-        let (calls, all) = (*count.get(f.name.as_str())?, Preferences::of(f, &context)?);
+        let (calls, all) = (*count.get(f.name.as_str())?, Preferences::of(f, context)?);
         Some(Candidate { func: f, calls, all, chosen, choices: Vec::new() })
     });
     let rows = options.context(&module);

@@ -60,6 +60,10 @@ impl Site for Watched<'_> {
         self.site.lower(size)
     }
 
+    fn chosen(&self, v: V) -> bool {
+        self.site.chosen(v)
+    }
+
     fn miss(&self, reason: &dyn Fn() -> String) {
         if let Some(listener) = self.listener {
             listener(reason());

@@ -9,10 +9,15 @@ use hadal_passes::explain::LawUse;
 use hadal_passes::pipeline::Fused;
 use hadal_passes::{LawSet, Options, optimise};
 
-/// A function `@f` of `x` for one new token or several.
+/// A function `@f` of `x` for steps of one new token and of several.
 fn program(body: &str) -> Module {
-    let entries = "entry prefill = @f where T in 1..8\nentry decode = @f where T = 1";
-    parse(&format!("symbols P in 0..64, T in 1..8\n{body}\n{entries}"))
+    prompted(body, 8)
+}
+
+/// The same for up to `most` new tokens.
+fn prompted(body: &str, most: usize) -> Module {
+    let entries = format!("entry prefill = @f where T in 1..{most}\nentry decode = @f where T = 1");
+    parse(&format!("symbols P in 0..64, T in 1..{most}\n{body}\n{entries}"))
 }
 
 /// Optimised, with the same results.
@@ -125,13 +130,14 @@ fn a_gate_stays_by_itself() {
 #[test]
 fn experts_are_weighed_before_their_last_product() {
     let fused = optimised(
-        &program(
+        &prompted(
             "func @f(%h: f32[T, 2, 8], %e: i32[T, 2], %k: f32[T, 2]) -> (y: f32[T, 16]) {
               weight %d = \"d\" : bf16[4, 16, 8]
               %0 = gather %d, %e {axis = 0} : bf16[T, 2, 16, 8]
               %g = sigmoid %h : f32[T, 2, 8]
               %1 = contract %g, %0, %k {spec = \"tkf,tkdf,tk->td\"} : f32[T, 16]
               return %1 }",
+            16,
         ),
         LawSet::default(),
     );

@@ -119,10 +119,15 @@ fn before_mask(func: &Func, mask: &Op, term: &Term) -> Term {
 }
 
 /// A spelling that is the same for terms that differ only in the order of operands of commutative ops, and in the
-/// names of letters, in views and casts that change nothing, or in masking twice.
+/// names of letters, in views and casts that change nothing, or in masking twice. A value that is repeated is spelled out.
 fn spelling(func: &Func, term: &Term) -> String {
     let (op, args) = match term {
-        Term::Old(v) => return format!("%{}", v.0),
+        Term::Old(v) => match func.insts.iter().find(|i| i.results.contains(&ValueId(v.0))) {
+            Some(i) if matches!(i.kind, InstKind::Op(Op::Broadcast(_))) => {
+                return spelling(func, &written(func, i.results[0]));
+            }
+            _ => return format!("%{}", v.0),
+        },
         Term::New(op, args) => (op, args),
     };
     if let (Op::Slice(_) | Op::Concat(_) | Op::Cast(_), [x]) = (op, &args[..])

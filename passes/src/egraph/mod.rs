@@ -178,6 +178,8 @@ struct Outside {
     ty: TensorType,
     weight: bool,
     state: bool,
+    /// Always what `top_k` chose: see [`Site::chosen`](crate::rule::Site::chosen).
+    chosen: bool,
 }
 
 /// What is known of values from outside, for new nodes.

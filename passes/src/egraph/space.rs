@@ -57,7 +57,8 @@ impl<'a> Space<'a> {
         for v in &outside {
             let weight = func.weights.iter().any(|w| w.value == *v);
             let state = func.states.iter().any(|s| s.value == *v);
-            facts.inputs.insert(*v, Outside { ty: func.ty(*v).clone(), weight, state });
+            let chosen = func.params.iter().position(|p| p == v).is_some_and(|p| context.bounds.chosen(p));
+            facts.inputs.insert(*v, Outside { ty: func.ty(*v).clone(), weight, state, chosen });
         }
         let mut graph = Graph::new(facts);
         let (mut classes, mut made) = (BTreeMap::new(), HashMap::new());

@@ -68,6 +68,14 @@ impl Site for View<'_> {
     fn lower(&self, size: &Dim) -> Option<i64> {
         self.bounds.lower(size)
     }
+
+    fn chosen(&self, at: V) -> bool {
+        let inputs = &self.graph.analysis.inputs;
+        self.graph[id(at)].nodes.iter().any(|n| match &n.head {
+            Head::Input(v) => inputs[v].chosen,
+            Head::Op(_) => false,
+        })
+    }
 }
 
 /// Who uses what, in order of classes and their nodes.

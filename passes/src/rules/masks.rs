@@ -34,13 +34,13 @@ pub const RULES: &[Rule] = &[
         apply: |site, op, args| match op {
             Op::CausalMask(outer) => each(site, args[0], |inner, operands| {
                 let (mask, _) = hidden(site, inner, operands)?;
-                let implied = selections(site, mask).into_iter().any(|s| s.causal.as_ref() == Some(outer));
+                let implied = selections(site, mask).into_iter().any(|s| s.causal().any(|m| m == outer));
                 implied.then_some(Term::Old(args[0]))
             }),
             _ => some(hidden(site, op, args).and_then(|(mask, scores)| {
-                let causal = selections(site, mask).into_iter().find_map(|s| s.causal)?;
+                let known = selections(site, mask);
                 let free = site.forms(scores).into_iter().find_map(|(inner, x)| match inner {
-                    Op::CausalMask(m) if *m == causal => Some(x[0]),
+                    Op::CausalMask(m) if known.iter().any(|s| s.causal().any(|c| c == m)) => Some(x[0]),
                     _ => None,
                 })?;
                 Some(Term::new(op.clone(), [Term::Old(mask), Term::Old(free), Term::Old(args[2])]))
@@ -49,20 +49,27 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "selection-of-everything",
-        law: "select(member(top_k(causal_mask(y), k)), x, -∞) = causal_mask(x), where there are never more than k, for \
-              finite y",
+        law: "select(member(top_k(mask(y), k)), x, -∞) = mask(x), where there are never more than k, for finite y under any \
+              masks: causal ones, and select(m, y, -∞)",
         class: Reassociating,
-        example: "func @f(%x: f32[2, T, P+T], %q: f32[T, 3], %k: f32[P+T, 3]) -> (z: f32[2, T, P+T]) {
+        example: "func @f(%x: f32[2, T, P+T], %q: f32[T, 3], %k: f32[P+T, 3], %b: bool[T, P+T])
+            -> (c: f32[2, T, P+T], z: f32[2, T, P+T]) {
             %y = contract %q, %k {spec = \"td,sd->ts\"} : f32[T, P+T]
+            %n = constant {value = -inf, dtype = f32} : f32[]
+            %no = broadcast %n {shape = [T, P+T], dims = []} : f32[T, P+T]
+            %nos = broadcast %n {shape = [2, T, P+T], dims = []} : f32[2, T, P+T]
             %0 = causal_mask %y {query = 0, key = 1} : f32[T, P+T]
             %1 = top_k %0 {k = 18} : i32[T, 18]
             %2 = member %1 {len = P+T} : bool[T, P+T]
             %3 = broadcast %2 {shape = [2, T, P+T], dims = [1, 2]} : bool[2, T, P+T]
-            %5 = constant {value = -inf, dtype = f32} : f32[]
-            %6 = broadcast %5 {shape = [2, T, P+T], dims = []} : f32[2, T, P+T]
-            %7 = select %3, %x, %6 : f32[2, T, P+T]
-            return %7 }",
-        apply: |site, op, args| some(hidden(site, op, args).and_then(|(mask, x)| everything(site, mask, x))),
+            %4 = select %3, %x, %nos : f32[2, T, P+T]
+            %5 = select %b, %y, %no : f32[T, P+T]
+            %6 = top_k %5 {k = 18} : i32[T, 18]
+            %7 = member %6 {len = P+T} : bool[T, P+T]
+            %8 = broadcast %7 {shape = [2, T, P+T], dims = [1, 2]} : bool[2, T, P+T]
+            %9 = select %8, %x, %nos : f32[2, T, P+T]
+            return %4, %9 }",
+        apply: |site, op, args| some(hidden(site, op, args).and_then(|(mask, x)| everything(site, mask, x, args[2]))),
     },
     Rule {
         name: "causal-by-position",
@@ -107,11 +114,32 @@ struct Selection {
     k: usize,
     /// Of how many.
     of: Dim,
-    /// Whether none of those chosen among is -∞, but for `causal`.
+    /// What hides some of those chosen among, the outermost first.
+    hiding: Vec<Hiding>,
+    /// Whether none of those is -∞ but for that.
     finite: bool,
-    /// How those chosen among were masked before, in axes of the mask.
-    causal: Option<CausalMask>,
 }
+
+impl Selection {
+    fn causal(&self) -> impl Iterator<Item = &CausalMask> {
+        self.hiding.iter().filter_map(|h| match h {
+            Hiding::Causal(mask) => Some(mask),
+            Hiding::Where(..) => None,
+        })
+    }
+}
+
+/// What hides scores, in axes of the whole mask.
+#[derive(Clone)]
+enum Hiding {
+    /// As by the op.
+    Causal(CausalMask),
+    /// Where a value is false, which repeats along all axes but these.
+    Where(V, Vec<usize>),
+}
+
+/// Masks around scores that are looked through.
+const MASKS: usize = 3;
 
 /// The ways to see a mask as a selection.
 fn selections(site: &dyn Site, mask: V) -> Vec<Selection> {
@@ -121,24 +149,41 @@ fn selections(site: &dyn Site, mask: V) -> Vec<Selection> {
         let Op::Member(member) = op else { continue };
         for (op, ranked) in site.forms(numbers[0]) {
             let Op::TopK(top) = op else { continue };
-            if site.ty(ranked[0]).shape.last() != Some(&member.len) {
-                continue;
+            if site.ty(ranked[0]).shape.last() == Some(&member.len) {
+                let found = unmasked(site, ranked[0], &axes, MASKS);
+                out.extend(found.into_iter().map(|(hiding, scores)| Selection {
+                    k: top.k,
+                    of: member.len.clone(),
+                    hiding,
+                    finite: finite(site, scores),
+                }));
             }
-            let all = Selection { k: top.k, of: member.len.clone(), finite: finite(site, ranked[0]), causal: None };
-            out.extend(site.forms(ranked[0]).into_iter().filter_map(|(op, x)| match op {
-                Op::CausalMask(m) if m.key + 1 == axes.len() => {
-                    let causal = CausalMask { query: axes[m.query], key: axes[m.key] };
-                    Some(Selection { causal: Some(causal), finite: finite(site, x[0]), of: all.of.clone(), ..all })
-                }
-                _ => None,
-            }));
-            out.push(all);
         }
     }
     out
 }
 
-fn everything(site: &dyn Site, mask: V, x: V) -> Option<Term> {
+/// The ways to see scores as others that are hidden by masks, which have these axes of the whole: those without a mask last.
+fn unmasked(site: &dyn Site, scores: V, axes: &[usize], depth: usize) -> Vec<(Vec<Hiding>, V)> {
+    let mut out = Vec::new();
+    for (op, args) in site.forms(scores).into_iter().filter(|_| depth > 0) {
+        let (outer, inner) = match op {
+            Op::CausalMask(m) if m.key + 1 == axes.len() => {
+                (Hiding::Causal(CausalMask { query: axes[m.query], key: axes[m.key] }), args[0])
+            }
+            _ => match hidden(site, op, &args) {
+                Some((mask, inner)) => (Hiding::Where(mask, axes.to_vec()), inner),
+                None => continue,
+            },
+        };
+        let within = unmasked(site, inner, axes, depth - 1).into_iter();
+        out.extend(within.map(|(more, v)| ([vec![outer.clone()], more].concat(), v)));
+    }
+    out.push((vec![], scores));
+    out
+}
+
+fn everything(site: &dyn Site, mask: V, x: V, nothing: V) -> Option<Term> {
     let known = selections(site, mask);
     let enough = |s: &&Selection| site.upper(&s.of).is_some_and(|n| n <= s.k as i64);
     if let Some(s) = known.first().filter(|s| !enough(s)) {
@@ -146,10 +191,19 @@ fn everything(site: &dyn Site, mask: V, x: V) -> Option<Term> {
         site.miss(&|| format!("{} are chosen of {most} rows", s.k));
     }
     let s = known.into_iter().find(|s| s.finite && enough(&s))?;
-    Some(match s.causal {
-        Some(mask) => Term::new(mask, [Term::Old(x)]),
-        None => Term::Old(x),
-    })
+    let whole = &site.ty(mask).shape;
+    let hide = |x: Term, by: &Hiding| match by {
+        Hiding::Causal(mask) => Term::new(mask.clone(), [x]),
+        Hiding::Where(seen, axes) => {
+            let seen = Term::Old(*seen);
+            let seen = match axes.len() == whole.len() {
+                true => seen,
+                false => Term::new(Broadcast { shape: whole.clone(), dims: axes.clone() }, [seen]),
+            };
+            Term::new(Map { f: MapFn::Select }, [seen, x, Term::Old(nothing)])
+        }
+    };
+    Some(s.hiding.iter().rev().fold(Term::Old(x), hide))
 }
 
 /// A value that does not depend on the key: without repetition, and the axes of the mask that it has.

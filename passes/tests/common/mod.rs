@@ -61,7 +61,8 @@ pub fn bindings(p: usize, t: usize) -> Bindings {
 
 /// Inputs of the entry's function for a call.
 pub fn inputs(module: &Module, entry: &str, bindings: &Bindings, seed: u64) -> Vec<Tensor> {
-    let func = module.func(&module.entry(entry).unwrap().func).unwrap();
+    let version = module.version(entry, bindings).expect("a version for these sizes");
+    let func = module.func(&version.func).unwrap();
     let of = |(i, p): (usize, &hadal_ir::ValueId)| {
         let ty = func.ty(*p);
         noise(ty.dtype, &ty.eval_shape(bindings).unwrap(), seed + i as u64)
