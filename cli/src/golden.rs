@@ -4,7 +4,7 @@
 //!
 //! | tensor | compared with |
 //! |---|---|
-//! | `input_ids`, `logits` | entry `logits` on all of the input |
+//! | `input_ids`, `logits` | entry `logits` on all of the input, at once and in pieces |
 //! | any other output of that entry | the same |
 //! | `hash_I`, `engram_I`, `kept_I`, `candidates` | the same, compiled to give out what layers compute on the way |
 //! | `compressed_lookup`, `multipliers_I`, `primes_I` | what the model makes from its tokenizer; where that is not there, from the first of them |
@@ -45,6 +45,9 @@ pub const DEFAULT_TOLERANCE: f64 = 2e-4;
 /// should be; it shows in every row.
 const FLIPS: f64 = 0.1;
 
+/// How many tokens each piece of the input has where it is taken in pieces: a divisor of neither groups nor windows.
+pub const PIECE: usize = 7;
+
 /// The outcome for one golden tensor.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Check {
@@ -73,6 +76,8 @@ pub struct Outcome {
     pub architecture: String,
     /// One for each golden tensor checked.
     pub checks: Vec<Check>,
+    /// `logits` again, the input taken in pieces of [`PIECE`] tokens through the states.
+    pub in_pieces: Option<Check>,
     /// Tokens of `greedy` that came out, and how many there are.
     pub greedy: Option<(usize, usize)>,
     /// Golden tensors nobody looked at.
@@ -118,6 +123,7 @@ pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, 
     let mut run = Run { program, threads, ids, golden: &golden, dir: dir.into(), tolerance, checks: Vec::new() };
     let rows = run.all_rows()?;
     run.check_all(&rows)?;
+    let in_pieces = run.in_pieces()?;
     run.made(&model)?;
     let greedy_hits = run.greedy_rows(&greedy)?;
     run.mtp_rows("mtp_logits", &rows)?;
@@ -151,8 +157,8 @@ pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, 
     let unchecked = golden.tensors().map(|(n, _)| n.to_owned()).filter(|n| !known(n)).collect();
     let greedy = (!greedy.is_empty()).then_some((greedy_hits, greedy.len()));
     let told = greedy.is_none_or(|(hits, of)| hits == of || options.quantize.is_some());
-    let pass = !checks.is_empty() && checks.iter().all(|c| c.pass) && told;
-    Ok(Outcome { path: dir.display().to_string(), architecture, checks, greedy, unchecked, pass })
+    let pass = !checks.is_empty() && checks.iter().chain(&in_pieces).all(|c| c.pass) && told;
+    Ok(Outcome { path: dir.display().to_string(), architecture, checks, in_pieces, greedy, unchecked, pass })
 }
 
 fn load(input: &Input, options: &Options) -> Result<(Model, Arc<Program>), Failure> {
@@ -306,9 +312,14 @@ impl Run<'_> {
 
     /// Runs entry `logits` over the input: all its outputs, of all rows.
     fn all_rows(&self) -> Result<Given, Failure> {
+        self.rows_by(self.chunk())
+    }
+
+    /// The same in calls of `size` tokens.
+    fn rows_by(&self, size: usize) -> Result<Given, Failure> {
         let mut session = self.session()?;
         let mut all = Given::new();
-        for chunk in self.ids.chunks(self.chunk()) {
+        for chunk in self.ids.chunks(size) {
             let given = self.call(&mut session, "logits", chunk.len(), &[cast_slice(chunk)])?;
             match all.is_empty() {
                 true => all = given,
@@ -316,6 +327,14 @@ impl Run<'_> {
             }
         }
         Ok(all)
+    }
+
+    /// Compares `logits` of the input in pieces with the golden ones of the whole.
+    fn in_pieces(&self) -> Result<Option<Check>, Failure> {
+        let rows = self.rows_by(PIECE.min(self.chunk()))?;
+        let Some(logits) = of(&rows, "logits") else { return Ok(None) };
+        let golden = golden_like(self.golden, "logits", logits)?;
+        Ok(golden.map(|golden| compare("logits", logits, &golden, self.tolerance)))
     }
 
     /// Compares `logits`, compiled with other options, with the golden tensor `name`, if there is one.

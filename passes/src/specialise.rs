@@ -9,10 +9,11 @@
 //! once per distinct binding however many entries or calls reach it. Afterwards no function is shared between bindings,
 //! so each can be rewritten for its own.
 //!
-//! Symbols that states have in their sizes stay, also where they are fixed: a state is one thing for all entries.
+//! Symbols that states have in their sizes stay, also where they are fixed: a state is one thing for all entries. So do symbols
+//! that are defined by those: a number in place of one of them would say nothing of the other.
 
 use hadal_ir::attr::{Attr, Attrs};
-use hadal_ir::{Bindings, Dim, Func, InstKind, Module, Op, Sym};
+use hadal_ir::{Bindings, Definition, Dim, Func, InstKind, Module, Op, Sym};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// See the module documentation. Functions that no entry reaches are left out.
@@ -21,7 +22,16 @@ pub fn run(module: &Module) -> Module {
     let mut out = Module { symbols, definitions, ..Module::default() };
     let mut made = Made::new();
     let states = module.funcs.iter().flat_map(|f| f.states.iter().map(|s| f.ty(s.value)));
-    let kept: BTreeSet<Sym> = states.flat_map(|ty| &ty.shape).flat_map(Dim::terms).map(|(s, _)| *s).collect();
+    let mut kept: BTreeSet<Sym> = states.flat_map(|ty| &ty.shape).flat_map(Dim::terms).map(|(s, _)| *s).collect();
+    for (sym, definition) in module.definitions.iter() {
+        let of = match definition {
+            Definition::Quotient { of, .. } => of.clone(),
+            Definition::Growth { of } => Dim::from(*of),
+        };
+        if of.terms().iter().any(|(s, _)| kept.contains(s)) {
+            kept.insert(*sym);
+        }
+    }
     for (i, entry) in module.entries.iter().enumerate() {
         let ranges = module.ranges(entry);
         let key: Key = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
@@ -179,5 +189,25 @@ mod tests {
         let funcs: Vec<&str> = out.entries.iter().map(|e| e.func.as_str()).collect();
         assert_eq!(funcs, ["main.prefill.1", "main.prefill.2", "main.prefill.1"]);
         assert_eq!(parse_module(&print_module(&out)).unwrap(), out);
+    }
+
+    #[test]
+    fn what_is_defined_by_the_size_of_a_state_stays_with_it() {
+        let module = parse_module(
+            "symbols P in 0..7, T in 1..8, K4 = (P+T+3) / 4
+            func @main(%x: f32[T, 8]) -> (y: f32[4*K4, 8]) {
+              state %s = \"s\" : f32[P, 8]
+              %0 = append %s, %x : f32[P+T, 8]
+              %1 = constant {value = 0.0, dtype = f32} : f32[]
+              %2 = broadcast %1 {shape = [4*K4-P-T, 8], dims = []} : f32[4*K4-P-T, 8]
+              %3 = concat %0, %2 {axis = 0} : f32[4*K4, 8]
+              next %s = %0
+              return %3 }
+            entry point = @main where P = 3, T = 1",
+        )
+        .unwrap();
+        let out = run(&module);
+        hadal_ir::verify::module(&out).unwrap();
+        assert!(print_module(&out).contains("f32[4*K4-P-1, 8]"), "{}", print_module(&out));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::driver::Options;
 use crate::failure::Failure;
-use crate::golden::{self, Outcome};
+use crate::golden::{self, Outcome, PIECE};
 use crate::options::{CompileArgs, QuantizeArgs};
 use std::path::PathBuf;
 
@@ -76,6 +76,10 @@ fn print(o: &Outcome) -> Result<(), Failure> {
             c.argmax_agree,
             c.rows
         )?;
+    }
+    if let Some(c) = &o.in_pieces {
+        let verdict = if c.pass { "" } else { "  FAILED" };
+        say!("  {:<20} max abs error {:.2e} in calls of {PIECE} tokens{verdict}", c.tensor, c.max_abs_error)?;
     }
     if let Some((hits, of)) = o.greedy {
         say!("  {:<20} {hits}/{of} tokens{}", "greedy", if hits == of || o.pass { "" } else { "  FAILED" })?;
