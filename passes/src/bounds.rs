@@ -5,7 +5,7 @@
 
 use crate::{Options, chosen};
 use hadal_ir::module::follow;
-use hadal_ir::{Bindings, Definitions, Dim, Entry, Func, InstKind, Module, Range, Sym};
+use hadal_ir::{Bindings, Definition, Definitions, Dim, Entry, Func, InstKind, Module, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The values that symbols may take. The default knows nothing.
@@ -56,9 +56,23 @@ impl Bounds {
 
     /// The most that `size` can be; `None` where one of its symbols has no range.
     pub fn upper(&self, size: &Dim) -> Option<i64> {
+        let k = |s: Sym| size.terms().iter().find(|(sym, _)| *sym == s).map_or(0, |(_, k)| *k);
+        // What is counted before a call and its growth are what is counted behind it.
+        let counted = size.terms().iter().find_map(|(sym, held)| match self.definitions.get(*sym)? {
+            Definition::Quotient { of, by } => {
+                let new = self.definitions.growth(*sym)?;
+                Some((*sym, new, (*held).min(k(new)), of, *by)).filter(|(.., both, _, _)| *both > 0)
+            }
+            Definition::Growth { .. } => None,
+        });
+        if let Some((held, new, both, of, by)) = counted {
+            let tokens = of.terms().iter().find(|(s, _)| *s == Sym::P).map_or(0, |(_, k)| *k);
+            let behind = self.upper(&(of.clone() + Dim::from(Sym::T) * tokens))?.div_euclid(by);
+            let rest = self.upper(&(size.clone() - (Dim::from(held) + new) * both))?;
+            return Some(rest.saturating_add(both.saturating_mul(behind)));
+        }
         let ends = self.sum(size, |r, k| if k > 0 { r.max } else { r.min })?;
         // `P + T` is never more than the context: what both could be beyond it is at most counted the cheaper way.
-        let k = |s: Sym| size.terms().iter().find(|(sym, _)| *sym == s).map_or(0, |(_, k)| *k);
         let cheaper = k(Sym::P).min(k(Sym::T)).max(0);
         let most = |s: Sym| self.ranges.get(&s).map_or(0, |r| r.max);
         let beyond = self.context.map_or(0, |c| most(Sym::P).saturating_add(most(Sym::T)).saturating_sub(c).max(0));
@@ -172,5 +186,25 @@ mod tests {
         assert_eq!(Bounds::default().upper(&Dim::from(7i64)), Some(7));
         let largest = Bounds::of(&module, "layer", &Options { max_context: Some(20), ..Options::default() }).largest();
         assert_eq!((largest[&Sym::P], largest[&Sym::T]), (16, 4));
+    }
+
+    #[test]
+    fn what_is_counted_is_bounded_by_the_context() {
+        let module = parse_module(
+            "symbols P in 0..63, T in 1..16, C4 = P / 4, N4 = growth C4
+            func @main(%x: f32[T, 8]) -> (y: f32[T, 8]) { return %x }
+            entry main = @main",
+        )
+        .unwrap();
+        let sym = |name: &str| module.symbols.keys().copied().find(|s| s.to_string() == name).expect("a symbol");
+        let (held, new) = (Dim::from(sym("C4")), Dim::from(sym("N4")));
+        let most = |context, size: &Dim| {
+            Bounds::of(&module, "main", &Options { max_context: context, ..Options::default() }).upper(size)
+        };
+        let all = held.clone() + new.clone();
+        assert_eq!((most(None, &all), most(Some(64), &all), most(Some(67), &all)), (Some(19), Some(16), Some(16)));
+        // The growth alone may be rounded up; of 3 C4 + 2 N4 - T two are both, and one is held.
+        assert_eq!((most(Some(64), &held), most(Some(64), &new)), (Some(15), Some(4)));
+        assert_eq!(most(Some(64), &(held * 3 + new * 2 - Sym::T)), Some(2 * 16 + 15 - 1));
     }
 }
