@@ -15,9 +15,12 @@ pub struct CheckpointWeights<'a>(pub &'a Checkpoint);
 impl CheckpointWeights<'_> {
     /// Writes the weight `name` in the format of `ty`, little-endian and row-major, one stored tensor after another.
     pub fn write_to(&self, name: &str, ty: &TensorType, out: &mut impl Write) -> Result<(), String> {
-        let failed = |e: std::io::Error| format!("writing failed: {e}");
         let parts = expand_weight_name(name);
         for part in &parts {
+            let failed = |e: std::io::Error| match e.kind() {
+                std::io::ErrorKind::InvalidData => format!("`{part}`: {e}"),
+                _ => format!("writing failed: {e}"),
+            };
             let stored = self.part(part, ty, parts.len())?;
             if stored.dtype == ty.dtype {
                 stored.write_to(out).map_err(failed)?;
@@ -44,7 +47,8 @@ impl CheckpointWeights<'_> {
 
     fn decode(&self, name: &str, ty: &TensorType, of: usize) -> Result<Tensor, String> {
         let stored = self.part(name, ty, of)?;
-        Tensor::from_bytes(stored.dtype, stored.shape, &stored.data()).ok_or_else(|| format!("`{name}` is damaged"))
+        let data = stored.data().map_err(|e| format!("`{name}`: {e}"))?;
+        Tensor::from_bytes(stored.dtype, stored.shape, &data).ok_or_else(|| format!("`{name}` is damaged"))
     }
 }
 

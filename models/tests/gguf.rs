@@ -21,7 +21,7 @@ fn open(name: &str) -> Gguf {
 
 fn tensor(of: &Checkpoint, name: &str) -> Tensor {
     let t = of.require(name).unwrap();
-    Tensor::from_bytes(t.dtype, t.shape, &t.data()).unwrap()
+    Tensor::from_bytes(t.dtype, t.shape, &t.data().unwrap()).unwrap()
 }
 
 /// Random blocks of every format, and their values by the `gguf` package (0.19.0): equal, but for the sign

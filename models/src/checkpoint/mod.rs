@@ -107,12 +107,12 @@ impl<'a> TensorRef<'a> {
         }
     }
 
-    /// These bytes.
-    pub fn data(&self) -> Cow<'a, [u8]> {
-        let Some((recipe, files)) = self.made else { return Cow::Borrowed(self.bytes) };
+    /// These bytes, where what they are made of can be said in them.
+    pub fn data(&self) -> io::Result<Cow<'a, [u8]>> {
+        let Some((recipe, files)) = self.made else { return Ok(Cow::Borrowed(self.bytes)) };
         let mut bytes = Vec::new();
-        recipe.write(files, &mut bytes).expect("memory takes what is written");
-        Cow::Owned(bytes)
+        recipe.write(files, &mut bytes)?;
+        Ok(Cow::Owned(bytes))
     }
 
     /// Format and shape as messages show them: `bf16[64, 32]`.

@@ -205,7 +205,7 @@ impl Recipe {
                     row_of.clear();
                     bytes.clear();
                     reals.read(files, row, &mut row_of);
-                    to.round_row(&row_of, *plane, &mut bytes);
+                    to.round_row(&row_of, *plane, &mut bytes)?;
                     out.write_all(&bytes)
                 })
             }

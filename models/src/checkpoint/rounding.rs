@@ -6,13 +6,15 @@
 //! ```
 //!
 //! Codes go from -7 to 7 or -127 to 127: one value is left unused, so that the grid is symmetric and the largest magnitude of
-//! a group is met on both sides.
+//! a group is met on both sides. Where f16 is so coarse, near zero, that the largest would be half a step or more outside of
+//! the grid, the next scale is taken. Magnitudes whose scale f16 cannot hold are refused while they are written.
 
 use super::packed::{Level, Packed, Plane};
 use super::recipe::{Layout, Matrix, Order, Reals, Recipe, push_codes};
 use super::{Checkpoint, Located, Place};
 use hadal_types::DType;
 use std::collections::HashSet;
+use std::io;
 
 /// To what weights are rounded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,12 +44,27 @@ impl WeightOnly {
         if self.codes == DType::I4 { 7.0 } else { 127.0 }
     }
 
+    /// The scale of a group, if f16 has it.
+    fn scale(self, group: &[f32]) -> io::Result<half::f16> {
+        let refused = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        if group.iter().any(|w| !w.is_finite()) {
+            return refused("an element that is no finite number cannot be rounded".into());
+        }
+        let most = group.iter().fold(0.0f32, |m, w| m.max(w.abs()));
+        let nearest = half::f16::from_f32(most / self.largest());
+        if nearest.is_infinite() {
+            let limit = half::f16::MAX.to_f32() * self.largest();
+            return refused(format!("an element of magnitude {most:e} cannot be rounded, as scales end at {limit:e}"));
+        }
+        let outside = most > (self.largest() + 0.5) * nearest.to_f32();
+        Ok(if outside { half::f16::from_bits(nearest.to_bits() + 1) } else { nearest })
+    }
+
     /// Appends what a row has in a plane.
-    pub(super) fn round_row(self, row: &[f32], plane: Plane, out: &mut Vec<u8>) {
+    pub(super) fn round_row(self, row: &[f32], plane: Plane, out: &mut Vec<u8>) -> io::Result<()> {
         let mut codes = Vec::with_capacity(self.group);
         for group in row.chunks(self.group) {
-            let most = group.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-            let scale = half::f16::from_f32(most / self.largest());
+            let scale = self.scale(group)?;
             if plane == Plane::Scales {
                 out.extend(scale.to_le_bytes());
                 continue;
@@ -59,6 +76,7 @@ impl WeightOnly {
             codes.extend(group.iter().map(code));
             push_codes(self.codes, &codes, out);
         }
+        Ok(())
     }
 }
 
@@ -154,7 +172,7 @@ mod tests {
 
     fn read(c: &Checkpoint, name: &str) -> Tensor {
         let t = c.require(name).unwrap();
-        Tensor::from_bytes(t.dtype, t.shape, &t.data()).unwrap()
+        Tensor::from_bytes(t.dtype, t.shape, &t.data().unwrap()).unwrap()
     }
 
     #[test]
@@ -184,6 +202,39 @@ mod tests {
             }
             assert!(c.packed("embed.weight").is_none() && c.packed("norm.weight").is_none());
             assert_eq!(c.origin("b.weight_scale_inv"), "b.weight");
+        }
+    }
+
+    #[test]
+    fn small_weights_keep_what_scales_can_say_and_large_ones_are_refused() {
+        let tiny = half::f16::from_bits(1).to_f32();
+        for to in [WeightOnly { codes: DType::I8, group: 4 }, WeightOnly { codes: DType::I4, group: 4 }] {
+            let round = |row: &[f32], plane| {
+                let mut out = Vec::new();
+                to.round_row(row, plane, &mut out).map(|()| out).map_err(|e| e.to_string())
+            };
+            // All the groups with scales of few bits, some between two of them, and those without any.
+            for most in (1..4000).map(|n| tiny * n as f32 * to.largest() / 37.0).chain([0.0, 1e-30]) {
+                let row = [most, -most, most / 3.0, 0.0];
+                let scale = round(&row, Plane::Scales).unwrap();
+                let scale = half::f16::from_le_bytes([scale[0], scale[1]]).to_f32();
+                assert_eq!(scale > 0.0, most > 0.0, "{to:?} {most:e}");
+                let bytes = round(&row, Plane::Codes).unwrap();
+                let codes = Tensor::from_bytes(to.codes, &[4], &bytes).unwrap();
+                for (i, w) in row.iter().enumerate() {
+                    let off = (codes.at(i) as f32 * scale - w).abs();
+                    assert!(off <= scale * 0.5001, "{to:?} {w:e}: off by {off:e}, step {scale:e}");
+                }
+            }
+            let limit = 65504.0 * to.largest();
+            assert!(round(&[limit, 0.0, 0.0, 0.0], Plane::Scales).is_ok());
+            for plane in [Plane::Codes, Plane::Scales] {
+                let error = round(&[0.0, limit * 1.001, 0.0, 0.0], plane).unwrap_err();
+                assert!(error.contains("scales end at"), "{error}");
+                for bad in [f32::NAN, f32::INFINITY] {
+                    assert!(round(&[1.0, bad], plane).unwrap_err().contains("no finite number"));
+                }
+            }
         }
     }
 

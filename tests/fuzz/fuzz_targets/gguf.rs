@@ -21,7 +21,7 @@ fn read(file: Vec<u8>) {
     for (_, t) in model.checkpoint.tensors() {
         let size = t.dtype.bytes(t.count() as u64);
         if size <= MOST {
-            assert_eq!(t.data().len() as u64, size);
+            assert_eq!(t.data().unwrap().len() as u64, size);
         }
     }
     let options = BuildOptions { max_context: Some(64), max_chunk: 8, ..BuildOptions::default() };
