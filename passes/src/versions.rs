@@ -116,6 +116,7 @@ fn split(module: &Module, whole: &Ranges, target: &Target, options: &Options, sp
         rows,
         funcs: funcs.collect(),
         known: BTreeMap::new(),
+        found: BTreeMap::new(),
         narrowed: BTreeMap::new(),
     };
     let mut parts = vec![whole.clone()];
@@ -192,6 +193,8 @@ struct Search<'a> {
     funcs: Vec<Candidate<'a>>,
     /// Costs by function, choice and sizes.
     known: BTreeMap<(usize, u64, i64, i64), f64>,
+    /// What the search found, by function and sizes.
+    found: BTreeMap<(usize, i64, i64), Option<Preference>>,
     /// Costs of functions in forms that are there in a part only, at points.
     narrowed: BTreeMap<(FuncIn, Vec<(i64, i64)>), Vec<f64>>,
 }
@@ -208,7 +211,7 @@ impl Search<'_> {
             return vec![part];
         }
         let points: Vec<Bindings> = grid(range).into_iter().map(|x| self.at(&part, sym, x)).collect();
-        let candidates = self.candidates(&part, sym, &points);
+        let (candidates, asked) = self.candidates(&part, sym, &points);
         if candidates.is_empty() {
             return vec![part];
         }
@@ -223,9 +226,10 @@ impl Search<'_> {
                 let (sum, _) = gained(&known, &self.times(&cut_parts, &points, By::Known));
                 ranked.push((sum, *at, cut_parts));
             }
-            // Of equal ones the last come first, as below.
-            ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)));
-            ranked.truncate(LOOKED_AT);
+            // Sizes that laws ask for always; what changes there is not known yet. Of equal ones the last come first, as below.
+            let first = |at: &i64| !asked.contains(at);
+            ranked.sort_by(|a, b| first(&a.1).cmp(&first(&b.1)).then(b.0.total_cmp(&a.0)).then(b.1.cmp(&a.1)));
+            ranked.truncate(asked.len().min(LOOKED_AT) + LOOKED_AT);
             ranked.sort_by_key(|(_, at, _)| *at);
             let mut best: Option<Cut> = None;
             for (_, at, cut_parts) in ranked {
@@ -245,9 +249,9 @@ impl Search<'_> {
         parts
     }
 
-    /// Values behind which another form may be better.
-    fn candidates(&mut self, part: &Ranges, sym: Sym, points: &[Bindings]) -> Vec<i64> {
-        let mut out = BTreeSet::new();
+    /// Values behind which another form may be better, and those of them that laws ask for.
+    fn candidates(&mut self, part: &Ranges, sym: Sym, points: &[Bindings]) -> (Vec<i64>, BTreeSet<i64>) {
+        let (mut out, mut asked) = (BTreeSet::new(), BTreeSet::new());
         for f in 0..self.funcs.len() {
             let mut best: Vec<Option<Option<Preference>>> = vec![None; points.len()];
             let coarse: Vec<usize> = (0..points.len()).step_by(COARSE).chain([points.len() - 1]).collect();
@@ -256,10 +260,11 @@ impl Search<'_> {
             }
             if sym == Sym::P {
                 // So many rows at most, whatever the new tokens.
-                out.extend(self.funcs[f].chosen.iter().filter_map(|(k, of)| self.last_with(part, of, *k)));
+                asked.extend(self.funcs[f].chosen.iter().filter_map(|(k, of)| self.last_with(part, of, *k)));
             }
         }
-        out.into_iter().filter(|at| divides(sym, part[&sym], *at)).collect()
+        out.extend(&asked);
+        (out.into_iter().filter(|at| divides(sym, part[&sym], *at)).collect(), asked)
     }
 
     /// Adds where the choice changes between two points of the grid that choose differently.
@@ -275,16 +280,12 @@ impl Search<'_> {
         out: &mut BTreeSet<i64>,
     ) {
         for at in [i, j] {
-            let f = &mut self.funcs[f];
             if best[at].is_none() {
-                let choice = f.all.best(&points[at]);
-                f.choices.extend(
-                    choice
-                        .iter()
-                        .filter(|c| f.choices.iter().all(|known| known.id != c.id))
-                        .cloned()
-                        .collect::<Vec<_>>(),
-                );
+                let choice = self.searched(f, &points[at]);
+                let known = &mut self.funcs[f].choices;
+                let new: Vec<Preference> =
+                    choice.iter().filter(|c| known.iter().all(|k| k.id != c.id)).cloned().collect();
+                known.extend(new);
                 best[at] = Some(choice);
             }
         }
@@ -334,9 +335,9 @@ impl Search<'_> {
             let all_of = |ranges: &Ranges| self.most(ranges, of).is_some_and(|most| most <= *k);
             all_of(part) && !all_of(self.whole)
         };
-        if !candidate.chosen.iter().any(fewer) {
+        if by == By::Known || !candidate.chosen.iter().any(fewer) {
             let choice = match by {
-                By::Search => candidate.all.best(&typical),
+                By::Search => self.searched(f, &typical),
                 By::Known => self.chosen_for(f, &typical),
             };
             let Some(choice) = choice else { return points.map(|_| 0.0).collect() };
@@ -361,6 +362,17 @@ impl Search<'_> {
         let costs: Vec<f64> = points.iter().map(|b| all.cost(&choice, b)).collect();
         self.narrowed.insert(key, costs.clone());
         costs
+    }
+
+    /// What the search finds at some sizes, where all forms are there.
+    fn searched(&mut self, f: usize, at: &Bindings) -> Option<Preference> {
+        let key = (f, at[&Sym::P], at[&Sym::T]);
+        if let Some(known) = self.found.get(&key) {
+            return known.clone();
+        }
+        let choice = self.funcs[f].all.best(at);
+        self.found.insert(key, choice.clone());
+        choice
     }
 
     /// The best of what is chosen on the grid, which is looked at before any cost is asked for.
@@ -430,7 +442,7 @@ enum By {
 }
 
 /// Borders that the search is asked about, of all that there may be.
-const LOOKED_AT: usize = 4;
+const LOOKED_AT: usize = 2;
 
 /// Parts with one more border.
 fn cut(parts: &[Ranges], sym: Sym, at: i64) -> Option<Vec<Ranges>> {

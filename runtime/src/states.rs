@@ -95,7 +95,8 @@ impl States {
         let held = &mut self.all[state];
         held.tokens += new;
         if let Some(w) = &mut held.window {
-            w.front += new as usize;
+            // What was checked leaves room for them.
+            w.front = (w.front + new as usize).min(w.room - w.kept);
         }
     }
 

@@ -39,7 +39,12 @@ pub enum Misdefined {
     Growth,
     /// It mentions a symbol that is defined later, or itself.
     Order,
+    /// One more than there may be.
+    Many,
 }
+
+/// Definitions there may be; models have one or two for each rate at which they compress.
+const MAX: usize = 64;
 
 impl fmt::Display for Misdefined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,6 +53,7 @@ impl fmt::Display for Misdefined {
             Misdefined::Divisor => "is divided by less than 1",
             Misdefined::Growth => "is the growth of what is not a quotient of P",
             Misdefined::Order => "is defined by a symbol that is defined after it",
+            Misdefined::Many => "is one definition too many",
         })
     }
 }
@@ -93,11 +99,14 @@ impl Definitions {
 
     /// What is wrong with the first definition that something is wrong with.
     pub fn check(&self) -> Result<(), (Sym, Misdefined)> {
-        (0..self.0.len()).try_for_each(|i| self.fault(i).map_or(Ok(()), |fault| Err((self.0[i].0, fault))))
+        (0..self.0.len().min(MAX + 1)).try_for_each(|i| self.fault(i).map_or(Ok(()), |fault| Err((self.0[i].0, fault))))
     }
 
     fn fault(&self, index: usize) -> Option<Misdefined> {
         let (sym, definition) = &self.0[index];
+        if index >= MAX {
+            return Some(Misdefined::Many);
+        }
         if [Sym::P, Sym::T].contains(sym) || self.0[..index].iter().any(|(s, _)| s == sym) {
             return Some(Misdefined::Twice);
         }
@@ -127,12 +136,17 @@ impl Definitions {
 
     /// By how much `size` grows with every token held, on average.
     pub fn per_token(&self, size: &Dim) -> f64 {
-        let of = |sym: Sym| match self.get(sym) {
-            _ if sym == Sym::P => 1.0,
-            Some(Definition::Quotient { of, by }) => self.per_token(of) / *by as f64,
-            _ => 0.0,
+        let mut rates = std::collections::BTreeMap::from([(Sym::P, 1.0)]);
+        let of = |size: &Dim, rates: &std::collections::BTreeMap<Sym, f64>| -> f64 {
+            size.terms().iter().map(|(sym, k)| *k as f64 * rates.get(sym).copied().unwrap_or(0.0)).sum()
         };
-        size.terms().iter().map(|(sym, k)| *k as f64 * of(*sym)).sum()
+        // Each mentions only those before it.
+        for (sym, definition) in &self.0 {
+            if let Definition::Quotient { of: what, by } = definition {
+                rates.insert(*sym, of(what, &rates) / *by as f64);
+            }
+        }
+        of(size, &rates)
     }
 
     /// The value of every defined symbol whose own symbols have values.
@@ -274,6 +288,8 @@ mod tests {
         assert_eq!(d.add(sym("X"), Definition::Growth { of: sym("K") }), Err(Misdefined::Growth));
         assert_eq!(d.add(sym("X"), Definition::Growth { of: sym("N") }), Err(Misdefined::Growth));
         assert_eq!(d, sample());
+        let many = (0..70).map(|i| (sym(&format!("X{i}")), quotient(of("P"), 2)));
+        assert_eq!(many.collect::<Definitions>().check(), Err((sym("X64"), Misdefined::Many)));
         let wrong: Definitions =
             [(sym("X"), quotient(of("Y"), 2)), (sym("Y"), quotient(of("P"), 2))].into_iter().collect();
         assert_eq!(wrong.check(), Err((sym("X"), Misdefined::Order)));

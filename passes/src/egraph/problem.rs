@@ -257,12 +257,15 @@ pub(super) struct Walk<'a> {
     joined: Vec<u32>,
     number: u32,
     order: Vec<usize>,
+    /// Of those, the elementwise ops.
+    loose: Vec<usize>,
 }
 
 impl<'a> Walk<'a> {
     pub fn new(problem: &'a Problem) -> Self {
         let n = problem.ids.len();
-        Walk { problem, begun: vec![0; n], ended: vec![0; n], joined: vec![0; n], number: 0, order: Vec::new() }
+        let (order, loose) = (Vec::new(), Vec::new());
+        Walk { problem, begun: vec![0; n], ended: vec![0; n], joined: vec![0; n], number: 0, order, loose }
     }
 
     /// See [`Problem::total`].
@@ -271,14 +274,17 @@ impl<'a> Walk<'a> {
             return f64::INFINITY;
         }
         let chosen = |i: usize| self.problem.chosen(choice, i);
-        let (mut sum, mut alone) = (0.0, false);
-        for c in self.order.iter().filter_map(|i| chosen(*i)) {
+        let mut sum = 0.0;
+        self.loose.clear();
+        for (i, c) in self.order.iter().filter_map(|i| Some((*i, chosen(*i)?))) {
             sum += c.own;
-            alone |= c.alone > 0.0;
+            if c.alone > 0.0 {
+                self.loose.push(i);
+            }
         }
-        if alone {
+        if !self.loose.is_empty() {
             self.join(choice);
-            for c in self.order.iter().filter(|i| self.joined[**i] != self.number).filter_map(|i| chosen(*i)) {
+            for c in self.loose.iter().filter(|i| self.joined[**i] != self.number).filter_map(|i| chosen(*i)) {
                 // Of elementwise ops that are joined with each other alone, the first has the launch.
                 let waits = |a: &usize| self.joined[*a] != self.number && chosen(*a).is_some_and(|c| c.alone > 0.0);
                 sum += if c.args.iter().any(waits) { 0.0 } else { c.alone };
@@ -290,9 +296,15 @@ impl<'a> Walk<'a> {
     /// Marks what is done on the way of an op that has a launch of its own, be it through other elementwise ops.
     fn join(&mut self, choice: &Choice) {
         let problem = self.problem;
+        // What has a launch of its own has it whatever is joined.
+        for c in self.order.iter().filter_map(|i| problem.chosen(choice, *i)) {
+            if c.alone == 0.0 && c.joins_operands {
+                c.args.iter().for_each(|a| self.joined[*a] = self.number);
+            }
+        }
         let mut grew = true;
         while std::mem::take(&mut grew) {
-            for i in &self.order {
+            for i in &self.loose {
                 let Some(c) = problem.chosen(choice, *i) else { continue };
                 let launched = |joined: &[u32], at: usize, c: &Candidate| c.alone == 0.0 || joined[at] == self.number;
                 let above = |a: &usize| {

@@ -3,12 +3,14 @@
 //! before a file exists, and by the reader, so that nothing has to be checked again per launch.
 
 use crate::manifest::{byte_count, tensor_bytes};
-use crate::{ALIGN, ArgFault, Entry, Fault, Launch, Manifest, Place, Space, SymbolRange, Version, VersionFault};
-use hadal_types::{Bindings, Definitions, Dim, TensorType};
+use crate::{ALIGN, ArgFault, Entry, Fault, Launch, Manifest, Place, Space, State, SymbolRange, Version, VersionFault};
+use hadal_types::{Bindings, Definitions, Dim, Sym, TensorType};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Symbols an entry may have; sizes are checked at the corners of their ranges, of which there are `2^n`.
-const MAX_SYMBOLS: usize = 8;
+/// Symbols an entry may have, and those among them that do not follow from others: sizes are checked at the corners of their
+/// ranges, of which there are `2^n`.
+const MAX_SYMBOLS: usize = 68;
+const MAX_FREE: usize = 4;
 
 /// Versions an entry may have; each call looks through them.
 const MAX_VERSIONS: usize = 64;
@@ -77,11 +79,19 @@ fn check_memory(manifest: &Manifest, code_bytes: u64, weights_bytes: u64, faults
         // The first row of a window lies anywhere, and its bytes are copied.
         let whole = s.row_shape.iter().try_fold(s.dtype.bits(), |n, d| n.checked_mul(*d)).is_some_and(|n| n % 8 == 0);
         let window = s.held.as_const().is_none_or(|n| 0 <= n && n as u64 <= s.rows && whole);
-        require(pages && room && window, "state", &s.name);
+        require(pages && room && window && holds(manifest, s), "state", &s.name);
     }
     duplicates("kernels", manifest.kernels.iter().map(|k| &k.name), faults);
     duplicates("weights", manifest.weights.iter().map(|w| &w.name), faults);
     duplicates("states", manifest.states.iter().map(|s| &s.name), faults);
+}
+
+/// Whether there is room for the rows of a whole context.
+fn holds(manifest: &Manifest, state: &State) -> bool {
+    let tokens = Bindings::from([(Sym::P, i64::try_from(manifest.model.max_context).unwrap_or(i64::MAX))]);
+    let grows = state.held.constant() >= 0 && state.held.terms().iter().all(|(_, k)| *k > 0);
+    let rows = state.held.eval(&manifest.definitions.complete(&tokens));
+    grows && rows.is_ok_and(|n| n >= 0 && n as u64 <= state.rows)
 }
 
 fn duplicates<'a>(kind: &'static str, names: impl Iterator<Item = &'a String>, faults: &mut Vec<Fault>) {
@@ -96,7 +106,9 @@ fn duplicates<'a>(kind: &'static str, names: impl Iterator<Item = &'a String>, f
 fn check_entry(manifest: &Manifest, entry: &Entry, faults: &mut Vec<Fault>) {
     let named = || entry.name.clone();
     let distinct: HashSet<_> = entry.symbols.iter().map(|r| r.sym).collect();
+    let free = entry.symbols.iter().filter(|r| !manifest.definitions.has(r.sym)).count();
     let usable = entry.symbols.len() <= MAX_SYMBOLS
+        && free <= MAX_FREE
         && distinct.len() == entry.symbols.len()
         && entry.symbols.iter().all(|r| 0 <= r.lo && r.lo <= r.hi && r.hi <= i32::MAX as i64);
     if !usable {
@@ -184,8 +196,8 @@ fn check_launches(
     faults: &mut Vec<Fault>,
 ) {
     let named = || entry.name.clone();
-    let corners = version.corners(manifest.model.max_context);
-    let sizes = Sizes::new(manifest, entry, &corners);
+    let corners = version.corners(manifest.model.max_context, &manifest.definitions);
+    let sizes = Sizes::new(manifest, entry, version, &corners);
     // Kernels are few and launches many, so what depends on the kernel alone is worked out once.
     let mut params: HashMap<u32, Vec<Option<Vec<u64>>>> = HashMap::new();
     for (launch, l) in version.launches.iter().enumerate() {
@@ -206,7 +218,7 @@ fn check_launches(
             if !known(&symbols) || !kernel.params.iter().all(|p| known(&p.ty.shape)) {
                 faults.push(Fault::UnknownSymbol { entry: named(), place: kernel.name.clone() });
             }
-            kernel.params.iter().map(|p| bytes_at(&p.ty, &corners)).collect()
+            kernel.params.iter().map(|p| most_bytes(&p.ty, &version.symbols, &corners)).collect()
         });
         if !known(&l.grid) {
             faults.push(Fault::UnknownSymbol { entry: named(), place: format!("the grid of `{}`", kernel.name) });
@@ -230,6 +242,8 @@ fn check_arg(
     let Some(room) = sizes.of(a.space) else {
         return Some(ArgFault::NoSuchBuffer);
     };
+    let whole =
+        sizes.port(a.space).is_some_and(|ty| a.offset == 0 && ty.dtype == param.ty.dtype && alike(ty, &param.ty));
     if param.access.writes() && matches!(a.space, Space::Weight(_) | Space::Input(_)) {
         return Some(ArgFault::ReadOnly);
     }
@@ -239,7 +253,32 @@ fn check_arg(
     let fits = need.is_some_and(|need| {
         need.iter().enumerate().all(|(i, n)| a.offset.checked_add(*n).is_some_and(|end| end <= room.at(i)))
     });
-    (!fits).then_some(ArgFault::OutOfBounds)
+    (!fits && !whole).then_some(ArgFault::OutOfBounds)
+}
+
+/// Bytes of `ty` at each corner, or as many at all of them as it can have anywhere: only a size that grows with every symbol is
+/// largest at a corner.
+fn most_bytes(ty: &TensorType, ranges: &[SymbolRange], corners: &[Bindings]) -> Option<Vec<u64>> {
+    if grows(ty) {
+        return bytes_at(ty, corners);
+    }
+    let range = |sym| ranges.iter().find(|r| r.sym == sym).map(|r| (r.lo, r.hi));
+    let most = ty.shape.iter().map(|d| d.upper(range).map(|n| n.max(0) as u64)).collect::<Option<Vec<u64>>>()?;
+    byte_count(ty.dtype, &most).map(|n| vec![n; corners.len()])
+}
+
+/// Whether two types have as many elements whatever the symbols.
+fn alike(a: &TensorType, b: &TensorType) -> bool {
+    let factors = |ty: &TensorType| {
+        let mut out: Vec<Dim> = ty.shape.iter().filter(|d| !d.is(1)).cloned().collect();
+        out.sort();
+        out
+    };
+    factors(a) == factors(b)
+}
+
+fn grows(ty: &TensorType) -> bool {
+    ty.shape.iter().all(|d| d.terms().iter().all(|(_, k)| *k > 0))
 }
 
 /// Bytes of `ty` at each corner.
@@ -250,8 +289,11 @@ fn bytes_at(ty: &TensorType, corners: &[Bindings]) -> Option<Vec<u64>> {
 /// Sizes of the buffers an entry can use.
 struct Sizes<'a> {
     manifest: &'a Manifest,
+    entry: &'a Entry,
     inputs: Vec<Option<Vec<u64>>>,
     outputs: Vec<Option<Vec<u64>>>,
+    /// Of windows, which lie anywhere in their memory: the rows kept and the new ones.
+    windows: Vec<Option<Vec<u64>>>,
 }
 
 /// Bytes of a buffer, which for ports depend on the symbols.
@@ -270,16 +312,52 @@ impl Room<'_> {
 }
 
 impl<'a> Sizes<'a> {
-    fn new(manifest: &'a Manifest, entry: &Entry, corners: &[Bindings]) -> Self {
-        let all = |ports: &[crate::Port]| ports.iter().map(|p| bytes_at(&p.ty, corners)).collect();
-        Sizes { manifest, inputs: all(&entry.inputs), outputs: all(&entry.outputs) }
+    fn new(manifest: &'a Manifest, entry: &'a Entry, version: &Version, corners: &[Bindings]) -> Self {
+        // Of a port as little as it can be, where symbols follow from others and are at their largest in corners.
+        let least = |c: &Bindings| -> Bindings {
+            let low = |s: &Sym| version.symbols.iter().find(|r| r.sym == *s).map(|r| r.lo);
+            let at = |(s, v): (&Sym, &i64)| match manifest.definitions.has(*s) {
+                true => (*s, low(s).unwrap_or(*v)),
+                false => (*s, *v),
+            };
+            c.iter().map(at).collect()
+        };
+        let low: Vec<Bindings> = corners.iter().map(least).collect();
+        let at = |p: &crate::Port| bytes_at(&p.ty, &low).filter(|_| grows(&p.ty));
+        let all = |ports: &[crate::Port]| ports.iter().map(at).collect();
+        let most_new = version.symbols.iter().find(|r| r.sym == Sym::T).map_or(1, |r| r.hi.max(0) as u64);
+        let window = |s: &State| {
+            let (kept, row) = (s.window()?, s.row_bytes().unwrap_or(0));
+            // Room for nothing where a call's rows would not fit behind those kept.
+            let fits = kept.checked_add(most_new).is_some_and(|rows| rows <= s.rows);
+            let bytes = |c: &Bindings| {
+                let new = c.get(&Sym::T).map_or(1, |t| (*t).max(0) as u64);
+                if fits { (kept + new).saturating_mul(row) } else { 0 }
+            };
+            Some(corners.iter().map(bytes).collect())
+        };
+        let windows = manifest.states.iter().map(window).collect();
+        Sizes { manifest, entry, inputs: all(&entry.inputs), outputs: all(&entry.outputs), windows }
+    }
+
+    /// The type of an input or output.
+    fn port(&self, space: Space) -> Option<&TensorType> {
+        let port = match space {
+            Space::Input(i) => self.entry.inputs.get(i as usize)?,
+            Space::Output(i) => self.entry.outputs.get(i as usize)?,
+            _ => return None,
+        };
+        Some(&port.ty)
     }
 
     fn of(&self, space: Space) -> Option<Room<'_>> {
         match space {
             Space::Arena => Some(Room::Fixed(self.manifest.arena_bytes)),
             Space::Weight(i) => self.manifest.weights.get(i as usize).map(|w| Room::Fixed(w.bytes)),
-            Space::State(i) => self.manifest.states.get(i as usize).map(|s| Room::Fixed(s.bytes)),
+            Space::State(i) => match self.windows.get(i as usize)? {
+                Some(rows) => Some(Room::AtCorners(rows)),
+                None => Some(Room::Fixed(self.manifest.states[i as usize].bytes)),
+            },
             Space::Input(i) => self.inputs.get(i as usize)?.as_deref().map(Room::AtCorners),
             Space::Output(i) => self.outputs.get(i as usize)?.as_deref().map(Room::AtCorners),
         }

@@ -382,12 +382,17 @@ impl Entry {
 
 impl Version {
     /// The corner points of the values the symbols can take together, with `P + T <= max_context`; none where that
-    /// leaves nothing. A size that grows with every symbol is largest at one of them.
-    pub fn corners(&self, max_context: u64) -> Vec<Bindings> {
+    /// leaves nothing. Symbols that follow from others are taken at their largest. A size that grows with every symbol is
+    /// largest at one of them.
+    pub fn corners(&self, max_context: u64, definitions: &Definitions) -> Vec<Bindings> {
         let context = i64::try_from(max_context).unwrap_or(i64::MAX);
         let mut corners = vec![Bindings::new()];
         for r in &self.symbols {
-            let split = |b: &Bindings| [r.lo, r.hi].map(|v| b.clone().into_iter().chain([(r.sym, v)]).collect());
+            let ends = if definitions.has(r.sym) { [r.hi, r.hi] } else { [r.lo, r.hi] };
+            let ends = &ends[usize::from(ends[0] == ends[1])..];
+            let split = |b: &Bindings| -> Vec<Bindings> {
+                ends.iter().map(|v| b.clone().into_iter().chain([(r.sym, *v)]).collect()).collect()
+            };
             corners = corners.iter().flat_map(split).collect();
         }
         let least = |sym| self.symbols.iter().find(|r| r.sym == sym).map(|r| r.lo);

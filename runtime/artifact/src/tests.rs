@@ -257,6 +257,22 @@ fn each_contradiction_is_named() {
     assert_eq!(complaint(|m| m.states[0].bytes = 511), "state `rows` does not fit where it is placed");
     assert_eq!(complaint(|m| m.states[0].page_rows = 0), "state `rows` does not fit where it is placed");
     assert_eq!(
+        complaint(|m| m.states[0].held = Dim::from(Sym::P) * 1000),
+        "state `rows` does not fit where it is placed"
+    );
+    assert_eq!(complaint(|m| m.states[0].held = Dim::from(40)), "state `rows` does not fit where it is placed");
+    assert_eq!(complaint(|m| m.states[0].held = Sym::B.into()), "state `rows` does not fit where it is placed");
+    // A window lies anywhere in its memory, so a kernel may touch what it keeps and the new rows, not all there is.
+    assert_eq!(
+        complaint(|m| m.states[0].held = Dim::from(4)),
+        format!("{arg}2: the kernel would reach past the end of the buffer")
+    );
+    // Largest between the ends of P.
+    assert_eq!(
+        complaint(|m| m.kernels[0].params[3].ty.shape = vec![Sym::P.into(), Dim::from(31) - Sym::P]),
+        format!("{arg}3: the kernel would reach past the end of the buffer")
+    );
+    assert_eq!(
         complaint(|m| m.entries[0].symbols[0].lo = 5),
         "entry `prefill`: the ranges of its symbols are not usable"
     );
@@ -290,7 +306,7 @@ fn each_contradiction_is_named() {
 #[test]
 fn sizes_are_taken_where_chunk_and_context_meet() {
     // P+T reaches 32 rows but never 31+4, so a state of 32 rows is enough.
-    let corners = sample().entries[0].versions[0].corners(32);
+    let corners = sample().entries[0].versions[0].corners(32, &Default::default());
     let rows = |b: &hadal_types::Bindings| b[&Sym::P] + b[&Sym::T];
     assert_eq!(corners.iter().map(rows).max(), Some(32));
     assert_eq!(corners.len(), 4);
@@ -300,11 +316,11 @@ fn sizes_are_taken_where_chunk_and_context_meet() {
 fn corners_of_long_contexts_lie_within_the_context() {
     let mut v = sample().entries.remove(0).versions.remove(0);
     v.symbols[1] = SymbolRange { sym: Sym::P, lo: 30, hi: 31 };
-    let points: Vec<(i64, i64)> = v.corners(32).iter().map(|b| (b[&Sym::P], b[&Sym::T])).collect();
+    let points: Vec<(i64, i64)> = v.corners(32, &Default::default()).iter().map(|b| (b[&Sym::P], b[&Sym::T])).collect();
     assert_eq!(points, [(30, 1), (30, 2), (31, 1)]);
     v.symbols[1].lo = 31;
     v.symbols[0].lo = 2;
-    assert_eq!(v.corners(32), []);
+    assert_eq!(v.corners(32, &Default::default()), []);
 }
 
 /// The sample with the entry cut at the version for two new tokens.
