@@ -205,7 +205,7 @@ fn files_that_lie_are_refused_by_name() {
         file.error()
     };
     let huge = (u64::MAX / 2).to_le_bytes();
-    let cases: [(&str, String); 18] = [
+    let cases: [(&str, String); 23] = [
         ("version 2 or 3", with(&|f| f.version = 1)),
         ("big-endian", with(&|f| f.version = 3u32.swap_bytes())),
         ("each key once", with(&|f| f.keys.push(("llama.block_count", number(1))))),
@@ -227,6 +227,26 @@ fn files_that_lie_are_refused_by_name() {
         ("tensor `output_norm.weight`: expected a size that fits", with(&|f| f.tensors[1].1 = vec![1 << 30; 3])),
         ("1 to 4 axes", with(&|f| f.tensors[1].1 = vec![1; 5])),
         ("rows of whole blocks", with(&|f| f.tensors[1].2 = 12)),
+        (
+            "tensor `output_norm.weight`: expected bytes of its own, found some that `token_embd.weight` has",
+            with(&|f| f.tensors[1].3 = 288),
+        ),
+        ("`a.weight`: expected bytes of its own", with(&|f| f.tensors.push(("a.weight", vec![8], 0, 320)))),
+        (
+            "tensor `blk.1.attn_norm.weight`: expected one of 1 layers, found layer 1",
+            with(&|f| f.tensors[1].0 = "blk.1.attn_norm.weight"),
+        ),
+        (
+            "tensor `rope_freqs.weight`: expected bytes of its own",
+            with(&|f| f.tensors.push(("rope_freqs.weight", vec![2], 0, 0))),
+        ),
+        (
+            "tensor `blk.0.ffn_up_exps.weight`: expected at most 1048576 tensors",
+            with(&|f| {
+                f.tensors.push(("blk.0.ffn_up_exps.weight", vec![1, 1, 1 << 18], 24, 352));
+                f.data += 1 << 18;
+            }),
+        ),
         ("ggml's format number 16", with(&|f| f.tensors[1].2 = 16)),
         ("`general.architecture`: expected one of llama, qwen2", with(&|f| f.keys[0].1 = value(8, text("gpt2")))),
     ];
@@ -235,6 +255,67 @@ fn files_that_lie_are_refused_by_name() {
     }
     let error = with(&|f| f.keys[1].1 = value(8, text("four")));
     assert!(error.contains("`llama.block_count`: expected a whole number, found \"four\""), "{error}");
+}
+
+/// A tensor is taken for those of experts where the metadata has so many.
+#[test]
+fn experts_are_as_many_as_the_metadata_says() {
+    let with = |count: u32| {
+        let mut file = small();
+        file.keys[0].1 = value(8, text("deepseek"));
+        file.keys.iter_mut().for_each(|(key, _)| {
+            *key = match key.strip_prefix("llama") {
+                Some(rest) => format!("deepseek{rest}").leak(),
+                None => key,
+            };
+        });
+        for (key, n) in [("expert_count", count), ("expert_used_count", 1), ("expert_feed_forward_length", 1)] {
+            file.keys.push((format!("deepseek.{key}").leak(), number(n)));
+        }
+        file.tensors.push(("blk.0.ffn_up_exps.weight", vec![8, 1, 3], 0, 352));
+        file.data += 96;
+        let model = gguf::from_bytes("m.gguf", file.bytes()).unwrap_or_else(|e| panic!("{e}"));
+        model.checkpoint.tensors().filter(|(name, _)| name.contains(".mlp.experts.")).count()
+    };
+    assert_eq!([with(3), with(4)], [3, 0]);
+}
+
+/// Whether and how frequencies are stretched.
+#[test]
+fn scaling_is_what_the_type_says() {
+    let real = |x: f32| value(6, x.to_le_bytes());
+    let with = |kind: Option<&str>, factor: Option<f32>, table: bool| {
+        let mut file = small();
+        kind.into_iter().for_each(|k| file.keys.push(("llama.rope.scaling.type", value(8, text(k)))));
+        factor.into_iter().for_each(|f| file.keys.push(("llama.rope.scaling.factor", real(f))));
+        if table {
+            // All zeros, which is no known table: what is asked here is seen before.
+            file.tensors.push(("rope_freqs.weight", vec![2], 0, 352));
+            file.data += 32;
+        }
+        let model = gguf::from_bytes("m.gguf", file.bytes()).map_err(|e| e.to_string())?;
+        let scaling = model.config.object().optional_object("rope_scaling").unwrap();
+        Ok::<_, String>(scaling.map(|o| (o.require_str("type").unwrap().to_owned(), o.require_f64("factor").unwrap())))
+    };
+    let linear = Ok(Some(("linear".into(), 4.0)));
+    assert_eq!(with(Some("none"), Some(4.0), false), Ok(None));
+    assert_eq!(with(Some("linear"), Some(4.0), false), linear);
+    assert_eq!(with(None, Some(4.0), false), linear);
+    for factor in [None, Some(0.0), Some(1.0)] {
+        assert_eq!(with(Some("linear"), factor, false), Ok(None));
+    }
+    for (kind, factor, table, words) in [
+        (Some("linear"), Some(-4.0), false, "`llama.rope.scaling.factor`: expected a number greater than 0"),
+        (Some("longrope"), Some(4.0), false, "`llama.rope.scaling.type`: expected none, linear or yarn"),
+        (Some("linear"), Some(4.0), true, "`llama.rope.scaling.factor`: expected 1, as there is a tensor of divisors"),
+        (None, Some(4.0), true, "`llama.rope.scaling.factor`: expected 1"),
+        (Some("yarn"), None, true, "`llama.rope.scaling.type`: expected none or linear"),
+        (Some("none"), Some(4.0), true, "`rope_freqs.weight`"),
+        (Some("linear"), Some(1.0), true, "`rope_freqs.weight`"),
+    ] {
+        let error = with(kind, factor, table).expect_err(words);
+        assert!(error.contains(words), "{words}: {error}");
+    }
 }
 
 #[test]

@@ -105,7 +105,12 @@ pub fn translate(file: &Path, head: &Head) -> Result<(Map<String, Json>, Heads)>
     if let Some(scaling) = scaling(&m, theta, turning, arch.name == "deepseek2")? {
         set("rope_scaling", scaling);
     }
-    let heads = Heads { neighbours: arch.neighbours.then_some(turning as usize), count: count as usize };
+    let heads = Heads {
+        neighbours: arch.neighbours.then_some(turning as usize),
+        count: count as usize,
+        layers: m.require_int("block_count")? as usize,
+        experts: m.int("expert_count")?.unwrap_or(0) as usize,
+    };
     for key in m.unseen() {
         o.insert(key, json!("(metadata)"));
     }
@@ -179,16 +184,27 @@ fn experts(m: &Metadata<'_>, latent: bool, set: &mut impl FnMut(&str, Json)) -> 
 
 /// How frequencies are stretched, where they are.
 fn scaling(m: &Metadata<'_>, theta: f64, turning: i64, latent: bool) -> Result<Option<Json>> {
-    let kind = m.text("rope.scaling.type")?.unwrap_or("none");
-    let factor = m.real("rope.scaling.factor")?.or(m.real("rope.scale_linear")?).filter(|f| *f > 0.0 && *f != 1.0);
+    let kind = m.text("rope.scaling.type")?.unwrap_or("linear");
+    let factor_key = if m.has("rope.scaling.factor") { "rope.scaling.factor" } else { "rope.scale_linear" };
+    // Zero stands for no factor.
+    let factor = m.real(factor_key)?.filter(|f| *f != 0.0 && *f != 1.0 && kind != "none");
+    if factor.is_some_and(|f| f < 0.0) {
+        return Err(m.wrong(factor_key, "a number greater than 0"));
+    }
     let original = m.int("rope.scaling.original_context_length")?;
     if m.head.frequencies.is_some() {
+        if !matches!(kind, "none" | "linear") {
+            return Err(m.wrong("rope.scaling.type", "none or linear, as there is a tensor of divisors too"));
+        }
+        if factor.is_some() {
+            return Err(m.wrong(factor_key, "1, as there is a tensor of divisors too"));
+        }
         return Ok(Some(llama3(m, theta, turning, original)?));
     }
     let mut o = Map::new();
     match (kind, factor) {
         ("none" | "linear" | "yarn", None) => return Ok(None),
-        ("none" | "linear", Some(factor)) => {
+        ("linear", Some(factor)) => {
             o.insert("type".into(), json!("linear"));
             o.insert("factor".into(), shortest(factor));
         }
@@ -270,6 +286,10 @@ impl<'a> Metadata<'a> {
         let value = self.head.metadata.get(&full);
         self.seen.borrow_mut().insert(full);
         value
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.head.metadata.contains_key(&self.full(key))
     }
 
     fn wrong(&self, key: &str, expected: &str) -> Error {

@@ -69,7 +69,12 @@ fn translate(path: &Path, stores: Vec<Store>, mut head: Head) -> Result<Gguf> {
     let (json, layout) = config::translate(path, &head)?;
     let mut tensors = tensors::Tensors::default();
     for (file, declared) in heads.iter().enumerate() {
-        declared.iter().for_each(|t| tensors.add(file, t, &layout));
+        for t in declared {
+            tensors.add(file, t, &layout).map_err(|[expected, found]| {
+                let (file, tensor) = (stores[file].path.clone(), Some(read::shown(&t.name)));
+                Error::Damaged { file, tensor, expected, found }
+            })?;
+        }
     }
     tensors.finish(&layout);
     let texts = tokenizer::translate(path, &head)?;

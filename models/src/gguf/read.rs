@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Every count is held against the bytes that are left before anything is allocated for it, and every tensor's bytes against
-//! the file before they can be reached.
+//! the file before they can be reached. No two tensors share bytes, so that what is made of them is bounded by the file.
 
 use crate::checkpoint::blocks::BlockFormat;
 use crate::checkpoint::recipe::Layout;
@@ -146,6 +146,12 @@ pub fn read_head(file: &Path, bytes: &[u8]) -> Result<Head> {
         Ok(Declared { name, shape, layout, range })
     };
     let tensors: Vec<Declared> = declared.into_iter().map(place).collect::<Result<_>>()?;
+    let mut order: Vec<&Declared> = tensors.iter().collect();
+    order.sort_by_key(|t| t.range.start);
+    if let Some([first, second]) = order.array_windows().find(|[a, b]| b.range.start < a.range.end) {
+        let found = format!("some that `{}` has too", shown(&first.name));
+        return Err(r.damaged(Some(&second.name), "bytes of its own", &found));
+    }
     let (tables, tensors): (Vec<_>, Vec<_>) = tensors.into_iter().partition(|t| t.name == FREQUENCIES);
     let frequencies = tables.first().map(|t| {
         let stored = &bytes[t.range.clone()];
@@ -304,6 +310,6 @@ impl<'a> Reader<'a> {
 }
 
 /// A name from a file as a message may show it.
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     name.chars().take(100).flat_map(char::escape_debug).collect()
 }

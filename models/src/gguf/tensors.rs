@@ -40,8 +40,11 @@ const PARTS: [(&str, &str); 21] = [
 const EXPERTS: [(&str, &str); 3] =
     [("ffn_gate_exps", "gate_proj"), ("ffn_up_exps", "up_proj"), ("ffn_down_exps", "down_proj")];
 
-/// Most experts of a layer, as models have it.
-const MAX_EXPERTS: usize = 4096;
+/// Most tensors and planes in all: the largest published models have less than half as many.
+const MAX_TENSORS: usize = 1 << 20;
+
+/// Most tensors that a matrix becomes: its values, codes, and two levels of scales and offsets each.
+const MOST_OF_ONE: usize = 6;
 
 /// What names depend on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +53,10 @@ pub struct Heads {
     pub neighbours: Option<usize>,
     /// Query heads.
     pub count: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Experts of a layer, 0 where there are none.
+    pub experts: usize,
 }
 
 /// The tensors of a checkpoint.
@@ -62,8 +69,20 @@ pub struct Tensors {
 }
 
 impl Tensors {
-    /// Adds a tensor of the file with this number.
-    pub fn add(&mut self, file: usize, t: &Declared, heads: &Heads) {
+    /// Adds a tensor of the file with this number; or says what was expected of it, and what was found.
+    pub fn add(&mut self, file: usize, t: &Declared, heads: &Heads) -> Result<(), [String; 2]> {
+        if let Some((layer, ..)) = layer_part(&t.name).filter(|(layer, ..)| *layer >= heads.layers) {
+            return Err([format!("one of {} layers", heads.layers), format!("layer {layer}")]);
+        }
+        let made = MOST_OF_ONE * if t.shape.len() == 3 { t.shape[0] } else { 1 };
+        if self.located.len().saturating_add(made) > MAX_TENSORS {
+            return Err([format!("at most {MAX_TENSORS} tensors, those of experts apart"), "more".into()]);
+        }
+        self.add_checked(file, t, heads);
+        Ok(())
+    }
+
+    fn add_checked(&mut self, file: usize, t: &Declared, heads: &Heads) {
         let matrix = |order| Matrix {
             file,
             range: t.range.clone(),
@@ -88,8 +107,8 @@ impl Tensors {
         if (part, end) == ("exp_probs_b", "bias") {
             return self.insert(format!("{prefix}mlp.gate.e_score_correction_bias"), &t.shape, matrix(Order::Kept));
         }
-        if let (Some((_, name)), [experts @ 1..=MAX_EXPERTS, rows, columns]) =
-            (EXPERTS.iter().find(|(n, _)| *n == part), &t.shape[..])
+        if let (Some((_, name)), [experts, rows, columns]) = (EXPERTS.iter().find(|(n, _)| *n == part), &t.shape[..])
+            && *experts == heads.experts
         {
             let size = t.range.len() / experts;
             for e in 0..*experts {
