@@ -395,6 +395,14 @@ fn expert_keys_are_strict() {
 }
 
 #[test]
+fn limits_of_gates_are_not_negative() {
+    let expected = "a number greater than 0";
+    refused("deepseek-v4-flash", &[("swiglu_limit", json!(-3.0), "swiglu_limit", expected)]);
+    let key = "text_config.swiglu_limit";
+    refused("deepseek-v4.1-flash", &[(key, json!(-3.0), key, expected)]);
+}
+
+#[test]
 fn keys_nobody_reads_are_listed() {
     let mut config: Value = serde_json::from_str(&text("deepseek-v2-lite")).unwrap();
     config["hyper_connections"] = json!(4);

@@ -3,7 +3,7 @@
 
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::config_reader::Config;
-use hadal_models::{BuildOptions, build};
+use hadal_models::{BuildOptions, Planned, build};
 use hadal_types::DType;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
@@ -105,6 +105,44 @@ fn rewritten(config: &Value) -> Value {
     let main = json!({"rope_type": "default", "rope_theta": object["rope_theta"], "partial_rotary_factor": part});
     object.insert("rope_parameters".into(), json!({"main": main, "compress": yarn}));
     c
+}
+
+/// Kinds of layers become ratios, and ratios tell kinds apart.
+#[test]
+fn kinds_and_ratios_that_disagree_are_refused() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/v4-flash-like");
+    let config: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    let read = |change: &dyn Fn(&mut Value)| {
+        let mut theirs = rewritten(&config);
+        change(&mut theirs);
+        let parsed = Config::parse("config.json", theirs.to_string().as_bytes()).unwrap();
+        build(&parsed, &Planned, &BuildOptions::default()).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let ratios = config["compress_ratios"].clone();
+    assert_eq!(read(&|c| c["compress_ratios"] = ratios.clone()), Ok(()));
+    let refused = |key: &str, change: &dyn Fn(&mut Value)| {
+        let error = read(change).expect_err(key);
+        assert!(error.contains(&format!("`{key}`: expected ")), "{error}");
+    };
+    let (selecting, heavy) = ("compressed_sparse_attention", "heavily_compressed_attention");
+    for rate in [0, 8, 128] {
+        refused(&format!("compress_rates.{selecting}"), &|c| c["compress_rates"][selecting] = rate.into());
+    }
+    for rate in [0, 4] {
+        refused(&format!("compress_rates.{heavy}"), &|c| c["compress_rates"][heavy] = rate.into());
+    }
+    refused("compress_ratios", &|c| {
+        c["compress_ratios"] = ratios.clone();
+        c["compress_ratios"][1] = 16.into();
+    });
+    refused("compress_ratios", &|c| {
+        c["compress_ratios"] = ratios.clone();
+        c["compress_rates"][heavy] = 16.into();
+    });
+    refused("compress_ratios", &|c| {
+        c["compress_ratios"] = ratios.clone();
+        c["layer_types"].as_array_mut().unwrap().pop();
+    });
 }
 
 #[test]

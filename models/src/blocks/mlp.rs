@@ -1,6 +1,8 @@
 //! The gated feed-forward block (SwiGLU).
 
 use super::Block;
+use crate::config_reader::Object;
+use crate::error::Result;
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 
@@ -21,6 +23,14 @@ pub struct Gated {
 pub const PROJECTIONS: Gated = Gated { gate: "gate_proj", up: "up_proj", down: "down_proj", limit: None };
 
 impl Gated {
+    /// The key `swiglu_limit`, which is 0 or absent where there is no limit.
+    pub fn read_limit(o: &Object<'_>) -> Result<Option<f64>> {
+        match o.f64_or("swiglu_limit", 0.0)? {
+            limit if limit < 0.0 => Err(o.error("swiglu_limit", "a number greater than 0, or 0 for no limit")),
+            limit => Ok(Some(limit).filter(|l| *l > 0.0)),
+        }
+    }
+
     /// `silu(min(gate, limit)) · clamp(up, ±limit)`.
     pub fn inner(&self, f: &mut Block<'_>, gate: ValueId, up: ValueId) -> ValueId {
         let (gate, up) = match self.limit {

@@ -212,21 +212,38 @@ fn scaling(o: &Object<'_>, factor: &str, original: &str) -> Result<Scaling> {
     })
 }
 
-/// `compress_ratios`; or, as transformers has it, the kind of each layer and the ratio of each kind.
+/// `compress_ratios`; or, as transformers has it, the kind of each layer and the ratio of each kind. Where there are both, they
+/// say the same.
 fn ratios(o: &Object<'_>, layers: usize) -> Result<Vec<usize>> {
     const KINDS: [&str; 3] = ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"];
-    let (key, ratios) = match (o.usize_list("compress_ratios")?, o.str_list("layer_types")?) {
-        (None, Some(kinds)) => {
+    let by_kind: Option<Vec<usize>> = match o.str_list("layer_types")? {
+        None => None,
+        Some(kinds) => {
             let rates = o.optional_object("compress_rates")?;
             let rate = |kind, default| rates.as_ref().map_or(Ok(default), |r| r.usize_or(kind, default));
             let known = [0, rate(KINDS[1], SELECTED)?, rate(KINDS[2], 128)?];
+            // Layers are told apart by their ratios from here on.
+            let refused = |kind, expected| Err(rates.as_ref().unwrap_or(o).error(kind, expected));
+            if known[1] != SELECTED {
+                return refused(KINDS[1], "4, the only ratio at which rows overlap and are selected");
+            }
+            if [0, SELECTED].contains(&known[2]) {
+                return refused(KINDS[2], "a ratio but 0 and 4, which other kinds of layers have");
+            }
             let of = |kind: &str| KINDS.iter().position(|k| *k == kind).map(|i| known[i]);
             let Some(ratios) = kinds.iter().map(|kind| of(kind)).collect() else {
                 return Err(o.error("layer_types", format!("a list of {}", KINDS.join(", "))));
             };
-            ("layer_types", ratios)
+            Some(ratios)
         }
-        (ratios, _) => ("compress_ratios", ratios.unwrap_or_default()),
+    };
+    let (key, ratios) = match (o.usize_list("compress_ratios")?, by_kind) {
+        (Some(ratios), Some(by_kind)) if by_kind.iter().take(layers).ne(ratios.iter().take(layers)) => {
+            let expected = format!("{by_kind:?}, as layer_types and compress_rates say");
+            return Err(o.error("compress_ratios", expected));
+        }
+        (Some(ratios), _) => ("compress_ratios", ratios),
+        (None, by_kind) => ("layer_types", by_kind.unwrap_or_default()),
     };
     let further = 0..=8;
     if !ratios.len().checked_sub(layers).is_some_and(|n| further.contains(&n)) || ratios.iter().any(|r| *r > 1 << 20) {
@@ -255,8 +272,7 @@ fn hashed(o: &Object<'_>, key: &str, layers: usize) -> Result<usize> {
 fn experts(o: &Object<'_>, key: impl Fn(&'static str, &'static str) -> &'static str) -> Result<Moe> {
     let experts = o.require_usize_in("n_routed_experts", 1..=4096)?;
     let width = o.require_usize_in(key("moe_intermediate_size", "moe_inter_dim"), 1..=1 << 20)?;
-    let limit = o.f64_or("swiglu_limit", 0.0)?;
-    let expert = Gated { gate: "w1", up: "w3", down: "w2", limit: Some(limit).filter(|l| *l > 0.0) };
+    let expert = Gated { gate: "w1", up: "w3", down: "w2", limit: Gated::read_limit(o)? };
     let scores = ["sqrtsoftplus", "sigmoid"];
     let score = match o.str_in_or(key("scoring_func", "score_func"), &scores, scores[0])? {
         "sigmoid" => Score::Sigmoid,

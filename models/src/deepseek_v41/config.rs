@@ -241,7 +241,6 @@ fn experts(o: &Object<'_>, key: impl Fn(&'static str, &'static str) -> &'static 
     let width = o.require_usize_in(key("moe_intermediate_size", "moe_inter_dim"), 1..=1 << 20)?;
     let scores = ["sqrtsoftplus", "sigmoid", "softmax"];
     o.optional_str_in("topk_method", &["noaux_tc"])?;
-    let limit = o.optional_f64("swiglu_limit")?.filter(|limit| *limit > 0.0);
     Ok(Moe {
         experts,
         per_token,
@@ -250,7 +249,7 @@ fn experts(o: &Object<'_>, key: impl Fn(&'static str, &'static str) -> &'static 
         parts: Parts {
             whole: "ffn",
             bias: "bias",
-            expert: Gated { gate: "w1", up: "w3", down: "w2", limit },
+            expert: Gated { gate: "w1", up: "w3", down: "w2", limit: Gated::read_limit(o)? },
             weighs_inner: true,
         },
         score: match o.str_in_or(key("scoring_func", "score_func"), &scores, scores[0])? {
