@@ -70,6 +70,15 @@ fn selects(func: &Func) -> bool {
     attention(func).1.sets.iter().any(|s| matches!(s.rows, Visible::Selected(_)))
 }
 
+fn looks_under_a_mask(func: &Func) -> bool {
+    attention(func).1.sets.iter().any(|s| matches!(s.rows, Visible::Masked(_)))
+}
+
+/// Whether so many are chosen anywhere.
+fn chooses(func: &Func, k: usize) -> bool {
+    ops(func).any(|(_, op)| matches!(op, Op::TopK(t) if t.k == k))
+}
+
 #[test]
 fn rows_are_selected_where_the_context_is_long() {
     const CHOSEN: i64 = 2048;
@@ -107,6 +116,55 @@ fn rows_are_selected_where_the_context_is_long() {
             let laws = &attention(func).0.laws;
             assert!(laws.iter().any(|l| l == "selection-implies-causal"), "{target}: @{}: {laws:?}", func.name);
         }
+    }
+}
+
+#[test]
+fn compressed_rows_are_not_chosen_where_all_are() {
+    const CHOSEN: i64 = 512;
+    for target in ["cpu", "h200"] {
+        let (_, module) = chosen("deepseek-v4-flash.json", target, Activations::F32);
+        let (mut all, mut some) = (0, 0);
+        for entry in ["decode", "prefill"] {
+            for (past, new, funcs) in layers(&module, entry) {
+                let rows = (past.max + new.max).min(131_072) / 4;
+                let indexing = |f: &&&Func| f.states.iter().any(|s| s.name.ends_with("indexer.keys"));
+                let funcs: Vec<&&Func> = funcs.iter().filter(indexing).collect();
+                assert!(!funcs.is_empty(), "{target}: {entry}");
+                for func in funcs {
+                    let what = format!("{target}: @{} with {past:?} before {new:?}", func.name);
+                    // Keys are kept all the same, since the text may grow.
+                    assert!(func.states.iter().all(|s| s.next != s.value), "{what}");
+                    assert_eq!(chooses(func, CHOSEN as usize), rows > CHOSEN, "{what}");
+                    if rows <= CHOSEN {
+                        assert!(!selects(func) && !looks_under_a_mask(func), "{what}");
+                        let laws = &attention(func).0.laws;
+                        assert!(laws.iter().any(|l| l == "selection-of-everything"), "{what}: {laws:?}");
+                    }
+                    *(if rows > CHOSEN { &mut some } else { &mut all }) += 1;
+                }
+            }
+        }
+        assert!(all > 0 && some > 0, "{target}: {all} without a choice, {some} with one");
+    }
+}
+
+#[test]
+fn layers_that_did_not_choose_the_rows_read_them_by_number() {
+    let target = "h200";
+    let (_, module) = chosen("deepseek-v4.1-flash.json", target, Activations::F32);
+    for entry in ["decode", "prefill"] {
+        let mut read = 0;
+        for (past, new, funcs) in layers(&module, entry).into_iter().filter(|(past, _, _)| past.max >= 100_000) {
+            let given = |f: &&Func| f.params.iter().any(|p| f.values[p.index()].name.as_deref() == Some("selection"));
+            for func in funcs.into_iter().filter(given) {
+                assert!(selects(func), "{target}: @{} with {past:?} before {new:?}", func.name);
+                let laws = &attention(func).0.laws;
+                assert!(laws.iter().any(|l| l == "mask-by-selection"), "{target}: @{}: {laws:?}", func.name);
+                read += 1;
+            }
+        }
+        assert!(read >= 2, "{target}: {read} functions of {entry} are given rows");
     }
 }
 
