@@ -196,8 +196,11 @@ struct Search<'a> {
     /// What the search found, by function and sizes.
     found: BTreeMap<(usize, i64, i64), Option<Preference>>,
     /// Costs of functions in forms that are there in a part only, at points.
-    narrowed: BTreeMap<(FuncIn, Vec<(i64, i64)>), Vec<f64>>,
+    narrowed: BTreeMap<(FuncIn, Points), Vec<f64>>,
 }
+
+/// Rows held and new tokens of some calls.
+type Points = Vec<(i64, i64)>;
 
 /// A function by number, and the ranges of a part.
 type FuncIn = (usize, Vec<(Sym, i64, i64)>);

@@ -191,7 +191,7 @@ fn module(func: Func) -> Module {
     let entry =
         |name: &str, t| Entry { name: name.into(), func: func.name.clone(), ranges: BTreeMap::from([(Sym::T, t)]) };
     let entries = vec![entry("prefill", range(1, 8)), entry("decode", range(1, 1))];
-    Module { symbols, funcs: vec![func], entries }
+    Module { symbols, funcs: vec![func], entries, ..Module::default() }
 }
 
 proptest! {
