@@ -6,6 +6,7 @@ use hadal_models::Vocabulary;
 use hadal_models::checkpoint::{Checkpoint, WeightOnly};
 use hadal_models::config_reader::{Config, Object};
 use hadal_models::gguf::{self, Gguf};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A model on disk or in memory, not yet compiled.
@@ -38,7 +39,7 @@ impl Input {
             return Err(Failure::input(format!("{}: no such file or folder", path.display())));
         }
         if path.is_file() {
-            if path.extension().is_some_and(|e| e == "gguf") {
+            if is_gguf(path) {
                 return Input::open_gguf(path);
             }
             let json = path.extension().is_some_and(|e| e == "json");
@@ -144,6 +145,15 @@ impl Input {
         let vocabulary = tokenizer.map(|(_, bytes)| Vocabulary::Tokenizer(bytes.as_slice().into()));
         Ok(Input { name, config, checkpoint, blobs, sampling, stop, vocabulary })
     }
+}
+
+/// Whether a file is called a GGUF file, or begins like one, whatever it is called.
+pub fn is_gguf(path: &Path) -> bool {
+    let begins = || {
+        let mut first = [0; 4];
+        std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut first)).is_ok() && &first == b"GGUF"
+    };
+    path.extension().is_some_and(|e| e == "gguf") || begins()
 }
 
 /// The GGUF file of a folder that holds one, or the first of a set, and no configuration.

@@ -185,6 +185,21 @@ fn files_beside_the_weights() {
     }
 }
 
+/// A GGUF file is known by its first bytes as well as by its name.
+#[test]
+fn gguf_files_are_inspected() {
+    let model = fixture("gguf-llama").join("model.gguf");
+    let named = hadal(&["inspect", text(&model)]);
+    assert_eq!(named.code, Some(0), "{}", named.stderr);
+    assert!(named.stdout.contains("architecture  llama"), "{}", named.stdout);
+    let dir = tempfile::tempdir().expect("a folder");
+    let other = dir.path().join("model");
+    std::fs::copy(&model, &other).expect("copied");
+    assert_eq!(hadal(&["inspect", text(&other)]).stdout, named.stdout);
+    std::fs::write(&other, &std::fs::read(&model).expect("there")[..100]).expect("written");
+    complains(&hadal(&["inspect", text(&other)]), 3, &[text(&other), "a number of tensors that fits into the file"]);
+}
+
 #[test]
 fn wrong_configurations() {
     let c = Copy::of("v3");

@@ -2,7 +2,7 @@
 
 use crate::driver::{Options, build_model, target};
 use crate::failure::Failure;
-use crate::input::Input;
+use crate::input::{Input, is_gguf};
 use crate::options::CompileArgs;
 use crate::units::{bytes, context, count, grouped};
 use hadal_ir::Module;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "Example: hadal inspect tests/fixtures/configs/deepseek-r1.json")]
 pub struct Args {
-    /// A checkpoint folder, a bare config.json, or a compiled file.
+    /// A checkpoint folder, a GGUF file, a bare config.json, or a compiled file.
     path: PathBuf,
     #[command(flatten)]
     compile: CompileArgs,
@@ -32,7 +32,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let json = args.path.extension().is_some_and(|e| e == "json");
-    if args.path.is_file() && !json {
+    if args.path.is_file() && !json && !is_gguf(&args.path) {
         return compiled_file(&args.path, args.json);
     }
     let input = Input::open(&args.path)?;
