@@ -9,10 +9,10 @@
 
 use crate::failure::Failure;
 use crate::roofline::{Call, Step, state_elements, stored_bytes};
+use hadal_ir::Sym;
 use hadal_ir::module::{Entry, Range};
 use hadal_ir::plan::Program;
 use hadal_ir::target::Target;
-use hadal_ir::Sym;
 use hadal_models::Model;
 use hadal_types::DType;
 use std::collections::BTreeMap;

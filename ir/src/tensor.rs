@@ -100,7 +100,9 @@ impl Tensor {
                 Data::Real((0..count).map(|i| m::e2m1_to_f32(bytes[i / 2] >> (4 * (i % 2)) & 15) as f64).collect())
             }
             DType::U4 => Data::Int((0..count).map(|i| (bytes[i / 2] >> (4 * (i % 2)) & 15) as i64).collect()),
-            DType::I4 => Data::Int((0..count).map(|i| ((bytes[i / 2] << (4 - 4 * (i % 2))) as i8 >> 4) as i64).collect()),
+            DType::I4 => {
+                Data::Int((0..count).map(|i| ((bytes[i / 2] << (4 - 4 * (i % 2))) as i8 >> 4) as i64).collect())
+            }
             DType::Bool | DType::U8 => Data::Int(each(bytes, |[b]| b as i64)),
             DType::I8 => Data::Int(each(bytes, |[b]| b as i8 as i64)),
             DType::I32 => Data::Int(each(bytes, |b| i32::from_le_bytes(b) as i64)),

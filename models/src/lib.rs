@@ -40,6 +40,6 @@ pub use blocks::rope::AttnFactor;
 pub use error::{Error, Result};
 pub use formats::{Activations, DtypeOracle, Planned};
 pub use model::{BuildOptions, Model, Param, build, params};
-pub use registry::{Recognised, recognise};
 pub use ngram::Vocabulary;
+pub use registry::{Recognised, recognise};
 pub use weights::{CheckpointWeights, Made, ModelWeights};

@@ -4,7 +4,9 @@ use crate::blocks::assembly::Architecture;
 use crate::blocks::rope::AttnFactor;
 use crate::config_reader::{Config, Object};
 use crate::error::{Error, Result};
-use crate::{deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v4, deepseek_v32, deepseek_v41, engram, llama, nsa, qwen};
+use crate::{
+    deepseek_moe, deepseek_v2, deepseek_v3, deepseek_v4, deepseek_v32, deepseek_v41, engram, llama, nsa, qwen,
+};
 
 /// What a configuration describes, and how that shows.
 #[derive(Clone, PartialEq, Eq, Debug)]

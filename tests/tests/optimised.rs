@@ -5,8 +5,8 @@
 //! Nothing but rewriting lies between the two sides, so they must agree far below what f32 kernels are allowed. Formats
 //! narrower than f32 still round where a value crosses a tie.
 
-use hadal::driver::{build_model, pass_options};
 use hadal::Options;
+use hadal::driver::{build_model, pass_options};
 use hadal_ir::interpret::Interpreter;
 use hadal_ir::target::Target;
 use hadal_ir::{Bindings, DType, Module, Sym, Tensor};

@@ -64,6 +64,7 @@ struct Taken {
 fn plan_measured(path: &Path) -> (Value, Taken) {
     let mut command = Command::new(HADAL);
     command.args(["compile", "--plan-only", "--json"]).arg(path).stdin(Stdio::null()).stdout(Stdio::piped());
+    #[allow(clippy::zombie_processes, reason = "waited for below, with what it took")]
     let mut child = command.spawn().expect("started");
     let mut out = String::new();
     child.stdout.take().expect("piped").read_to_string(&mut out).expect("text");

@@ -26,13 +26,7 @@ pub(super) fn register(elem: DType) -> (Type, u32) {
         DType::I64 => (I64X2, 2),
         DType::F64 => (F64X2, 2),
         DType::BF16 | DType::F16 => (I16X8, 8),
-        DType::U8
-        | DType::I8
-        | DType::F8E4M3
-        | DType::F8E8M0
-        | DType::F4E2M1
-        | DType::U4
-        | DType::I4 => (I8X16, 16),
+        DType::U8 | DType::I8 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 | DType::U4 | DType::I4 => (I8X16, 16),
     }
 }
 
@@ -44,14 +38,9 @@ pub(super) fn scalar(elem: DType) -> Type {
         DType::I64 => I64,
         DType::F64 => F64,
         DType::BF16 | DType::F16 => I16,
-        DType::Bool
-        | DType::U8
-        | DType::I8
-        | DType::F8E4M3
-        | DType::F8E8M0
-        | DType::F4E2M1
-        | DType::U4
-        | DType::I4 => I8,
+        DType::Bool | DType::U8 | DType::I8 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 | DType::U4 | DType::I4 => {
+            I8
+        }
     }
 }
 
@@ -103,13 +92,9 @@ impl Lower<'_, '_> {
                 self.b.ins().ineg(wide)
             }
             DType::BF16 | DType::F16 => self.b.ins().uextend(I32, v),
-            DType::U8
-            | DType::I8
-            | DType::F8E4M3
-            | DType::F8E8M0
-            | DType::F4E2M1
-            | DType::U4
-            | DType::I4 => self.b.ins().uextend(I32, v),
+            DType::U8 | DType::I8 | DType::F8E4M3 | DType::F8E8M0 | DType::F4E2M1 | DType::U4 | DType::I4 => {
+                self.b.ins().uextend(I32, v)
+            }
             DType::F32 | DType::I32 | DType::I64 | DType::F64 => v,
         };
         let vector = match self.b.func.dfg.value_type(v) {

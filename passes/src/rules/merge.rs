@@ -29,7 +29,10 @@ pub const RULES: &[Rule] = &[Rule {
 enum Format {
     Plain(DType),
     /// Elements, scales and perhaps offsets; scales may have scales themselves.
-    Scaled { block: Vec<usize>, parts: Vec<Format> },
+    Scaled {
+        block: Vec<usize>,
+        parts: Vec<Format>,
+    },
 }
 
 impl Format {
