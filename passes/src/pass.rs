@@ -90,7 +90,7 @@ pub const PASSES: &[Pass] = &[
     },
     Pass {
         name: "steps",
-        summary: "give entries for steps a version of one new token, in the same form",
+        summary: "give entries for steps a version of one new token and one of two, in the same form",
         run: |m, _, _| Ok((steps::run(m), Details::default())),
     },
     Pass {

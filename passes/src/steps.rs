@@ -1,12 +1,13 @@
-//! `steps`: entries for steps get a version for one new token.
+//! `steps`: entries for steps get a version for one new token, and one for two.
 //!
 //! ```text
 //! entry decode = @main.decode where T in 1..8   ->   entry decode = @main.decode.one where T = 1
-//!                                                    entry decode = @main.decode where T in 2..8
+//!                                                    entry decode = @main.decode.two where T = 2
+//!                                                    entry decode = @main.decode where T in 3..8
 //! ```
 //!
-//! Most steps have one token, for which kernels are simpler: there is no letter of tokens left to loop over. It comes after
-//! the choice of forms, so that both versions have the same one: with kernels whose order of summation does not depend
+//! Most steps have one token, or one and a guess, for which kernels are simpler: there is no number of tokens to ask for. It
+//! comes after the choice of forms, so that all versions have the same one: with kernels whose order of summation does not depend
 //! on `T`, a token has the same bits alone and among drafts. For that reason nothing but canonical laws may follow. Exact.
 
 use crate::specialise::{Copier, Key, Made};
@@ -28,12 +29,18 @@ pub fn run(module: &Module) -> Module {
             ranges.insert(Sym::T, range);
             Entry { name: entry.name.clone(), func, ranges }
         };
-        let key: Key = ranges.iter().map(|(s, r)| (*s, r.min, r.max)).collect();
-        let fixed = Bindings::from([(Sym::T, 1)]);
-        let mut copier = Copier { module, out: &mut out, made: &mut made, key, fixed, suffix: "one" };
-        let one = copier.copy(&entry.func);
-        out.entries.push(with(Range { min: 1, max: 1 }, one));
-        out.entries.push(with(Range { min: 2, max: tokens.max }, entry.func.clone()));
+        let mut next = 1;
+        for suffix in ["one", "two"].into_iter().take(tokens.max as usize) {
+            let range = Range { min: next, max: next };
+            let key: Key = module.ranges(&with(range, String::new())).iter().map(|(s, r)| (*s, r.min, r.max)).collect();
+            let fixed = Bindings::from([(Sym::T, next)]);
+            let func = Copier { module, out: &mut out, made: &mut made, key, fixed, suffix }.copy(&entry.func);
+            out.entries.push(with(range, func));
+            next += 1;
+        }
+        if next <= tokens.max {
+            out.entries.push(with(Range { min: next, max: tokens.max }, entry.func.clone()));
+        }
     }
     out
 }
@@ -44,7 +51,7 @@ mod tests {
     use hadal_ir::text::{parse_module, print_module};
 
     #[test]
-    fn one_token_is_a_version_of_its_own() {
+    fn one_token_and_two_are_versions_of_their_own() {
         let module = parse_module(
             "symbols P in 0..7, T in 1..64
             func @layer(%x: f32[T, 8]) -> (y: f32[T, 8]) { return %x }
@@ -61,14 +68,17 @@ mod tests {
         hadal_ir::verify::module(&out).unwrap();
         let text = print_module(&out);
         assert!(text.contains("func @main.one(%x: f32[1, 8]) -> (y: f32[1, 8])"), "{text}");
+        assert!(text.contains("func @main.two(%x: f32[2, 8]) -> (y: f32[2, 8])"), "{text}");
         let found: Vec<(&str, &str, i64)> =
             out.entries.iter().map(|e| (e.name.as_str(), e.func.as_str(), out.ranges(e)[&Sym::T].max)).collect();
         let decode = |func, most| ("decode", func, most);
         let expected = [
             ("prefill", "main", 64),
             decode("main.one", 1),
+            decode("main.two", 2),
             decode("main", 4),
             decode("main.one_", 1),
+            decode("main.two_", 2),
             decode("main", 4),
             ("draft", "main", 1),
         ];

@@ -270,16 +270,26 @@ impl<'a> Lower<'a, '_> {
         Known { regs: vec![v], depth: 0, affine, constant: Some(x as u64 & mask), splat: None }
     }
 
+    /// The registers of `values` as a block takes them: the first of each, then the second of each. Cranelift computes
+    /// what a jump takes in the order in which it takes it, so sums that share an operand follow each other, and it
+    /// dies early.
     fn args(&self, values: &[Value]) -> Vec<BlockArg> {
-        values.iter().flat_map(|v| self.known(*v).regs.iter().map(|r| BlockArg::Value(*r))).collect()
+        let regs: Vec<&[V]> = values.iter().map(|v| self.known(*v).regs.as_slice()).collect();
+        let most = regs.iter().map(|r| r.len()).max().unwrap_or(0);
+        (0..most).flat_map(|i| regs.iter().filter_map(move |r| r.get(i)).map(|r| BlockArg::Value(*r))).collect()
     }
 
-    /// Makes `values` the parameters of `block`.
+    /// Makes `values` the parameters of `block`, in the order of `args`.
     fn bind_params(&mut self, block: Bb, values: &[Value], depth: u32) {
-        for value in values {
-            let ty = self.k.ty(*value);
-            let regs: Vec<V> = parts(ty).into_iter().map(|t| self.b.append_block_param(block, t)).collect();
-            self.values[value.index()] = Some(self.plain(ty, regs, depth));
+        let types: Vec<Vec<Type>> = values.iter().map(|v| parts(self.k.ty(*v))).collect();
+        let mut regs: Vec<Vec<V>> = vec![Vec::new(); values.len()];
+        for i in 0..types.iter().map(Vec::len).max().unwrap_or(0) {
+            for (regs, types) in regs.iter_mut().zip(&types) {
+                regs.extend(types.get(i).map(|ty| self.b.append_block_param(block, *ty)));
+            }
+        }
+        for (value, regs) in values.iter().zip(regs) {
+            self.values[value.index()] = Some(self.plain(self.k.ty(*value), regs, depth));
         }
     }
 
@@ -293,7 +303,8 @@ impl<'a> Lower<'a, '_> {
             self.rebind(&l.init, &l.results);
             return Ok(());
         }
-        let guarded = !matches!(bounds, (Some(_), Some(_)));
+        let length = self.affine(l.hi).plus(&self.affine(l.lo), -1).and_then(|n| n.as_const());
+        let guarded = length.is_none_or(|n| n <= 0);
         let (header, exit) = (self.b.create_block(), self.b.create_block());
         let init = self.args(&l.init);
         if guarded {

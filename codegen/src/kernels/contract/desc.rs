@@ -119,7 +119,7 @@ impl Desc {
         self.ranges.get(&Sym::T).is_some_and(|t| t.max <= STEP)
     }
 
-    /// Whether a letter is one, or stands for the tokens of a step.
+    /// Whether a letter has few values, as that of the tokens of a step.
     pub fn is_few(&self, var: Var) -> bool {
         let size = self.size(var);
         let most = |(sym, k): &(Sym, i64)| Some(self.ranges.get(sym)?.max.saturating_mul(*k));
@@ -127,7 +127,7 @@ impl Desc {
             [term] if term.1 > 0 => most(term).is_some_and(|n| n.saturating_add(size.constant()) <= STEP),
             _ => false,
         };
-        size.is(1) || few()
+        size.as_const().is_some_and(|n| n <= STEP) || few()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::desc::{Desc, Flat};
 use super::epilogue::{Along, Epilogue, Node, along, emit_map, on_vectors};
-use super::schedule::{Form, Schedule, steps};
+use super::schedule::{Form, STEP_ROWS, Schedule, steps};
 use super::view::{Access, Affine, Var, VarKind, Vars};
 use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
 use hadal_types::DType;
@@ -356,7 +356,8 @@ impl<'a> Emitter<'a> {
         let (height, width) = self.s.tile;
         let size = self.desc.size(rows);
         let zero = b.const_i64(0);
-        if self.s.is_step() && !size.is(1) {
+        let outer = self.s.form == Form::Outer && self.desc.in_steps() && self.desc.is_few(rows);
+        if (self.s.is_step() || outer) && !size.is(1) {
             return self.step_rows(b, env, rows);
         }
         if size.as_const().is_some_and(|n| n < height as i64) {
@@ -380,25 +381,41 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// The rows of a step for one strip of columns after the other: in tiles, the largest first.
+    /// The rows of a step for one strip of columns after the other: in tiles, the largest first. Taller tiles are
+    /// narrower, so that their sums are in registers.
     fn step_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var) {
-        let total = b.dim(self.desc.size(rows));
+        let size = self.desc.size(rows);
+        let total = b.dim(size);
+        let tile = |b: &mut Builder, m: Value, height: i64, n: Value| {
+            let rows = (0..height).map(|i| {
+                let i = b.const_i64(i);
+                let m = b.add(m, i);
+                env.with(rows, m)
+            });
+            let rows: Vec<Env<'a>> = rows.collect();
+            let width = (self.s.strip / height as usize).max(1);
+            self.chunk(b, &rows, n, width, None);
+        };
         self.columns(b, |b, n| {
+            let mut left = size.as_const();
             let mut first = b.const_i64(0);
-            for height in (1..=self.s.tile.0 as i64).rev() {
-                let (left, unit) = (b.sub(total, first), b.const_i64(height));
+            for height in (1..=STEP_ROWS as i64).rev() {
+                let known = left.map(|n| n / height);
+                left = left.map(|n| n % height);
+                if known == Some(0) {
+                    continue;
+                }
+                let unit = b.const_i64(height);
+                if known == Some(1) {
+                    tile(b, first, height, n);
+                    first = b.add(first, unit);
+                    continue;
+                }
+                let left = b.sub(total, first);
                 let tiles = b.div(left, unit);
                 let tiled = b.mul(tiles, unit);
                 let end = b.add(first, tiled);
-                b.for_each(first, end, height, LoopKind::Serial, |b, m| {
-                    let rows = (0..height).map(|i| {
-                        let i = b.const_i64(i);
-                        let m = b.add(m, i);
-                        env.with(rows, m)
-                    });
-                    let rows: Vec<Env<'a>> = rows.collect();
-                    self.chunk(b, &rows, n, self.s.strip, None);
-                });
+                b.for_each(first, end, height, LoopKind::Serial, |b, m| tile(b, m, height, n));
                 first = end;
             }
         });

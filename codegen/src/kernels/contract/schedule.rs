@@ -72,7 +72,7 @@ const CONVERTED: i64 = 64 * 1024;
 const STEP_LANES: u32 = 16;
 
 /// Most rows of a step that meet one column at a time: so many times four sums fit into registers.
-const STEP_ROWS: usize = 3;
+pub const STEP_ROWS: usize = 3;
 
 /// All schedules that compute `desc`, the preferred one first. Empty where neither form fits.
 pub fn candidates(desc: &Desc) -> Vec<Schedule> {
@@ -201,8 +201,7 @@ fn step(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     let other = if streamed == 0 { Role::Right } else { Role::Left };
     // All letters of rows, so that the answer is the same where the tokens' letter is gone because it is one.
     let few = s.rows.is_none() || desc.in_steps() && desc.of_role(other).all(|m| desc.is_few(m));
-    let one = s.rows.is_none_or(|m| desc.size(m).is(1));
-    let height = if one { 1 } else { STEP_ROWS };
+    let height = s.rows.map_or(Some(1), |m| desc.size(m).as_const()).map_or(STEP_ROWS, |n| STEP_ROWS.min(n as usize));
     few.then_some(Schedule { tile: (height, 1), strip: 1, convert: None, ..s })
 }
 
