@@ -59,8 +59,9 @@ fn a_token_is_rounded_once() {
         let module = parse(&PLAIN.replace("SCALE", scale));
         assert_eq!(roundings(&module), [3]);
         let fused = optimise(&module, &cpu(), &Options::default()).unwrap();
-        // `[T, d]`, not `[T, K, d]`, in both entries; and weights are read as they are stored.
-        assert_eq!(roundings(&fused.optimised), [2, 2]);
+        // `[T, d]`, not `[T, K, d]`, in every version of both entries; and weights are read as they are stored.
+        let all = roundings(&fused.optimised);
+        assert!(all.len() >= 2 && all.iter().all(|n| *n == 2), "{all:?}");
         let folded = fused.module.funcs.iter().any(|f| f.kind == hadal_ir::FuncKind::Fold);
         assert!(!folded, "weights stay in FP8");
         for (inst, op, _) in ops(&fused.optimised).filter(|(_, op, _)| matches!(op, Op::Cast(_) | Op::Contract(_))) {
@@ -79,7 +80,8 @@ fn without_the_laws_every_copy_is_rounded() {
     let laws = LawSet::default().without(["cast-of-broadcast"]).unwrap();
     let module = parse(&PLAIN.replace("SCALE", "  %d = max %d0, %d0 : f32[T, 2, 2]"));
     let fused = optimise(&module, &cpu(), &Options { laws, ..Options::default() }).unwrap();
-    assert_eq!(roundings(&fused.optimised), [3, 3]);
+    let all = roundings(&fused.optimised);
+    assert!(all.len() >= 2 && all.iter().all(|n| *n == 3), "{all:?}");
 }
 
 /// Rows dispatched by number are rounded before they are gathered, where there are fewer of them before.
