@@ -164,7 +164,7 @@ fn the_page_of_the_largest_model_stays_small() {
     let args = ["report", config.to_str().expect("UTF-8"), "--target", "h200", "-o", page.to_str().expect("UTF-8")];
     hadal(&args).ok();
     let bytes = std::fs::metadata(&page).expect("written").len();
-    assert!(bytes < 2 << 20, "{bytes} bytes");
+    assert!(bytes < 3_000_000, "{bytes} bytes");
 }
 
 #[test]
@@ -215,8 +215,8 @@ fn a_kernel_shows_its_choice_in_every_version() {
         let of = |row: &&Value| row["source"] == source;
         let versions: Vec<&str> =
             rows.iter().filter(of).flat_map(|r| r["versions"].as_array()).flatten().filter_map(Value::as_str).collect();
-        // Decode is one version; prompts are in two.
-        assert!(versions.contains(&"decode"), "{versions:?}");
+        // Steps and prompts are in several.
+        assert!(versions.iter().any(|v| v.starts_with("decode")), "{versions:?}");
         assert!(versions.iter().filter(|v| v.starts_with("prefill (")).count() >= 2, "{versions:?}");
     }
     for row in rows {
