@@ -111,6 +111,25 @@ pub struct Object<'a> {
     map: &'a Map<String, Value>,
 }
 
+/// How a configuration spells keys that have two names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spelling {
+    /// As published with checkpoints.
+    Published,
+    /// As the repositories' own code does.
+    Own,
+}
+
+impl Spelling {
+    /// The one of two names that it has for a key.
+    pub fn key(self, published: &'static str, own: &'static str) -> &'static str {
+        match self {
+            Spelling::Published => published,
+            Spelling::Own => own,
+        }
+    }
+}
+
 impl<'a> Object<'a> {
     /// Whether `key` is there and not null. Does not count as reading it.
     pub fn has(&self, key: &str) -> bool {

@@ -97,6 +97,23 @@ impl DtypeOracle for Planned {
     }
 }
 
+/// What the own code of a family's repository takes for granted.
+#[derive(Clone, Copy, Debug)]
+pub struct Own {
+    /// `dtype`, where the configuration does not say.
+    pub dtype: &'static str,
+    /// Rows, and columns, that share a scale.
+    pub block: usize,
+    /// Whether weights that may be in e2m1 are, where `expert_dtype` does not say.
+    pub fp4: bool,
+    /// What is quantised, and the names of scales.
+    pub scheme: &'static Scheme,
+    /// `norm_eps`, where the configuration does not say.
+    pub eps: f64,
+    /// `max_seq_len`, where the configuration does not say.
+    pub max_position: usize,
+}
+
 /// The formats a configuration announces.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Plan {
@@ -128,6 +145,18 @@ impl Plan {
             None => None,
         };
         Ok(Plan { fp4: inside.or(beside) != Some("fp8"), scheme, ..Plan::read(o)? })
+    }
+
+    /// The plan in the spelling of the repositories' own code.
+    pub fn read_own(o: &Object<'_>, own: &Own) -> Result<Plan> {
+        let expert = if own.scheme.fp4.is_empty() { None } else { o.optional_str_in("expert_dtype", &["fp4", "fp8"])? };
+        Ok(Plan {
+            block: (o.str_in_or("dtype", &["bf16", "fp8"], own.dtype)? == "fp8").then_some([own.block; 2]),
+            pow2: o.optional_str_in("scale_fmt", &["ue8m0"])?.is_some(),
+            fp4: expert.map_or(own.fp4, |e| e == "fp4"),
+            scheme: own.scheme,
+            ..Plan::plain(DType::BF16)
+        })
     }
 
     /// Reads `torch_dtype` (or `dtype`) and `quantization_config`.

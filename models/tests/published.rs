@@ -1,6 +1,7 @@
 //! The published configurations: sizes against the numbers known of the releases, and every key broken once.
 
 use hadal_ir::module::{Inst, InstKind};
+use hadal_ir::ops::map::{Map, MapFn};
 use hadal_ir::ops::{Cast, Op};
 use hadal_models::config_reader::Config;
 use hadal_models::stats::{Stats, cost, stats};
@@ -400,6 +401,35 @@ fn limits_of_gates_are_not_negative() {
     refused("deepseek-v4-flash", &[("swiglu_limit", json!(-3.0), "swiglu_limit", expected)]);
     let key = "text_config.swiglu_limit";
     refused("deepseek-v4.1-flash", &[(key, json!(-3.0), key, expected)]);
+}
+
+/// Scores of a softmax are shares already, where the generation's own code divides all others by their sum; the next
+/// generation divides wherever it says so, but never one weight by itself, in the main layers or in the drafting ones.
+#[test]
+fn weights_of_experts_are_divided_as_each_generation_does() {
+    let divided = |name: &str, func: &str, changes: &[(&str, Value)]| {
+        let mut config: Value = serde_json::from_str(&text(name)).unwrap();
+        let inner = config.get("text_config").is_some();
+        let keys = if inner { &mut config["text_config"] } else { &mut config };
+        changes.iter().for_each(|(key, value)| keys[*key] = value.clone());
+        let model = planned(&config.to_string()).unwrap();
+        // Nothing else that is divided there is a real number.
+        let func = model.module.func(func).unwrap();
+        let divides = |i: &&Inst| matches!(i.kind, InstKind::Op(Op::Map(Map { f: MapFn::Div })));
+        func.insts.iter().filter(divides).any(|i| func.values[i.results[0].index()].ty.dtype.is_float())
+    };
+    let (v4, v41) = ("deepseek-v4-flash", "deepseek-v4.1-flash");
+    let (rows, stage) = ("rows4_layer", "stage");
+    let softmax = ("scoring_func", json!("softmax"));
+    let one = ("num_experts_per_tok", json!(1));
+    assert!(divided(v4, rows, &[]));
+    assert!(divided(v4, rows, &[one.clone()]));
+    assert!(!divided(v4, rows, &[softmax.clone()]));
+    refused(v4, &[("norm_topk_prob", json!(false), "norm_topk_prob", "divided by their sum")]);
+    assert!(divided(v41, stage, &[softmax]));
+    assert!(divided(v41, stage, &[one]));
+    assert!(!divided(v41, stage, &[("dspark_num_experts_per_tok", json!(1))]));
+    assert!(!divided(v41, stage, &[("norm_topk_prob", json!(false))]));
 }
 
 #[test]

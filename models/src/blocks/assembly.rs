@@ -7,12 +7,13 @@
 use super::Block;
 use crate::config_reader::Object;
 use crate::error::Result;
-use crate::formats::{Formats, Plan};
+use crate::formats::{Formats, Own, Plan};
 use crate::ngram::Hashing;
 use hadal_ir::builder::BuildError;
 use hadal_ir::module::{Entry, Func, Module, Range, STEP, ValueId};
 use hadal_ir::ops::Gather;
 use hadal_types::{DType, Dim, Sym, TensorType};
+use std::collections::BTreeMap;
 
 /// What every model of text has.
 #[derive(Clone, PartialEq, Debug)]
@@ -68,6 +69,21 @@ impl Frame {
             bos: o.token_ids("bos_token_id", vocab)?.and_then(|ids| ids.first().copied()),
             eos: o.token_ids("eos_token_id", vocab)?.unwrap_or_default(),
             plan: Plan::read(o)?,
+        })
+    }
+
+    /// The same in the spelling of the repositories' own code, which ties no head and says nothing of tokenizers.
+    pub fn read_own(o: &Object<'_>, own: &Own) -> Result<Frame> {
+        Ok(Frame {
+            vocab: o.require_usize_in("vocab_size", 1..=1 << 24)?,
+            hidden: o.require_usize_in("dim", 1..=1 << 18)?,
+            layers: o.require_usize_in("n_layers", 1..=1024)?,
+            eps: o.positive_or("norm_eps", own.eps)?,
+            tied: false,
+            max_position: o.usize_or("max_seq_len", own.max_position)?,
+            bos: None,
+            eos: Vec::new(),
+            plan: Plan::read_own(o, own)?,
         })
     }
 }
@@ -157,6 +173,21 @@ pub enum Rows {
     Last,
 }
 
+/// What a main function gives out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Gives {
+    /// Logits of which rows.
+    pub logits: Rows,
+    /// Whether also what drafts are made from, of all rows.
+    pub hidden: bool,
+}
+
+/// Values by the names under which functions take them and leave them.
+pub type Named = BTreeMap<String, ValueId>;
+
+/// A function, or the first constraint that it breaks.
+pub type Built = Result<Func, Box<BuildError>>;
+
 /// A module under construction.
 pub struct Assembly<'a> {
     /// In which formats weights are stored.
@@ -182,7 +213,7 @@ impl<'a> Assembly<'a> {
     }
 
     /// Adds a function.
-    pub fn add(&mut self, f: Block<'_>) -> Result<Func, Box<BuildError>> {
+    pub fn add(&mut self, f: Block<'_>) -> Built {
         let func = f.finish()?;
         self.module.funcs.push(func.clone());
         Ok(func)
@@ -190,7 +221,7 @@ impl<'a> Assembly<'a> {
 
     /// Adds a function of a layer, or finds the one that is the same. Layers of one kind that differ, say in the formats
     /// that their weights are stored in, get names with numbers.
-    pub fn share(&mut self, f: Block<'_>) -> Result<Func, Box<BuildError>> {
+    pub fn share(&mut self, f: Block<'_>) -> Built {
         let mut func = f.finish()?;
         let kind = func.name.clone();
         let mut variant = 1;
@@ -215,6 +246,37 @@ impl<'a> Assembly<'a> {
     /// Adds an entry for calls with any number of new tokens.
     pub fn chunk_entry(&mut self, name: &str, func: &Func) {
         self.entry(name, func, self.module.symbols[&Sym::T]);
+    }
+
+    /// Adds the functions and entries of a model with layers for multi-token prediction at `depths`, which may be none. Drafts
+    /// are made by the first layer, where there is one. `main` makes the main function of a name; `further` that of a layer,
+    /// given the rows whose logits are wanted: with none it only keeps what it has seen.
+    pub fn predicting_entries(
+        &mut self,
+        depths: &[usize],
+        main: impl Fn(&mut Self, &str, Gives) -> Built,
+        further: impl Fn(&mut Self, &str, usize, Option<Rows>) -> Built,
+    ) -> Result<(), Box<BuildError>> {
+        let all = main(self, "main_all", Gives { logits: Rows::All, hidden: true })?;
+        let last = main(self, "main", Gives { logits: Rows::Last, hidden: false })?;
+        if depths.first() == Some(&0) {
+            let read = main(self, "main_hidden", Gives { logits: Rows::Last, hidden: true })?;
+            self.drafted_entries(&all, &read, Some(&last));
+        } else {
+            self.main_entries(&all, &last);
+        }
+        for depth in depths.iter().copied() {
+            let name = if depth == 0 { "mtp".to_owned() } else { format!("mtp{depth}") };
+            let func = further(self, &name, depth, Some(Rows::All))?;
+            self.chunk_entry(&name, &func);
+            if depth == 0 {
+                let fill = further(self, "draft_fill", depth, None)?;
+                self.chunk_entry("draft_fill", &fill);
+                let draft = further(self, "draft", depth, Some(Rows::Last))?;
+                self.step_entry("draft", &draft);
+            }
+        }
+        Ok(())
     }
 
     /// Adds the entries of a model that drafts from what `all` gives for every token; `read` gives the same, and the logits
@@ -259,6 +321,14 @@ impl Block<'_> {
         let table = self.matrix(name, &[vocab, hidden]);
         let rows = self.op(Gather { axis: 0, batch: 0 }, &[table, tokens]);
         self.cast(rows, DType::F32)
+    }
+
+    /// Calls `func` with the values that its parameters name, and names its results.
+    pub fn call_named(&mut self, func: &Func, prefix: &str, named: &mut Named) {
+        let name = |v: &ValueId| func.values[v.index()].name.as_deref().expect("parameters have names");
+        let args: Vec<ValueId> = func.params.iter().map(|p| named[name(p)]).collect();
+        let results = self.call(func, prefix, &args);
+        named.extend(func.results.iter().map(|(n, _)| n.clone()).zip(results));
     }
 
     /// The row of the last new token alone.

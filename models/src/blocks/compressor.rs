@@ -1,17 +1,17 @@
-//! One row for a group of tokens (sheet `deepseek-v4`, "Compressor"): every channel is a mean of the group's, weighted by a
-//! softmax over the group for that channel alone.
+//! One row for a group of tokens (sheets `deepseek-v4` and `deepseek-v41`, "Compressor"): every channel is a mean of the
+//! group's, weighted by a softmax over the group for that channel alone.
 //!
 //! ```text
-//! a_t = x_t Wkv;   e_t = x_t Wgate + ape[t mod m]
+//! a_t = x_t Wkv;   e_t = x_t Wgate (+ ape[t mod m])
 //! c_w = Σ_s softmax_s(e_s) a_s            over the tokens m w .. m w + m
 //! ```
 //!
 //! With an *overlap* rows have twice the channels, and a group is the first half of the group before and the second of its
-//! own; the first group has nothing before it. A row is there once its last token is.
+//! own; the first group has nothing before it. A row is there once its last token is, and stands at the position of the first.
 
 use super::Block;
-use super::shared_kv::times;
-use hadal_ir::module::{Counter, ValueId};
+use super::selection::Compressed;
+use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{Softmax, Transpose};
 use hadal_types::{Dim, Sym};
@@ -19,10 +19,10 @@ use hadal_types::{Dim, Sym};
 /// Sizes of a compressor.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Compressor {
-    /// Tokens `m` of a group.
-    pub ratio: usize,
     /// Whether a group reaches into the one before.
     pub overlap: bool,
+    /// Whether a gate depends on the place in the group.
+    pub placed: bool,
     /// Channels of a row.
     pub channels: usize,
     /// Epsilon of the norm on rows.
@@ -30,22 +30,25 @@ pub struct Compressor {
 }
 
 impl Compressor {
-    /// The normalised rows of the groups that this call completes: `[N, channels]`. State: `open`, of projected tokens.
-    pub fn rows(&self, f: &mut Block<'_>, x: ValueId, counter: Counter) -> ValueId {
-        let (m, d) = (self.ratio, self.channels);
+    /// The normalised rows of the groups that this call completes: `[N, channels]`. State: `open`, of the projected tokens
+    /// that a group may still take in.
+    pub fn rows(&self, f: &mut Block<'_>, x: ValueId, of: Compressed) -> ValueId {
+        let (m, d, counter) = (of.ratio, self.channels, of.counter);
         let reach = if self.overlap { 2 } else { 1 };
         let width = reach * d;
         f.within("compressor", |f| {
             let (a, e) = (f.linear(x, "wkv", width, false), f.linear(x, "wgate", width, false));
             let both = f.concat(&[a, e], 1);
-            let open = f.remember_last("open", reach * m, both);
-            let ape = f.tensor("ape", &[m, width]);
+            let kept = reach * m - 1;
+            let open = f.remember_last("open", kept, both);
+            let ape = self.placed.then(|| f.tensor("ape", &[m, width]));
             // Values and gates of the groups `back` before those completed, from channel `from` on.
             let slots = |f: &mut Block<'_>, back: usize, from: usize| {
-                let start = Dim::from(counter.held) * m as i64 - Sym::P + ((reach - back) * m) as i64;
+                let start = Dim::from(counter.held) * m as i64 - Sym::P + (kept - back * m) as i64;
                 let rows = f.slice(open, 0, start, Dim::from(counter.new) * m as i64, 1);
                 let rows = f.reshape(rows, &[counter.new.into(), m.into(), (2 * width).into()]);
                 let (a, e) = (f.slice(rows, 2, from, d, 1), f.slice(rows, 2, width + from, d, 1));
+                let Some(ape) = ape else { return (a, e) };
                 let ape = f.slice(ape, 1, from, d, 1);
                 let shape = f.shape(e).to_vec();
                 let ape = f.broadcast(ape, &shape, &[1, 2]);
@@ -67,11 +70,5 @@ impl Compressor {
             let pooled = f.contract("ncm,nmc->nc", &[weights, a]);
             f.norm(pooled, "norm", self.eps)
         })
-    }
-
-    /// The positions of those rows, which are those of the groups' first tokens.
-    pub fn positions(f: &mut Block<'_>, ratio: usize, counter: Counter) -> ValueId {
-        let group = f.iota(counter.new, counter.held);
-        times(f, group, ratio)
     }
 }

@@ -7,7 +7,7 @@
 //! Layers that are the same computation on weights of the same formats become one function, called once per layer.
 
 use super::Block;
-use super::assembly::{Architecture, Assembly, Frame, MtpInput, Rows};
+use super::assembly::{Architecture, Assembly, Built, Frame, Gives, MtpInput, Rows};
 use super::rope::{Angles, Rope};
 use hadal_ir::builder::BuildError;
 use hadal_ir::module::{Func, ValueId};
@@ -57,41 +57,18 @@ impl<D: Decoder> Architecture for D {
         }
         let count = Decoder::frame(self).layers;
         let layers = (0..count).map(|l| layer(self, a, l)).collect::<Result<Vec<_>, _>>()?;
-        let all = main(self, a, "main_all", &layers, Gives { logits: Rows::All, hidden: true })?;
-        let last = main(self, a, "main", &layers, Gives { logits: Rows::Last, hidden: false })?;
-        let has = |a: &Assembly<'_>, l: usize| a.formats.has(&format!("{}eh_proj.weight", layer_prefix(l)));
-        let predicting: Vec<usize> = (0..self.mtp_layers()).filter(|n| has(a, count + n)).collect();
-        if predicting.first() == Some(&0) {
-            let read = main(self, a, "main_hidden", &layers, Gives { logits: Rows::Last, hidden: true })?;
-            a.drafted_entries(&all, &read, Some(&last));
-        } else {
-            a.main_entries(&all, &last);
-        }
-        for depth in predicting {
-            let name = if depth == 0 { "mtp".to_owned() } else { format!("mtp{depth}") };
-            let func = mtp(self, a, &name, count + depth, Some(Rows::All))?;
-            a.chunk_entry(&name, &func);
-            if depth == 0 {
-                let fill = mtp(self, a, "draft_fill", count, None)?;
-                a.chunk_entry("draft_fill", &fill);
-                let draft = mtp(self, a, "draft", count, Some(Rows::Last))?;
-                a.step_entry("draft", &draft);
-            }
-        }
-        Ok(())
+        let has = |l: &usize| a.formats.has(&format!("{}eh_proj.weight", layer_prefix(count + l)));
+        let predicting: Vec<usize> = (0..self.mtp_layers()).filter(has).collect();
+        a.predicting_entries(
+            &predicting,
+            |a, name, gives| main(self, a, name, &layers, gives),
+            |a, name, depth, rows| mtp(self, a, name, count + depth, rows),
+        )
     }
 }
 
-/// What a main function gives out.
-#[derive(Clone, Copy)]
-struct Gives {
-    logits: Rows,
-    /// Whether hidden states of all rows too.
-    hidden: bool,
-}
-
 /// The function for layer `l`, shared with every layer that is the same.
-fn layer(d: &impl Decoder, a: &mut Assembly<'_>, l: usize) -> Result<Func, Box<BuildError>> {
+fn layer(d: &impl Decoder, a: &mut Assembly<'_>, l: usize) -> Built {
     let mut f = a.block(d.kind(l), &layer_prefix(l));
     let x = f.rows("x", &[d.frame().hidden]);
     let pairs = d.rope().dim / 2;
@@ -101,13 +78,7 @@ fn layer(d: &impl Decoder, a: &mut Assembly<'_>, l: usize) -> Result<Func, Box<B
     a.share(f)
 }
 
-fn main(
-    d: &impl Decoder,
-    a: &mut Assembly<'_>,
-    name: &str,
-    layers: &[Func],
-    gives: Gives,
-) -> Result<Func, Box<BuildError>> {
+fn main(d: &impl Decoder, a: &mut Assembly<'_>, name: &str, layers: &[Func], gives: Gives) -> Built {
     let frame = d.frame();
     let mut f = a.block(name, "");
     let tokens = f.tokens();
@@ -137,13 +108,7 @@ fn main(
 ///
 /// With `rows` of the last one alone it also gives the hidden state that the next draft goes on from, in the place of the
 /// main model's; without any it only keeps what it has seen.
-fn mtp(
-    d: &impl Decoder,
-    a: &mut Assembly<'_>,
-    name: &str,
-    l: usize,
-    rows: Option<Rows>,
-) -> Result<Func, Box<BuildError>> {
+fn mtp(d: &impl Decoder, a: &mut Assembly<'_>, name: &str, l: usize, rows: Option<Rows>) -> Built {
     let frame = d.frame();
     let func = layer(d, a, l)?;
     let prefix = layer_prefix(l);

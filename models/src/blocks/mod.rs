@@ -16,16 +16,18 @@ pub mod mlp;
 pub mod moe;
 pub mod rope;
 pub mod rounding;
+pub mod selection;
 pub mod shared_kv;
 
 use crate::checkpoint::{Packed, Plane};
-use crate::formats::{Formats, Rounding};
+use crate::formats::{Activations, Formats, Rounding};
 use hadal_ir::builder::{BuildError, Builder};
 use hadal_ir::module::{Counter, Func, ValueId};
 use hadal_ir::ops::Dequantize;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
 use hadal_types::{DType, TensorType};
+use kept::Narrow;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
@@ -231,6 +233,11 @@ impl<'a> Block<'a> {
         let (name, dtype) = (format!("{}{name}", self.path), self.state_dtype);
         let all = self.append_to(&name, groups.held, rows, dtype);
         self.cast(all, DType::F32)
+    }
+
+    /// How what `to` describes is kept: so where states are narrow, else as it is.
+    pub fn kept(&self, to: Narrow) -> Option<Narrow> {
+        (self.formats.activations != Activations::F32).then_some(to)
     }
 
     /// `x` where `seen` is true, else -∞.

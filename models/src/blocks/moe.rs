@@ -12,7 +12,7 @@
 use super::Block;
 use super::mlp::{Gated, PROJECTIONS, mlp};
 use super::rounding::rounded;
-use crate::config_reader::Object;
+use crate::config_reader::{Object, Spelling};
 use crate::error::Result;
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
@@ -158,6 +158,44 @@ impl Moe {
             first,
             every,
         }))
+    }
+}
+
+impl Moe {
+    /// Reads the experts of a model that has them in every layer, the best of all by a bias.
+    pub fn read_everywhere(o: &Object<'_>, spelling: Spelling) -> Result<Moe> {
+        let key = |published, own| spelling.key(published, own);
+        let experts = o.require_usize_in("n_routed_experts", 1..=4096)?;
+        let width = o.require_usize_in(key("moe_intermediate_size", "moe_inter_dim"), 1..=1 << 20)?;
+        let scores = ["sqrtsoftplus", "sigmoid", "softmax"];
+        o.optional_str_in("topk_method", &["noaux_tc"])?;
+        Ok(Moe {
+            experts,
+            per_token: o.require_usize_in(key("num_experts_per_tok", "n_activated_experts"), 1..=experts)?,
+            width,
+            shared_width: width * o.optional_usize_in("n_shared_experts", 0..=1024)?.unwrap_or(1),
+            parts: Parts {
+                whole: "ffn",
+                bias: "bias",
+                expert: Gated { gate: "w1", up: "w3", down: "w2", limit: Gated::read_limit(o)? },
+                weighs_inner: true,
+            },
+            score: match o.str_in_or(key("scoring_func", "score_func"), &scores, scores[0])? {
+                "sigmoid" => Score::Sigmoid,
+                "softmax" => Score::Softmax,
+                _ => Score::SqrtSoftplus,
+            },
+            choice: Choice::Biased(Groups { count: 1, kept: 1 }),
+            normalise: o.bool_or("norm_topk_prob", true)?,
+            factor: o.f64_or(key("routed_scaling_factor", "route_scale"), 1.0)?,
+            first: 0,
+            every: 1,
+        })
+    }
+
+    /// The same among so many experts. Where only one is chosen, its weight is not divided by itself.
+    pub fn among(&self, experts: usize, per_token: usize) -> Moe {
+        Moe { experts, per_token, normalise: self.normalise && per_token > 1, ..self.clone() }
     }
 }
 

@@ -201,6 +201,23 @@ impl Rope {
 }
 
 impl Scaling {
+    /// YaRN by `factor` from contexts of `original` tokens, with its further keys in `o`. It changes no magnitude.
+    pub fn yarn(o: &Object<'_>, factor: f64, original: usize) -> Result<Scaling> {
+        Ok(Scaling::Yarn {
+            factor,
+            original: original as f64,
+            beta_fast: o.positive_or("beta_fast", 32.0)?,
+            beta_slow: o.positive_or("beta_slow", 1.0)?,
+            truncate: true,
+            magnitude: 1.0,
+        })
+    }
+
+    /// The same in the spelling of the repositories' own code.
+    pub fn own_yarn(o: &Object<'_>) -> Result<Scaling> {
+        Scaling::yarn(o, o.require_positive("rope_factor")?, o.require_usize("original_seq_len")?)
+    }
+
     fn read(s: &Object<'_>, o: &Object<'_>, theta: f64, attn_factor: AttnFactor) -> Result<Scaling> {
         // Newer files carry `rope_type` beside or instead of `type`.
         let key = if s.has("rope_type") { "rope_type" } else { "type" };

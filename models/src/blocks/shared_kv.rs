@@ -10,13 +10,15 @@
 //! What sets of rows there are, and which rows of each a query sees, is the model's to say. The last `W` rows are one.
 
 use super::Block;
+use super::assembly::Named;
 use super::kept::{Kept, Narrow};
-use super::rope::{Angles, Rope};
-use crate::formats::Activations;
+use super::rope::{Angles, Rope, Scaling};
+use crate::config_reader::{Object, Spelling};
+use crate::error::Result;
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{Constant, Softmax};
-use hadal_types::{DType, Dim, Sym};
+use hadal_types::{DType, Dim, Sym, TensorType};
 
 /// How the channels of a kept row that do not turn are rounded.
 const STILL: Narrow = Narrow { values: DType::F8E4M3, block: 64, scales: DType::F8E8M0 };
@@ -41,6 +43,10 @@ pub struct SharedKv {
     pub unit: bool,
     /// Epsilon of the norms.
     pub eps: f64,
+    /// Rotation of trailing channels in layers with a window only.
+    pub near: Rope,
+    /// Rotation of as many in layers with compressed rows.
+    pub far: Rope,
 }
 
 /// Rows, and which of them each query sees: `[S, c]` and truth values `[T, S]`; all where there are none.
@@ -52,16 +58,30 @@ pub struct Set {
     pub seen: Option<ValueId>,
 }
 
-/// How heads turn: the rotation, and its angles for the rows at hand.
+/// How heads and rows turn: the rotation of trailing channels, and its angles for the rows at hand.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn<'a> {
-    /// Of trailing channels.
+    /// The rotation.
     pub rope: &'a Rope,
     /// Of each row.
     pub angles: Angles,
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
+    /// By the angles that the caller gives for `rows` rows as `{name}_cos` and `{name}_sin`.
+    pub fn param(f: &mut Block<'_>, name: &str, rope: &'a Rope, rows: impl Into<Dim>) -> Turn<'a> {
+        let ty = TensorType::new(DType::F32, [rows.into(), (rope.dim / 2).into()]);
+        let mut of = |part: &str| f.param(&format!("{name}_{part}"), ty.clone());
+        Turn { rope, angles: Angles { cos: of("cos"), sin: of("sin") } }
+    }
+
+    /// Makes these angles for `positions`, which are integers.
+    pub fn give(f: &mut Block<'_>, name: &str, rope: &Rope, positions: ValueId, named: &mut Named) {
+        let angles = rope.angles_at(f, positions);
+        named.insert(format!("{name}_cos"), angles.cos);
+        named.insert(format!("{name}_sin"), angles.sin);
+    }
+
     /// `x` turned.
     pub fn there(&self, f: &mut Block<'_>, x: ValueId) -> ValueId {
         self.rope.turn_last(f, x, self.angles)
@@ -75,6 +95,49 @@ impl Turn<'_> {
 }
 
 impl SharedKv {
+    /// Reads the sizes. The heads of queries are normalised where they are `unit`; `stretch` is that of layers with
+    /// compressed rows.
+    pub fn read(o: &Object<'_>, spelling: Spelling, eps: f64, unit: bool, stretch: Scaling) -> Result<SharedKv> {
+        let key = |published, own| spelling.key(published, own);
+        let head_dim = o.require_usize_in("head_dim", 2..=1 << 14)?;
+        let turning_key = key("qk_rope_head_dim", "rope_head_dim");
+        // Transformers may write the part of a head instead.
+        let part = o.optional_f64("partial_rotary_factor")?.filter(|_| !o.has(turning_key));
+        let dim = match part.map(|part| (part * head_dim as f64) as usize) {
+            Some(turning @ 2..) if turning <= head_dim => turning,
+            Some(_) => return Err(o.error("partial_rotary_factor", "a part of head_dim")),
+            None => o.require_usize_in(turning_key, 2..=head_dim)?,
+        };
+        if !dim.is_multiple_of(2) {
+            return Err(o.error(turning_key, "an even size, which rotation needs"));
+        }
+        let heads_key = key("num_attention_heads", "n_heads");
+        let heads = o.require_usize_in(heads_key, 1..=1 << 12)?;
+        if o.usize_or("num_key_value_heads", 1)? != 1 {
+            return Err(o.error("num_key_value_heads", "1, as one row is key and value of all heads"));
+        }
+        let groups = o.require_usize_in("o_groups", 1..=heads)?;
+        if !heads.is_multiple_of(groups) {
+            return Err(o.error("o_groups", format!("a divisor of {heads_key} ({heads})")));
+        }
+        let far = o.positive_or("compress_rope_theta", 160_000.0)?;
+        if far <= 1.0 {
+            return Err(o.error("compress_rope_theta", "a number greater than 1, which yarn needs"));
+        }
+        let rope = |theta, scaling| Rope { dim, theta, scaling, interleaved: true };
+        Ok(SharedKv {
+            heads,
+            head_dim,
+            q_rank: o.require_usize_in("q_lora_rank", 1..=1 << 18)?,
+            groups: [groups, o.require_usize_in("o_lora_rank", 1..=1 << 18)?],
+            window: o.require_usize_in(key("sliding_window", "window_size"), 1..=1 << 20)?,
+            unit,
+            eps,
+            near: rope(o.positive_or("rope_theta", 10_000.0)?, Scaling::None),
+            far: rope(far, stretch),
+        })
+    }
+
     /// The query's latent row.
     pub fn latent(&self, f: &mut Block<'_>, x: ValueId) -> ValueId {
         let latent = f.linear(x, "wq_a", self.q_rank, false);
@@ -104,26 +167,20 @@ impl SharedKv {
 
     /// All rows of the state `name`, `rows` behind those before; it holds `held` rows. Where states are narrow, channels that
     /// do not turn are in e4m3, with scales in a state of their own, and the others in another.
-    pub fn keep(&self, f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId, turning: usize) -> ValueId {
-        let held = held.into();
-        if f.formats().activations == Activations::F32 {
-            return Kept::append(f, name, held, rows, None).read(f);
-        }
+    pub fn keep(&self, f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId) -> ValueId {
+        let (held, turning) = (held.into(), self.near.dim);
         let still = self.head_dim - turning;
+        let Some(to) = f.kept(STILL).filter(|_| still > 0) else {
+            return Kept::append(f, name, held, rows, None).read(f);
+        };
         let (plain, turned) = (f.slice(rows, 1, 0, still, 1), f.slice(rows, 1, still, turning, 1));
-        let narrow = Kept::append_aligned(f, name, held.clone(), plain, STILL, SCALES).read(f);
+        let narrow = Kept::append_aligned(f, name, held.clone(), plain, to, SCALES).read(f);
         let turned = Kept::append(f, &format!("{name}_rope"), held, turned, None).read(f);
         f.concat(&[narrow, turned], 1)
     }
 
-    /// The window of every query, with the rows of new tokens.
-    pub fn near(&self, f: &mut Block<'_>, row: ValueId, turning: usize) -> Set {
-        let rows = self.keep(f, "window", self.window, row, turning);
-        self.near_of(f, rows)
-    }
-
-    /// The same with the rows as they are: the last `W` before this call, and those of new tokens.
-    pub fn near_of(&self, f: &mut Block<'_>, rows: ValueId) -> Set {
+    /// What every query sees of its window: of `rows`, the last `W` before this call and those of new tokens.
+    pub fn recent(&self, f: &mut Block<'_>, rows: ValueId) -> Set {
         let w = self.window as i64;
         let shape = [Dim::from(Sym::T), f.shape(rows)[0].clone()];
         // Row 0 stands at position P - W. A query sees W positions up to its own, and none before 0.

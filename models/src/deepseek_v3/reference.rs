@@ -8,8 +8,10 @@ use crate::blocks::moe::{Choice, FeedForward, Groups, MLP, Moe, Score};
 use crate::blocks::rope::{Rope, Scaling, mscale};
 use crate::config_reader::Object;
 use crate::error::Result;
-use crate::formats::Plan;
-use hadal_types::DType;
+use crate::formats::{Own, PROJECTIONS};
+
+/// What that code takes for granted.
+static OWN: Own = Own { dtype: "bf16", block: 128, fp4: true, scheme: &PROJECTIONS, eps: 1e-6, max_position: 16384 };
 
 /// Keys of later generations of that code, which change the graph.
 const FOREIGN: [&str; 2] = ["n_hash_layers", "compress_ratios"];
@@ -23,37 +25,13 @@ impl Config {
     /// Reads such a configuration. Expert layers count from `n_dense_layers`; only the balancing bias tells V3's routing
     /// from V2's, and only the released V3 has one.
     pub(crate) fn read_reference(o: &Object<'_>) -> Result<Config> {
-        let block = match o.str_in_or("dtype", &["bf16", "fp8"], "bf16")? {
-            "fp8" => Some([128, 128]),
-            _ => None,
-        };
-        let pow2 = o.optional_str_in("scale_fmt", &["ue8m0"])?.is_some();
-        let max_position = o.usize_or("max_seq_len", 16384)?;
-        let hidden = o.require_usize_in("dim", 1..=1 << 18)?;
-        let frame = Frame {
-            vocab: o.require_usize_in("vocab_size", 1..=1 << 24)?,
-            hidden,
-            layers: o.require_usize_in("n_layers", 1..=1024)?,
-            eps: 1e-6,
-            tied: false,
-            max_position,
-            bos: None,
-            eos: Vec::new(),
-            plan: Plan { block, pow2, ..Plan::plain(DType::BF16) },
-        };
+        let frame = Frame::read_own(o, &OWN)?;
 
         // YaRN acts only where contexts longer than the original one are asked for.
         let original = o.usize_or("original_seq_len", 4096)?;
         let factor = o.positive_or("rope_factor", 40.0)?;
-        let stretched = max_position > original;
-        let scaling = Scaling::Yarn {
-            factor,
-            original: original as f64,
-            beta_fast: o.positive_or("beta_fast", 32.0)?,
-            beta_slow: o.positive_or("beta_slow", 1.0)?,
-            truncate: true,
-            magnitude: 1.0,
-        };
+        let stretched = frame.max_position > original;
+        let scaling = Scaling::yarn(o, factor, original)?;
         let turning = o.require_usize_in("qk_rope_head_dim", 2..=1 << 14)?;
         if !turning.is_multiple_of(2) {
             return Err(o.error("qk_rope_head_dim", "an even size, which rotation needs"));

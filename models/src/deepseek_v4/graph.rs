@@ -6,17 +6,16 @@
 //! logits = norm(pre x) Wᵀ
 //! ```
 
-use super::attention::{Compressed, attention};
+use super::attention::attention;
 use super::config::Config;
 use crate::blocks::Block;
-use crate::blocks::assembly::{Architecture, Assembly, Frame, Rows};
-use crate::blocks::compressor::Compressor;
+use crate::blocks::assembly::{Architecture, Assembly, Built, Frame, Gives, Named, Rows};
 use crate::blocks::moe::{Choice, Moe, moe};
-use crate::blocks::rope::Angles;
+use crate::blocks::selection::Compressed;
 use crate::blocks::shared_kv::Turn;
 use hadal_ir::builder::BuildError;
-use hadal_ir::module::{Counter, Func, ValueId};
-use hadal_types::{DType, Dim, TensorType};
+use hadal_ir::module::{Func, ValueId};
+use hadal_types::Sym;
 use std::collections::BTreeMap;
 
 impl Architecture for Config {
@@ -29,43 +28,19 @@ impl Architecture for Config {
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>> {
         let count = self.frame.layers;
         let layers = (0..count).map(|l| self.layer(a, l)).collect::<Result<Vec<_>, _>>()?;
-        let all = self.main(a, "main_all", &layers, Gives { logits: Rows::All, hidden: true })?;
-        let last = self.main(a, "main", &layers, Gives { logits: Rows::Last, hidden: false })?;
         let has = |depth: &usize| a.formats.has(&format!("mtp.{depth}.e_proj.weight"));
         let predicting: Vec<usize> = (0..self.ratios.len() - count).filter(has).collect();
-        if predicting.first() == Some(&0) {
-            let read = self.main(a, "main_hidden", &layers, Gives { logits: Rows::Last, hidden: true })?;
-            a.drafted_entries(&all, &read, Some(&last));
-        } else {
-            a.main_entries(&all, &last);
-        }
-        for depth in predicting {
-            let name = if depth == 0 { "mtp".to_owned() } else { format!("mtp{depth}") };
-            let func = self.mtp(a, &name, depth, Some(Rows::All))?;
-            a.chunk_entry(&name, &func);
-            if depth == 0 {
-                let fill = self.mtp(a, "draft_fill", depth, None)?;
-                a.chunk_entry("draft_fill", &fill);
-                let draft = self.mtp(a, "draft", depth, Some(Rows::Last))?;
-                a.step_entry("draft", &draft);
-            }
-        }
-        Ok(())
+        a.predicting_entries(
+            &predicting,
+            |a, name, gives| self.main(a, name, &layers, gives),
+            |a, name, depth, rows| self.mtp(a, name, depth, rows),
+        )
     }
 }
 
-/// What a main function gives out.
-#[derive(Clone, Copy)]
-struct Gives {
-    logits: Rows,
-    /// Whether the streams of all rows too.
-    hidden: bool,
-}
-
-/// Angles of new tokens, and of the compressed rows that a call adds, by the ratio of layers.
-struct Tables {
-    tokens: Angles,
-    rows: Option<Angles>,
+/// What the angles of compressed rows are called.
+fn side(of: Compressed) -> String {
+    format!("rows{}", of.ratio)
 }
 
 impl Config {
@@ -76,30 +51,31 @@ impl Config {
         }
     }
 
-    fn counter(&self, a: &mut Assembly<'_>, layer: usize) -> Option<Counter> {
-        Some(self.ratios[layer]).filter(|m| *m > 0).map(|m| a.module.counter(m))
+    /// The compressed rows of `layer`.
+    fn compressed(&self, a: &mut Assembly<'_>, layer: usize) -> Option<Compressed> {
+        let ratio = Some(self.ratios[layer]).filter(|m| *m > 0)?;
+        Some(Compressed { ratio, counter: a.module.counter(ratio) })
     }
 
     /// The function for `layer`, shared with every layer that is the same.
-    fn layer(&self, a: &mut Assembly<'_>, layer: usize) -> Result<Func, Box<BuildError>> {
-        let (ratio, hashed) = (self.ratios[layer], layer < self.hashed);
-        let kind = match ratio {
-            0 => "window_layer".to_owned(),
-            m => format!("rows{m}_layer"),
+    fn layer(&self, a: &mut Assembly<'_>, layer: usize) -> Built {
+        let (compressed, hashed) = (self.compressed(a, layer), layer < self.hashed);
+        let kind = match compressed {
+            None => "window_layer".to_owned(),
+            Some(of) => format!("rows{}_layer", of.ratio),
         };
         let name = if hashed { format!("hashed_{kind}") } else { kind };
-        let counter = self.counter(a, layer);
-        let rope = if ratio == 0 { &self.near } else { &self.far };
         let mut f = a.block(&name, &self.prefix(layer));
-        let pairs = rope.dim / 2;
         let x = f.rows("x", &[self.hyper.streams, self.frame.hidden]);
         let tokens = hashed.then(|| f.tokens());
-        let turn = Turn { rope, angles: Angles { cos: f.rows("cos", &[pairs]), sin: f.rows("sin", &[pairs]) } };
-        let compressed = counter.map(|counter| {
-            let ty = TensorType::new(DType::F32, [Dim::from(counter.new), pairs.into()]);
-            let angles = Angles { cos: f.param("row_cos", ty.clone()), sin: f.param("row_sin", ty) };
-            Compressed { ratio, counter, turn: Turn { rope, angles } }
-        });
+        let (near, far) = (&self.attention.near, &self.attention.far);
+        let (turn, compressed) = match compressed {
+            None => (Turn::param(&mut f, "near", near, Sym::T), None),
+            Some(of) => {
+                let turn = Turn::param(&mut f, "far", far, Sym::T);
+                (turn, Some((of, Turn::param(&mut f, &side(of), far, of.counter.new))))
+            }
+        };
 
         // 2.2 Hybrid attention, between manifold-constrained hyper-connections
         let x = self.site(&mut f, x, "attn", |f, y| attention(f, self, y, turn, compressed));
@@ -126,17 +102,18 @@ impl Config {
         self.hyper.expand(f, x, y, &mix)
     }
 
-    fn main(&self, a: &mut Assembly<'_>, name: &str, layers: &[Func], gives: Gives) -> Result<Func, Box<BuildError>> {
-        let counters: Vec<_> = (0..layers.len()).map(|l| self.counter(a, l)).collect();
+    fn main(&self, a: &mut Assembly<'_>, name: &str, layers: &[Func], gives: Gives) -> Built {
+        let compressed: Vec<_> = (0..layers.len()).map(|l| self.compressed(a, l)).collect();
         let mut f = a.block(name, "");
         let tokens = f.tokens();
         let x = f.embed("embed", tokens, [self.frame.vocab, self.frame.hidden]);
-        let mut x = self.hyper.streams(&mut f, x);
-        let mut tables = BTreeMap::new();
+        let x = self.hyper.streams(&mut f, x);
+        let mut named = Named::from([("tokens".into(), tokens), ("x".into(), x)]);
+        self.turns(&mut f, &compressed, &mut named);
         for (l, layer) in layers.iter().enumerate() {
-            let table = self.table(&mut f, &mut tables, self.ratios[l], counters[l]);
-            x = self.call(&mut f, l, layer, x, tokens, &table);
+            f.call_named(layer, &self.prefix(l), &mut named);
         }
+        let x = named["x"];
         let read = if gives.logits == Rows::Last { f.last_row(x) } else { x };
         let logits = self.head(&mut f, "", read, "head");
         f.result("logits", logits);
@@ -146,41 +123,21 @@ impl Config {
         a.add(f)
     }
 
-    /// The angles that layers of `ratio` turn by, made once.
-    fn table(
-        &self,
-        f: &mut Block<'_>,
-        known: &mut BTreeMap<usize, Angles>,
-        ratio: usize,
-        counter: Option<Counter>,
-    ) -> Tables {
-        // New tokens turn by their positions (ratio 1) in all layers with compressed rows.
-        let Some(counter) = counter else {
-            let tokens = *known.entry(0).or_insert_with(|| self.near.angles(f));
-            return Tables { tokens, rows: None };
-        };
-        let tokens = *known.entry(1).or_insert_with(|| self.far.angles(f));
-        let rows = *known.entry(ratio).or_insert_with(|| {
-            let positions = Compressor::positions(f, ratio, counter);
-            self.far.angles_at(f, positions)
-        });
-        Tables { tokens, rows: Some(rows) }
-    }
-
-    fn call(
-        &self,
-        f: &mut Block<'_>,
-        layer: usize,
-        func: &Func,
-        x: ValueId,
-        tokens: ValueId,
-        tables: &Tables,
-    ) -> ValueId {
-        let by_token = (layer < self.hashed).then_some(tokens);
-        let angles = |a: Angles| [a.cos, a.sin];
-        let args = [x].into_iter().chain(by_token).chain(angles(tables.tokens));
-        let args: Vec<ValueId> = args.chain(tables.rows.into_iter().flat_map(angles)).collect();
-        f.call(func, &self.prefix(layer), &args)[0]
+    /// Makes the angles that layers with these rows turn by. New tokens turn by their positions, in layers with compressed rows
+    /// by other angles than in those without.
+    fn turns(&self, f: &mut Block<'_>, compressed: &[Option<Compressed>], named: &mut Named) {
+        let sides = [("near", &self.attention.near, true), ("far", &self.attention.far, false)];
+        for (side, rope, alone) in sides {
+            if compressed.iter().any(|of| of.is_none() == alone) {
+                let positions = f.iota(Sym::T, Sym::P);
+                Turn::give(f, side, rope, positions, named);
+            }
+        }
+        let by_ratio: BTreeMap<usize, Compressed> = compressed.iter().flatten().map(|of| (of.ratio, *of)).collect();
+        for of in by_ratio.values() {
+            let positions = of.positions(f);
+            Turn::give(f, &side(*of), &self.attention.far, positions, named);
+        }
     }
 
     /// The streams read together, normalised, and the logits; weights other than the head begin with `prefix`.
@@ -196,10 +153,10 @@ impl Config {
     ///
     /// With `rows` of the last one alone it also gives the streams that the next draft goes on from, in the place of the main
     /// model's; without any it only keeps what it has seen.
-    fn mtp(&self, a: &mut Assembly<'_>, name: &str, depth: usize, rows: Option<Rows>) -> Result<Func, Box<BuildError>> {
+    fn mtp(&self, a: &mut Assembly<'_>, name: &str, depth: usize, rows: Option<Rows>) -> Built {
         let (n, d, eps) = (self.hyper.streams, self.frame.hidden, self.frame.eps);
         let layer = self.frame.layers + depth;
-        let (func, counter) = (self.layer(a, layer)?, self.counter(a, layer));
+        let (func, compressed) = (self.layer(a, layer)?, self.compressed(a, layer));
         let prefix = self.prefix(layer);
         let mut f = a.block(name, "");
         let tokens = f.tokens();
@@ -219,8 +176,10 @@ impl Config {
         let h = f.reshape(h, &shape);
         let e = f.broadcast(e, &shape, &[0, 2]);
         let x = f.add(e, h);
-        let table = self.table(&mut f, &mut BTreeMap::new(), self.ratios[layer], counter);
-        let x = self.call(&mut f, layer, &func, x, tokens, &table);
+        let mut named = Named::from([("tokens".into(), tokens), ("x".into(), x)]);
+        self.turns(&mut f, &[compressed], &mut named);
+        f.call_named(&func, &prefix, &mut named);
+        let x = named["x"];
         let Some(rows) = rows else { return a.add(f) };
         let x = if rows == Rows::Last { f.last_row(x) } else { x };
         let logits = self.head(&mut f, &prefix, x, &copy("head", "head"));

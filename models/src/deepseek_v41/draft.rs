@@ -8,20 +8,17 @@
 //! logits_i + E'[token before] W'ᵀ;   confidence_i = [y_i ; E'[token before]] Wc          markov
 //! ```
 
-use super::attention::{WINDOW, kept};
+use super::attention::WINDOW;
 use super::config::{Config, Draft};
-use super::graph::{Named, call};
 use crate::blocks::Block;
-use crate::blocks::assembly::Assembly;
+use crate::blocks::assembly::{Assembly, Built, Named};
 use crate::blocks::kept::Kept;
-use crate::blocks::moe::Moe;
-use crate::blocks::rope::Angles;
 use crate::blocks::shared_kv::{Set, Turn};
 use hadal_ir::builder::BuildError;
-use hadal_ir::module::{Func, Range, ValueId};
+use hadal_ir::module::{Range, ValueId};
 use hadal_ir::ops::Constant;
 use hadal_ir::ops::map::MapFn;
-use hadal_types::{DType, Sym, TensorType};
+use hadal_types::{DType, Dim, Sym, TensorType};
 
 fn prefix(stage: usize) -> String {
     format!("mtp.{stage}.")
@@ -40,36 +37,34 @@ impl Config {
         Ok(())
     }
 
-    fn draft_fill(&self, a: &mut Assembly<'_>, d: &Draft) -> Result<Func, Box<BuildError>> {
+    fn draft_fill(&self, a: &mut Assembly<'_>, d: &Draft) -> Built {
         let hidden = self.frame.hidden;
         let stages = (0..d.stages).map(|k| self.stage_fill(a, k)).collect::<Result<Vec<_>, _>>()?;
         let mut f = a.block("draft_fill", "");
         let x = f.rows("hidden", &[d.targets.len() * hidden]);
         let x = f.linear(x, "mtp.0.main_proj", hidden, false);
         let x = f.norm(x, "mtp.0.main_norm", self.frame.eps);
-        let angles = self.near.angles(&mut f);
-        let mut named =
-            Named::from([("main".into(), x), ("near_cos".into(), angles.cos), ("near_sin".into(), angles.sin)]);
+        let mut named = Named::from([("main".into(), x)]);
+        let positions = f.iota(Sym::T, Sym::P);
+        Turn::give(&mut f, "near", &self.attention.near, positions, &mut named);
         for (k, stage) in stages.iter().enumerate() {
-            call(&mut f, stage, &prefix(k), &mut named);
+            f.call_named(stage, &prefix(k), &mut named);
         }
         a.add(f)
     }
 
-    fn stage_fill(&self, a: &mut Assembly<'_>, stage: usize) -> Result<Func, Box<BuildError>> {
+    fn stage_fill(&self, a: &mut Assembly<'_>, stage: usize) -> Built {
         let mut f = a.block("stage_fill", &prefix(stage));
         let x = f.rows("main", &[self.frame.hidden]);
-        let pairs = self.near.dim / 2;
-        let angles = Angles { cos: f.rows("near_cos", &[pairs]), sin: f.rows("near_sin", &[pairs]) };
+        let turn = Turn::param(&mut f, "near", &self.attention.near, Sym::T);
         f.within("attn", |f| {
-            let row = self.attention.row(f, x, Turn { rope: &self.near, angles });
-            let to = kept(f, WINDOW);
-            Kept::append(f, "window", self.attention.window, row, to);
+            let row = self.attention.row(f, x, turn);
+            Kept::append(f, "window", self.attention.window, row, f.kept(WINDOW));
         });
         a.share(f)
     }
 
-    fn draft(&self, a: &mut Assembly<'_>, d: &Draft) -> Result<Func, Box<BuildError>> {
+    fn draft(&self, a: &mut Assembly<'_>, d: &Draft) -> Built {
         let stages = (0..d.stages).map(|k| self.stage(a, d, k)).collect::<Result<Vec<_>, _>>()?;
         let mut f = a.block("draft", "");
         let newest = f.param("tokens", TensorType::new(DType::I32, [1]));
@@ -78,7 +73,7 @@ impl Config {
         let tokens = f.concat(&[newest, noise], 0);
         let mut named = self.begin(&mut f, tokens, false);
         for (k, stage) in stages.iter().enumerate() {
-            call(&mut f, stage, &prefix(k), &mut named);
+            f.call_named(stage, &prefix(k), &mut named);
         }
         let y = self.hyper.collapse(&mut f, named["streams"], named["pre"]);
         let logits = self.logits(&mut f, y, &format!("{}norm", prefix(d.stages - 1)));
@@ -88,24 +83,20 @@ impl Config {
     }
 
     /// A stage for the rows of a block, each of which sees all of them.
-    fn stage(&self, a: &mut Assembly<'_>, d: &Draft, stage: usize) -> Result<Func, Box<BuildError>> {
+    fn stage(&self, a: &mut Assembly<'_>, d: &Draft, stage: usize) -> Built {
         let mut f = a.block("stage", &prefix(stage));
+        let turn = Turn::param(&mut f, "near", &self.attention.near, d.block);
+        let n = self.hyper.streams;
         let mut of = |name: &str, sizes: &[usize]| {
             f.param(name, TensorType::new(DType::F32, [d.block].iter().chain(sizes).copied()))
         };
-        let pairs = self.near.dim / 2;
-        let angles = Angles { cos: of("near_cos", &[pairs]), sin: of("near_sin", &[pairs]) };
-        let n = self.hyper.streams;
         let (streams, pre) = (of("streams", &[n, self.frame.hidden]), of("pre", &[n]));
-        let [experts, per_token] = d.experts;
-        let normalise = self.moe.normalise && per_token > 1;
-        let experts = Moe { experts, per_token, normalise, ..self.moe.clone() };
-        self.sites(&mut f, streams, pre, &experts, |f, x| f.within("attn", |f| self.draft_attention(f, d, x, angles)));
+        self.sites(&mut f, streams, pre, &d.experts, |f, x| f.within("attn", |f| self.draft_attention(f, d, x, turn)));
         a.share(f)
     }
 
-    fn draft_attention(&self, f: &mut Block<'_>, d: &Draft, x: ValueId, angles: Angles) -> ValueId {
-        let (a, turn, to) = (&self.attention, Turn { rope: &self.near, angles }, kept(f, WINDOW));
+    fn draft_attention(&self, f: &mut Block<'_>, d: &Draft, x: ValueId, turn: Turn<'_>) -> ValueId {
+        let (a, to) = (&self.attention, f.kept(WINDOW));
         let (window, latent) = (a.window, a.latent(f, x));
         let q = a.query(f, latent, turn);
         let own = a.row(f, x, turn);
@@ -116,7 +107,7 @@ impl Config {
         let main = Kept::held(f, "window", window, a.head_dim, to).read(f);
         // Rows of the window before the first token are none.
         let shape = [d.block.into(), window.into()];
-        let positions = f.iota(window, hadal_types::Dim::from(Sym::P) - window as i64);
+        let positions = f.iota(window, Dim::from(Sym::P) - window as i64);
         let positions = f.broadcast(positions, &shape, &[1]);
         let first = f.scalar_like(positions, 0.0);
         let seen = f.map(MapFn::Le, &[first, positions]);
@@ -125,7 +116,7 @@ impl Config {
         a.project(f, o, turn, self.frame.hidden)
     }
 
-    fn markov(&self, a: &mut Assembly<'_>, d: &Draft) -> Result<Func, Box<BuildError>> {
+    fn markov(&self, a: &mut Assembly<'_>, d: &Draft) -> Built {
         let (vocab, hidden) = (self.frame.vocab, self.frame.hidden);
         let mut f = a.block("markov", "");
         let token = f.param("tokens", TensorType::new(DType::I32, [1]));

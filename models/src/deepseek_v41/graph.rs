@@ -10,14 +10,14 @@
 //!
 //! What the streams are joined by at a site was computed at the site before it.
 
-use super::attention::{Place, attention, rows_of_blocks};
+use super::attention::{Place, attention};
 use super::config::{Config, Engram};
 use super::plan::{Candidates, Layer};
 use crate::blocks::Block;
-use crate::blocks::assembly::{Architecture, Assembly, Frame};
+use crate::blocks::assembly::{Architecture, Assembly, Built, Frame, Named};
 use crate::blocks::engram::{Chosen, choose, gated, ngrams};
 use crate::blocks::moe::{Moe, moe};
-use crate::blocks::rope::{Angles, Rope};
+use crate::blocks::selection::Compressed;
 use crate::blocks::shared_kv::Turn;
 use crate::ngram::Hashing;
 use hadal_ir::builder::BuildError;
@@ -25,10 +25,6 @@ use hadal_ir::module::{Func, ValueId};
 use hadal_ir::ops::Constant;
 use hadal_ir::ops::reduce::ReduceKind;
 use hadal_types::{DType, Dim, Sym, TensorType};
-use std::collections::BTreeMap;
-
-/// Values by the names under which functions take them and leave them.
-pub(super) type Named = BTreeMap<String, ValueId>;
 
 impl Architecture for Config {
     fn frame(&self) -> &Frame {
@@ -84,40 +80,33 @@ fn prefix(layer: usize) -> String {
     format!("layers.{layer}.")
 }
 
-/// Calls `func` with the values that its parameters name, and names its results.
-pub(super) fn call(f: &mut Block<'_>, func: &Func, prefix: &str, named: &mut Named) {
-    let name = |v: &ValueId| func.values[v.index()].name.as_deref().expect("parameters have names");
-    let args: Vec<ValueId> = func.params.iter().map(|p| named[name(p)]).collect();
-    let results = f.call(func, prefix, &args);
-    named.extend(func.results.iter().map(|(n, _)| n.clone()).zip(results));
-}
-
 impl Config {
-    /// The function for layer `number`, shared with every layer that is the same.
-    fn layer(&self, a: &mut Assembly<'_>, number: usize) -> Result<Func, Box<BuildError>> {
+    /// The rows of layer `number`, where it has any, and what counts their blocks, where it chooses or keeps some.
+    fn rows(&self, a: &mut Assembly<'_>, number: usize) -> (Compressed, Option<Sym>) {
         let layer = &self.layers[number];
-        let counter = a.module.counter(layer.ratio().max(1));
+        let ratio = layer.ratio().max(1);
+        let rows = Compressed { ratio, counter: a.module.counter(ratio) };
         let blocks = match layer {
-            Layer::Compressed { candidates, .. } if *candidates != Candidates::Apart => self.index.blocks,
+            Layer::Compressed { candidates, .. } if *candidates != Candidates::Apart => self.blocks,
             _ => None,
         };
-        let blocks = blocks.map(|b| b.counted(&mut a.module, counter));
-        let mut f = a.block(&layer.kind(number), &prefix(number));
-        let turn = match layer {
-            Layer::Window => self.turn(&mut f, "near", &self.near),
-            _ => self.turn(&mut f, "far", &self.far),
-        };
-        let place = Place { config: self, number, layer, turn, counter, blocks };
-        let (streams, pre) =
-            (f.rows("streams", &[self.hyper.streams, self.frame.hidden]), f.rows("pre", &[self.hyper.streams]));
-        self.sites(&mut f, streams, pre, &self.moe, |f, x| attention(f, place, x));
-        a.share(f)
+        (rows, blocks.map(|b| b.counted(&mut a.module, rows)))
     }
 
-    /// The rotation `rope` by the angles that are given under the name `side`.
-    fn turn<'a>(&self, f: &mut Block<'_>, side: &str, rope: &'a Rope) -> Turn<'a> {
-        let mut of = |part: &str| f.rows(&format!("{side}_{part}"), &[rope.dim / 2]);
-        Turn { rope, angles: Angles { cos: of("cos"), sin: of("sin") } }
+    /// The function for layer `number`, shared with every layer that is the same.
+    fn layer(&self, a: &mut Assembly<'_>, number: usize) -> Built {
+        let layer = &self.layers[number];
+        let (rows, blocks) = self.rows(a, number);
+        let mut f = a.block(&layer.kind(number), &prefix(number));
+        let turn = match layer {
+            Layer::Window => Turn::param(&mut f, "near", &self.attention.near, Sym::T),
+            _ => Turn::param(&mut f, "far", &self.attention.far, Sym::T),
+        };
+        let place = Place { config: self, number, layer, turn, rows, blocks };
+        let n = self.hyper.streams;
+        let (streams, pre) = (f.rows("streams", &[n, self.frame.hidden]), f.rows("pre", &[n]));
+        self.sites(&mut f, streams, pre, &self.moe, |f, x| attention(f, place, x));
+        a.share(f)
     }
 
     /// The two sites of a layer, which leave `streams` and `pre`.
@@ -147,7 +136,7 @@ impl Config {
     }
 
     /// What table number `index` adds to the streams before its layer.
-    fn memory(&self, a: &mut Assembly<'_>, e: &Engram, index: usize) -> Result<Func, Box<BuildError>> {
+    fn memory(&self, a: &mut Assembly<'_>, e: &Engram, index: usize) -> Built {
         let mut f = a.block("memory", &prefix(e.hashing.layers[index]));
         let streams = f.rows("streams", &[self.hyper.streams, self.frame.hidden]);
         let rows =
@@ -162,14 +151,7 @@ impl Config {
         a.share(f)
     }
 
-    fn main(
-        &self,
-        a: &mut Assembly<'_>,
-        name: &str,
-        layers: &[Func],
-        tables: &[Func],
-        gives: Gives,
-    ) -> Result<Func, Box<BuildError>> {
+    fn main(&self, a: &mut Assembly<'_>, name: &str, layers: &[Func], tables: &[Func], gives: Gives) -> Built {
         let mut f = a.block(name, "");
         let tokens = f.tokens();
         let mut named = self.begin(&mut f, tokens, true);
@@ -186,7 +168,7 @@ impl Config {
         for (l, layer) in layers.iter().enumerate() {
             if let Some(i) = table(l) {
                 named.insert("rows_of_table".into(), memory[i].rows);
-                call(&mut f, &tables[i], &prefix(l), &mut named);
+                f.call_named(&tables[i], &prefix(l), &mut named);
                 if inner {
                     f.result(&format!("hash_{l}"), memory[i].hashes);
                     f.result(&format!("engram_{l}"), named["memory"]);
@@ -196,7 +178,7 @@ impl Config {
                 let sum = f.reduce(ReduceKind::Sum, &[1], named["streams"]);
                 targets.push(f.mul_scalar(sum, 1.0 / self.hyper.streams as f64));
             }
-            call(&mut f, layer, &prefix(l), &mut named);
+            f.call_named(layer, &prefix(l), &mut named);
             if inner {
                 self.show_selection(&mut f, a, l, &named);
             }
@@ -217,16 +199,15 @@ impl Config {
 
     /// Gives out which rows layer `l` selects (`kept_l`), and the rows of the blocks that it chooses (`candidates`).
     fn show_selection(&self, f: &mut Block<'_>, a: &mut Assembly<'_>, l: usize, named: &Named) {
-        let Layer::Compressed { ratio, selection, candidates, .. } = &self.layers[l] else { return };
-        let counter = a.module.counter(*ratio);
+        let Layer::Compressed { selection, candidates, .. } = &self.layers[l] else { return };
+        let (rows, count) = self.rows(a, l);
         if *selection == l {
-            let kept = f.member(named["selection"], counter.all());
+            let kept = f.member(named["selection"], rows.counter.all());
             let kept = f.cast(kept, DType::U8);
             f.result(&format!("kept_{l}"), kept);
         }
-        if let (Candidates::Chosen, Some(blocks)) = (candidates, self.index.blocks) {
-            let count = blocks.counted(&mut a.module, counter);
-            let shown = rows_of_blocks(f, blocks.size, count, counter.all(), named["candidates"]);
+        if let (Candidates::Chosen, Some((blocks, count))) = (candidates, self.blocks.zip(count)) {
+            let shown = blocks.rows(f, named["candidates"], count, rows);
             let shown = f.cast(shown, DType::U8);
             f.result("candidates", shown);
         }
@@ -241,12 +222,10 @@ impl Config {
         let first = f.op(Constant::vector((0..n).map(|j| if j == 0 { 1.0 } else { 0.0 })), &[]);
         let pre = f.broadcast(first, &[count.clone(), n.into()], &[1]);
         let mut named = Named::from([("streams".into(), streams), ("pre".into(), pre)]);
-        let sides = [("near", &self.near), ("far", &self.far)];
+        let sides = [("near", &self.attention.near), ("far", &self.attention.far)];
         for (side, rope) in &sides[..if compressed { 2 } else { 1 }] {
             let positions = f.iota(count.clone(), Sym::P);
-            let angles = rope.angles_at(f, positions);
-            named.insert(format!("{side}_cos"), angles.cos);
-            named.insert(format!("{side}_sin"), angles.sin);
+            Turn::give(f, side, rope, positions, &mut named);
         }
         named
     }
