@@ -1,7 +1,10 @@
 //! Kernel IR to machine code. Knows no graph op and no device; the artifact crate says what comes out.
 
+pub mod cpu;
 pub mod cranelift;
 pub mod kernels;
+#[cfg(feature = "llvm-backend")]
+pub mod llvm;
 pub mod math;
 
 use hadal_ir::kernel::verify::VerifyError;

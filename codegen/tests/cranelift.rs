@@ -1,22 +1,27 @@
-//! Cranelift code against the interpreter: every conversion, vectors of odd widths, masks, control flow.
+//! Machine code of every code generator against the interpreter: every conversion, vectors of odd widths, masks, control flow.
 
-use hadal_codegen::cranelift::{CpuTarget, compile, jit, pack};
+mod kernels;
+
+use hadal_codegen::cranelift::{CpuTarget, compile, pack};
 use hadal_codegen::{Error, math};
 use hadal_ir::kernel::interpret::{self, Buffer};
 use hadal_ir::kernel::*;
 use hadal_types::{Bindings, DType, Dim, Sym};
+use kernels::machines;
 
-/// Runs a kernel both ways on the same buffers and compares all bytes of what it writes; NaNs are equal.
+/// Runs a kernel in all ways on the same buffers and compares all bytes of what it writes; NaNs are equal.
 fn agree(kernel: &Kernel, symbols: &Bindings, args: &[Buffer]) {
     let expanded = math::expand(kernel);
-    let (mut reference, mut compiled) = (args.to_vec(), args.to_vec());
+    let mut reference = args.to_vec();
     interpret::run(&expanded, symbols, &mut reference).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
-    jit::run(kernel, symbols, &mut compiled, &[1, 2, 5]).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
-    for ((want, have), param) in reference.iter().zip(&compiled).zip(&kernel.params) {
-        let size = (param.dtype.bits() / 8).max(1) as usize;
-        let pairs = want.bytes.chunks(size).zip(have.bytes.chunks(size)).enumerate();
-        for (i, (w, h)) in pairs.filter(|(i, _)| want.initialised.get(*i) == Some(&true)) {
-            assert!(w == h || both_nan(param.dtype, w, h), "{}[{i}]: want {w:x?}, have {h:x?}\n{kernel}", param.name);
+    for (who, compiled) in machines::run_all(kernel, symbols, args, &[1, 2, 5]) {
+        for ((want, have), param) in reference.iter().zip(&compiled).zip(&kernel.params) {
+            let size = (param.dtype.bits() / 8).max(1) as usize;
+            let pairs = want.bytes.chunks(size).zip(have.bytes.chunks(size)).enumerate();
+            for (i, (w, h)) in pairs.filter(|(i, _)| want.initialised.get(*i) == Some(&true)) {
+                let same = w == h || both_nan(param.dtype, w, h);
+                assert!(same, "{who}, {}[{i}]: want {w:x?}, have {h:x?}\n{kernel}", param.name);
+            }
         }
     }
 }

@@ -114,8 +114,18 @@ impl Aligned {
 /// Compiles a kernel for this machine and runs it on the interpreter's buffers, so that the two can be compared.
 /// The grid is cut at `cuts`, as threads would cut it. Buffers must have the sizes that the shapes say.
 pub fn run(kernel: &Kernel, symbols: &Bindings, args: &mut [Buffer], cuts: &[i64]) -> Result<(), Error> {
-    let compiled = super::compile(kernel, &super::CpuTarget::X86_64_V3)?;
-    let jit = JitFn::new(&compiled)?;
+    run_compiled(kernel, &super::compile(kernel, &super::CpuTarget::X86_64_V3)?, symbols, args, cuts)
+}
+
+/// As [`run`], with code that is there and that this machine can run.
+pub fn run_compiled(
+    kernel: &Kernel,
+    compiled: &CompiledKernel,
+    symbols: &Bindings,
+    args: &mut [Buffer],
+    cuts: &[i64],
+) -> Result<(), Error> {
+    let jit = JitFn::new(compiled)?;
     let size = |dim: &Dim| dim.eval(symbols).unwrap_or(0).max(0);
     for (param, arg) in kernel.params.iter().zip(args.iter()) {
         let count: i64 = param.shape.iter().map(size).product();

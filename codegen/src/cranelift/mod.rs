@@ -20,37 +20,8 @@ use crate::Error;
 use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use hadal_ir::kernel::{Kernel, verify};
-use hadal_types::Dim;
 
-/// A processor to make code for: an architecture and the features that the code may use.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CpuTarget {
-    /// As Rust spells it.
-    pub arch: &'static str,
-    /// As Rust spells them.
-    pub features: &'static [&'static str],
-}
-
-impl CpuTarget {
-    /// Any x86-64 processor since 2013 (Haswell) or 2015 (Excavator).
-    pub const X86_64_V3: CpuTarget = CpuTarget {
-        arch: "x86_64",
-        features: &["sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "avx", "avx2", "fma", "bmi1", "bmi2", "lzcnt"],
-    };
-}
-
-/// One kernel's code.
-#[derive(Clone, Debug)]
-pub struct CompiledKernel {
-    /// The kernel's name.
-    pub name: String,
-    /// Machine code, entry at the start; runs anywhere aligned to 64 bytes.
-    pub code: Vec<u8>,
-    /// Scratch bytes a worker needs, an affine form of the symbols.
-    pub scratch_bytes: Dim,
-    /// Assembler text, where it was asked for.
-    pub disassembly: Option<String>,
-}
+pub use crate::cpu::{CompiledKernel, CpuTarget, Packed, pack};
 
 /// Makes code for a kernel.
 pub fn compile(kernel: &Kernel, target: &CpuTarget) -> Result<CompiledKernel, Error> {
@@ -108,29 +79,10 @@ fn isa_for(kernel: &Kernel, target: &CpuTarget) -> Result<OwnedTargetIsa, Error>
         flags.set(name, value).map_err(|e| backend(e.to_string()))?;
     }
     let mut builder = isa::lookup_by_name(target.arch).map_err(|e| backend(e.to_string()))?;
-    for feature in target.features {
+    // Cranelift makes no use of conversions of halves, and has no name for them.
+    for feature in target.features.iter().filter(|f| **f != "f16c") {
         let name = format!("has_{}", feature.replace('.', ""));
         builder.set(&name, "true").map_err(|e| backend(format!("{name}: {e}")))?;
     }
     builder.finish(settings::Flags::new(flags)).map_err(|e| backend(e.to_string()))
-}
-
-/// Kernels one after the other in one blob.
-#[derive(Clone, Debug, Default)]
-pub struct Packed {
-    /// The code.
-    pub code: Vec<u8>,
-    /// Where each kernel begins, in the order given; multiples of 64.
-    pub offsets: Vec<usize>,
-}
-
-/// Lays kernels out at 64-byte boundaries. The space between is filled with traps.
-pub fn pack<'a>(kernels: impl IntoIterator<Item = &'a CompiledKernel>) -> Packed {
-    let mut packed = Packed::default();
-    for kernel in kernels {
-        packed.code.resize(packed.code.len().next_multiple_of(64), 0xcc);
-        packed.offsets.push(packed.code.len());
-        packed.code.extend(&kernel.code);
-    }
-    packed
 }

@@ -1,6 +1,7 @@
 //! Runs kernel functions through the graph interpreter, the kernel interpreter and machine code, and compares.
 #![allow(dead_code, reason = "shared by several test programs")]
 
+pub mod machines;
 pub mod random;
 
 use hadal_codegen::kernels::{Generated, Target, loops};
@@ -72,15 +73,14 @@ pub fn check_generated(func: &Func, generated: &Generated, bindings: &Bindings, 
     }
     let mut interpreted = buffers.clone();
     interpret::run(kernel, bindings, &mut interpreted).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
-    let mut compiled = buffers;
-    hadal_codegen::cranelift::jit::run(kernel, bindings, &mut compiled, &[1, 3])
-        .unwrap_or_else(|e| panic!("{e}\n{kernel}"));
-    for (who, buffers) in [("interpreter", &interpreted), ("machine code", &compiled)] {
+    let mut runs = vec![("interpreter", interpreted)];
+    runs.extend(machines::run_all(kernel, bindings, &buffers, &[1, 3]));
+    for (who, buffers) in &runs {
         for (i, want) in expected.iter().enumerate() {
             let got = &buffers[func.params.len() + i];
             let unset = got.initialised.iter().position(|set| !set);
             assert!(
-                who != "interpreter" || unset.is_none(),
+                *who != "interpreter" || unset.is_none(),
                 "element {unset:?} of result {i} is not written\n{kernel}"
             );
             let got = Tensor::from_bytes(want.dtype, &want.shape, &got.bytes).unwrap();

@@ -1,0 +1,717 @@
+//! Control flow and operations of one kernel, as the text of an LLVM module.
+//!
+//! The text is made in one pass: values are named as they are written, and what a block needs from below it (the next
+//! values of a loop) is written above it once the body is there. LLVM removes what turns out not to be used.
+
+use super::types::*;
+use crate::Error;
+use crate::cpu::CpuTarget;
+use hadal_ir::kernel::*;
+use hadal_types::{DType, Dim, Sym};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+/// A name whose value an index is made of, and the loop depth from which on it is known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Atom {
+    pub name: String,
+    pub depth: u32,
+}
+
+/// `offset + Σ coefficient · atom`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Affine {
+    pub terms: Vec<(Atom, i64)>,
+    pub offset: i64,
+}
+
+/// A kernel value that is written.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    /// Its name, or a constant's text.
+    pub text: String,
+    /// Of an i64 scalar.
+    pub affine: Option<Affine>,
+    /// Of a constant scalar.
+    pub constant: Option<u64>,
+    /// Of an f32 that was cast from a smaller format: that format, and the name of what was cast.
+    pub small: Option<(DType, String)>,
+}
+
+pub(super) struct Emitter<'a> {
+    pub k: &'a Kernel,
+    pub target: &'a CpuTarget,
+    /// The function's body as far as it is written.
+    pub out: String,
+    values: Vec<Option<Known>>,
+    pub params: Vec<super::memory::Storage>,
+    pub allocs: Vec<super::memory::Storage>,
+    symbols: BTreeMap<Sym, Atom>,
+    coords: Vec<Affine>,
+    /// The block being written.
+    label: String,
+    next: u32,
+    depth: u32,
+    concurrent: u32,
+    /// Functions of LLVM that are called.
+    declarations: BTreeSet<String>,
+}
+
+/// The module of one kernel.
+pub(super) fn emit(kernel: &Kernel, target: &CpuTarget) -> Result<String, Error> {
+    let mut e = Emitter {
+        k: kernel,
+        target,
+        out: String::new(),
+        values: vec![None; kernel.values.len()],
+        params: Vec::new(),
+        allocs: Vec::new(),
+        symbols: BTreeMap::new(),
+        coords: Vec::new(),
+        label: "entry".into(),
+        next: 0,
+        depth: 0,
+        concurrent: 0,
+        declarations: BTreeSet::new(),
+    };
+    e.function()?;
+    Ok(e.module())
+}
+
+type Done = Result<(), Error>;
+
+impl<'a> Emitter<'a> {
+    pub(super) fn unsupported(&self, what: &'static str) -> Error {
+        Error::Unsupported { kernel: self.k.name.clone(), what }
+    }
+
+    /// Everything around the function's body.
+    fn module(self) -> String {
+        let mut out = String::new();
+        let name = &self.k.name;
+        let _ = writeln!(out, "target triple = \"{}\"\n", triple(self.target.arch));
+        let parameters = "ptr noalias readonly %args, ptr noalias readonly %symbols, i64 %lo, i64 %hi, ptr noalias align 64 %scratch";
+        let _ = writeln!(out, "define void @\"{name}\"({parameters}) #0 {{\nentry:\n{}}}\n", self.out);
+        self.declarations.iter().for_each(|d| out.push_str(&format!("declare {d}\n")));
+        // Loops that fill memory stay loops: code calls nothing.
+        let attributes = [
+            format!("\"target-cpu\"=\"{}\"", cpu(self.target)),
+            format!("\"target-features\"=\"{}\"", features(self.target)),
+            format!("\"prefer-vector-width\"=\"{0}\" \"min-legal-vector-width\"=\"{0}\"", self.target.vector_bits()),
+        ];
+        let _ = writeln!(out, "\nattributes #0 = {{ nounwind \"no-builtins\" {} }}\n", attributes.join(" "));
+        out.push_str(&super::memory::metadata(self.k));
+        out
+    }
+
+    /// Prologue, the loop over grid indices and its body.
+    fn function(&mut self) -> Done {
+        for (i, symbol) in self.k.symbols.iter().enumerate() {
+            let at = self.def(format!("getelementptr i64, ptr %symbols, i64 {i}"));
+            let name = self.def(format!("load i64, ptr {at}, align 8, !invariant.load !0"));
+            self.symbols.insert(*symbol, Atom { name, depth: 0 });
+        }
+        for (i, param) in self.k.params.iter().enumerate() {
+            let at = self.def(format!("getelementptr ptr, ptr %args, i64 {i}"));
+            let base = self.def(format!("load ptr, ptr {at}, align 8, !invariant.load !0"));
+            let storage = self.storage(base, &param.shape, param.dtype);
+            self.params.push(storage);
+        }
+        self.lay_out_scratch();
+
+        let any = self.def("icmp slt i64 %lo, %hi");
+        self.branch(&any, "pre", "exit");
+        self.begin("pre");
+        let extents: Vec<String> = self.k.grid.iter().map(|d| self.dim(d)).collect();
+        let first = self.decompose("%lo", &extents);
+        self.jump("grid");
+        let outer = std::mem::take(&mut self.out);
+        self.label = "grid".into();
+        self.depth = 1;
+        let coords: Vec<String> = (0..extents.len()).map(|d| format!("%g{d}")).collect();
+        self.coords = std::iter::zip(&self.k.grid, &coords)
+            .map(|(extent, name)| match (extent.is(1), coords.len()) {
+                (true, _) => Affine::default(),
+                (false, 1) => Affine::atom("%g", 1),
+                (false, _) => Affine::atom(name, 1),
+            })
+            .collect();
+        self.block(&self.k.body)?;
+        self.line("%g.next = add nsw i64 %g, 1");
+        let again = self.def("icmp slt i64 %g.next, %hi");
+        let stepped = self.step_coords(&coords, &extents);
+        let latch = self.label.clone();
+        self.branch(&again, "grid", "exit");
+        let body = std::mem::replace(&mut self.out, outer);
+        self.out.push_str("grid:\n");
+        self.phi("%g", "i64", &[("%lo", "pre"), ("%g.next", &latch)]);
+        for (name, (first, next)) in coords.iter().zip(first.iter().zip(&stepped)) {
+            self.phi(name, "i64", &[(first, "pre"), (next, &latch)]);
+        }
+        self.out.push_str(&body);
+        self.begin("exit");
+        self.line("ret void");
+        Ok(())
+    }
+
+    /// Coordinates of a flattened index.
+    fn decompose(&mut self, index: &str, extents: &[String]) -> Vec<String> {
+        let mut rest = index.to_string();
+        let mut coords = Vec::new();
+        for (i, extent) in extents.iter().enumerate().rev() {
+            if i == 0 {
+                coords.push(rest.clone());
+            } else {
+                coords.push(self.def(format!("urem i64 {rest}, {extent}")));
+                rest = self.def(format!("udiv i64 {rest}, {extent}"));
+            }
+        }
+        coords.reverse();
+        coords
+    }
+
+    /// Coordinates of the next index: the last grows, and one that reaches its extent carries to the one before.
+    fn step_coords(&mut self, coords: &[String], extents: &[String]) -> Vec<String> {
+        let mut next = coords.to_vec();
+        let mut carry = "1".to_string();
+        for i in (0..coords.len()).rev() {
+            next[i] = self.def(format!("add i64 {}, {carry}", coords[i]));
+            if i > 0 {
+                let full = self.def(format!("icmp eq i64 {}, {}", next[i], extents[i]));
+                next[i] = self.def(format!("select i1 {full}, i64 0, i64 {}", next[i]));
+                carry = self.def(format!("zext i1 {full} to i64"));
+            }
+        }
+        next
+    }
+
+    /// The value of a size.
+    pub(super) fn dim(&mut self, dim: &Dim) -> String {
+        let mut sum = dim.constant().to_string();
+        for (symbol, k) in dim.terms() {
+            let name = self.symbols[symbol].name.clone();
+            let term = self.def(format!("mul i64 {name}, {k}"));
+            sum = self.def(format!("add i64 {sum}, {term}"));
+        }
+        sum
+    }
+
+    // ---- text ----
+
+    /// Writes an instruction with a result and gives its name.
+    pub(super) fn def(&mut self, instruction: impl std::fmt::Display) -> String {
+        let name = format!("%t{}", self.next);
+        self.next += 1;
+        let _ = writeln!(self.out, "  {name} = {instruction}");
+        name
+    }
+
+    /// Writes an instruction without a result.
+    pub(super) fn line(&mut self, instruction: impl std::fmt::Display) {
+        let _ = writeln!(self.out, "  {instruction}");
+    }
+
+    /// Calls one of LLVM's functions. `arguments` come with their types.
+    pub(super) fn call(&mut self, result: &str, function: &str, arguments: &[(&str, &str)], suffix: &str) -> String {
+        let typed: Vec<String> = arguments.iter().map(|(ty, v)| format!("{ty} {v}")).collect();
+        let types: Vec<&str> = arguments.iter().map(|(ty, _)| *ty).collect();
+        self.declarations.insert(format!("{result} @{function}({})", types.join(", ")));
+        let call = format!("call {result} @{function}({}){suffix}", typed.join(", "));
+        if result == "void" {
+            self.line(call);
+            return String::new();
+        }
+        self.def(call)
+    }
+
+    fn phi(&mut self, name: &str, ty: &str, from: &[(&str, &str)]) {
+        let from: Vec<String> = from.iter().map(|(value, label)| format!("[ {value}, %{label} ]")).collect();
+        self.line(format!("{name} = phi {ty} {}", from.join(", ")));
+    }
+
+    pub(super) fn branch(&mut self, cond: &str, yes: &str, no: &str) {
+        self.line(format!("br i1 {cond}, label %{yes}, label %{no}"));
+    }
+
+    pub(super) fn jump(&mut self, to: &str) {
+        self.line(format!("br label %{to}"));
+    }
+
+    pub(super) fn begin(&mut self, label: &str) {
+        let _ = writeln!(self.out, "{label}:");
+        self.label = label.into();
+    }
+
+    fn fresh(&mut self) -> u32 {
+        self.next += 1;
+        self.next - 1
+    }
+
+    /// Names of blocks to come.
+    pub(super) fn labels<const N: usize>(&mut self, names: [&str; N]) -> [String; N] {
+        let n = self.fresh();
+        names.map(|s| format!("{s}{n}"))
+    }
+
+    // ---- statements ----
+
+    fn block(&mut self, block: &'a Block) -> Done {
+        block.stmts.iter().try_for_each(|stmt| self.stmt(stmt))
+    }
+
+    fn stmt(&mut self, stmt: &'a Stmt) -> Done {
+        match stmt {
+            Stmt::Let(value, op) => {
+                let known = self.op(op, self.k.ty(*value))?;
+                self.values[value.index()] = Some(known);
+                Ok(())
+            }
+            Stmt::Store { place, value, mask } => {
+                self.store(place, *value, *mask);
+                Ok(())
+            }
+            Stmt::Alloc(_) => Ok(()),
+            Stmt::For(l) => match l.kind {
+                LoopKind::Unroll => self.unroll(l),
+                LoopKind::Serial => self.serial(l),
+                LoopKind::Thread | LoopKind::Warp | LoopKind::Warpgroup => {
+                    self.concurrent += 1;
+                    let done = self.serial(l);
+                    self.concurrent -= 1;
+                    done
+                }
+            },
+            Stmt::If(c) => self.if_stmt(c),
+            // Iterations run one after the other: between two concurrent loops there is nothing to wait for.
+            Stmt::Barrier(_) if self.concurrent == 0 => Ok(()),
+            Stmt::Barrier(_) => Err(self.unsupported("a barrier inside a concurrent loop")),
+            Stmt::AsyncCopy { .. } | Stmt::AsyncCommit | Stmt::AsyncWait { .. } => {
+                Err(self.unsupported("asynchronous copies"))
+            }
+            Stmt::Mma(_) => Err(self.unsupported("matrix instructions")),
+        }
+    }
+
+    pub(super) fn known(&self, value: Value) -> &Known {
+        self.values[value.index()].as_ref().expect("verified: values are defined before they are used")
+    }
+
+    pub(super) fn text(&self, value: Value) -> String {
+        self.known(value).text.clone()
+    }
+
+    pub(super) fn affine(&self, value: Value) -> Affine {
+        self.known(value).affine.clone().expect("verified: an index is a scalar i64")
+    }
+
+    /// A value with nothing known but its name.
+    fn plain(&self, ty: ValueType, text: String) -> Known {
+        let affine = (ty == ValueType::INDEX).then(|| Affine::atom(&text, self.depth));
+        Known { text, affine, constant: None, small: None }
+    }
+
+    fn int_const(&self, ty: ValueType, x: i64) -> Known {
+        let affine = (ty == ValueType::INDEX).then(|| Affine { terms: Vec::new(), offset: x });
+        Known { text: x.to_string(), affine, constant: Some(x as u64), small: None }
+    }
+
+    fn unroll(&mut self, l: &'a For) -> Done {
+        let (lo, hi) = (self.affine(l.lo).offset, self.affine(l.hi).offset);
+        self.rebind(&l.init, &l.carried);
+        let mut i = lo;
+        while i < hi {
+            self.values[l.var.index()] = Some(self.int_const(ValueType::INDEX, i));
+            self.block(&l.body)?;
+            self.rebind(&l.body.yields, &l.carried);
+            i = i.saturating_add(l.step);
+        }
+        self.rebind(&l.carried, &l.results);
+        Ok(())
+    }
+
+    /// Gives `to` what is known of `from`, all at once.
+    fn rebind(&mut self, from: &[Value], to: &[Value]) {
+        let known: Vec<Known> = from.iter().map(|v| self.known(*v).clone()).collect();
+        to.iter().zip(known).for_each(|(v, known)| self.values[v.index()] = Some(known));
+    }
+
+    /// Names values whose definitions are written later.
+    fn name(&mut self, values: &[Value], prefix: &str) -> Vec<String> {
+        let names: Vec<String> = (0..values.len()).map(|j| format!("%{prefix}.{j}")).collect();
+        for (value, name) in values.iter().zip(&names) {
+            self.values[value.index()] = Some(self.plain(self.k.ty(*value), name.clone()));
+        }
+        names
+    }
+
+    /// A loop that tests at the bottom, behind a test whether it runs at all where that is not known.
+    fn serial(&mut self, l: &'a For) -> Done {
+        let (lo, hi) = (self.text(l.lo), self.text(l.hi));
+        let length = self.affine(l.hi).plus(&self.affine(l.lo), -1).and_then(|n| n.as_const());
+        if length.is_some_and(|n| n <= 0) {
+            self.rebind(&l.init, &l.results);
+            return Ok(());
+        }
+        let guarded = length.is_none();
+        let [pre, header, exit] = self.labels(["pre", "loop", "exit"]);
+        let init: Vec<String> = l.init.iter().map(|v| self.text(*v)).collect();
+        let before = self.label.clone();
+        if guarded {
+            let any = self.def(format!("icmp slt i64 {lo}, {hi}"));
+            self.branch(&any, &pre, &exit);
+            self.begin(&pre);
+        }
+        let entered = self.label.clone();
+        self.jump(&header);
+        let outer = std::mem::take(&mut self.out);
+        self.label = header.clone();
+        self.depth += 1;
+        let var = self.name(&[l.var], &pre).remove(0);
+        let carried = self.name(&l.carried, &header);
+        self.block(&l.body)?;
+        let next = self.def(format!("add nsw i64 {var}, {}", l.step));
+        let again = self.def(format!("icmp slt i64 {next}, {hi}"));
+        let yields: Vec<String> = l.body.yields.iter().map(|v| self.text(*v)).collect();
+        let latch = self.label.clone();
+        self.branch(&again, &header, &exit);
+        self.depth -= 1;
+
+        let body = std::mem::replace(&mut self.out, outer);
+        let _ = writeln!(self.out, "{header}:");
+        self.phi(&var, "i64", &[(&lo, &entered), (&next, &latch)]);
+        for (i, name) in carried.iter().enumerate() {
+            let ty = ty(self.k.ty(l.carried[i]));
+            self.phi(name, &ty, &[(&init[i], &entered), (&yields[i], &latch)]);
+        }
+        self.out.push_str(&body);
+        self.begin(&exit);
+        let results = self.name(&l.results, &exit);
+        for (i, name) in results.iter().enumerate() {
+            let ty = ty(self.k.ty(l.results[i]));
+            let from = [(init[i].as_str(), before.as_str()), (&yields[i], &latch)];
+            self.phi(name, &ty, if guarded { &from } else { &from[1..] });
+        }
+        Ok(())
+    }
+
+    fn if_stmt(&mut self, c: &'a If) -> Done {
+        if let Some(cond) = self.known(c.cond).constant {
+            let chosen = if cond != 0 { &c.then } else { &c.otherwise };
+            self.block(chosen)?;
+            self.rebind(&chosen.yields, &c.results);
+            return Ok(());
+        }
+        let [then, otherwise, join] = self.labels(["then", "else", "join"]);
+        let cond = self.text(c.cond);
+        self.branch(&cond, &then, &otherwise);
+        let mut arms: Vec<(Vec<String>, String)> = Vec::new();
+        for (label, block) in [(then, &c.then), (otherwise, &c.otherwise)] {
+            self.begin(&label);
+            self.block(block)?;
+            arms.push((block.yields.iter().map(|v| self.text(*v)).collect(), self.label.clone()));
+            self.jump(&join);
+        }
+        self.begin(&join);
+        let results = self.name(&c.results, &join);
+        for (i, name) in results.iter().enumerate() {
+            let from: Vec<(&str, &str)> = arms.iter().map(|(v, label)| (v[i].as_str(), label.as_str())).collect();
+            let ty = ty(self.k.ty(c.results[i]));
+            self.phi(name, &ty, &from);
+        }
+        Ok(())
+    }
+
+    // ---- operations ----
+
+    fn op(&mut self, op: &Op, result: ValueType) -> Result<Known, Error> {
+        let t = ty(result);
+        let text = match op {
+            Op::Const(c) => return Ok(self.constant(*c)),
+            Op::GridIndex(d) => {
+                let affine = self.coords[*d as usize].clone();
+                let text = affine.terms.first().map_or_else(|| "0".to_string(), |(atom, _)| atom.name.clone());
+                let constant = affine.as_const().map(|x| x as u64);
+                return Ok(Known { text, affine: Some(affine), constant, small: None });
+            }
+            Op::Symbol(s) => {
+                let atom = self.symbols[s].clone();
+                let affine = Affine { terms: vec![(atom.clone(), 1)], offset: 0 };
+                return Ok(Known { text: atom.name, affine: Some(affine), constant: None, small: None });
+            }
+            Op::Unary(op, a) => self.unary(*op, result, *a)?,
+            Op::Binary(op, a, b) => return Ok(self.binary(*op, result, *a, *b)),
+            Op::Compare(op, a, b) => return Ok(self.compare(*op, result, *a, *b)),
+            Op::Fma(a, b, c) => {
+                let [a, b, c] = [a, b, c].map(|v| self.text(*v));
+                let function = format!("llvm.fma.{}", mangled(result));
+                self.call(&t, &function, &[(&t, &a), (&t, &b), (&t, &c)], "")
+            }
+            Op::Select(c, a, b) => {
+                let mask = ty(result.with_elem(DType::Bool));
+                let [c, a, b] = [c, a, b].map(|v| self.text(*v));
+                self.def(format!("select {mask} {c}, {t} {a}, {t} {b}"))
+            }
+            Op::Cast(a) => {
+                let from = self.k.ty(*a);
+                if let (DType::BF16, Some((elem, origin))) = (result.elem, self.known(*a).small.clone()) {
+                    let text = self.small_to_bf16(from.with_elem(elem), &origin);
+                    return Ok(self.plain(result, text));
+                }
+                let x = self.text(*a);
+                let text = self.cast(from, result.elem, &x);
+                let small = (result.elem == DType::F32 && is_within_bf16(from.elem)).then_some((from.elem, x));
+                return Ok(Known { small, ..self.plain(result, text) });
+            }
+            Op::Bitcast(a) => {
+                let (from, x) = (ty(self.k.ty(*a)), self.text(*a));
+                self.def(format!("bitcast {from} {x} to {t}"))
+            }
+            Op::Splat(a) => self.splat(result, &self.text(*a)),
+            Op::Extract(a, lane) => match self.k.ty(*a) {
+                from if from.lanes == 1 => self.text(*a),
+                from => self.def(format!("extractelement {} {}, i64 {lane}", ty(from), self.text(*a))),
+            },
+            Op::Iota => match result.lanes {
+                1 => return Ok(self.int_const(result, 0)),
+                n => list(result.elem, (0..n as i64).map(|i| i.to_string())),
+            },
+            Op::Reduce(op, a) => self.reduce(*op, *a),
+            Op::Load { place, mask, fill } => self.load(place, result, *mask, *fill),
+        };
+        Ok(self.plain(result, text))
+    }
+
+    fn constant(&self, c: Const) -> Known {
+        match c {
+            Const::Bool(x) => Known { text: x.to_string(), affine: None, constant: Some(x as u64), small: None },
+            Const::I32(x) => self.int_const(ValueType::scalar(DType::I32), x as i64),
+            Const::I64(x) => self.int_const(ValueType::INDEX, x),
+            Const::F32(bits) => {
+                Known { text: float(f32::from_bits(bits)), affine: None, constant: Some(bits as u64), small: None }
+            }
+        }
+    }
+
+    /// A scalar in every lane.
+    pub(super) fn splat(&mut self, to: ValueType, x: &str) -> String {
+        let (t, elem) = (ty(to), elem(to.elem));
+        match (to.lanes, x.starts_with('%')) {
+            (1, _) => x.to_string(),
+            (_, false) => format!("splat ({elem} {x})"),
+            (lanes, true) => {
+                let low = self.def(format!("insertelement {t} poison, {elem} {x}, i64 0"));
+                self.def(format!("shufflevector {t} {low}, {t} poison, <{lanes} x i32> zeroinitializer"))
+            }
+        }
+    }
+
+    fn unary(&mut self, op: UnaryOp, ty_: ValueType, a: Value) -> Result<String, Error> {
+        let (float, t, x) = (ty_.elem == DType::F32, ty(ty_), self.text(a));
+        let mangled = mangled(ty_);
+        Ok(match op {
+            UnaryOp::Neg if float => self.def(format!("fneg {t} {x}")),
+            UnaryOp::Abs if float => self.call(&t, &format!("llvm.fabs.{mangled}"), &[(&t, &x)], ""),
+            UnaryOp::Neg => self.def(format!("sub {t} {}, {x}", int(ty_, 0))),
+            UnaryOp::Abs => self.call(&t, &format!("llvm.abs.{mangled}"), &[(&t, &x), ("i1", "false")], ""),
+            UnaryOp::Not => self.def(format!("xor {t} {x}, {}", int(ty_, -1))),
+            UnaryOp::Sqrt => self.call(&t, &format!("llvm.sqrt.{mangled}"), &[(&t, &x)], ""),
+            UnaryOp::Floor => self.call(&t, &format!("llvm.floor.{mangled}"), &[(&t, &x)], ""),
+            UnaryOp::Pow2Ceil
+            | UnaryOp::Exp
+            | UnaryOp::Log
+            | UnaryOp::Sin
+            | UnaryOp::Cos
+            | UnaryOp::Tanh
+            | UnaryOp::Erf => return Err(self.unsupported("a function that should have been expanded")),
+        })
+    }
+
+    fn binary(&mut self, op: BinaryOp, ty_: ValueType, a: Value, b: Value) -> Known {
+        let mut affine = None;
+        if let (Some(x), Some(y)) = (&self.known(a).affine, &self.known(b).affine) {
+            affine = match (op, x.as_const(), y.as_const()) {
+                (BinaryOp::Add, ..) => x.plus(y, 1),
+                (BinaryOp::Sub, ..) => x.plus(y, -1),
+                (BinaryOp::Mul, _, Some(k)) => Some(x.scale(k)),
+                (BinaryOp::Mul, Some(k), _) => Some(y.scale(k)),
+                (BinaryOp::Div, Some(x), Some(y)) if y != 0 => Some(Affine::of(x.wrapping_div(y))),
+                (BinaryOp::Rem, Some(x), Some(y)) if y != 0 => Some(Affine::of(x.wrapping_rem(y))),
+                (BinaryOp::Min, Some(x), Some(y)) => Some(Affine::of(x.min(y))),
+                (BinaryOp::Max, Some(x), Some(y)) => Some(Affine::of(x.max(y))),
+                _ => None,
+            };
+        }
+        if let Some(x) = affine.as_ref().and_then(Affine::as_const) {
+            return self.int_const(ty_, x);
+        }
+        let (x, y) = (self.text(a), self.text(b));
+        let text = self.binary_text(op, ty_, &x, &y);
+        let plain = self.plain(ty_, text);
+        Known { affine: affine.or(plain.affine.clone()), ..plain }
+    }
+
+    fn binary_text(&mut self, op: BinaryOp, ty_: ValueType, x: &str, y: &str) -> String {
+        let (float, t) = (ty_.elem == DType::F32, ty(ty_));
+        let word = match op {
+            BinaryOp::Add if float => "fadd",
+            BinaryOp::Sub if float => "fsub",
+            BinaryOp::Mul if float => "fmul",
+            BinaryOp::Div if float => "fdiv",
+            BinaryOp::Add => "add",
+            BinaryOp::Sub => "sub",
+            BinaryOp::Mul => "mul",
+            BinaryOp::And => "and",
+            BinaryOp::Or => "or",
+            BinaryOp::Xor => "xor",
+            BinaryOp::Min | BinaryOp::Max => {
+                let less = if op == BinaryOp::Min { (x, y) } else { (y, x) };
+                let word = if float { "fcmp olt" } else { "icmp slt" };
+                let mask = self.def(format!("{word} {t} {}, {}", less.0, less.1));
+                let mask_ty = ty(ty_.with_elem(DType::Bool));
+                return self.def(format!("select {mask_ty} {mask}, {t} {x}, {t} {y}"));
+            }
+            BinaryOp::Shl | BinaryOp::Shr | BinaryOp::Ushr => {
+                let word = match op {
+                    BinaryOp::Shl => "shl",
+                    BinaryOp::Shr => "ashr",
+                    _ => "lshr",
+                };
+                let count = self.def(format!("and {t} {y}, {}", int(ty_, ty_.elem.bits() as i64 - 1)));
+                return self.def(format!("{word} {t} {x}, {count}"));
+            }
+            BinaryOp::Div | BinaryOp::Rem => return self.divide(ty_, x, y, op == BinaryOp::Rem),
+        };
+        self.def(format!("{word} {t} {x}, {y}"))
+    }
+
+    /// Integer division, where the smallest number by -1 wraps.
+    fn divide(&mut self, ty_: ValueType, x: &str, y: &str, remainder: bool) -> String {
+        let (t, mask) = (ty(ty_), ty(ty_.with_elem(DType::Bool)));
+        let minus = self.def(format!("icmp eq {t} {y}, {}", int(ty_, -1)));
+        let safe = self.def(format!("select {mask} {minus}, {t} {}, {t} {y}", int(ty_, 1)));
+        if remainder {
+            return self.def(format!("srem {t} {x}, {safe}"));
+        }
+        let quotient = self.def(format!("sdiv {t} {x}, {safe}"));
+        let negated = self.def(format!("sub {t} {}, {x}", int(ty_, 0)));
+        self.def(format!("select {mask} {minus}, {t} {negated}, {t} {quotient}"))
+    }
+
+    fn compare(&mut self, op: CompareOp, result: ValueType, a: Value, b: Value) -> Known {
+        if let (Some(x), Some(y)) = (&self.known(a).affine, &self.known(b).affine)
+            && let Some(d) = x.plus(y, -1).and_then(|d| d.as_const())
+        {
+            let holds = match op {
+                CompareOp::Eq => d == 0,
+                CompareOp::Ne => d != 0,
+                CompareOp::Lt => d < 0,
+                CompareOp::Le => d <= 0,
+                CompareOp::Gt => d > 0,
+                CompareOp::Ge => d >= 0,
+            };
+            return self.constant(Const::Bool(holds));
+        }
+        let from = self.k.ty(a);
+        let word = match (from.elem, op) {
+            (DType::F32, CompareOp::Eq) => "fcmp oeq",
+            (DType::F32, CompareOp::Ne) => "fcmp une",
+            (DType::F32, CompareOp::Lt) => "fcmp olt",
+            (DType::F32, CompareOp::Le) => "fcmp ole",
+            (DType::F32, CompareOp::Gt) => "fcmp ogt",
+            (DType::F32, CompareOp::Ge) => "fcmp oge",
+            (_, CompareOp::Eq) => "icmp eq",
+            (_, CompareOp::Ne) => "icmp ne",
+            (_, CompareOp::Lt) => "icmp slt",
+            (_, CompareOp::Le) => "icmp sle",
+            (_, CompareOp::Gt) => "icmp sgt",
+            (_, CompareOp::Ge) => "icmp sge",
+        };
+        let (x, y) = (self.text(a), self.text(b));
+        let text = self.def(format!("{word} {} {x}, {y}", ty(from)));
+        self.plain(result, text)
+    }
+
+    /// `count` lanes of a vector from lane `start` on; lanes beyond its end hold anything.
+    pub(super) fn lanes(&mut self, from: ValueType, x: &str, start: u32, count: u32) -> String {
+        if start == 0 && count == from.lanes {
+            return x.to_string();
+        }
+        let t = ty(from);
+        let order = (start..start + count).map(|i| if i < from.lanes { i.to_string() } else { "poison".into() });
+        self.def(format!("shufflevector {t} {x}, {t} poison, {}", list_of("i32", order)))
+    }
+
+    /// Vectors of one type, one after the other: `lanes` lanes of them.
+    pub(super) fn join(&mut self, part: ValueType, parts: &[String], lanes: u32) -> String {
+        let mut level = parts.to_vec();
+        let mut each = part;
+        while level.len() > 1 {
+            let t = ty(each);
+            let both = list_of("i32", (0..2 * each.lanes).map(|i| i.to_string()));
+            level = level
+                .chunks(2)
+                .map(|c| match c {
+                    [a, b] => self.def(format!("shufflevector {t} {a}, {t} {b}, {both}")),
+                    rest => self.def(format!("shufflevector {t} {0}, {t} {0}, {both}", rest[0])),
+                })
+                .collect();
+            each.lanes *= 2;
+        }
+        self.lanes(each, &level[0].clone(), 0, lanes)
+    }
+
+    /// Combines all lanes by halves into a scalar.
+    fn reduce(&mut self, op: ReduceOp, a: Value) -> String {
+        let (mut ty_, mut x) = (self.k.ty(a), self.text(a));
+        if ty_.lanes == 1 {
+            return x;
+        }
+        while ty_.lanes > 1 {
+            let half = ValueType { lanes: ty_.lanes / 2, ..ty_ };
+            let (low, high) = (self.lanes(ty_, &x, 0, half.lanes), self.lanes(ty_, &x, half.lanes, half.lanes));
+            if half.lanes == 1 {
+                // A vector of one lane is not a scalar.
+                let one = format!("<1 x {}>", elem(ty_.elem));
+                let [low, high] = [low, high].map(|v| self.def(format!("extractelement {one} {v}, i64 0")));
+                return self.binary_text(op.binary(), half, &low, &high);
+            }
+            x = self.binary_text(op.binary(), half, &low, &high);
+            ty_ = half;
+        }
+        x
+    }
+}
+
+impl Affine {
+    pub(super) fn of(offset: i64) -> Affine {
+        Affine { terms: Vec::new(), offset }
+    }
+
+    fn atom(name: &str, depth: u32) -> Affine {
+        Affine { terms: vec![(Atom { name: name.into(), depth }, 1)], offset: 0 }
+    }
+
+    pub(super) fn as_const(&self) -> Option<i64> {
+        self.terms.is_empty().then_some(self.offset)
+    }
+
+    pub(super) fn scale(&self, k: i64) -> Affine {
+        let terms = self.terms.iter().map(|(atom, c)| (atom.clone(), c.wrapping_mul(k))).filter(|t| t.1 != 0);
+        Affine { terms: terms.collect(), offset: self.offset.wrapping_mul(k) }
+    }
+
+    /// `self + sign · other`, kept short: `None` where it has too many terms to be worth it.
+    pub(super) fn plus(&self, other: &Affine, sign: i64) -> Option<Affine> {
+        let mut sum = self.clone();
+        sum.offset = sum.offset.wrapping_add(other.offset.wrapping_mul(sign));
+        for (atom, k) in &other.terms {
+            let k = k.wrapping_mul(sign);
+            match sum.terms.iter_mut().find(|t| t.0 == *atom) {
+                Some(term) => term.1 = term.1.wrapping_add(k),
+                None => sum.terms.push((atom.clone(), k)),
+            }
+        }
+        sum.terms.retain(|t| t.1 != 0);
+        (sum.terms.len() <= 8).then_some(sum)
+    }
+}

@@ -1,0 +1,79 @@
+//! Kernel IR to position-independent code by LLVM, for wide vectors: AVX2, AVX-512 with its dot products, NEON.
+//!
+//! A kernel becomes the text of a module (`emit`, `memory`, `convert`), LLVM makes an object of it (`machine`), and
+//! `object` takes code and constants out of it. The page to read first is `docs/src/design/cpu-code.md`.
+//!
+//! Results have the bits that the interpreter gives for the expanded kernel, as Cranelift's have: nothing is contracted
+//! or reassociated. What LLVM reports becomes an [`Error`]. Each compilation has a context of its own, so any number of
+//! threads may compile; the same kernel gives the same bytes.
+
+mod convert;
+mod emit;
+mod machine;
+mod memory;
+mod object;
+mod types;
+
+use crate::Error;
+use crate::cpu::{CompiledKernel, CpuTarget};
+use hadal_ir::kernel::{Kernel, verify};
+
+/// What is asked of the code generator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// Whether assembler text is wanted.
+    pub disassembly: bool,
+}
+
+/// Makes code for a kernel.
+pub fn compile(kernel: &Kernel, target: &CpuTarget, options: Options) -> Result<CompiledKernel, Error> {
+    let failed = |message: String| Error::Backend { kernel: kernel.name.clone(), message };
+    let made = machine::compile(&module(kernel, target)?, target, options.disassembly).map_err(failed)?;
+    let code = object::code(&made.object).map_err(|e| match e {
+        object::Fault::Foreign(target) => Error::Relocation { kernel: kernel.name.clone(), target },
+        object::Fault::Broken(message) => failed(message),
+    })?;
+    Ok(CompiledKernel {
+        name: kernel.name.clone(),
+        code,
+        scratch_bytes: kernel.scratch_bytes().unwrap_or_default(),
+        disassembly: made.assembly,
+    })
+}
+
+/// Makes code for kernels on all cores, in the order given.
+pub fn compile_all(kernels: &[Kernel], target: &CpuTarget, options: Options) -> Result<Vec<CompiledKernel>, Error> {
+    let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(kernels.len());
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let Some(kernel) = kernels.get(i) else { return done };
+            done.push((i, compile(kernel, target, options)));
+        }
+    };
+    let mut all: Vec<(usize, Result<CompiledKernel, Error>)> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        handles.into_iter().flat_map(|h| h.join().expect("workers return their errors")).collect()
+    });
+    all.sort_by_key(|(i, _)| *i);
+    all.into_iter().map(|(_, compiled)| compiled).collect()
+}
+
+/// The text of LLVM's own representation, before or after its passes.
+pub fn llvm_ir_text(kernel: &Kernel, target: &CpuTarget, optimised: bool) -> Result<String, Error> {
+    let text = module(kernel, target)?;
+    if !optimised {
+        return Ok(text);
+    }
+    machine::optimised(&text, target).map_err(|message| Error::Backend { kernel: kernel.name.clone(), message })
+}
+
+fn module(kernel: &Kernel, target: &CpuTarget) -> Result<String, Error> {
+    let mistakes = verify::verify(kernel);
+    if !mistakes.is_empty() {
+        return Err(Error::Malformed(mistakes));
+    }
+    emit::emit(&crate::math::expand(kernel), target)
+}

@@ -1,0 +1,42 @@
+//! Every code generator that is built, for every level that this machine can run.
+
+use hadal_codegen::Error;
+use hadal_codegen::cpu::{CompiledKernel, CpuTarget};
+use hadal_codegen::cranelift::{self, jit};
+use hadal_ir::kernel::Kernel;
+use hadal_ir::kernel::interpret::Buffer;
+use hadal_types::Bindings;
+
+/// A code generator for a level.
+pub struct Machine {
+    /// What to call it in messages.
+    pub name: &'static str,
+    /// Makes code.
+    pub compile: fn(&Kernel, &CpuTarget) -> Result<CompiledKernel, Error>,
+    /// The level.
+    pub target: CpuTarget,
+}
+
+/// All of them.
+pub fn machines() -> Vec<Machine> {
+    let mut all = vec![Machine { name: "Cranelift", compile: cranelift::compile, target: CpuTarget::X86_64_V3 }];
+    #[cfg(feature = "llvm-backend")]
+    all.extend(CpuTarget::LEVELS.into_iter().filter(CpuTarget::is_here).map(|target| Machine {
+        name: target.name,
+        compile: |kernel, target| hadal_codegen::llvm::compile(kernel, target, Default::default()),
+        target,
+    }));
+    all
+}
+
+/// Runs a kernel by all of them, each on its own copy of the buffers.
+pub fn run_all(kernel: &Kernel, symbols: &Bindings, args: &[Buffer], cuts: &[i64]) -> Vec<(&'static str, Vec<Buffer>)> {
+    let run = |machine: Machine| {
+        let mut buffers = args.to_vec();
+        let fail = |e: Error| -> ! { panic!("{}: {e}\n{kernel}", machine.name) };
+        let code = (machine.compile)(kernel, &machine.target).unwrap_or_else(|e| fail(e));
+        jit::run_compiled(kernel, &code, symbols, &mut buffers, cuts).unwrap_or_else(|e| fail(e));
+        (machine.name, buffers)
+    };
+    machines().into_iter().map(run).collect()
+}
