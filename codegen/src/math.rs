@@ -8,13 +8,21 @@
 //!
 //! Integers are taken out of floats by adding 1.5·2²³, whose last place is 1: the sum's bits are the integer.
 
+mod dot;
+
 use hadal_ir::kernel::*;
 use hadal_types::DType;
 use std::collections::HashMap;
 
-/// Replaces pow2_ceil, exp, log, sin, cos, tanh and erf by basic operations.
+/// Replaces pow2_ceil, exp, log, sin, cos, tanh, erf and dot products by basic operations.
 pub fn expand(kernel: &Kernel) -> Kernel {
-    let mut e = Expander { values: kernel.values.clone(), top: Vec::new(), constants: HashMap::new(), out: Vec::new() };
+    expand_but_dots(kernel, &[])
+}
+
+/// As [`expand`], but dot products stay where their second operand has one of the formats `kept`.
+pub fn expand_but_dots(kernel: &Kernel, kept: &'static [DType]) -> Kernel {
+    let mut e =
+        Expander { values: kernel.values.clone(), top: Vec::new(), constants: HashMap::new(), out: Vec::new(), kept };
     let body = e.block(&kernel.body);
     let mut expanded = Kernel { values: e.values, body, ..kernel.clone() };
     expanded.body.stmts.splice(0..0, e.top);
@@ -29,6 +37,8 @@ struct Expander {
     constants: HashMap<(Const, u32), Value>,
     /// The block being written.
     out: Vec<Stmt>,
+    /// Formats whose dot products stay.
+    kept: &'static [DType],
 }
 
 /// 1.5·2²³.
@@ -72,6 +82,10 @@ impl Expander {
         for stmt in &block.stmts {
             match stmt {
                 Stmt::Let(value, Op::Unary(op, a)) => self.unary(*value, *op, *a),
+                Stmt::Let(value, Op::Dot(a, b, c)) if !self.kept.contains(&self.values[b.index()].elem) => {
+                    self.dot(*a, *b, *c);
+                    self.name_last(*value);
+                }
                 Stmt::For(l) => {
                     let body = self.block(&l.body);
                     self.out.push(Stmt::For(Box::new(For { body, ..(**l).clone() })));
@@ -107,6 +121,11 @@ impl Expander {
             UnaryOp::Tanh => self.tanh(a),
             UnaryOp::Erf => self.erf(a),
         };
+        self.name_last(value);
+    }
+
+    /// Lets the last step define `value`.
+    fn name_last(&mut self, value: Value) {
         if let Some(Stmt::Let(last, _)) = self.out.last_mut() {
             *last = value;
         }

@@ -174,6 +174,99 @@ fn integer_division_wraps_and_grids_have_many_dimensions() {
     agree(&kernel, &Bindings::new(), &[x, Buffer::uninit(DType::I64, 30)]);
 }
 
+/// `y = dot(a, b, c)` of `lanes` sums at each grid index, formats as given.
+fn dot_kernel(formats: [DType; 3], n: usize, lanes: u32) -> Kernel {
+    let [a_ty, b_ty, c_ty] = formats;
+    let group = dot_group(a_ty, b_ty, c_ty).unwrap();
+    let mut b = Builder::new("dot");
+    let (x, w) = (
+        b.param("x", a_ty, [n * group as usize], Access::Read),
+        b.param("w", b_ty, [n * group as usize], Access::Read),
+    );
+    let (c, y) = (b.param("c", c_ty, [n], Access::Read), b.param("y", c_ty, [n], Access::Write));
+    let g = b.grid([n / lanes as usize])[0];
+    let (width, group_) = (b.const_i64(lanes as i64), b.const_i64(group as i64));
+    let at = b.mul(g, width);
+    let wide = b.mul(at, group_);
+    let (x, w, c) = (b.load(x, &[wide], lanes * group), b.load(w, &[wide], lanes * group), b.load(c, &[at], lanes));
+    let sum = b.dot(x, w, c);
+    b.store(y, &[at], sum);
+    b.finish()
+}
+
+#[test]
+fn dot_products_agree() {
+    let mut numbers = kernels::Numbers(7);
+    for formats in
+        [[DType::BF16, DType::BF16, DType::F32], [DType::U8, DType::I8, DType::I32], [DType::I8, DType::I8, DType::I32]]
+    {
+        let n = 4096usize;
+        // Bytes of any value; halves and sums of all magnitudes, then those around the smallest normal number.
+        for near in [false, true] {
+            let mut bytes = |dtype: DType, count: usize| -> Vec<u8> {
+                let mut one = || {
+                    let any = numbers.below(1 << 32) as u32;
+                    match dtype {
+                        DType::BF16 if near => {
+                            ((0x1800 + any % 0x1000 | any >> 16 & 0x8000) as u16).to_le_bytes().to_vec()
+                        }
+                        DType::BF16 => (any as u16).to_le_bytes().to_vec(),
+                        DType::F32 if near => (0x007f_ffff + any % 3 | any & 0x8000_0000).to_le_bytes().to_vec(),
+                        DType::F32 | DType::I32 => any.to_le_bytes().to_vec(),
+                        _ => vec![any as u8],
+                    }
+                };
+                (0..count).flat_map(|_| one()).collect()
+            };
+            let group = dot_group(formats[0], formats[1], formats[2]).unwrap() as usize;
+            let [x, w] = [formats[0], formats[1]].map(|d| Buffer::from_bytes(d, bytes(d, n * group)));
+            let c = Buffer::from_bytes(formats[2], bytes(formats[2], n));
+            let args = [x, w, c, Buffer::uninit(formats[2], n)];
+            for lanes in [1, 2, 4, 8, 16, 32] {
+                let kernel = dot_kernel(formats, n, lanes);
+                // The operation itself and what it is expanded into.
+                let [whole, expanded] = [kernel.clone(), math::expand(&kernel)].map(|kernel| {
+                    let mut args = args.to_vec();
+                    interpret::run(&kernel, &Bindings::new(), &mut args).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+                    args.remove(3)
+                });
+                for (i, (w, e)) in whole.bytes.chunks(4).zip(expanded.bytes.chunks(4)).enumerate() {
+                    assert!(w == e || both_nan(formats[2], w, e), "element {i}: {w:x?}, expanded {e:x?}\n{kernel}");
+                }
+                agree(&kernel, &Bindings::new(), &args);
+            }
+        }
+    }
+}
+
+#[test]
+fn lanes_are_regrouped() {
+    for (from, to) in
+        [(DType::BF16, DType::I32), (DType::U8, DType::I32), (DType::I64, DType::I8), (DType::F32, DType::BF16)]
+    {
+        for bits in [64u64, 128, 256, 1024] {
+            let (n, lanes) = (4096 / from.bits() as usize, (bits / from.bits()) as u32);
+            let mut b = Builder::new("regroup");
+            let x = b.param("x", from, [n], Access::Read);
+            let m = 4096 / to.bits() as usize;
+            let y = b.param("y", to, [m], Access::Write);
+            let g = b.grid([n / lanes as usize])[0];
+            let (width, other) = (b.const_i64(lanes as i64), b.const_i64((bits / to.bits()) as i64));
+            let (at, to_at) = (b.mul(g, width), b.mul(g, other));
+            let v = b.load(x, &[at], lanes);
+            let v = b.bitcast(v, to);
+            b.store(y, &[to_at], v);
+            let bytes: Vec<u8> = (0..512u32).map(|i| (i * 37 % 251) as u8).collect();
+            let args = [Buffer::from_bytes(from, bytes.clone()), Buffer::uninit(to, m)];
+            let kernel = b.finish();
+            let mut copy = args.to_vec();
+            interpret::run(&kernel, &Bindings::new(), &mut copy).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+            assert_eq!(copy[1].bytes, bytes, "{kernel}");
+            agree(&kernel, &Bindings::new(), &args);
+        }
+    }
+}
+
 #[test]
 fn gpu_statements_are_refused() {
     let mut b = Builder::new("gpu");

@@ -1,6 +1,6 @@
 //! Control flow and operations of one kernel.
 
-use super::lanes::parts;
+use super::lanes::{parts, register};
 use super::memory::Storage;
 use crate::Error;
 use cranelift_codegen::Context;
@@ -397,9 +397,21 @@ impl<'a> Lower<'a, '_> {
                 self.cast(self.k.ty(*a), ty.elem, &regs)
             }
             Op::Bitcast(a) => {
-                let regs = self.regs(*a);
-                regs.into_iter().zip(parts(ty)).map(|(x, t)| self.bits(x, t)).collect()
+                let (from, regs) = (self.k.ty(*a), self.regs(*a));
+                match (from.lanes, ty.lanes) {
+                    // Lanes are regrouped: those of a scalar are the lowest of a register.
+                    (2.., 1) => {
+                        let whole = self.bits(regs[0], register(ty.elem).0);
+                        vec![self.b.ins().extractlane(whole, 0)]
+                    }
+                    (1, 2..) => {
+                        let low = self.low_lane(from.elem, regs[0]);
+                        vec![self.bits(low, register(ty.elem).0)]
+                    }
+                    _ => regs.into_iter().zip(parts(ty)).map(|(x, t)| self.bits(x, t)).collect(),
+                }
             }
+            Op::Dot(..) => return Err(self.unsupported("a dot product that should have been expanded")),
             Op::Splat(a) => {
                 let v = self.scalar(*a);
                 let constant = self.constant(*a);

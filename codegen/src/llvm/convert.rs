@@ -208,11 +208,31 @@ impl Lanes<'_, '_> {
 
     /// To an integer, towards zero; what does not fit becomes the nearest that does, NaN becomes 0.
     fn saturate(&mut self, x: &str, to: DType) -> String {
-        let result = ValueType { elem: to, lanes: self.lanes };
-        let word = if to == DType::U8 { "fptoui" } else { "fptosi" };
-        let function = format!("llvm.{word}.sat.{}.{}", mangled(result), mangled(result.with_elem(DType::F32)));
-        let from = vector("float", self.lanes);
-        self.e.call(&ty(result), &function, &[(&from, x)], "")
+        let (zero, bits) = (floats(self.lanes, 0.0), to.bits() as i32);
+        let (low, high) = match to {
+            DType::U8 => (0.0, 255.0),
+            _ => (-(2f32.powi(bits - 1)), 2f32.powi(bits - 1) - if bits == 8 { 1.0 } else { 0.0 }),
+        };
+        let [below, above] = [low, high].map(|x| floats(self.lanes, x));
+        let number = self.op("fcmp ord", "float", x, x);
+        let x = self.select("float", &number, x, &zero);
+        let under = self.op("fcmp olt", "float", &x, &below);
+        if bits == 8 {
+            // The limits are numbers: clamp first.
+            let x = self.select("float", &under, &below, &x);
+            let over = self.op("fcmp ogt", "float", &x, &above);
+            let x = self.select("float", &over, &above, &x);
+            let wide = self.convert("fptosi", "float", &x, "i32");
+            return self.convert("trunc", "i32", &wide, "i8");
+        }
+        let over = self.op("fcmp oge", "float", &x, &above);
+        let x = self.select("float", &over, &zero, &x);
+        let x = self.select("float", &under, &zero, &x);
+        let int = elem(to);
+        let whole = self.convert("fptosi", "float", &x, int);
+        let [least, most] = [i64::MIN >> (64 - bits), i64::MAX >> (64 - bits)].map(|x| ints(int, self.lanes, x));
+        let whole = self.select(int, &over, &most, &whole);
+        self.select(int, &under, &least, &whole)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Kernel IR to position-independent code by LLVM, for wide vectors: AVX2, AVX-512 with its dot products, NEON.
 //!
-//! A kernel becomes the text of a module (`emit`, `memory`, `convert`), LLVM makes an object of it (`machine`), and
+//! A kernel becomes the text of a module (`emit`, `ops`, `memory`, `convert`), LLVM makes an object of it (`machine`), and
 //! `object` takes code and constants out of it. The page to read first is `docs/src/design/cpu-code.md`.
 //!
 //! Results have the bits that the interpreter gives for the expanded kernel, as Cranelift's have: nothing is contracted
@@ -12,11 +12,13 @@ mod emit;
 mod machine;
 mod memory;
 mod object;
+mod ops;
 mod types;
 
 use crate::Error;
 use crate::cpu::{CompiledKernel, CpuTarget};
 use hadal_ir::kernel::{Kernel, verify};
+use hadal_types::DType;
 
 /// What is asked of the code generator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -75,5 +77,11 @@ fn module(kernel: &Kernel, target: &CpuTarget) -> Result<String, Error> {
     if !mistakes.is_empty() {
         return Err(Error::Malformed(mistakes));
     }
-    emit::emit(&crate::math::expand(kernel), target)
+    let kept: &[DType] = match (target.has("avx512bf16"), target.has("avx512vnni")) {
+        (true, true) => &[DType::BF16, DType::I8],
+        (true, false) => &[DType::BF16],
+        (false, true) => &[DType::I8],
+        (false, false) => &[],
+    };
+    emit::emit(&crate::math::expand_but_dots(kernel, kept), target)
 }

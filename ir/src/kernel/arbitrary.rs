@@ -172,6 +172,13 @@ impl Generator<'_> {
                 ops.extend(if elem == DType::F32 { &UnaryOp::ALL[3..] } else { &[UnaryOp::Not] });
                 b.unary(ops[self.pick(ops.len())], x)
             }
+            6 if self.pick(4) == 0 => {
+                // bf16 halves of anything.
+                let float = ValueType::vector(DType::F32, lanes);
+                let [x, y, z] = [0; 3].map(|_| self.of_type(b, pool, float));
+                let [x, y] = [x, y].map(|v| b.bitcast(v, DType::BF16));
+                b.dot(x, y, z)
+            }
             6 => {
                 let float = ValueType::vector(DType::F32, lanes);
                 let [x, y, z] = [0; 3].map(|_| self.of_type(b, pool, float));

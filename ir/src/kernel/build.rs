@@ -224,9 +224,16 @@ impl Builder {
         self.op(Op::Cast(a), ty.with_elem(elem))
     }
 
-    /// The same bits as another format.
+    /// The same bits as another format, in more or fewer lanes where its width is another.
     pub fn bitcast(&mut self, a: Value, elem: DType) -> Value {
-        self.op(Op::Bitcast(a), self.ty(a).with_elem(elem))
+        let ty = self.ty(a);
+        let lanes = (ty.lanes as u64 * ty.elem.bits()).div_ceil(elem.bits()) as u32;
+        self.op(Op::Bitcast(a), ValueType::vector(elem, lanes))
+    }
+
+    /// Products of groups of neighbouring lanes of `a` and `b`, added to `c`.
+    pub fn dot(&mut self, a: Value, b: Value, c: Value) -> Value {
+        self.op(Op::Dot(a, b, c), self.ty(c))
     }
 
     /// A scalar in every one of `lanes` lanes; nothing where it has that many already.

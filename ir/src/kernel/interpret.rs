@@ -12,7 +12,7 @@ mod memory;
 pub use memory::Buffer;
 
 use super::*;
-use arith::{binary, cast, compare, fma, unary};
+use arith::{binary, cast, compare, dot_step, fma, unary};
 use hadal_types::Bindings;
 use memory::{Memory, Who};
 use std::ops::Range;
@@ -562,6 +562,14 @@ impl<'a> Machine<'a> {
                 let (a, b, c) = (get(*a), get(*b), get(*c));
                 Lanes::of(ty.lanes, |i| fma(a.lane(i), b.lane(i), c.lane(i)))
             }
+            Op::Dot(a, b, c) => {
+                let ([a_elem, b_elem], [a, b, c]) = ([a, b].map(|v| elem(*v)), [a, b, c].map(|v| get(*v)));
+                let group = dot_group(a_elem, b_elem, ty.elem).unwrap_or(1) as usize;
+                Lanes::of(ty.lanes, |i| {
+                    let pairs = (group * i..group * (i + 1)).rev().map(|j| (a.lane(j), b.lane(j)));
+                    pairs.fold(c.lane(i), |sum, (x, y)| dot_step(a_elem, x, y, sum))
+                })
+            }
             Op::Select(c, a, b) => {
                 let (c, a, b) = (get(*c), get(*a), get(*b));
                 Lanes::of(ty.lanes, |i| if c.lane(i) != 0 { a.lane(i) } else { b.lane(i) })
@@ -570,7 +578,14 @@ impl<'a> Machine<'a> {
                 let x = get(*a);
                 Lanes::of(ty.lanes, |i| cast(elem(*a), ty.elem, x.lane(i)))
             }
-            Op::Bitcast(a) => get(*a).clone(),
+            Op::Bitcast(a) => {
+                let (x, from, to) = (get(*a), elem(*a).bits() as usize, ty.elem.bits() as usize);
+                let mask = |bits: usize| u64::MAX >> (64 - bits);
+                Lanes::of(ty.lanes, |i| match to / from {
+                    0 => x.lane(i * to / from) >> (i * to % from) & mask(to),
+                    n => (0..n).fold(0, |bits, j| bits | (x.lane(i * n + j) & mask(from)) << (j * from)),
+                })
+            }
             Op::Splat(a) => {
                 let x = get(*a).lane(0);
                 Lanes::of(ty.lanes, |_| x)

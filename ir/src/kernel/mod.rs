@@ -19,6 +19,11 @@
 //! - f32 arithmetic rounds once per operation; `fma` rounds once. A NaN result has no particular bits.
 //! - `cast` of a float to an integer truncates and saturates, NaN gives 0. To a narrower float it rounds to nearest
 //!   even; the 8- and 4-bit formats saturate. Any format goes to f32 exactly (i64, i32 and f64 round).
+//! - `bitcast` between formats of different widths regroups lanes: the first lane holds the lowest bits.
+//! - `dot(a, b, c)` adds to each lane of `c` the products of as many neighbouring lanes of `a` and `b` ([`dot_group`]).
+//!   Bytes: the sum wraps at 32 bits, nothing saturates. bf16: two steps of multiply-add, the odd lanes first, each
+//!   rounded once to nearest even; operands that are subnormal count as zero of their sign, and so does a result
+//!   whose magnitude, rounded as if exponents had no limit, is below 2^-126. It is what AVX-512's instruction does.
 //! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left.
 
 pub mod arbitrary;
@@ -349,11 +354,13 @@ pub enum Op {
     Compare(CompareOp, Value, Value),
     /// `a * b + c`, rounded once.
     Fma(Value, Value, Value),
+    /// Products of groups of neighbouring lanes, added to the last operand.
+    Dot(Value, Value, Value),
     /// The second operand where the first is true, else the third.
     Select(Value, Value, Value),
     /// Conversion to another format.
     Cast(Value),
-    /// The same bits as another format of the same width.
+    /// The same bits as another format, in as many lanes as they make.
     Bitcast(Value),
     /// A scalar in every lane.
     Splat(Value),
@@ -372,6 +379,15 @@ pub enum Op {
         /// Value of masked-off lanes.
         fill: Option<Value>,
     },
+}
+
+/// How many lanes of `a` and `b` make one lane of the sum `c` in a dot product; `None` where there is no such product.
+pub fn dot_group(a: DType, b: DType, c: DType) -> Option<u32> {
+    match (a, b, c) {
+        (DType::BF16, DType::BF16, DType::F32) => Some(2),
+        (DType::U8 | DType::I8, DType::I8, DType::I32) => Some(4),
+        _ => None,
+    }
 }
 
 /// Statements followed by the values the block gives to what encloses it.
@@ -586,6 +602,7 @@ impl Op {
             Op::Binary(op, a, b) => Op::Binary(op, f(a), f(b)),
             Op::Compare(op, a, b) => Op::Compare(op, f(a), f(b)),
             Op::Fma(a, b, c) => Op::Fma(f(a), f(b), f(c)),
+            Op::Dot(a, b, c) => Op::Dot(f(a), f(b), f(c)),
             Op::Select(c, a, b) => Op::Select(f(c), f(a), f(b)),
             Op::Cast(a) => Op::Cast(f(a)),
             Op::Bitcast(a) => Op::Bitcast(f(a)),

@@ -214,6 +214,50 @@ fn tiles_are_multiplied() {
     assert_eq!(args[2].to_f32(), [117.0, 23.0, 39.0, 53.0]);
 }
 
+/// `dot` of the given lanes.
+fn dotted(formats: [DType; 3], a: Vec<u8>, b: Vec<u8>, c: u32) -> u32 {
+    let n = a.len() as u64 * 8 / formats[0].bits();
+    let mut k = Builder::new("dot");
+    let x = k.param("x", formats[0], [n as i64], Access::Read);
+    let w = k.param("w", formats[1], [n as i64], Access::Read);
+    let y = k.param("y", formats[2], [1i64], Access::ReadWrite);
+    k.grid([1i64]);
+    let zero = k.const_i64(0);
+    let (xs, ws, sum) = (k.load(x, &[zero], n as u32), k.load(w, &[zero], n as u32), k.load(y, &[zero], 1));
+    let sum = k.dot(xs, ws, sum);
+    k.store(y, &[zero], sum);
+    let kernel = k.finish();
+    assert_eq!(faults(&kernel), "");
+    assert_eq!(text::parse(&kernel.to_string()).unwrap(), kernel);
+    let args = [(formats[0], a), (formats[1], b), (formats[2], c.to_le_bytes().to_vec())];
+    let mut args = args.map(|(dtype, bytes)| Buffer::from_bytes(dtype, bytes));
+    interpret::run(&kernel, &Bindings::new(), &mut args).unwrap();
+    args[2].to_i32()[0] as u32
+}
+
+#[test]
+fn dot_products_wrap_and_flush() {
+    let bytes = [DType::U8, DType::I8, DType::I32];
+    let sum = dotted(bytes, vec![255, 2, 3, 4], vec![0x80, 1, 1, 0xff], i32::MIN as u32) as i32;
+    assert_eq!(sum, i32::MIN.wrapping_add(-255 * 128 + 2 + 3 - 4));
+    let halves = |x: [f32; 2]| x.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect::<Vec<u8>>();
+    let dot = |a, b, c: f32| {
+        f32::from_bits(dotted([DType::BF16, DType::BF16, DType::F32], halves(a), halves(b), c.to_bits()))
+    };
+    // The odd lane first: it takes the sum to where the even one is below its last place.
+    assert_eq!(dot([1.0, 1.0], [1.0, 33_554_432.0], -33_554_432.0), 1.0);
+    assert_eq!(dot([33_554_432.0, 1.0], [1.0, 1.0], -33_554_432.0), 0.0);
+    // Subnormal operands and results are zero of their sign.
+    let tiny = f32::MIN_POSITIVE;
+    assert_eq!(dot([1.0, 0.0], [tiny / 2.0, 0.0], 0.0).to_bits(), 0);
+    assert_eq!(dot([-0.5, 0.0], [tiny, 0.0], -0.0).to_bits(), (-0.0f32).to_bits());
+    assert_eq!(dot([0.0; 2], [0.0; 2], tiny / 2.0), 0.0);
+    // One that is rounded up to the smallest normal number was below it.
+    assert_eq!(dot([-(2f32.powi(-75)), 0.0], [2f32.powi(-76), 0.0], tiny), tiny);
+    assert_eq!(dot([-(2f32.powi(-75)), 0.0], [1.5 * 2f32.powi(-76), 0.0], tiny), 0.0);
+    assert_eq!(dot([-(2f32.powi(-75)), 0.0], [2f32.powi(-77), 0.0], tiny), tiny);
+}
+
 #[test]
 fn endless_work_and_division_by_zero_stop() {
     let fault = run_on_buffers(|b, _, _, g| {
@@ -257,6 +301,23 @@ fn all_mistakes_are_found_at_once() {
     let mut broken = sample();
     broken.body.stmts.remove(0);
     assert!(faults(&broken).contains("is not defined here"), "{}", faults(&broken));
+}
+
+#[test]
+fn dot_products_have_their_formats() {
+    let mut b = Builder::new("k");
+    let x = b.const_i32(1);
+    let (v, w) = (b.splat(x, 8), b.splat(x, 4));
+    let halves = b.bitcast(v, DType::BF16);
+    let short = b.bitcast(w, DType::BF16);
+    b.dot(halves, halves, v);
+    let sums = b.bitcast(v, DType::F32);
+    b.dot(halves, short, sums);
+    b.dot(halves, halves, sums);
+    let found = faults(&b.finish());
+    assert_eq!(found.lines().count(), 2, "{found}");
+    assert!(found.contains("no dot product of bf16x16 and bf16x16 into i32x8"), "{found}");
+    assert!(found.contains("no dot product of bf16x16 and bf16x8 into f32x8"), "{found}");
 }
 
 #[test]

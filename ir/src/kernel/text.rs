@@ -153,6 +153,7 @@ impl Kernel {
             Op::Binary(op, a, b) => write!(f, "{} {a}, {b}", op.name())?,
             Op::Compare(op, a, b) => write!(f, "{} {a}, {b}", op.name())?,
             Op::Fma(a, b, c) => write!(f, "fma {a}, {b}, {c}")?,
+            Op::Dot(a, b, c) => write!(f, "dot {a}, {b}, {c}")?,
             Op::Select(c, a, b) => write!(f, "select {c}, {a}, {b}")?,
             Op::Cast(a) => write!(f, "cast {a}")?,
             Op::Bitcast(a) => write!(f, "bitcast {a}")?,

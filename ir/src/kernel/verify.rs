@@ -44,6 +44,8 @@ pub enum Fault {
     ResultType { expected: String, found: ValueType },
     #[error("no cast from {from} to {to}; go through f32")]
     NoCast { from: DType, to: DType },
+    #[error("no dot product of {a} and {b} into {c}: two bf16 into each f32, or four bytes into each i32")]
+    NoDot { a: ValueType, b: ValueType, c: ValueType },
     #[error("the grid has {rank} dimensions, not a number {dim}")]
     GridDim { dim: u32, rank: usize },
     #[error("{buffer} has {expected} dimensions, indexed with {found}")]
@@ -457,6 +459,15 @@ impl Verifier<'_> {
             }
             Op::Compare(_, a, b) => self.same(*a, &[*b], ARITHMETIC).map(|t| t.with_elem(DType::Bool)),
             Op::Fma(a, b, c) => self.same(*a, &[*b, *c], FLOAT),
+            Op::Dot(a, b, c) => {
+                if let (Some(a), Some(b), Some(c)) = (self.operand(*a), self.operand(*b), self.operand(*c)) {
+                    let group = dot_group(a.elem, b.elem, c.elem);
+                    if a.lanes != b.lanes || group.is_none_or(|n| c.lanes.checked_mul(n) != Some(a.lanes)) {
+                        self.fault(Fault::NoDot { a, b, c });
+                    }
+                }
+                self.type_of(*c)
+            }
             Op::Select(c, a, b) => {
                 let result = self.same(*a, &[*b], &DType::ALL);
                 if let Some(t) = result {
@@ -472,11 +483,12 @@ impl Verifier<'_> {
             }),
             Op::Bitcast(a) => self.operand(*a).map(|from| {
                 let whole = |d: DType| d != DType::Bool && !d.is_packed();
-                if from.elem.bits() != ty.elem.bits() || !whole(from.elem) || !whole(ty.elem) {
-                    let expected = format!("another format of {} bits", from.elem.bits());
+                let bits = |t: ValueType| t.elem.bits() * t.lanes as u64;
+                if bits(from) != bits(ty) || !whole(from.elem) || !whole(ty.elem) {
+                    let expected = format!("another format, {} bits in all", bits(from));
                     self.fault(Fault::ResultType { expected, found: ty });
                 }
-                from.with_elem(ty.elem)
+                ty
             }),
             Op::Splat(a) => {
                 self.want(*a, ValueType::scalar(ty.elem));

@@ -112,6 +112,27 @@ pub(super) fn fma(a: u64, b: u64, c: u64) -> u64 {
     bits(f(a).mul_add(f(b), f(c)))
 }
 
+/// One product of a dot product added to the sum.
+pub(super) fn dot_step(elem: DType, a: u64, b: u64, sum: u64) -> u64 {
+    if elem != DType::BF16 {
+        let a = if elem == DType::U8 { a as u8 as i32 } else { a as i8 as i32 };
+        return (sum as i32).wrapping_add(a * b as i8 as i32) as u32 as u64;
+    }
+    let flush = |x: f32| if x.abs() < f32::MIN_POSITIVE { 0f32.copysign(x) } else { x };
+    let [a, b] = [a, b].map(|x| flush(bf16::from_bits(x as u16).to_f32()));
+    let sum = flush(f(sum));
+    let result = a.mul_add(b, sum);
+    // Where rounding made it the smallest normal number, it may have been smaller before: see without a limit.
+    if result.abs() == f32::MIN_POSITIVE {
+        let lift = 2f32.powi(64);
+        let (small, large) = if a.abs() < b.abs() { (a, b) } else { (b, a) };
+        if (small * lift).mul_add(large, sum * lift).abs() < f32::MIN_POSITIVE * lift {
+            return bits(0f32.copysign(result));
+        }
+    }
+    bits(flush(result))
+}
+
 /// A conversion that [`super::super::verify::can_cast`] allows.
 pub(super) fn cast(from: DType, to: DType, x: u64) -> u64 {
     if from == to {

@@ -259,6 +259,10 @@ impl<'a> Parser<'a> {
                 let [a, b, c] = self.operands()?;
                 Op::Fma(a, b, c)
             }
+            "dot" => {
+                let [a, b, c] = self.operands()?;
+                Op::Dot(a, b, c)
+            }
             "select" => {
                 let [c, a, b] = self.operands()?;
                 Op::Select(c, a, b)
