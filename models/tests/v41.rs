@@ -1,112 +1,47 @@
 //! DeepSeek-V4.1 in the graph interpreter, against everything that was recorded of it: logits of prompts whole, in pieces and
 //! token by token; numbers of rows, selections and memories on the way; drafts; and the levels of rounding.
 
-use hadal_ir::interpret::Interpreter;
-use hadal_ir::{Bindings, Sym, Tensor};
-use hadal_models::checkpoint::{Checkpoint, check};
+mod common;
+
+use common::{Fixture, Running, argmax, folder, ids};
+use hadal_ir::Tensor;
 use hadal_models::config_reader::Config;
 use hadal_models::stats::stats;
-use hadal_models::{Activations, BuildOptions, Model, ModelWeights, Planned, Vocabulary, build};
+use hadal_models::{Activations, BuildOptions, Model, Planned, Vocabulary, build};
 use hadal_types::DType;
-use std::path::PathBuf;
 
 const FIXTURES: [&str; 2] = ["v41-like", "v41-fp8fp4-like"];
 
-struct Fixture {
-    checkpoint: Checkpoint,
-    golden: Checkpoint,
-    model: Model,
-    tolerance: f64,
-}
-
 fn open(name: &str, options: BuildOptions) -> Fixture {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name);
-    let vocabulary = Some(Vocabulary::Tokenizer(std::fs::read(dir.join("tokenizer.json")).unwrap().into()));
-    let options = BuildOptions { vocabulary, max_context: Some(128), ..options };
-    let (config, checkpoint) = (Config::read(&dir).unwrap(), Checkpoint::open(&dir).unwrap());
-    let model = build(&config, &checkpoint, &options).unwrap();
-    hadal_ir::verify::module(&model.module).unwrap();
-    check(&checkpoint, &model.expected_tensors()).unwrap();
-    assert!(model.unread.is_empty(), "{:?}", model.unread);
-    let golden = Checkpoint::open(dir.join("golden.safetensors")).unwrap();
-    let facts: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
-    Fixture { checkpoint, golden, model, tolerance: facts["tolerance"]["atol_f32"].as_f64().unwrap() }
+    Fixture::open(name, BuildOptions { max_context: Some(128), ..options })
 }
 
-type Named = Vec<(String, Tensor)>;
-
-fn of(results: &Named, name: &str) -> Tensor {
-    results.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no result {name}")).1.clone()
-}
-
-impl Fixture {
-    fn golden(&self, name: &str) -> Tensor {
-        let t = self.golden.require(name).unwrap();
-        Tensor::from_bytes(t.dtype, t.shape, t.bytes).unwrap()
-    }
-
-    fn prompt(&self) -> Vec<i64> {
-        self.golden("input_ids").ints().to_vec()
-    }
-
-    fn compare(&self, what: &str, found: &[f64], expected: &[f64]) {
-        assert_eq!(found.len(), expected.len(), "{what}");
-        let worst = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        assert!(worst <= self.tolerance, "{what}: off by {worst:e}, allowed {:e}", self.tolerance);
-    }
-
-    fn run(
-        &self,
-        it: &mut Interpreter<'_, ModelWeights<'_>>,
-        entry: &str,
-        [past, new]: [usize; 2],
-        args: &[Tensor],
-    ) -> Named {
-        let bindings: Bindings = [(Sym::T, new as i64), (Sym::P, past as i64)].into();
-        let func = &self.model.module.entry(entry).unwrap().func;
-        let names = self.model.module.func(func).unwrap().results.iter().map(|(n, _)| n.clone());
-        names.zip(it.run(func, "", args, &bindings).unwrap()).collect()
-    }
-
-    fn tokens(&self, it: &mut Interpreter<'_, ModelWeights<'_>>, entry: &str, past: usize, tokens: &[i64]) -> Named {
-        self.run(it, entry, [past, tokens.len()], &[ids(tokens)])
-    }
-
-    /// The logits and hidden rows of the prompt in pieces of these sizes, which are taken in turn.
-    fn pieces(&self, it: &mut Interpreter<'_, ModelWeights<'_>>, sizes: &[usize]) -> [Vec<f64>; 2] {
-        let prompt = self.prompt();
-        let (mut past, mut all) = (0, [vec![], vec![]]);
-        for size in sizes.iter().cycle() {
-            let size = (*size).min(prompt.len() - past);
-            let found = self.tokens(it, "logits", past, &prompt[past..past + size]);
-            all[0].extend(of(&found, "logits").reals());
-            all[1].extend(of(&found, "hidden").reals());
-            past += size;
-            if past == prompt.len() {
-                break;
-            }
+/// The logits and hidden rows of the prompt in pieces of these sizes, which are taken in turn.
+fn pieces(f: &Fixture, it: &mut Running<'_>, sizes: &[usize]) -> [Vec<f64>; 2] {
+    let prompt = f.tokens("input_ids");
+    let (mut past, mut all) = (0, [vec![], vec![]]);
+    for size in sizes.iter().cycle() {
+        let size = (*size).min(prompt.len() - past);
+        let found = f.read(it, "logits", past, &prompt[past..past + size]);
+        all[0].extend(found["logits"].reals());
+        all[1].extend(found["hidden"].reals());
+        past += size;
+        if past == prompt.len() {
+            break;
         }
-        all
     }
-}
-
-fn ids(tokens: &[i64]) -> Tensor {
-    Tensor::int(DType::I32, &[tokens.len()], tokens.to_vec())
-}
-
-fn argmax(row: &[f64]) -> i64 {
-    (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as i64
+    all
 }
 
 #[test]
 fn logits_and_what_is_computed_on_the_way() {
     for name in FIXTURES {
         let f = open(name, BuildOptions { inner: true, ..BuildOptions::default() });
-        let weights = f.model.weights(&f.checkpoint);
-        let mut it = Interpreter::new(&f.model.module, &weights);
-        let found = f.tokens(&mut it, "logits", 0, &f.prompt());
+        let weights = f.weights();
+        let mut it = f.start(&weights);
+        let found = f.read(&mut it, "logits", 0, &f.tokens("input_ids"));
         let mut kinds = std::collections::BTreeMap::new();
-        for (result, value) in found.iter().filter(|(n, _)| n != "hidden") {
+        for (result, value) in found.0.iter().filter(|(n, _)| n != "hidden") {
             let expected = f.golden(result);
             match value.dtype.is_float() {
                 true => f.compare(result, value.reals(), expected.reals()),
@@ -135,21 +70,21 @@ fn logits_and_what_is_computed_on_the_way() {
 fn token_by_token_and_in_pieces() {
     for name in FIXTURES {
         let f = open(name, BuildOptions::default());
-        let weights = f.model.weights(&f.checkpoint);
-        let (expected, prompt) = (f.golden("logits"), f.prompt());
+        let weights = f.weights();
+        let (expected, prompt) = (f.golden("logits"), f.tokens("input_ids"));
         for sizes in [&[1][..], &[7], &[2, 3, 1, 11], &[40, 1], &[13, 4, 9]] {
-            let mut it = Interpreter::new(&f.model.module, &weights);
-            let [logits, _] = f.pieces(&mut it, sizes);
+            let mut it = f.start(&weights);
+            let [logits, _] = pieces(&f, &mut it, sizes);
             f.compare(&format!("{name} in pieces of {sizes:?}"), &logits, expected.reals());
         }
-        let mut it = Interpreter::new(&f.model.module, &weights);
+        let mut it = f.start(&weights);
         let (greedy, rows) = (f.golden("greedy"), f.golden("greedy_logits"));
-        let mut last = f.tokens(&mut it, "prefill", 0, &prompt);
+        let mut last = f.read(&mut it, "prefill", 0, &prompt);
         for (i, token) in greedy.ints().iter().enumerate() {
-            let row = of(&last, "logits");
+            let row = &last["logits"];
             f.compare("greedy_logits", row.reals(), &rows.reals()[i * f.model.vocab..][..f.model.vocab]);
             assert_eq!(argmax(row.reals()), *token, "{name}: greedy[{i}]");
-            last = f.tokens(&mut it, "decode", prompt.len() + i, &[*token]);
+            last = f.read(&mut it, "decode", prompt.len() + i, &[*token]);
         }
     }
 }
@@ -158,10 +93,10 @@ fn token_by_token_and_in_pieces() {
 fn drafts() {
     for (name, sizes) in [("v41-like", &[52][..]), ("v41-like", &[3, 10, 1]), ("v41-fp8fp4-like", &[5])] {
         let f = open(name, BuildOptions::default());
-        let weights = f.model.weights(&f.checkpoint);
-        let mut it = Interpreter::new(&f.model.module, &weights);
-        let [_, hidden] = f.pieces(&mut it, sizes);
-        let prompt = f.prompt();
+        let weights = f.weights();
+        let mut it = f.start(&weights);
+        let [_, hidden] = pieces(&f, &mut it, sizes);
+        let prompt = f.tokens("input_ids");
         let width = hidden.len() / prompt.len();
         let mut past = 0;
         for size in sizes.iter().cycle() {
@@ -178,21 +113,21 @@ fn drafts() {
         let (block, vocab, d) = (drafted.shape[1], f.model.vocab, f.model.hidden);
         for (k, newest) in greedy.ints().iter().enumerate() {
             if k > 0 {
-                let step = f.tokens(&mut it, "decode", past, &greedy.ints()[k - 1..k]);
-                f.run(&mut it, "draft_fill", [past, 1], &[of(&step, "hidden")]);
+                let step = f.read(&mut it, "decode", past, &greedy.ints()[k - 1..k]);
+                f.run(&mut it, "draft_fill", [past, 1], &[step["hidden"].clone()]);
                 past += 1;
             }
             let draft = f.run(&mut it, "draft", [past, 1], &[ids(&[*newest])]);
-            let (rows, states) = (of(&draft, "logits"), of(&draft, "states"));
+            let (rows, states) = (&draft["logits"], &draft["states"]);
             let mut before = *newest;
             for i in 0..block {
                 let row = |t: &Tensor, n: usize| Tensor::real(DType::F32, &[1, n], t.reals()[i * n..][..n].to_vec());
-                let args = [ids(&[before]), row(&rows, vocab), row(&states, d)];
+                let args = [ids(&[before]), row(rows, vocab), row(states, d)];
                 let chosen = f.run(&mut it, "markov", [0, 1], &args);
                 let at = k * block + i;
-                let found = of(&chosen, "logits");
+                let found = &chosen["logits"];
                 f.compare("dspark_logits", found.reals(), &logits.reals()[at * vocab..][..vocab]);
-                f.compare("dspark_confidence", of(&chosen, "confidence").reals(), &confidence.reals()[at..=at]);
+                f.compare("dspark_confidence", chosen["confidence"].reals(), &confidence.reals()[at..=at]);
                 before = argmax(found.reals());
                 assert_eq!(before, drafted.ints()[at], "{name}: dspark_ids[{k}, {i}]");
             }
@@ -205,19 +140,18 @@ fn drafts() {
 fn levels_of_rounding() {
     for (activations, recorded) in [(Activations::Cache, "logits_cachequant"), (Activations::Fp8, "logits_actquant")] {
         let f = open("v41-fp8fp4-like", BuildOptions { activations, ..BuildOptions::default() });
-        let weights = f.model.weights(&f.checkpoint);
+        let weights = f.weights();
         let expected = f.golden(recorded);
         for sizes in [&[46][..], &[1], &[3, 8]] {
-            let mut it = Interpreter::new(&f.model.module, &weights);
-            let [logits, _] = f.pieces(&mut it, sizes);
+            let mut it = f.start(&weights);
+            let [logits, _] = pieces(&f, &mut it, sizes);
             f.compare(recorded, &logits, expected.reals());
         }
     }
 }
 
 fn published() -> serde_json::Value {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/configs/deepseek-v4.1-flash.json");
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(folder("configs/deepseek-v4.1-flash.json")).unwrap()).unwrap()
 }
 
 fn planned(value: &serde_json::Value, options: &BuildOptions) -> hadal_models::Result<Model> {
@@ -291,7 +225,7 @@ fn the_repository_s_own_configuration_is_the_same_model() {
 
 #[test]
 fn tables_for_other_tokens_are_refused() {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/v41-like");
+    let dir = folder("v41-like");
     let mut value: serde_json::Value =
         serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
     let vocabulary = Some(Vocabulary::Tokenizer(std::fs::read(dir.join("tokenizer.json")).unwrap().into()));
