@@ -31,7 +31,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let mut outcomes = Vec::new();
     let mut failure = None;
-    let options = Options { quantize: args.rounding.quantize, ..args.compile.options() };
+    let options = Options { quantize: args.rounding.quantize, ..args.compile.options().here() };
     for folder in &args.folders {
         match golden::verify(folder, &options, args.threads) {
             Ok(outcome) => {
@@ -67,7 +67,10 @@ fn print(o: &Outcome) -> Result<(), Failure> {
         let mut allowed =
             if c.tolerance.is_finite() { format!(" of {:.2e} allowed", c.tolerance) } else { String::new() };
         if let Some([error, most]) = c.rms {
-            allowed += &format!("; a value fell to the other side, rms error {error:.2e} of {most:.2e} allowed");
+            let (within, rows) = (c.rows_within, c.rows);
+            allowed += &format!(
+                " in {within}/{rows} rows; a value fell to the other side, rms error {error:.2e} of {most:.2e} allowed"
+            );
         }
         say!(
             "  {:<20} max abs error {:.2e}{allowed}, arg-max agrees in {}/{} rows{verdict}",
