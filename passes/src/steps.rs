@@ -6,12 +6,15 @@
 //!                                                    entry decode = @main.decode where T in 3..8
 //! ```
 //!
-//! Most steps have one token, or one and a guess, for which kernels are simpler: there is no number of tokens to ask for. It
+//! Most steps have one token, or one and a guess, for which kernels are simpler: there is no number of tokens to ask for. What is
+//! left keeps the number as a symbol, for which the sizes of inputs and results stand. It
 //! comes after the choice of forms, so that all versions have the same one: with kernels whose order of summation does not depend
-//! on `T`, a token has the same bits alone and among drafts. For that reason nothing but canonical laws may follow. Exact.
+//! on `T`, a token has the same bits alone and among drafts. For that reason nothing but canonical laws may follow. Functions
+//! that no entry reaches afterwards are left out. Exact.
 
 use crate::specialise::{Copier, Key, Made};
-use hadal_ir::{Bindings, Entry, Module, Range, Sym};
+use hadal_ir::{Bindings, Entry, InstKind, Module, Range, Sym};
+use std::collections::BTreeSet;
 
 /// See the module documentation.
 pub fn run(module: &Module) -> Module {
@@ -30,7 +33,7 @@ pub fn run(module: &Module) -> Module {
             Entry { name: entry.name.clone(), func, ranges }
         };
         let mut next = 1;
-        for suffix in ["one", "two"].into_iter().take(tokens.max as usize) {
+        for suffix in ["one", "two"].into_iter().take(tokens.max as usize - 1) {
             let range = Range { min: next, max: next };
             let key: Key = module.ranges(&with(range, String::new())).iter().map(|(s, r)| (*s, r.min, r.max)).collect();
             let fixed = Bindings::from([(Sym::T, next)]);
@@ -38,8 +41,23 @@ pub fn run(module: &Module) -> Module {
             out.entries.push(with(range, func));
             next += 1;
         }
-        if next <= tokens.max {
-            out.entries.push(with(Range { min: next, max: tokens.max }, entry.func.clone()));
+        out.entries.push(with(Range { min: next, max: tokens.max }, entry.func.clone()));
+    }
+    let reached = reached(&out);
+    out.funcs.retain(|f| reached.contains(&f.name));
+    out
+}
+
+/// The functions that entries reach.
+fn reached(module: &Module) -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    let mut next: Vec<&str> = module.entries.iter().map(|e| e.func.as_str()).collect();
+    while let Some(func) = next.pop().and_then(|name| module.func(name)) {
+        if out.insert(func.name.clone()) {
+            next.extend(func.insts.iter().filter_map(|i| match &i.kind {
+                InstKind::Call(call) => Some(call.func.as_str()),
+                InstKind::Op(_) => None,
+            }));
         }
     }
     out
@@ -84,5 +102,27 @@ mod tests {
         ];
         assert_eq!(found, expected);
         assert_eq!(run(&out), out, "nothing is left to be done");
+    }
+
+    #[test]
+    fn what_is_left_keeps_the_symbol() {
+        let module = parse_module(
+            "symbols P in 0..7, T in 1..2
+            func @unused(%x: f32[T, 8]) -> (y: f32[T, 8]) { return %x }
+            func @layer(%x: f32[T, 8]) -> (y: f32[T, 8]) { return %x }
+            func @main(%x: f32[T, 8]) -> (y: f32[T, 8]) {
+              %0 = call @layer(%x) at \"a.\" : f32[T, 8]
+              return %0 }
+            entry decode = @main",
+        )
+        .unwrap();
+        let out = run(&module);
+        let names: Vec<&str> = out.funcs.iter().map(|f| f.name.as_str()).collect();
+        assert_eq!(names, ["layer", "main", "layer.one", "main.one"]);
+        let text = print_module(&out);
+        assert!(
+            text.contains("func @main(%x: f32[T, 8])") && text.contains("entry decode = @main where T = 2"),
+            "{text}"
+        );
     }
 }

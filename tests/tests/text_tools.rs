@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const HADAL: &str = env!("CARGO_BIN_EXE_hadal-under-test");
-const PASSES: [&str; 7] = ["versions", "specialise", "canonicalise", "elide", "rewrite", "share", "fuse"];
+const PASSES: [&str; 8] = ["versions", "specialise", "canonicalise", "elide", "rewrite", "steps", "share", "fuse"];
 
 fn hadal(args: &[&str], file: &Path) -> String {
     run(Command::new(HADAL).arg(args[0]).arg(file).args(&args[1..])).ok()

@@ -8,11 +8,11 @@ use crate::roofline::{Call, Step, stored_bytes};
 use crate::units::{self, bytes};
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, Func, InstKind, Module, Op};
+use hadal_ir::{Bindings, Func, InstKind, Module, Op, Sym};
 use hadal_models::Model;
 use hadal_models::stats::{Stats, stats};
 use hadal_passes::{Fused, Gap};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Everything a report says.
@@ -266,9 +266,14 @@ impl Facts {
         Ok(Facts { name, model, stats, target, options: passes, fused, program, gaps, prediction, times })
     }
 
-    /// Every version of every entry.
+    /// Every version of every entry, but those for steps of two tokens, which have the forms of those for one.
     pub fn versions(&self) -> Vec<Version<'_>> {
-        versions(&self.program, &self.fused.optimised, &self.target, &self.options)
+        let mut all = versions(&self.program, &self.fused.optimised, &self.target, &self.options);
+        let tokens = |v: &Version<'_>| v.plan.ranges.get(&Sym::T).map(|t| (t.min, t.max));
+        let one: BTreeSet<&str> =
+            all.iter().filter(|v| tokens(v) == Some((1, 1))).map(|v| v.plan.entry.as_str()).collect();
+        all.retain(|v| tokens(v) != Some((2, 2)) || !one.contains(v.plan.entry.as_str()));
+        all
     }
 
     /// Bytes of weights in the forms chosen.

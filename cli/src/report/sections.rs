@@ -109,7 +109,12 @@ fn entries(f: &Facts) -> String {
         ["entry", "costed at", "launches", "predicted", "bound by", "FLOP", "weights", "states", "handed on", "arena"];
     let rows: Vec<_> = f.versions().iter().map(row).collect();
     let sequences = if f.options.batch == 1 { "one sequence".into() } else { format!("{} sequences", f.options.batch) };
-    table(&format!("Each version at sizes typical for it, {sequences}"), 2, &head, &rows)
+    table(
+        &format!("Each version at sizes typical for it, {sequences}; steps of two tokens are as those of one"),
+        2,
+        &head,
+        &rows,
+    )
 }
 
 fn graphs(f: &Facts) -> String {
