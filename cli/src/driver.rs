@@ -4,7 +4,7 @@
 use crate::failure::Failure;
 use crate::input::Input;
 use hadal_artifact as artifact;
-use hadal_codegen::cranelift::{self, CompiledKernel, CpuTarget};
+use hadal_codegen::cpu::{self, CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
 use hadal_ir::interpret::{WeightSource, eval_func};
 use hadal_ir::layout_fold;
@@ -50,12 +50,22 @@ pub struct Options {
     pub laws: hadal_passes::LawSet,
     /// Sequences that a call is costed for.
     pub batch: u64,
+    /// Processors that the file holds code for, those to be preferred first.
+    pub levels: Vec<CpuTarget>,
 }
 
 impl Options {
     /// What passes are told of a model.
     pub fn passes(&self, model: &Model) -> hadal_passes::Options {
         hadal_passes::Options { laws: self.laws.clone(), batch: self.batch, ..pass_options(model) }
+    }
+
+    /// The same for a program that runs at once: of its levels the first that this machine has.
+    pub fn here(mut self) -> Options {
+        if let Some(best) = self.levels.iter().find(|l| l.is_here()) {
+            self.levels = vec![best.clone()];
+        }
+        self
     }
 }
 
@@ -75,8 +85,16 @@ impl Default for Options {
             quantize: None,
             laws: hadal_passes::LawSet::default(),
             batch: 1,
+            levels: levels_like_here(),
         }
     }
+}
+
+/// The levels of this machine's architecture that code can be made for, or all where there are none.
+fn levels_like_here() -> Vec<CpuTarget> {
+    let all = hadal_codegen::levels();
+    let like: Vec<CpuTarget> = all.iter().filter(|l| l.arch == std::env::consts::ARCH).cloned().collect();
+    if like.is_empty() { all } else { like }
 }
 
 /// Longest context compiled for where nobody says: states and working memory are sized for it.
@@ -93,6 +111,15 @@ pub struct BuiltKernel {
     pub compiled: CompiledKernel,
 }
 
+/// Code for one level.
+#[derive(Clone, Debug)]
+pub struct Level {
+    /// The processors.
+    pub cpu: CpuTarget,
+    /// One per kernel function, in the module's order.
+    pub kernels: Vec<BuiltKernel>,
+}
+
 /// A compiled program, all of it but the weights' bytes.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -102,8 +129,8 @@ pub struct Compiled {
     pub optimised: Module,
     /// Kernels, memory and launches.
     pub program: Program,
-    /// One per kernel function, in the module's order.
-    pub kernels: Vec<BuiltKernel>,
+    /// Code for each level asked for, in that order.
+    pub levels: Vec<Level>,
     /// What each pass did.
     pub passes: Vec<PassReport>,
     /// How long each stage took.
@@ -152,16 +179,16 @@ pub fn compile_model(
     timed("passes", start);
 
     let start = Instant::now();
-    let cpu = CpuTarget::X86_64_V3;
-    let kernels = build_kernels(&program, &cpu, options.disassembly)?;
+    let build =
+        |cpu: &CpuTarget| Ok(Level { cpu: cpu.clone(), kernels: build_kernels(&program, cpu, options.disassembly)? });
+    let levels = options.levels.iter().map(build).collect::<Result<Vec<Level>, Failure>>()?;
     timed("code", start);
 
     let stored = stored(&program);
-    let packed = cranelift::pack(kernels.iter().map(|k| &k.compiled));
-    let manifest =
-        manifest(input, &model, (&fused.optimised, &program, &stored), &kernels, &packed.offsets, &cpu, options)?;
+    let packed = cpu::pack(levels.iter().flat_map(|l| &l.kernels).map(|k| &k.compiled));
+    let manifest = manifest(input, &model, (&fused.optimised, &program, &stored), &levels, &packed.offsets, options)?;
     let (optimised, passes) = (fused.optimised, fused.reports);
-    Ok(Compiled { model, optimised, program, kernels, passes, times, manifest, stored, code: packed.code })
+    Ok(Compiled { model, optimised, program, levels, passes, times, manifest, stored, code: packed.code })
 }
 
 /// The machine called `name`, or described in the file `name`.
@@ -218,11 +245,11 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
 /// Compiles every kernel function, on all cores.
 fn build_kernels(program: &Program, cpu: &CpuTarget, disassembly: bool) -> Result<Vec<BuiltKernel>, Failure> {
     let funcs: Vec<_> = program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).collect();
-    let target = kernels::Target::default();
+    let target = kernels::Target::of(cpu);
     let one = |func: &&hadal_ir::Func| -> Result<BuiltKernel, Failure> {
         let generated = kernels::select(func, &program.ranges(&func.name), &target)
             .map_err(|e| Failure::internal("generating a kernel", e))?;
-        let compiled = cranelift::compile_with(&generated.kernel, cpu, disassembly)
+        let compiled = hadal_codegen::compile(&generated.kernel, cpu, disassembly)
             .map_err(|e| Failure::internal("compiling a kernel", e))?;
         Ok(BuiltKernel { func: func.name.clone(), generated, compiled })
     };
@@ -249,22 +276,10 @@ fn manifest(
     input: &Input,
     model: &Model,
     (optimised, program, stored): (&Module, &Program, &[Place]),
-    kernels: &[BuiltKernel],
+    levels: &[Level],
     offsets: &[usize],
-    cpu: &CpuTarget,
     options: &Options,
 ) -> Result<artifact::Manifest, Failure> {
-    let scratch = kernels.iter().map(|k| scratch_bytes(k, program)).collect::<Result<Vec<_>, _>>()?;
-    let origins = kernel_origins(program);
-    let kernel_list = kernels.iter().zip(offsets).zip(scratch).map(|((k, offset), scratch_bytes)| artifact::Kernel {
-        name: k.func.clone(),
-        offset: *offset as u64,
-        bytes: k.compiled.code.len() as u64,
-        scratch_bytes,
-        symbols: k.generated.kernel.symbols.clone(),
-        params: k.generated.kernel.params.iter().map(kernel_param).collect(),
-        origin: origins.get(k.func.as_str()).cloned().unwrap_or_default(),
-    });
     let mut files = Vec::new();
     let weights = stored.iter().map(|place| match *place {
         Place::Fold(i) => Ok(embedded(format!("fold{i} @{}", program.folds[i].func), &program.folds[i].ty)),
@@ -288,10 +303,14 @@ fn manifest(
             bytes: row_bytes * rows,
         }
     });
-    let by_name = |name: &str| kernels.iter().position(|k| k.func == name).expect("every kernel function was built");
-    let mut names: Vec<&str> = program.plans.iter().map(|p| p.entry.as_str()).collect();
-    names.dedup();
-    let entries = names.into_iter().map(|name| entry(name, (program, stored), optimised, kernels, &by_name));
+    let mut next = offsets;
+    let levels = levels.iter().map(|l| {
+        let (own, rest) = next.split_at(l.kernels.len());
+        next = rest;
+        level(l, own, (optimised, program, stored))
+    });
+    let mut levels = levels.collect::<Result<Vec<_>, _>>()?.into_iter();
+    let first = levels.next().ok_or_else(|| Failure::usage("no level of processors to make code for"))?;
     let stop = if input.stop.is_empty() {
         model.eos.iter().filter_map(|t| u32::try_from(*t).ok()).collect()
     } else {
@@ -299,10 +318,7 @@ fn manifest(
     };
     let mut manifest = artifact::Manifest {
         producer: format!("hadal {}", env!("CARGO_PKG_VERSION")),
-        target: artifact::Target {
-            arch: cpu.arch.into(),
-            features: cpu.features.iter().map(|f| (*f).to_owned()).collect(),
-        },
+        target: first.target,
         model: artifact::Model {
             name: input.name.clone(),
             architecture: format!("{} ({})", model.name, model.why),
@@ -313,17 +329,51 @@ fn manifest(
             stop,
             sampling: input.sampling.clone(),
         },
-        kernels: kernel_list.collect(),
+        kernels: first.kernels,
         weights,
         files,
         states: states.collect(),
         definitions: program.module.definitions.clone(),
-        entries: entries.collect(),
-        arena_bytes: program.arena_bytes(),
+        entries: first.entries,
+        arena_bytes: first.arena_bytes,
         facts: Vec::new(),
+        others: levels.collect(),
     };
     manifest.place_embedded_weights();
     Ok(manifest)
+}
+
+/// What the compiled file says of one level, whose kernels lie at `offsets`.
+fn level(
+    level: &Level,
+    offsets: &[usize],
+    (optimised, program, stored): (&Module, &Program, &[Place]),
+) -> Result<artifact::Level, Failure> {
+    let Level { cpu, kernels } = level;
+    let scratch = kernels.iter().map(|k| scratch_bytes(k, program)).collect::<Result<Vec<_>, _>>()?;
+    let origins = kernel_origins(program);
+    let kernel_list = kernels.iter().zip(offsets).zip(scratch).map(|((k, offset), scratch_bytes)| artifact::Kernel {
+        name: k.func.clone(),
+        offset: *offset as u64,
+        bytes: k.compiled.code.len() as u64,
+        scratch_bytes,
+        symbols: k.generated.kernel.symbols.clone(),
+        params: k.generated.kernel.params.iter().map(kernel_param).collect(),
+        origin: origins.get(k.func.as_str()).cloned().unwrap_or_default(),
+    });
+    let by_name = |name: &str| kernels.iter().position(|k| k.func == name).expect("every kernel function was built");
+    let mut names: Vec<&str> = program.plans.iter().map(|p| p.entry.as_str()).collect();
+    names.dedup();
+    let entries = names.into_iter().map(|name| entry(name, (program, stored), optimised, kernels, &by_name));
+    Ok(artifact::Level {
+        target: artifact::Target {
+            arch: cpu.arch.into(),
+            features: cpu.features.iter().map(|f| (*f).to_owned()).collect(),
+        },
+        kernels: kernel_list.collect(),
+        entries: entries.collect(),
+        arena_bytes: program.arena_bytes(),
+    })
 }
 
 /// The most scratch memory that a kernel needs in any call of an entry that launches it.
@@ -501,6 +551,11 @@ fn version(
 pub const RUNNER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hadal-run"));
 
 impl Compiled {
+    /// The kernels of the level to be preferred.
+    pub fn kernels(&self) -> &[BuiltKernel] {
+        self.levels.first().map(|l| &l.kernels[..]).unwrap_or_default()
+    }
+
     /// Writes the compiled file, all or nothing. Returns its length.
     pub fn write(&self, input: &Input, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<u64, Failure> {
         let parts = self.parts(input);

@@ -4,6 +4,7 @@ use crate::driver::Options;
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::units;
+use hadal_codegen::cpu::CpuTarget;
 use hadal_models::checkpoint::{Checkpoint, WeightOnly};
 use hadal_models::{Activations, AttnFactor, Model};
 use hadal_passes::{LawSet, rules};
@@ -28,9 +29,33 @@ pub struct CompileArgs {
     /// What products with block-scaled FP8 weights read.
     #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
     pub activations: ActivationsArg,
+    /// Processors to make code for: `all` that this build knows of this machine's architecture, `here` for the best level of
+    /// this machine only, or names as `x86-64-v3`. The best one that a processor has is taken when the file starts.
+    #[arg(long, value_name = "LEVEL,…", value_delimiter = ',', default_value = "all", value_parser = levels)]
+    pub cpu: Vec<Levels>,
     /// Which laws may be used.
     #[command(flatten)]
     pub laws: LawArgs,
+}
+
+/// Levels of processors that go by one name.
+pub type Levels = Vec<CpuTarget>;
+
+fn levels(name: &str) -> Result<Levels, String> {
+    let all = hadal_codegen::levels();
+    match name {
+        "all" => Ok(Options::default().levels),
+        "here" => Ok(Options::default().here().levels),
+        _ => all.iter().find(|l| l.name == name).map(|l| vec![l.clone()]).ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(|l| l.name).collect();
+            let more = if CpuTarget::LEVELS.iter().any(|l| l.name == name) {
+                "; this one needs a build with `--features llvm`"
+            } else {
+                ""
+            };
+            format!("there is `all`, `here`, {}{more}", names.join(", "))
+        }),
+    }
 }
 
 /// Which laws the optimiser may use.
@@ -177,6 +202,12 @@ impl CompileArgs {
         }
     }
 
+    /// The levels asked for, those to be preferred first, each once.
+    fn levels(&self) -> Vec<CpuTarget> {
+        let asked = |l: &CpuTarget| self.cpu.iter().flatten().any(|a| a == l);
+        hadal_codegen::levels().into_iter().filter(asked).collect()
+    }
+
     /// The driver's options.
     pub fn options(&self) -> Options {
         Options {
@@ -189,6 +220,7 @@ impl CompileArgs {
             },
             activations: self.activations.activations(),
             laws: self.laws.set(),
+            levels: self.levels(),
             ..Options::default()
         }
     }

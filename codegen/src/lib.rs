@@ -43,3 +43,22 @@ pub enum Error {
     #[error("no executable memory: {0}")]
     Memory(std::io::Error),
 }
+
+/// Levels that this build makes code for, the best one of each architecture first: without LLVM only the first of x86-64.
+pub fn levels() -> Vec<cpu::CpuTarget> {
+    let all = cpu::CpuTarget::LEVELS.into_iter().rev();
+    all.filter(|l| cfg!(feature = "llvm-backend") || *l == cpu::CpuTarget::X86_64_V3).collect()
+}
+
+/// Code for a kernel by the code generator for the level: Cranelift for the first of x86-64, LLVM for all others.
+pub fn compile(
+    kernel: &hadal_ir::kernel::Kernel,
+    target: &cpu::CpuTarget,
+    disassembly: bool,
+) -> Result<cpu::CompiledKernel, Error> {
+    #[cfg(feature = "llvm-backend")]
+    if *target != cpu::CpuTarget::X86_64_V3 {
+        return llvm::compile(kernel, target, llvm::Options { disassembly });
+    }
+    cranelift::compile_with(kernel, target, disassembly)
+}

@@ -1,7 +1,14 @@
 //! Which of the CPU features a program asks for are there.
 
+use hadal_artifact::Target;
+
 /// Architecture of this machine, as programs name it.
 pub(crate) const ARCH: &str = std::env::consts::ARCH;
+
+/// Whether code for `target` runs here.
+pub(crate) fn runs(target: &Target) -> bool {
+    target.arch == ARCH && target.features.iter().all(|f| has(f))
+}
 
 /// Those of `features` that this CPU lacks or that this runtime has never heard of.
 pub(crate) fn missing(features: &[String]) -> Vec<String> {

@@ -68,7 +68,7 @@ impl Program {
         let at = |source| Error::Io { path: path.to_path_buf(), source };
         let file = map(&opened).map_err(at)?;
         let refused = |source| Error::Artifact { path: path.to_path_buf(), source };
-        let artifact = hadal_artifact::parse(&file).map_err(refused)?;
+        let artifact = hadal_artifact::parse(&file, &cpu::runs).map_err(refused)?;
         let manifest = artifact.manifest.clone();
         if manifest.target.arch != cpu::ARCH {
             return Err(Error::Architecture { needed: manifest.target.arch, found: cpu::ARCH });

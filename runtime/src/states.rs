@@ -12,6 +12,9 @@ use hadal_types::{Bindings, Definitions, Dim, Sym};
 /// Rows before a window that stay when it moves to the front: of the last tokens so many can always be taken back.
 pub const TAKE_BACK: u64 = 16;
 
+// A step is one token and its drafts, all of which may be wrong but the first.
+const _: () = assert!(TAKE_BACK as usize > crate::speculate::LONGEST);
+
 /// The states of one sequence.
 pub(crate) struct States {
     all: Vec<Held>,

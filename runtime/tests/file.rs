@@ -144,6 +144,7 @@ fn manifest() -> Manifest {
         entries: vec![entry("prefill", 8, 1, &one), entry("decode", 1, 1, &one), entry("logits", 8, 2, &t)],
         arena_bytes: 0,
         facts: vec![("made".into(), "by hand".into())],
+        others: Vec::new(),
     }
 }
 

@@ -83,7 +83,7 @@ fn kernel_ir() {
     let decode = TINY.program.plan("decode").expect("an entry");
     let of = |generator: &str| {
         let used = |name: &str| decode.launches.iter().any(|l| l.kernel == name);
-        let all = TINY.kernels.iter().filter(|k| k.generated.generator == generator && used(&k.func));
+        let all = TINY.kernels().iter().filter(|k| k.generated.generator == generator && used(&k.func));
         let text = all.map(|k| format!("// {}\n{}", k.generated.schedule, k.generated.kernel));
         text.min_by_key(|t| t.lines().count()).unwrap_or_else(|| panic!("no kernel of `{generator}`"))
     };

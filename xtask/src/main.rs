@@ -92,7 +92,7 @@ fn check() -> Result {
 fn test(without_llvm: bool) -> Result {
     setup::run(without_llvm)?;
     check()?;
-    step("tests", "cargo", &["test", "--workspace"], &[("INSTA_UPDATE", "no")])?;
+    step("tests", "cargo", &["test", "--workspace", "--no-fail-fast"], &[("INSTA_UPDATE", "no")])?;
     step(
         "documentation",
         "cargo",

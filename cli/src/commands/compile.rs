@@ -126,14 +126,14 @@ pub fn report(c: &Compiled) -> String {
         if found.is_empty() { "none".into() } else { found.join(", ") },
         time("passes")
     );
-    let count = |generator: &str| c.kernels.iter().filter(|k| k.generated.generator == generator).count();
-    let mut generators: Vec<&str> = c.kernels.iter().map(|k| k.generated.generator).collect();
+    let count = |generator: &str| c.kernels().iter().filter(|k| k.generated.generator == generator).count();
+    let mut generators: Vec<&str> = c.kernels().iter().map(|k| k.generated.generator).collect();
     generators.sort_unstable();
     generators.dedup();
     let kinds: Vec<String> = generators.iter().map(|g| format!("{} {g}", count(g))).collect();
     out += &format!(
         "  kernels    {} distinct ({}), {} of code ({})\n",
-        c.kernels.len(),
+        c.kernels().len(),
         kinds.join(", "),
         units::bytes(c.code.len() as f64),
         time("code")
@@ -179,7 +179,7 @@ fn report_json(c: &Compiled, size: Option<u64>, seconds: f64) -> serde_json::Val
         "layers": c.model.layers,
         "functions": c.model.module.funcs.len(),
         "rules": rules_fired(c).into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-        "kernels": c.kernels.iter().map(|k| serde_json::json!({
+        "kernels": c.kernels().iter().map(|k| serde_json::json!({
             "name": k.func,
             "generator": k.generated.generator,
             "schedule": k.generated.schedule,

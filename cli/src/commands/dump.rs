@@ -114,7 +114,7 @@ pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<Str
             let launches = c.program.versions(e).flat_map(|plan| &plan.launches);
             launches.map(|l| l.kernel.as_str()).collect()
         });
-        c.kernels.iter().filter(move |k| used.as_ref().is_none_or(|u| u.contains(k.func.as_str())))
+        c.kernels().iter().filter(move |k| used.as_ref().is_none_or(|u| u.contains(k.func.as_str())))
     };
     Ok(match stage {
         Stage::Graph => text::print_module(&reachable(&c.model.module, entry)),

@@ -121,7 +121,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let help = "give the folder with the weights";
         return Err(Failure::input(format!("{}: a configuration without weights", args.path.display())).help(help));
     }
-    let options = crate::Options { external_weights: true, ..args.compile.options() };
+    let options = crate::Options { external_weights: true, ..args.compile.options().here() };
     let compiled = compile(&input, &options)?;
     args.compile.note(&compiled.model);
     let (_file, path) = compiled.in_memory(&input)?;

@@ -10,6 +10,7 @@ pub mod index;
 pub mod limits;
 pub mod loops;
 
+use crate::cpu::CpuTarget;
 use hadal_ir::{Func, Range, kernel};
 use hadal_types::{DType, Dim, Sym};
 use std::collections::BTreeMap;
@@ -19,6 +20,13 @@ use std::collections::BTreeMap;
 pub struct Target {
     /// f32 lanes of the vectors that loops are written with. Back ends split what is wider than a register.
     pub lanes: u32,
+}
+
+impl Target {
+    /// For kernels of this level.
+    pub fn of(cpu: &CpuTarget) -> Target {
+        Target { lanes: (cpu.vector_bits() / 32).max(8) }
+    }
 }
 
 impl Default for Target {

@@ -23,7 +23,7 @@ pub use read::{Artifact, parse};
 pub use write::{Parts, WeightWriter, write, write_to};
 
 /// Version of the file format and of the kernel ABI; a reader takes exactly its own.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the blobs the runtime looks for, bytes as in the checkpoint.
 pub mod blob {

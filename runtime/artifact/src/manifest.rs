@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub const ALIGN: u64 = 64;
 
 /// Everything the runtime knows about a compiled program.
+///
+/// `target`, `kernels`, `entries` and `arena_bytes` are one [`Level`]: in a file the one to be preferred, in memory the one
+/// that was [chosen](Manifest::choose).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The compiler that wrote this, with its version: `hadal 0.1.0`.
@@ -35,6 +38,21 @@ pub struct Manifest {
     pub arena_bytes: u64,
     /// Things worth showing in `info`: name and value, in order (`rewrites`, `compile time`, …).
     pub facts: Vec<(String, String)>,
+    /// The same program for other machines, which use the same weights and states; to be preferred in this order.
+    pub others: Vec<Level>,
+}
+
+/// A program for one class of machines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Level {
+    /// The machine the code needs.
+    pub target: Target,
+    /// As [`Manifest::kernels`].
+    pub kernels: Vec<Kernel>,
+    /// As [`Manifest::entries`].
+    pub entries: Vec<Entry>,
+    /// As [`Manifest::arena_bytes`].
+    pub arena_bytes: u64,
 }
 
 /// The machine that code needs.
@@ -303,6 +321,21 @@ pub enum Space {
 }
 
 impl Manifest {
+    /// The machines that there is code for, those to be preferred first.
+    pub fn targets(&self) -> impl Iterator<Item = &Target> {
+        std::iter::once(&self.target).chain(self.others.iter().map(|l| &l.target))
+    }
+
+    /// Makes the code for another machine the one that counts, by its number in [`Manifest::targets`]; the one that counted
+    /// takes its place. There is no change where there is no such number.
+    pub fn choose(&mut self, number: usize) {
+        let Some(level) = number.checked_sub(1).and_then(|i| self.others.get_mut(i)) else { return };
+        std::mem::swap(&mut self.target, &mut level.target);
+        std::mem::swap(&mut self.kernels, &mut level.kernels);
+        std::mem::swap(&mut self.entries, &mut level.entries);
+        std::mem::swap(&mut self.arena_bytes, &mut level.arena_bytes);
+    }
+
     /// The entry called `name`.
     pub fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|e| e.name == name)

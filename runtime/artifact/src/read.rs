@@ -1,11 +1,12 @@
 //! Finding the parts of a compiled file again, trusting nothing.
 //!
 //! Order of questions: is there a trailer (else: stripped, truncated or foreign); is it this version; do the parts lie
-//! inside the file; are manifest, code and blobs the bytes that were written; does the manifest make sense. The weights
+//! inside the file; are manifest, code and blobs the bytes that were written; does the manifest make sense, for the machine
+//! at hand. The weights
 //! are not read, so this takes the same time for any size of model; [`Artifact::verify_weights`] reads them.
 
 use crate::format::{Envelope, HEAD_BYTES, HEAD_MAGIC, PAGE, TRAILER_BYTES, Trailer};
-use crate::{ALIGN, Error, Manifest, Part, checksum};
+use crate::{ALIGN, Error, Manifest, Part, Target, checksum};
 use std::ops::Range;
 
 /// The parts of a compiled file, as ranges of its bytes.
@@ -37,8 +38,9 @@ impl Artifact {
     }
 }
 
-/// Finds and checks the parts of a compiled file.
-pub fn parse(file: &[u8]) -> Result<Artifact, Error> {
+/// Finds and checks the parts of a compiled file. Of code for several machines the first that is `usable` counts, or the last
+/// if none is, which asks for least.
+pub fn parse(file: &[u8], usable: &dyn Fn(&Target) -> bool) -> Result<Artifact, Error> {
     let split = file.len().checked_sub(TRAILER_BYTES).ok_or_else(|| no_trailer(file))?;
     let (body, tail) = file.split_at(split);
     let trailer = Trailer::decode(tail).ok_or_else(|| no_trailer(file))?;
@@ -50,10 +52,13 @@ pub fn parse(file: &[u8]) -> Result<Artifact, Error> {
     if trailer.checksum != trailer.checksum_with(&body[manifest.clone()]) {
         return Err(Error::Checksum { part: Part::Manifest });
     }
-    let (envelope, rest) = postcard::take_from_bytes::<Envelope>(&body[manifest.clone()]).map_err(|_| Error::Decode)?;
+    let (mut envelope, rest) =
+        postcard::take_from_bytes::<Envelope>(&body[manifest.clone()]).map_err(|_| Error::Decode)?;
     if !rest.is_empty() {
         return Err(Error::Decode);
     }
+    let chosen = envelope.manifest.targets().position(usable).unwrap_or(envelope.manifest.others.len());
+    envelope.manifest.choose(chosen);
 
     let code = range(trailer.code_offset, envelope.code_bytes, manifest.start, Part::Code)?;
     let weights = range(trailer.weights_offset, envelope.weights_bytes, body.len(), Part::Weights)?;

@@ -66,6 +66,7 @@ fn sample() -> Manifest {
         }],
         arena_bytes: 128,
         facts: vec![("rewrites".into(), "none".into())],
+        others: Vec::new(),
     }
 }
 
@@ -115,10 +116,44 @@ fn bytes_of(manifest: &Manifest) -> Result<Vec<u8>, Error> {
     Ok(file)
 }
 
+fn read(file: &[u8]) -> Result<Artifact, Error> {
+    parse(file, &|_| true)
+}
+
+#[test]
+fn the_first_usable_code_counts() {
+    let mut manifest = sample();
+    let level = |arch: &str, kernels: Vec<Kernel>| Level {
+        target: Target { arch: arch.into(), features: vec![] },
+        kernels,
+        entries: manifest.entries.clone(),
+        arena_bytes: manifest.arena_bytes,
+    };
+    let renamed = |name: &str| Kernel { name: name.into(), ..manifest.kernels[0].clone() };
+    let others = vec![level("second", vec![renamed("b")]), level("third", vec![renamed("c")])];
+    let first = manifest.target.arch.clone();
+    manifest.others = others;
+    let file = bytes_of(&manifest).unwrap();
+    for (usable, expected, kernel) in [
+        (vec![first.as_str(), "third"], first.as_str(), manifest.kernels[0].name.as_str()),
+        (vec!["second", "third"], "second", "b"),
+        (vec!["third"], "third", "c"),
+        (vec![], "third", "c"),
+    ] {
+        let found = parse(&file, &|t| usable.contains(&t.arch.as_str())).unwrap().manifest;
+        assert_eq!((found.target.arch.as_str(), found.kernels[0].name.as_str()), (expected, kernel), "{usable:?}");
+        assert_eq!(found.targets().count(), 3);
+    }
+    // All of it is checked before it is written.
+    manifest.others[1].arena_bytes = 0;
+    manifest.others[1].kernels[0].offset = 1 << 40;
+    assert!(matches!(bytes_of(&manifest), Err(Error::Inconsistent { .. })));
+}
+
 #[test]
 fn what_is_written_is_read() {
     let file = bytes_of(&sample()).unwrap();
-    let a = parse(&file).unwrap();
+    let a = read(&file).unwrap();
     assert_eq!(a.manifest, sample());
     assert_eq!(&file[a.code.clone()], &[0xc3; 80]);
     assert_eq!(a.blob(&file, blob::TOKENIZER), Some(&b"{}"[..]));
@@ -132,9 +167,9 @@ fn what_is_written_is_read() {
 #[test]
 fn damaged_weights_are_found_when_asked() {
     let mut file = bytes_of(&sample()).unwrap();
-    let a = parse(&file).unwrap();
+    let a = read(&file).unwrap();
     file[a.weights.start + 70] ^= 1;
-    assert!(parse(&file).is_ok());
+    assert!(read(&file).is_ok());
     let error = a.verify_weights(&file).unwrap_err().to_string();
     assert_eq!(error, "the file is damaged: the checksum of the weights does not match");
 }
@@ -142,7 +177,7 @@ fn damaged_weights_are_found_when_asked() {
 #[test]
 fn every_bit_of_the_parts_that_count_is_checked() {
     let file = bytes_of(&sample()).unwrap();
-    let good = parse(&file).unwrap();
+    let good = read(&file).unwrap();
     let trailer = file.len() - TRAILER_BYTES;
     let blobs = good.blobs.iter().map(|(_, r)| r.clone()).filter(|r| !r.is_empty());
     let manifest = good.code.end.next_multiple_of(64)..good.blobs[0].1.start;
@@ -150,7 +185,7 @@ fn every_bit_of_the_parts_that_count_is_checked() {
         for bit in 0..8 {
             let mut bad = file.clone();
             bad[byte] ^= 1 << bit;
-            let result = parse(&bad);
+            let result = read(&bad);
             // The weights' checksum in the trailer is itself covered by the trailer's.
             assert!(result.is_err(), "bit {bit} of byte {byte} went unnoticed");
         }
@@ -160,7 +195,7 @@ fn every_bit_of_the_parts_that_count_is_checked() {
 #[test]
 fn reasons_are_told_apart() {
     let file = bytes_of(&sample()).unwrap();
-    let reason = |bytes: &[u8]| parse(bytes).unwrap_err().to_string();
+    let reason = |bytes: &[u8]| read(bytes).unwrap_err().to_string();
     assert!(reason(b"").starts_with("not a compiled model"));
     assert!(reason(&[7; 5000]).starts_with("not a compiled model"));
     let stripped = reason(&file[..65536]);
@@ -188,15 +223,15 @@ proptest! {
         for (at, bit) in flips {
             bad[at.index(file.len())] ^= 1 << bit;
         }
-        if let Ok(found) = parse(&bad) {
-            prop_assert_eq!(found, parse(&file).unwrap());
+        if let Ok(found) = read(&bad) {
+            prop_assert_eq!(found, read(&file).unwrap());
         }
     }
 
     #[test]
     fn every_truncation_is_refused(keep in any::<prop::sample::Index>()) {
         let file = bytes_of(&sample()).unwrap();
-        prop_assert!(parse(&file[..keep.index(file.len())]).is_err());
+        prop_assert!(read(&file[..keep.index(file.len())]).is_err());
     }
 
     /// Damage with checksums made to fit again, as a hostile author would.
@@ -221,12 +256,12 @@ proptest! {
         let manifest = at.checked_add(len).filter(|end| *end <= split as u64).map(|end| at as usize..end as usize);
         trailer.checksum = manifest.map_or(0, |m| trailer.checksum_with(&file[m]));
         file[split..].copy_from_slice(&trailer.encode());
-        let _ = parse(&file);
+        let _ = read(&file);
     }
 
     #[test]
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-        prop_assert!(parse(&bytes).is_err());
+        prop_assert!(read(&bytes).is_err());
     }
 }
 

@@ -98,9 +98,13 @@ impl Plan {
     fn new(parts: &Parts) -> Result<Plan, Error> {
         let weights_bytes = parts.manifest.embedded_bytes();
         let code_bytes = parts.code.len() as u64;
-        let faults = crate::check(parts.manifest, code_bytes, weights_bytes);
-        if !faults.is_empty() {
-            return Err(Error::Inconsistent { faults });
+        for number in 0..parts.manifest.targets().count() {
+            let mut manifest = parts.manifest.clone();
+            manifest.choose(number);
+            let faults = crate::check(&manifest, code_bytes, weights_bytes);
+            if !faults.is_empty() {
+                return Err(Error::Inconsistent { faults });
+            }
         }
         let blobs = parts.blobs.iter().map(|(name, bytes)| BlobHead {
             name: name.clone(),

@@ -52,6 +52,7 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
         "producer": m.producer,
         "format": hadal_artifact::ABI_VERSION,
         "target": { "arch": m.target.arch, "features": m.target.features },
+        "other_targets": m.targets().skip(1).map(|t| json!({ "arch": t.arch, "features": t.features })).collect::<Vec<_>>(),
         "model": {
             "name": m.model.name,
             "architecture": m.model.architecture,
@@ -110,7 +111,10 @@ fn text(m: &Manifest, facts: &Value, args: &InfoArgs, out: &mut dyn Write) -> st
     line("context", format!("{} tokens, chunks of at most {}", m.model.max_context, m.model.max_chunk))?;
     line("vocabulary", format!("{}, stop tokens {:?}", m.model.vocab, m.model.stop))?;
     line("compiled by", m.producer.clone())?;
-    line("for", format!("{} with {}", m.target.arch, m.target.features.join(", ")))?;
+    for (i, target) in m.targets().enumerate() {
+        let what = if i == 0 { "for" } else { "also for" };
+        line(what, format!("{} with {}", target.arch, target.features.join(", ")))?;
+    }
     line("file", format!("{}, of which code {}", bytes("file"), bytes("code")))?;
     let verified = if args.verify { " (verified)" } else { "" };
     line(

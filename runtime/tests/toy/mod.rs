@@ -165,6 +165,7 @@ pub fn manifest() -> Manifest {
         entries: vec![entry("prefill", CHUNK, 2, &one), entry("decode", 1, 2, &one), entry("logits", CHUNK, 3, &t)],
         arena_bytes: 64,
         facts: vec![],
+        others: vec![],
     }
 }
 
