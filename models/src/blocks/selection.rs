@@ -132,33 +132,39 @@ impl Blocks {
         Ok(Some(Blocks { size, kept: o.require_usize_in("candidate_topk_blocks", 1..=1 << 24)? }))
     }
 
-    /// The symbol that counts the blocks of `rows`.
-    pub fn counted(self, module: &mut Module, rows: Compressed) -> Sym {
+    /// How many blocks `rows` make, the last of which may be short. They are counted by a symbol, unless each is a row.
+    pub fn count(self, module: &mut Module, rows: Compressed) -> Dim {
+        if self.size == 1 {
+            return rows.counter.all();
+        }
         let sym = Sym::new(&format!("B{}", self.size)).expect("a size of at most seven digits");
         let by = self.size as i64;
-        module
-            .define(sym, Definition::Quotient { of: rows.counter.all() + (by - 1), by })
-            .expect("rows are counted before");
-        sym
+        let blocks = Definition::Quotient { of: rows.counter.all() + (by - 1), by };
+        module.define(sym, blocks).expect("rows are counted before");
+        sym.into()
     }
 
     /// The best blocks of `count`, by their best row each, and the one with the newest row whatever it is.
-    pub fn choose(self, f: &mut Block<'_>, scores: ValueId, count: Sym, rows: Compressed) -> ValueId {
-        let (count, size) = (Dim::from(count), self.size);
+    pub fn choose(self, f: &mut Block<'_>, scores: ValueId, count: &Dim, rows: Compressed) -> ValueId {
+        let size = self.size;
         let tokens = f.shape(scores)[0].clone();
-        let missing = count.clone() * size as i64 - rows.counter.all();
-        let nothing = f.scalar(f64::NEG_INFINITY);
-        let nothing = f.broadcast(nothing, &[tokens.clone(), missing], &[]);
-        let scores = f.concat(&[scores, nothing], 1);
-        let scores = f.reshape(scores, &[tokens.clone(), count.clone(), size.into()]);
-        let best = f.reduce(ReduceKind::Max, &[2], scores);
-        let shape = [tokens, count.clone()];
+        let shape = [tokens.clone(), count.clone()];
+        let best = if size == 1 {
+            scores
+        } else {
+            let missing = count.clone() * size as i64 - rows.counter.all();
+            let nothing = f.scalar(f64::NEG_INFINITY);
+            let nothing = f.broadcast(nothing, &[tokens.clone(), missing], &[]);
+            let scores = f.concat(&[scores, nothing], 1);
+            let scores = f.reshape(scores, &[tokens, count.clone(), size.into()]);
+            f.reduce(ReduceKind::Max, &[2], scores)
+        };
         let newest = rows.complete(f);
         let before = f.scalar_like(newest, size as f64 - 1.0);
         let newest = f.add(newest, before);
         let newest = divided(f, newest, size);
         let newest = f.broadcast(newest, &shape, &[0]);
-        let next = f.iota(count, 1);
+        let next = f.iota(count.clone(), 1);
         let next = f.broadcast(next, &shape, &[1]);
         let newest = f.map(MapFn::Eq, &[next, newest]);
         let always = f.scalar_like(best, f64::INFINITY);
@@ -167,11 +173,14 @@ impl Blocks {
     }
 
     /// Which of `rows` are in the `chosen` ones of `count` blocks: `bool [T, C]`.
-    pub fn rows(self, f: &mut Block<'_>, chosen: ValueId, count: Sym, rows: Compressed) -> ValueId {
-        let (tokens, count, size) = (f.shape(chosen)[0].clone(), Dim::from(count), self.size);
+    pub fn rows(self, f: &mut Block<'_>, chosen: ValueId, count: &Dim, rows: Compressed) -> ValueId {
+        let (tokens, size) = (f.shape(chosen)[0].clone(), self.size);
         let kept = f.member(chosen, count.clone());
+        if size == 1 {
+            return kept;
+        }
         let kept = f.broadcast(kept, &[tokens.clone(), count.clone(), size.into()], &[0, 1]);
-        let kept = f.reshape(kept, &[tokens, count * size as i64]);
+        let kept = f.reshape(kept, &[tokens, count.clone() * size as i64]);
         f.slice(kept, 1, 0, rows.counter.all(), 1)
     }
 }

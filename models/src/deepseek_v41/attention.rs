@@ -30,8 +30,8 @@ pub(super) struct Place<'a> {
     pub turn: Turn<'a>,
     /// Its compressed rows.
     pub rows: Compressed,
-    /// Counts candidate blocks.
-    pub blocks: Option<Sym>,
+    /// How many candidate blocks they make.
+    pub blocks: Option<&'a Dim>,
 }
 
 /// `[T, d]` to `[T, d]`. State: `window`; those of a source: `rows`, `keys`, and `open` for the tokens of a group that is

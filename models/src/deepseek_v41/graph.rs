@@ -81,8 +81,8 @@ fn prefix(layer: usize) -> String {
 }
 
 impl Config {
-    /// The rows of layer `number`, where it has any, and what counts their blocks, where it chooses or keeps some.
-    fn rows(&self, a: &mut Assembly<'_>, number: usize) -> (Compressed, Option<Sym>) {
+    /// The rows of layer `number`, where it has any, and how many blocks they make, where it chooses or keeps some.
+    fn rows(&self, a: &mut Assembly<'_>, number: usize) -> (Compressed, Option<Dim>) {
         let layer = &self.layers[number];
         let ratio = layer.ratio().max(1);
         let rows = Compressed { ratio, counter: a.module.counter(ratio) };
@@ -90,7 +90,7 @@ impl Config {
             Layer::Compressed { candidates, .. } if *candidates != Candidates::Apart => self.blocks,
             _ => None,
         };
-        (rows, blocks.map(|b| b.counted(&mut a.module, rows)))
+        (rows, blocks.map(|b| b.count(&mut a.module, rows)))
     }
 
     /// The function for layer `number`, shared with every layer that is the same.
@@ -102,7 +102,7 @@ impl Config {
             Layer::Window => Turn::param(&mut f, "near", &self.attention.near, Sym::T),
             _ => Turn::param(&mut f, "far", &self.attention.far, Sym::T),
         };
-        let place = Place { config: self, number, layer, turn, rows, blocks };
+        let place = Place { config: self, number, layer, turn, rows, blocks: blocks.as_ref() };
         let n = self.hyper.streams;
         let (streams, pre) = (f.rows("streams", &[n, self.frame.hidden]), f.rows("pre", &[n]));
         self.sites(&mut f, streams, pre, &self.moe, |f, x| attention(f, place, x));
@@ -207,7 +207,7 @@ impl Config {
             f.result(&format!("kept_{l}"), kept);
         }
         if let (Candidates::Chosen, Some((blocks, count))) = (candidates, self.blocks.zip(count)) {
-            let shown = blocks.rows(f, named["candidates"], count, rows);
+            let shown = blocks.rows(f, named["candidates"], &count, rows);
             let shown = f.cast(shown, DType::U8);
             f.result("candidates", shown);
         }
