@@ -238,23 +238,20 @@ impl Lower<'_, '_> {
     /// The upper halves of f32 numbers that are the values divided by 2^120, or NaN. In 16-bit lanes, so that it
     /// takes half the instructions.
     fn e4m3_halves(&mut self, lanes: u32, regs: &[V]) -> Vec<V> {
-        let mut halves = Vec::new();
-        for reg in regs {
-            let largest = self.vector_const(I8X16, [0x7f; 16]);
-            let magnitude = self.b.ins().band(*reg, largest);
-            let nan = self.b.ins().icmp(IntCC::Equal, magnitude, largest);
-            for (high, start) in [(false, 0), (true, 8)] {
-                let top = self.raise(I16X8, 1, high, *reg);
-                let moved = self.b.ins().sshr_imm_u(top, 4);
-                let keep = self.vector_const(I16X8, std::array::from_fn(|i| if i % 2 == 0 { 0xf0 } else { 0x87 }));
-                let value = self.b.ins().band(moved, keep);
-                let order = std::array::from_fn(|i| start + i as u8 / 2 + 16 * (i as u8 % 2));
-                let nan = self.shuffle(I16X8, nan, nan, order);
-                halves.push(self.b.ins().bor(value, nan));
-            }
-        }
-        halves.truncate(lanes.div_ceil(8) as usize);
-        halves
+        let all: Vec<(V, bool)> = regs.iter().flat_map(|x| [(*x, false), (*x, true)]).collect();
+        let needed = lanes.div_ceil(8) as usize;
+        let half = |this: &mut Self, (x, high)| {
+            let top = this.raise(I16X8, 1, high, x);
+            let moved = this.b.ins().sshr_imm_u(top, 4);
+            let keep = this.vector_const(I16X8, std::array::from_fn(|i| if i % 2 == 0 { 0xf0 } else { 0x87 }));
+            let value = this.b.ins().band(moved, keep);
+            // The sign falls out; what is left of a NaN is all ones.
+            let magnitude = this.b.ins().iadd(top, top);
+            let largest = this.vector_const(I16X8, std::array::from_fn(|i| if i % 2 == 0 { 0 } else { 0xfe }));
+            let nan = this.b.ins().icmp(IntCC::Equal, magnitude, largest);
+            this.b.ins().bor(value, nan)
+        };
+        all.into_iter().take(needed).map(|x| half(self, x)).collect()
     }
 
     /// The sign and magnitude at the top of each lane, shifted under f32's exponent and scaled by 2^bias. Where the

@@ -13,7 +13,7 @@ use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use hadal_ir::kernel::*;
 use hadal_types::{DType, Dim, Sym};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// `offset + Σ coefficient · atom`; an atom comes with the loop depth from which on it is known.
 #[derive(Clone, Debug, Default)]
@@ -39,8 +39,8 @@ pub(super) struct Known {
 
 /// What encloses the place where code is being written.
 pub(super) enum Frame {
-    /// A loop of this depth; `guarded` if it may run zero times.
-    Loop { depth: u32, guarded: bool },
+    /// A loop of this depth; `guarded` if it may run zero times, with the allocations that are written in it.
+    Loop { depth: u32, guarded: bool, writes: BTreeSet<u32> },
     /// A branch.
     Branch,
 }
@@ -120,7 +120,7 @@ impl<'a> Lower<'a, '_> {
         let coords: Vec<V> = extents.iter().map(|_| self.b.append_block_param(header, I64)).collect();
         self.b.switch_to_block(header);
         self.depth = 1;
-        self.frames.push(Frame::Loop { depth: 1, guarded: true });
+        self.frames.push(Frame::Loop { depth: 1, guarded: true, writes: writes(&self.k.body) });
         self.coords = std::iter::zip(&self.k.grid, &coords)
             .map(|(extent, v)| match (extent.is(1), coords.len()) {
                 (true, _) => Some(Affine::default()),
@@ -293,7 +293,9 @@ impl<'a> Lower<'a, '_> {
         }
     }
 
-    /// A loop that tests at the bottom, behind a test whether it runs at all where that is not known.
+    /// A loop that tests at the top, behind a test whether it runs at all where that is not known. So what the body
+    /// computes has one use, the next iteration, and the loads that it needs may become operands of its instructions;
+    /// a test at the bottom would need a block of its own to go back through.
     fn serial(&mut self, l: &'a For) -> Done {
         let (lo, hi) = (self.scalar(l.lo), self.scalar(l.hi));
         let bounds = (self.constant(l.lo), self.constant(l.hi));
@@ -305,7 +307,7 @@ impl<'a> Lower<'a, '_> {
         }
         let length = self.affine(l.hi).plus(&self.affine(l.lo), -1).and_then(|n| n.as_const());
         let guarded = length.is_none_or(|n| n <= 0);
-        let (header, exit) = (self.b.create_block(), self.b.create_block());
+        let (header, body, exit) = (self.b.create_block(), self.b.create_block(), self.b.create_block());
         let init = self.args(&l.init);
         if guarded {
             let pre = self.b.create_block();
@@ -316,17 +318,21 @@ impl<'a> Lower<'a, '_> {
         let start: Vec<BlockArg> = std::iter::once(BlockArg::Value(lo)).chain(init).collect();
         self.b.ins().jump(header, &start);
         self.depth += 1;
-        self.frames.push(Frame::Loop { depth: self.depth, guarded });
+        self.frames.push(Frame::Loop { depth: self.depth, guarded, writes: writes(&l.body) });
         let index = self.b.append_block_param(header, I64);
         self.values[l.var.index()] = Some(self.plain(ValueType::INDEX, vec![index], self.depth));
         self.bind_params(header, &l.carried, self.depth);
         self.b.switch_to_block(header);
+        // In this order the exit comes after the body, whose invariants would not move out of the loop otherwise.
+        let over = self.b.ins().icmp(IntCC::SignedGreaterThanOrEqual, index, hi);
+        let carried = self.args(&l.carried);
+        self.b.ins().brif(over, exit, &carried, body, &[]);
+        self.b.switch_to_block(body);
         self.block(&l.body)?;
         let next = self.b.ins().iadd_imm_s(index, l.step);
-        let again = self.b.ins().icmp(IntCC::SignedLessThan, next, hi);
         let yields = self.args(&l.body.yields);
-        let args: Vec<BlockArg> = std::iter::once(BlockArg::Value(next)).chain(yields.clone()).collect();
-        self.b.ins().brif(again, header, &args, exit, &yields);
+        let args: Vec<BlockArg> = std::iter::once(BlockArg::Value(next)).chain(yields).collect();
+        self.b.ins().jump(header, &args);
         self.frames.pop();
         self.depth -= 1;
         self.bind_params(exit, &l.results, self.depth);
@@ -572,11 +578,42 @@ impl<'a> Lower<'a, '_> {
         self.plain(ty, masks, depth)
     }
 
+    /// Whether nothing writes the allocation in the innermost loop.
+    pub(super) fn settled(&self, alloc: u32) -> bool {
+        let innermost = self.frames.iter().rev().find_map(|f| match f {
+            Frame::Loop { writes, .. } => Some(writes),
+            Frame::Branch => None,
+        });
+        innermost.is_some_and(|writes| !writes.contains(&alloc))
+    }
+
     /// Whether a pure load from an address known at `depth` may move: moving out of loops must not pass a branch
     /// that would have kept it from running.
     pub(super) fn may_move(&self, depth: u32) -> bool {
         let outer = self.frames.iter().position(|f| matches!(f, Frame::Loop { depth: d, .. } if *d == depth + 1));
         outer.is_none_or(|i| self.frames[i + 1..].iter().all(|f| matches!(f, Frame::Loop { guarded: false, .. })))
+    }
+}
+
+/// The allocations that a block writes.
+fn writes(block: &Block) -> BTreeSet<u32> {
+    let mut out = BTreeSet::new();
+    for stmt in &block.stmts {
+        match stmt {
+            Stmt::Store { place, .. } | Stmt::AsyncCopy { to: place, .. } => out.extend(allocation(place)),
+            Stmt::Mma(m) => out.extend(allocation(&m.d)),
+            Stmt::For(l) => out.extend(writes(&l.body)),
+            Stmt::If(c) => out.extend([&c.then, &c.otherwise].into_iter().flat_map(writes)),
+            Stmt::Let(..) | Stmt::Alloc(_) | Stmt::Barrier(_) | Stmt::AsyncCommit | Stmt::AsyncWait { .. } => {}
+        }
+    }
+    out
+}
+
+fn allocation(place: &Place) -> Option<u32> {
+    match place.buf {
+        Buf::Alloc(i) => Some(i),
+        Buf::Param(_) => None,
     }
 }
 

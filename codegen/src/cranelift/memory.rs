@@ -154,7 +154,8 @@ impl Lower<'_, '_> {
         let flags = MemFlagsData::new().with_notrap();
         let constant = match place.buf {
             Buf::Param(i) => self.k.params[i as usize].access == Access::Read,
-            Buf::Alloc(_) => false,
+            // What moves with the innermost loop cannot leave it.
+            Buf::Alloc(i) => address.depth == self.depth && self.settled(i),
         };
         match constant && self.may_move(address.depth) {
             true => (flags.with_readonly().with_can_move(), address.depth),

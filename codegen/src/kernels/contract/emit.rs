@@ -2,10 +2,13 @@
 
 use super::desc::{Desc, Flat};
 use super::epilogue::{Along, Epilogue, Node, along, emit_map, on_vectors};
-use super::schedule::{Form, STEP_ROWS, Schedule, steps};
+use super::schedule::{Form, STEP_LANES, STEP_ROWS, Schedule, steps};
 use super::view::{Access, Affine, Var, VarKind, Vars};
 use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
-use hadal_types::DType;
+use hadal_types::{DType, Dim};
+
+/// Lanes in which rows are scaled.
+const FOLD_LANES: u32 = 4;
 
 /// Values of variables while emitting.
 #[derive(Clone)]
@@ -154,8 +157,8 @@ pub fn declare(b: &mut Builder, params: &[Flat]) -> Vec<Buf> {
     params.iter().map(|p| b.param(p.name.clone(), p.dtype, p.shape.clone(), p.rights)).collect()
 }
 
-/// Runs `lo..hi` (`length` elements, where known) in vectors, two at a time; a last one is masked. `step` gets the
-/// position, the mask and what is carried.
+/// Runs `lo..hi` (`length` elements, where known) in vectors, two at a time where there are registers for it; a last one is
+/// masked. `step` gets the position, the mask and what is carried.
 pub fn in_vectors(
     b: &mut Builder,
     lanes: u32,
@@ -167,9 +170,12 @@ pub fn in_vectors(
     let lanes = i64::from(lanes);
     let mut sums = init;
     let mut at = lo;
-    for unit in [2 * lanes, lanes] {
+    // Long vectors are several registers each: two of them at once leave too few.
+    let pair = if mask_lanes >= STEP_LANES { lanes } else { 2 * lanes };
+    let units = if pair > lanes { &[pair, lanes][..] } else { &[lanes] };
+    for unit in units.iter().copied() {
         // What is left for this unit: all of it, then less than two vectors.
-        let left = |n: i64| if unit == lanes { n % (2 * lanes) } else { n };
+        let left = |n: i64| if unit == pair { n } else { n % pair };
         let vectors = |b: &mut Builder, from: Value, sums: &[Value]| {
             let mut sums = sums.to_vec();
             for i in 0..unit / lanes {
@@ -242,7 +248,12 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
     let staged =
         s.form == Form::Dot && s.strip > 1 && s.cols.is_some_and(|n| on_vectors(&desc.vars, &desc.epilogue, n));
     let stage = staged.then(|| b.alloc("sums", DType::F32, [(s.tile.0 * s.strip) as i64]));
-    Emitter { desc, s, lo, hi, ragged, stage }.cell(&mut b, &env);
+    let folded = desc.size(s.lane).as_const().filter(|_| s.fold).map(|k| {
+        let rows = s.rows.map_or(Dim::from(1i64), |m| desc.size(m).clone());
+        let stride = k.saturating_add(3) / 4 * 4;
+        Rows { buf: b.alloc("rows", DType::F32, [rows * stride]), stride }
+    });
+    Emitter { desc, s, lo, hi, ragged, stage, folded }.cell(&mut b, &env);
     b.finish()
 }
 
@@ -256,13 +267,15 @@ struct Emitter<'a> {
     ragged: bool,
     /// Where the sums of a dot tile meet, `strip` columns for every row, so that the epilogue runs on vectors.
     stage: Option<Buf>,
+    /// The other operand's rows, scaled.
+    folded: Option<Rows>,
 }
 
-/// A block of the streamed operand in f32: elements of a column are consecutive.
+/// Rows of an operand in f32, whose elements are consecutive: a block of the streamed one, or all of the other.
 #[derive(Clone, Copy)]
-struct Converted {
+struct Rows {
     buf: Buf,
-    /// Elements from one column to the next.
+    /// Elements from one row to the next.
     stride: i64,
 }
 
@@ -300,7 +313,10 @@ impl<'a> Emitter<'a> {
     /// All columns and rows of one grid index.
     fn cell(&self, b: &mut Builder, env: &Env<'a>) {
         let rows = self.s.rows;
-        let all = |b: &mut Builder, converted: Option<Converted>| match rows {
+        if let Some(folded) = self.folded {
+            self.fold(b, env, folded);
+        }
+        let all = |b: &mut Builder, converted: Option<Rows>| match rows {
             Some(rows) => self.row_tiles(b, env, rows, converted),
             None => self.columns(b, |b, n| self.chunk(b, std::slice::from_ref(env), n, self.s.strip, converted)),
         };
@@ -328,7 +344,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Converts the block's columns to f32, then runs all rows on them.
-    fn convert(&self, b: &mut Builder, env: &Env<'a>, all: &dyn Fn(&mut Builder, Option<Converted>)) {
+    fn convert(&self, b: &mut Builder, env: &Env<'a>, all: &dyn Fn(&mut Builder, Option<Rows>)) {
         let (s, desc) = (self.s, self.desc);
         let (Some(cols), Some(block), Some(k)) = (s.cols, s.block, desc.size(s.lane).as_const()) else { return };
         // As many lanes as one register holds in the stored format.
@@ -348,11 +364,46 @@ impl<'a> Emitter<'a> {
                 Vec::new()
             });
         });
-        all(b, Some(Converted { buf, stride }));
+        all(b, Some(Rows { buf, stride }));
+    }
+
+    /// Writes all rows of the other operand, multiplied with the scales that this block's columns share.
+    fn fold(&self, b: &mut Builder, env: &Env<'a>, folded: Rows) {
+        let (desc, k, streamed) = (self.desc, self.s.lane, self.streamed());
+        let Some(size) = desc.size(k).as_const() else { return };
+        let env = self.s.cols.map_or(env.clone(), |cols| env.with(cols, self.lo));
+        let (zero, one) = (b.const_i64(0), b.const_i64(1));
+        let steps = streamed.scale.as_deref().and_then(|scale| steps(desc, scale, k, &[]));
+        let block = steps.map_or(size, |steps| steps.block.min(size));
+        let count = self.s.rows.map_or(one, |rows| b.dim(desc.size(rows)));
+        b.for_each(zero, count, 1, LoopKind::Serial, |b, m| {
+            let env = self.s.rows.map_or(env.clone(), |rows| env.with(rows, m));
+            let from = self.row(b, env.clone(), self.reused());
+            let stride = b.const_i64(folded.stride);
+            let to = b.mul(m, stride);
+            let part = |b: &mut Builder, lo: Value, length: i64| {
+                let scale = env.with(k, lo).scale(b, streamed);
+                let length_value = b.const_i64(length);
+                let hi = b.add(lo, length_value);
+                in_vectors(b, FOLD_LANES, (lo, hi, Some(length)), Vec::new(), &|b, k, mask, _| {
+                    let x = from.load(b, k, FOLD_LANES, mask);
+                    let x = scale.map_or(x, |scale| b.mul(x, scale));
+                    let to = b.add(to, k);
+                    // Masked-off lanes are zero, and there is room for them.
+                    b.store(folded.buf, &[to], x);
+                    Vec::new()
+                });
+            };
+            let (whole, rest) = (b.const_i64(size / block * block), size % block);
+            b.for_each(zero, whole, block, LoopKind::Serial, |b, lo| part(b, lo, block));
+            if rest > 0 {
+                part(b, whole, rest);
+            }
+        });
     }
 
     /// All rows, in tiles and then one by one.
-    fn row_tiles(&self, b: &mut Builder, env: &Env<'a>, rows: Var, converted: Option<Converted>) {
+    fn row_tiles(&self, b: &mut Builder, env: &Env<'a>, rows: Var, converted: Option<Rows>) {
         let (height, width) = self.s.tile;
         let size = self.desc.size(rows);
         let zero = b.const_i64(0);
@@ -422,7 +473,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Rows from `first` on, one by one: a strip of columns stays in the nearest cache for all of them.
-    fn single_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var, first: Value, converted: Option<Converted>) {
+    fn single_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var, first: Value, converted: Option<Rows>) {
         let strip = self.s.strip;
         if self.desc.size(rows).is(1) {
             let rows = [env.with(rows, first)];
@@ -446,7 +497,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// A strip of columns for some rows, in tiles of `width` columns or vectors.
-    fn chunk(&self, b: &mut Builder, rows: &[Env<'a>], n: Value, width: usize, converted: Option<Converted>) {
+    fn chunk(&self, b: &mut Builder, rows: &[Env<'a>], n: Value, width: usize, converted: Option<Rows>) {
         match self.s.form {
             Form::Dot => self.dot_chunk(b, rows, n, width, converted),
             Form::Outer => self.outer_chunk(b, rows, n, width),
@@ -455,7 +506,7 @@ impl<'a> Emitter<'a> {
 
     // ---- dot form ----
 
-    fn dot_chunk(&self, b: &mut Builder, rows: &[Env<'a>], first: Value, width: usize, converted: Option<Converted>) {
+    fn dot_chunk(&self, b: &mut Builder, rows: &[Env<'a>], first: Value, width: usize, converted: Option<Rows>) {
         let strip = self.s.strip;
         let (zero, end) = (b.const_i64(0), b.const_i64(strip as i64));
         let tile = |b: &mut Builder, offset: Value| {
@@ -507,7 +558,7 @@ impl<'a> Emitter<'a> {
         rows: &[Env<'a>],
         n: Value,
         width: usize,
-        converted: Option<Converted>,
+        converted: Option<Rows>,
     ) -> Vec<Value> {
         let one = b.const_i64(1);
         let last = b.sub(self.hi, one);
@@ -523,7 +574,7 @@ impl<'a> Emitter<'a> {
         let init = vec![zero; rows.len() * width];
         let sums = self.nest(b, &mut Vec::new(), init, &|b, outer, sums| {
             let bind = |env: &Env<'a>| outer.iter().fold(env.clone(), |env, (var, value)| env.with(*var, *value));
-            let mut all: Vec<Row<'a>> = rows.iter().map(|env| self.row(b, bind(env), self.reused())).collect();
+            let mut all: Vec<Row<'a>> = rows.iter().map(|env| self.reused_row(b, bind(env))).collect();
             for n in &columns {
                 let env = bind(&rows[0]);
                 let env = self.s.cols.map_or(env.clone(), |cols| env.with(cols, *n));
@@ -533,6 +584,7 @@ impl<'a> Emitter<'a> {
                         let (column, stride) = (b.sub(*n, self.lo), b.const_i64(c.stride));
                         Row { buf: c.buf, base: b.mul(column, stride), ..row }
                     }
+                    None if self.folded.is_some() => Row { scaled: None, ..row },
                     None => row,
                 });
             }
@@ -562,6 +614,14 @@ impl<'a> Emitter<'a> {
     fn row(&self, b: &mut Builder, env: Env<'a>, access: &'a Access) -> Row<'a> {
         let base = env.at(b, &access.at);
         Row { buf: env.bufs[access.param], base, scaled: access.scale.is_some().then_some((env, access)) }
+    }
+
+    /// A row of the operand that is not streamed.
+    fn reused_row(&self, b: &mut Builder, env: Env<'a>) -> Row<'a> {
+        let Some(folded) = self.folded else { return self.row(b, env, self.reused()) };
+        let number = self.s.rows.and_then(|rows| env.bound[rows]).unwrap_or_else(|| b.const_i64(0));
+        let stride = b.const_i64(folded.stride);
+        Row { buf: folded.buf, base: b.mul(number, stride), scaled: None }
     }
 
     /// Loops over the summed letters but the innermost.
@@ -597,7 +657,7 @@ impl<'a> Emitter<'a> {
                 let (products, plain) = sums.split_at(x.len() * w.len());
                 let products = products.iter().enumerate();
                 let mut next: Vec<Value> =
-                    products.map(|(i, sum)| b.fma(x[i / w.len()], w[i % w.len()], *sum)).collect();
+                    products.map(|(i, sum)| b.fma(w[i % w.len()], x[i / w.len()], *sum)).collect();
                 next.extend(plain.iter().zip(&x).map(|(sum, x)| b.add(*sum, *x)));
                 next
             })

@@ -50,6 +50,8 @@ pub struct Schedule {
     pub block: Option<i64>,
     /// Number of rows from which on a block of the streamed operand is converted to f32 once, then reused.
     pub convert: Option<i64>,
+    /// Whether the streamed operand's scales are multiplied into the rows instead, once for a block of columns.
+    pub fold: bool,
     /// Letters that are dimensions of the grid by themselves, slowest first; column blocks come last.
     pub grid: Vec<Var>,
 }
@@ -69,7 +71,7 @@ pub struct Steps {
 const CONVERTED: i64 = 64 * 1024;
 
 /// Lanes of the rows of a step, four registers: sums of fewer wait for each other where there is one column at a time.
-const STEP_LANES: u32 = 16;
+pub const STEP_LANES: u32 = 16;
 
 /// Most rows of a step that meet one column at a time: so many times four sums fit into registers.
 pub const STEP_ROWS: usize = 3;
@@ -190,6 +192,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
         strip: if cols.is_some() { 8 / vectors } else { 1 },
         block,
         convert,
+        fold: false,
         grid,
     })
 }
@@ -202,7 +205,21 @@ fn step(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     // All letters of rows, so that the answer is the same where the tokens' letter is gone because it is one.
     let few = s.rows.is_none() || desc.in_steps() && desc.of_role(other).all(|m| desc.is_few(m));
     let height = s.rows.map_or(Some(1), |m| desc.size(m).as_const()).map_or(STEP_ROWS, |n| STEP_ROWS.min(n as usize));
-    few.then_some(Schedule { tile: (height, 1), strip: 1, convert: None, ..s })
+    few.then_some(Schedule { tile: (height, 1), strip: 1, convert: None, fold: folds(desc, &s), ..s })
+}
+
+/// Whether all columns of a grid index have the same scales, which change at known places, so that a row can be multiplied
+/// with them before it meets the columns.
+fn folds(desc: &Desc, s: &Schedule) -> bool {
+    let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
+    let Some(scale) = w.scale.as_deref().filter(|scale| scale.parts().next().is_none()) else { return false };
+    let shared = |v: Var, block: i64| {
+        let unit = steps(desc, scale, v, &[]).filter(|steps| steps.aligned && steps.block % block == 0);
+        !desc.vars.reads(scale, v) || unit.is_some()
+    };
+    let plain = w.offset.is_none() && x.parts().next().is_none() && s.sums.len() == 1;
+    let columns = s.cols.is_none_or(|n| s.block.is_some_and(|block| shared(n, block)));
+    plain && desc.size(s.lane).as_const().is_some() && columns && shared(s.lane, 1)
 }
 
 fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32) -> Option<Schedule> {
@@ -234,6 +251,7 @@ fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32) -> Option<Schedule> {
         strip: 8 / vectors,
         block: block(desc, v, 32),
         convert: None,
+        fold: false,
         grid,
     })
 }
@@ -297,7 +315,7 @@ impl Schedule {
         let name = |v: Option<Var>| v.map_or("-".into(), |v| desc.vars.name(v));
         let list = |vs: &[Var]| vs.iter().map(|v| desc.vars.name(*v)).collect::<String>();
         format!(
-            "{} stream {} {}x{} rows {} cols {} tile {}x{} strip {} block {:?} convert {:?} grid [{}] sum [{}]",
+            "{} stream {} {}x{} rows {} cols {} tile {}x{} strip {} block {:?} convert {:?}{} grid [{}] sum [{}]",
             self.form,
             self.streamed,
             name(Some(self.lane)),
@@ -309,6 +327,7 @@ impl Schedule {
             self.strip,
             self.block,
             self.convert,
+            if self.fold { " fold" } else { "" },
             list(&self.grid),
             list(&self.sums),
         )
