@@ -6,6 +6,10 @@ pub mod machine;
 pub mod random_checkpoint;
 
 use hadal::{Failure, Input, Options, compile};
+use hadal_ir::Tensor;
+use hadal_models::Vocabulary;
+use hadal_models::checkpoint::Checkpoint;
+use hadal_models::ngram::Classes;
 use hadal_runtime::{Pool, Program, Session};
 use hadal_types::{Bindings, Sym};
 use std::path::{Path, PathBuf};
@@ -20,6 +24,20 @@ pub fn root() -> PathBuf {
 /// A small checkpoint with golden tensors.
 pub fn fixture(name: &str) -> PathBuf {
     root().join("tests/fixtures").join(name)
+}
+
+/// A fixture as input. Where its tokenizer is not there, the classes of tokens are those that were recorded.
+pub fn open(name: &str) -> Input {
+    let mut input = Input::open(&fixture(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let golden = Checkpoint::open(fixture(name).join("golden.safetensors")).ok();
+    if input.vocabulary.is_none()
+        && let Some(classes) = golden.as_ref().and_then(|g| g.tensor("compressed_lookup"))
+    {
+        let classes = Tensor::from_bytes(classes.dtype, classes.shape, classes.bytes).expect("as recorded");
+        let classes = classes.ints().iter().map(|c| *c as u32).collect();
+        input.vocabulary = Some(Vocabulary::Classes(Classes::new(classes)));
+    }
+    input
 }
 
 /// The trained model.

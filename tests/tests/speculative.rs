@@ -5,23 +5,30 @@
 //! other text.
 
 use hadal::{Input, Options};
+use hadal_models::Activations;
 use hadal_runtime::{Drafts, Generator, Program, Sampling, Stop};
-use hadal_tests::{Numbers, fixture, load, session};
+use hadal_tests::{Numbers, load, open, session};
 use std::sync::Arc;
 
 const CONTEXT: usize = 128;
 
-fn program(input: &Input) -> Arc<Program> {
-    load(input, &Options { max_context: Some(CONTEXT), max_chunk: 32, ..Options::default() }).expect("compiles")
+fn program(input: &Input, activations: Activations) -> Arc<Program> {
+    let options = Options { max_context: Some(CONTEXT), max_chunk: 32, activations, ..Options::default() };
+    load(input, &options).expect("compiles")
 }
 
-/// Models that predict several tokens: with random weights, where drafts are hardly ever right, and the trained one.
-fn programs() -> Vec<(&'static str, Arc<Program>)> {
-    let fixtures = ["v3", "v3-fp8", "variant-v3-mtp2", "v32", "v4-flash-like", "v41-like"];
-    let open = |name: &&'static str| (*name, program(&Input::open(&fixture(name)).expect("a fixture")));
-    let mut all: Vec<_> = fixtures.iter().map(open).collect();
-    all.push(("demo", program(&Input::demo().expect("embedded"))));
-    all
+fn demo() -> Arc<Program> {
+    program(&Input::demo().expect("embedded"), Activations::F32)
+}
+
+/// Models that predict several tokens: with random weights, where drafts are hardly ever right, with states that are
+/// rounded, which are taken back like others, and the trained one.
+fn programs() -> Vec<(String, Arc<Program>)> {
+    let plain = ["v3", "v3-fp8", "variant-v3-mtp2", "v32", "v4-flash-like", "v4-fp4", "v41-like", "v41-fp8fp4-like"];
+    let rounded = ["variant-v32-fp8", "v4-fp4", "v41-fp8fp4-like"];
+    let plain = plain.map(|name| (name.to_owned(), program(&open(name), Activations::F32)));
+    let rounded = rounded.map(|name| (format!("{name} with rounded states"), program(&open(name), Activations::Cache)));
+    plain.into_iter().chain(rounded).chain([("demo".to_owned(), demo())]).collect()
 }
 
 fn generator(program: &Arc<Program>, sampling: Sampling, drafts: Drafts) -> Generator {
@@ -82,7 +89,7 @@ fn the_text_is_the_same_up_to_the_end_of_the_context() {
 
 #[test]
 fn other_seeds_give_other_text() {
-    let program = program(&Input::demo().expect("embedded"));
+    let program = demo();
     let ids = prompt(&program, 12);
     let run = |seed| {
         let mut g = generator(&program, sampled(seed), Drafts::Count(3));
@@ -94,7 +101,7 @@ fn other_seeds_give_other_text() {
 
 #[test]
 fn the_trained_model_is_often_right() {
-    let program = program(&Input::demo().expect("embedded"));
+    let program = demo();
     let ids = prompt(&program, 12);
     let mut g = generator(&program, Sampling::greedy(), Drafts::Count(2));
     g.ignore_stop_tokens();
@@ -140,7 +147,7 @@ fn an_interrupted_text_goes_on_as_without_drafts() {
 
 #[test]
 fn stop_tokens_end_it_at_the_same_place() {
-    let program = program(&Input::demo().expect("embedded"));
+    let program = demo();
     let ids = prompt(&program, 12);
     let run = |seed, stop: Option<u32>, drafts| {
         let mut g = generator(&program, sampled(seed), drafts);
@@ -166,7 +173,7 @@ fn stop_tokens_end_it_at_the_same_place() {
 
 #[test]
 fn a_model_without_drafts_goes_on_without_them() {
-    let program = program(&Input::open(&fixture("llama-dense")).expect("a fixture"));
+    let program = program(&open("llama-dense"), Activations::F32);
     let mut g = generator(&program, Sampling::greedy(), Drafts::Auto);
     assert!(!g.can_draft() && g.acceptance().is_none());
     g.prompt(&prompt(&program, 5)).expect("runs");

@@ -43,9 +43,11 @@ impl<'a> Grouping<'a> {
         };
         this.find_demanded();
         this.find_constant();
+        let attended = this.attended();
         for (i, inst) in func.insts.iter().enumerate() {
             let computed = matches!(&inst.kind, InstKind::Op(op) if !this.is_carried(op, &inst.args));
-            let pinned = matches!(&inst.kind, InstKind::Op(_)) && this.demanded[inst.results[0].index()];
+            let read_whole = |v: &ValueId| this.demanded[v.index()] || attended.contains(v);
+            let pinned = matches!(&inst.kind, InstKind::Op(_)) && read_whole(&inst.results[0]);
             this.group[i] = (computed || pinned).then_some(i);
         }
         this.reads = func.insts.iter().map(|inst| this.reads_of(&inst.args)).collect();
@@ -99,6 +101,31 @@ impl<'a> Grouping<'a> {
             let base = self.below_reshapes(v);
             self.demanded[base.index()] = true;
         }
+    }
+
+    /// What attention reads and is joined from parts, perhaps seen through views: kernels for attention read what lies in
+    /// one place. Without them sums would be taken in an order that depends on where rows stand.
+    fn attended(&self) -> BTreeSet<ValueId> {
+        let mut out = BTreeSet::new();
+        for inst in &self.func.insts {
+            if !matches!(inst.kind, InstKind::Op(Op::Attention(_))) {
+                continue;
+            }
+            for arg in &inst.args {
+                let mut value = *arg;
+                while let Some(i) = self.definitions[value.index()] {
+                    match self.op(i) {
+                        Some(Op::Concat(_)) => {
+                            out.insert(value);
+                            break;
+                        }
+                        Some(op) if op.is_view() => value = self.func.insts[i].args[0],
+                        _ => break,
+                    }
+                }
+            }
+        }
+        out
     }
 
     fn find_constant(&mut self) {
