@@ -1,89 +1,15 @@
 //! Measures the special CPU kernels against what this machine can do: read bandwidth and the 128-bit multiply-add
 //! rate, both measured in the same run.
 //!
-//! `cargo run --release -p hadal-codegen --example bench_kernels [-- FILTER]`
+//! `cargo run --release -p hadal-codegen --example bench_kernels [-- FILTER]`, with `--features llvm` and
+//! `HADAL_BACKEND=llvm` through LLVM for the best level that the machine has.
 
-use hadal_codegen::cranelift::jit::{Aligned, JitFn};
-use hadal_codegen::cranelift::{CpuTarget, compile_with};
+mod runner;
+
 use hadal_codegen::kernels::{Ranges, Target, attention, contract, limits};
-use hadal_ir::kernel::Kernel;
 use hadal_ir::module::STEP;
 use hadal_ir::{Bindings, Func, Range, Sym, text};
-use hadal_types::{DType, Dim};
-
-/// Processor seconds of this thread: other programs do not count.
-fn now() -> f64 {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes one timespec.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
-    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
-}
-
-/// A compiled kernel with buffers.
-struct Runner {
-    jit: JitFn,
-    args: Vec<Aligned>,
-    symbols: Vec<i64>,
-    grid: i64,
-    scratch: Aligned,
-}
-
-impl Runner {
-    fn new(kernel: &Kernel, bindings: &Bindings) -> Runner {
-        let disassemble = std::env::var_os("HADAL_ASM").is_some();
-        let compiled = compile_with(kernel, &CpuTarget::X86_64_V3, disassemble).expect("compiles");
-        if let Some(text) = &compiled.disassembly {
-            println!("{kernel}\n{text}");
-        }
-        let size = |d: &Dim| d.eval(bindings).expect("bound").max(0);
-        let bytes = |p: &hadal_ir::kernel::Param| p.dtype.bytes(p.shape.iter().map(size).product::<i64>() as u64);
-        let args = kernel.params.iter().map(|p| {
-            let mut memory = Aligned::new(bytes(p) as usize);
-            // Small numbers in every format; indices spread.
-            let (unit, step) = (p.dtype.bits().div_ceil(8) as usize, 37usize);
-            for (i, b) in memory.as_mut_slice().chunks_mut(unit).enumerate() {
-                match p.dtype {
-                    DType::F32 => b.copy_from_slice(&(((i * step) % 61) as f32 / 61.0 - 0.5).to_le_bytes()),
-                    DType::BF16 => b.copy_from_slice(&(0x3c00u16 + (i % 7) as u16).to_le_bytes()),
-                    DType::F8E4M3 => b[0] = 0x20 + (i % 16) as u8,
-                    // Row numbers of a selection.
-                    DType::I64 => b.copy_from_slice(&((i as i64 * 40_503) % 32_768).to_le_bytes()),
-                    DType::I32 => b.copy_from_slice(&((i as i32 * 7) % 16).to_le_bytes()),
-                    _ => b[0] = 127,
-                }
-            }
-            memory
-        });
-        Runner {
-            jit: JitFn::new(&compiled).expect("maps"),
-            args: args.collect(),
-            symbols: kernel.symbols.iter().map(|s| bindings[s]).collect(),
-            grid: kernel.grid.iter().map(size).product(),
-            scratch: Aligned::new(size(&compiled.scratch_bytes) as usize),
-        }
-    }
-
-    fn run(&mut self) {
-        let pointers: Vec<*mut u8> = self.args.iter_mut().map(Aligned::as_mut_ptr).collect();
-        // SAFETY: buffers and scratch have the sizes that the kernel declares under these symbols, and are apart.
-        unsafe { self.jit.call(&pointers, &self.symbols, 0, self.grid, self.scratch.as_mut_ptr()) }
-    }
-
-    /// Seconds of the fastest of several runs.
-    fn time(&mut self) -> f64 {
-        self.run();
-        let start = now();
-        let mut best = f64::INFINITY;
-        let mut runs = 0;
-        while runs < 5 || (now() - start < 0.5 && runs < 200) {
-            let t = now();
-            self.run();
-            best = best.min(now() - t);
-            runs += 1;
-        }
-        best
-    }
-}
+use runner::{Backend, Runner};
 
 fn function(params: &str, body: &str, result: &str) -> Func {
     let source = format!(
@@ -115,9 +41,11 @@ fn scaled(n: i64, k: i64) -> Func {
 
 fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
+    let backend = Backend::chosen();
     let steps = 4_000_000;
-    let peak = steps as f64 * limits::STEP_FLOPS / Runner::new(&limits::multiply_adds(steps), &Bindings::new()).time();
-    let bandwidth = (256i64 << 20) as f64 / Runner::new(&limits::read(64 << 20, 1), &Bindings::new()).time();
+    let peak = steps as f64 * limits::STEP_FLOPS
+        / Runner::new(&backend, &limits::multiply_adds(steps), &Bindings::new()).time();
+    let bandwidth = (256i64 << 20) as f64 / Runner::new(&backend, &limits::read(64 << 20, 1), &Bindings::new()).time();
     println!("128-bit multiply-add peak {:.1} GFLOP/s, read {:.1} GB/s (one thread)", peak / 1e9, bandwidth / 1e9);
     println!("{:38} {:>10} {:>9} {:>7} {:>9} {:>7}", "kernel", "µs", "GFLOP/s", "peak", "GB/s", "read");
 
@@ -133,14 +61,14 @@ fn main() {
             func = with_one(&func);
         }
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
-        let target = Target::default();
+        let target = if backend.llvm { Target::of(&backend.target) } else { Target::default() };
         let ranges = if t == 1 || name.starts_with("step") { step.clone() } else { Ranges::new() };
         let contraction = contract::Desc::of(&func).map(|d| d.within(&ranges));
         if std::env::var_os("HADAL_ALL").is_some() {
             for (desc, s) in
                 contraction.iter().flat_map(|d| contract::schedule::candidates(d).into_iter().map(move |s| (d, s)))
             {
-                let seconds = Runner::new(&contract::emit::emit(desc, &s), &bindings).time();
+                let seconds = Runner::new(&backend, &contract::emit::emit(desc, &s), &bindings).time();
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(desc));
             }
         }
@@ -148,12 +76,12 @@ fn main() {
             && let Some(desc) = attention::Desc::of(&func)
         {
             for s in attention::schedule::candidates(&desc) {
-                let seconds = Runner::new(&attention::emit::emit(&desc, &s), &bindings).time();
+                let seconds = Runner::new(&backend, &attention::emit::emit(&desc, &s), &bindings).time();
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(&desc));
             }
         }
         let generated = hadal_codegen::kernels::select(&func, &ranges, &target).expect("emits");
-        let seconds = Runner::new(&generated.kernel, &bindings).time();
+        let seconds = Runner::new(&backend, &generated.kernel, &bindings).time();
         let (flops, bytes) = (flops / seconds, bytes / seconds);
         println!(
             "{name:38} {:10.1} {:9.1} {:7.2} {:9.1} {:7.2}",

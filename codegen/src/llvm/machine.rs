@@ -105,6 +105,7 @@ impl Session {
         // Kernels come in vectors.
         options.set_loop_vectorization(false);
         options.set_loop_slp_vectorization(false);
+        options.set_loop_unrolling(false);
         module.run_passes("default<O2>", &self.machine, options).map_err(|e| e.to_string())?;
         let done = f(self, &module)?;
         let complaints = self.complaints.borrow();
