@@ -107,6 +107,59 @@ fn row(weights: DType, form: Form, n: i64, k: i64, rows: i64, lanes: u32) -> Ker
     b.finish()
 }
 
+/// How often a tile is computed.
+const TIMES: i64 = 64;
+
+/// A tile of `rows` by `vectors` registers of sums over a length of `k`, from packed operands in cache. Groups of
+/// neighbouring factors are one 32-bit word; a word of a row meets the words of all columns.
+fn tile(form: Form, k: i64, rows: i64, vectors: i64, lanes: u32) -> Kernel {
+    let mut b = Builder::new("tile");
+    let (word, sum_ty) = match form {
+        Form::Float => (DType::F32, DType::F32),
+        Form::Bf16 => (DType::I32, DType::F32),
+        Form::Int => (DType::I32, DType::I32),
+    };
+    let columns = vectors * lanes as i64;
+    let x = b.param("x", word, [k, rows], Access::Read);
+    let w = b.param("w", word, [k, columns], Access::Read);
+    let y = b.param("y", sum_ty, [TIMES, rows, columns], Access::Write);
+    let g = b.grid([TIMES])[0];
+    let (zero, end) = (b.const_i64(0), b.const_i64(k));
+    let none = if form == Form::Int { b.const_i32(0) } else { b.const_f32(0.0) };
+    let none = b.splat(none, lanes);
+    let starts: Vec<Value> = (0..vectors).map(|v| b.const_i64(v * lanes as i64)).collect();
+    let rows: Vec<Value> = (0..rows).map(|r| b.const_i64(r)).collect();
+    let step = |b: &mut Builder, i: Value, sums: &[Value]| {
+        let ws: Vec<Value> = starts.iter().map(|v| b.load(w, &[i, *v], lanes)).collect();
+        let mut next = sums.to_vec();
+        for (r, sums) in rows.iter().zip(next.chunks_mut(ws.len())) {
+            let one = b.load(x, &[i, *r], 1);
+            let xs = b.splat(one, lanes);
+            for (w, sum) in ws.iter().zip(sums) {
+                *sum = match form {
+                    Form::Float => b.fma(xs, *w, *sum),
+                    Form::Bf16 => {
+                        let (x, w) = (b.bitcast(xs, DType::BF16), b.bitcast(*w, DType::BF16));
+                        b.dot(x, w, *sum)
+                    }
+                    Form::Int => {
+                        let (x, w) = (b.bitcast(xs, DType::U8), b.bitcast(*w, DType::I8));
+                        b.dot(x, w, *sum)
+                    }
+                };
+            }
+        }
+        next
+    };
+    let sums = b.for_loop(zero, end, 1, LoopKind::Serial, &vec![none; rows.len() * starts.len()], step);
+    for (r, sums) in rows.iter().zip(sums.chunks(starts.len())) {
+        for (v, sum) in starts.iter().zip(sums) {
+            b.store(y, &[g, *r, *v], *sum);
+        }
+    }
+    b.finish()
+}
+
 fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let none = Bindings::new();
@@ -125,6 +178,18 @@ fn main() {
                 peak(&dots(steps, DType::BF16, DType::BF16, DType::F32), 64.0)
             );
             println!("  u8·i8 dot        {:7.1} GOP/s", peak(&dots(steps, DType::U8, DType::I8, DType::I32), 128.0));
+        }
+        for (name, form, group) in
+            [("f32", Form::Float, 1.0), ("bf16 dot", Form::Bf16, 2.0), ("u8·i8 dot", Form::Int, 4.0)]
+        {
+            if form != Form::Float && !backend.target.has("avx512bf16") {
+                continue;
+            }
+            let shape = if lanes == 16 { (12, 2) } else { (4, 2) };
+            let kernel = tile(form, 256, shape.0, shape.1, lanes);
+            let flops = 512.0 * TIMES as f64 * (shape.0 * shape.1 * lanes as i64) as f64 * group;
+            let rate = flops / Runner::new(&backend, &kernel, &none).time() / 1e9;
+            println!("  tile {} by {} registers, {name:10} {rate:7.1} GFLOP/s", shape.0, shape.1);
         }
         let words = 64i64 << 20;
         let read = 4.0 * words as f64 / Runner::new(&backend, &limits::read(words, 1), &none).time();

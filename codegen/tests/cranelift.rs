@@ -208,10 +208,10 @@ fn dot_products_agree() {
                     let any = numbers.below(1 << 32) as u32;
                     match dtype {
                         DType::BF16 if near => {
-                            ((0x1800 + any % 0x1000 | any >> 16 & 0x8000) as u16).to_le_bytes().to_vec()
+                            ((0x1800 + any % 0x1000) as u16 | (any >> 16) as u16 & 0x8000).to_le_bytes().to_vec()
                         }
                         DType::BF16 => (any as u16).to_le_bytes().to_vec(),
-                        DType::F32 if near => (0x007f_ffff + any % 3 | any & 0x8000_0000).to_le_bytes().to_vec(),
+                        DType::F32 if near => ((0x007f_ffff + any % 3) | (any & 0x8000_0000)).to_le_bytes().to_vec(),
                         DType::F32 | DType::I32 => any.to_le_bytes().to_vec(),
                         _ => vec![any as u8],
                     }

@@ -93,7 +93,7 @@ impl Lanes<'_, '_> {
         self.op("fcmp uno", "float", x, x)
     }
 
-    fn to_bf16(&mut self, x: &str) -> String {
+    fn narrow_bf16(&mut self, x: &str) -> String {
         let bits = self.convert("bitcast", "float", x, "i32");
         let rounded = self.round_bits(&bits, 16);
         let quiet = self.with("or", &bits, 0x0040_0000);
@@ -154,7 +154,7 @@ impl Lanes<'_, '_> {
     }
 
     /// f32 of the bits at the top of sixteen.
-    fn from_halves(&mut self, halves: &str) -> String {
+    fn widen_halves(&mut self, halves: &str) -> String {
         let wide = self.convert("zext", "i16", halves, "i32");
         let top = self.with("shl", &wide, 16);
         self.convert("bitcast", "i32", &top, "float")
@@ -173,7 +173,7 @@ impl Lanes<'_, '_> {
         let value = self.op("and", "i16", &moved, &keep);
         let ones = ints("i16", self.lanes, -1);
         let value = self.select("i16", &nan, &ones, &value);
-        let small = self.from_halves(&value);
+        let small = self.widen_halves(&value);
         let scale = floats(self.lanes, power(120));
         self.op("fmul", "float", &small, &scale)
     }
@@ -253,7 +253,7 @@ impl Emitter<'_> {
                 let bytes = l.sign_nibbles(x);
                 self.cast(from.with_elem(DType::I8), to, &bytes)
             }
-            (DType::BF16, DType::F32) => l.from_halves(x),
+            (DType::BF16, DType::F32) => l.widen_halves(x),
             (DType::F16, DType::F32) => {
                 let half = l.convert("bitcast", "i16", x, "half");
                 l.convert("fpext", "half", &half, "float")
@@ -269,7 +269,7 @@ impl Emitter<'_> {
                 let half = l.convert("fptrunc", "float", x, "half");
                 l.convert("bitcast", "half", &half, "i16")
             }
-            (DType::F32, DType::BF16) => l.to_bf16(x),
+            (DType::F32, DType::BF16) => l.narrow_bf16(x),
             (DType::F32, DType::F8E4M3) => l.narrow(&E4M3, x),
             (DType::F32, DType::F4E2M1) => l.narrow(&E2M1, x),
             (DType::F32, DType::F8E8M0) => l.narrow_e8m0(x),
