@@ -423,8 +423,8 @@ fn weights_of_experts_are_divided_as_each_generation_does() {
     let softmax = ("scoring_func", json!("softmax"));
     let one = ("num_experts_per_tok", json!(1));
     assert!(divided(v4, rows, &[]));
-    assert!(divided(v4, rows, &[one.clone()]));
-    assert!(!divided(v4, rows, &[softmax.clone()]));
+    assert!(divided(v4, rows, std::slice::from_ref(&one)));
+    assert!(!divided(v4, rows, std::slice::from_ref(&softmax)));
     refused(v4, &[("norm_topk_prob", json!(false), "norm_topk_prob", "divided by their sum")]);
     assert!(divided(v41, stage, &[softmax]));
     assert!(divided(v41, stage, &[one]));
