@@ -6,7 +6,8 @@
 //! What makes it fast, all measured (see the tests in `codegen/tests/`): loads from `read` parameters are marked
 //! movable where no branch guards them, so that arithmetic does not queue behind all loads of an unrolled tile and
 //! spill; index arithmetic is kept as affine forms, so that constant distances become displacements and what does
-//! not depend on the innermost loop is computed outside; loops test at the bottom.
+//! not depend on the innermost loop is computed outside; loops test at the top, so that
+//! what a body computes has one use.
 //!
 //! A `read` parameter must not overlap memory that the same launch writes. Scratch memory is aligned to 64 bytes.
 

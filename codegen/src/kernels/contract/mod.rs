@@ -11,7 +11,9 @@
 //! scales each element first. Nothing of this depends on the tile, so a row has the same bits whatever `T` is and
 //! however the grid is cut.
 //! Exception: a kernel for steps, with [`STEP`](hadal_ir::module::STEP) tokens at most, may sum in more lanes
-//! (`schedule`), and then in another order, which is the same for one token and for several.
+//! (`schedule`), and then in another order, which is the same for one token and for several; and where the columns of a
+//! grid index share their scales, it multiplies these into the other operand's rows first, once for all of them, and sums
+//! what has its scale already.
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:
