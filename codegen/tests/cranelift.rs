@@ -240,6 +240,34 @@ fn dot_products_agree() {
 }
 
 #[test]
+fn tables_are_looked_up() {
+    let table = std::array::from_fn(|i| (i * 37 % 251) as u8);
+    let bytes: Vec<u8> = (0..=255).collect();
+    for (from, to) in
+        [(DType::U8, DType::I8), (DType::I8, DType::U8), (DType::F4E2M1, DType::I8), (DType::U4, DType::U8)]
+    {
+        let n = 256 * 8 / from.bits() as usize;
+        for lanes in [1, 2, 8, 16, 32, 64, 128] {
+            let mut b = Builder::new("lookup");
+            let (x, y) = (b.param("x", from, [n], Access::Read), b.param("y", to, [n], Access::Write));
+            let g = b.grid([n / lanes as usize])[0];
+            let width = b.const_i64(lanes as i64);
+            let at = b.mul(g, width);
+            let v = b.load(x, &[at], lanes);
+            let v = b.lookup(table, v, to);
+            b.store(y, &[at], v);
+            let kernel = b.finish();
+            let args = [Buffer::from_bytes(from, bytes.clone()), Buffer::uninit(to, n)];
+            agree(&kernel, &Bindings::new(), &args);
+            let mut copy = args.to_vec();
+            interpret::run(&kernel, &Bindings::new(), &mut copy).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+            let code = |i: usize| if from.bits() == 4 { bytes[i / 2] >> (4 * (i % 2)) } else { bytes[i] };
+            assert!(copy[1].bytes.iter().enumerate().all(|(i, b)| *b == table[code(i) as usize & 15]), "{kernel}");
+        }
+    }
+}
+
+#[test]
 fn lanes_are_regrouped() {
     for (from, to) in
         [(DType::BF16, DType::I32), (DType::U8, DType::I32), (DType::I64, DType::I8), (DType::F32, DType::BF16)]

@@ -417,6 +417,21 @@ impl<'a> Lower<'a, '_> {
                     _ => regs.into_iter().zip(parts(ty)).map(|(x, t)| self.bits(x, t)).collect(),
                 }
             }
+            Op::Lookup(table, a) => {
+                let (from, mut regs) = (self.k.ty(*a), self.regs(*a));
+                if from.lanes == 1 {
+                    regs = vec![self.low_lane(from.elem, regs[0])];
+                }
+                let (table, low) = (self.vector_const(I8X16, *table), self.vector_const(I8X16, [15; 16]));
+                let found: Vec<V> = regs
+                    .into_iter()
+                    .map(|x| {
+                        let number = self.b.ins().band(x, low);
+                        self.b.ins().swizzle(table, number)
+                    })
+                    .collect();
+                if from.lanes == 1 { vec![self.b.ins().extractlane(found[0], 0)] } else { found }
+            }
             Op::Dot(..) => return Err(self.unsupported("a dot product that should have been expanded")),
             Op::Splat(a) => {
                 let v = self.scalar(*a);

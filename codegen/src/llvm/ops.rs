@@ -31,6 +31,7 @@ impl Emitter<'_> {
                 self.call(&t, &function, &[(&t, &a), (&t, &b), (&t, &c)], "")
             }
             Op::Dot(a, b, c) => self.dot(*a, *b, *c)?,
+            Op::Lookup(table, a) => self.lookup(table, *a),
             Op::Select(c, a, b) => {
                 let mask = ty(result.with_elem(DType::Bool));
                 let [c, a, b] = [c, a, b].map(|v| self.text(*v));
@@ -314,6 +315,35 @@ impl Emitter<'_> {
             1 => self.def(format!("extractelement {t} {}, i64 0", parts[0])),
             lanes => self.join(part, &parts, lanes),
         })
+    }
+
+    /// Bytes of a table, by the instruction that looks up as many as a register has.
+    fn lookup(&mut self, table: &[u8; 16], a: Value) -> String {
+        let (from, x) = (self.k.ty(a), self.text(a));
+        let widest = self.target.vector_bits() / 8;
+        let part = ValueType { lanes: from.lanes.clamp(16, widest), ..from };
+        let function = match (self.target.arch, part.lanes) {
+            ("x86_64", 64) => "llvm.x86.avx512.pshuf.b.512",
+            ("x86_64", 32) => "llvm.x86.avx2.pshuf.b",
+            ("x86_64", _) => "llvm.x86.ssse3.pshuf.b.128",
+            _ => "llvm.aarch64.neon.tbl1.v16i8",
+        };
+        let t = ty(part);
+        let bytes = list(DType::U8, (0..part.lanes as usize).map(|i| table[i % 16].to_string()));
+        let parts: Vec<String> = (0..from.lanes.div_ceil(part.lanes))
+            .map(|i| {
+                let piece = match from.lanes {
+                    1 => self.splat(part, &x),
+                    _ => self.lanes(from, &x, i * part.lanes, part.lanes),
+                };
+                let number = self.def(format!("and {t} {piece}, {}", int(part, 15)));
+                self.call(&t, function, &[(&t, &bytes), (&t, &number)], "")
+            })
+            .collect();
+        match from.lanes {
+            1 => self.def(format!("extractelement {t} {}, i64 0", parts[0])),
+            lanes => self.join(part, &parts, lanes),
+        }
     }
 
     /// Unsigned bytes by signed ones, four at a time.

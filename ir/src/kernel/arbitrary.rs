@@ -179,6 +179,15 @@ impl Generator<'_> {
                 let [x, y] = [x, y].map(|v| b.bitcast(v, DType::BF16));
                 b.dot(x, y, z)
             }
+            6 if self.pick(6) == 0 => {
+                // Nibbles of anything as bytes, four of them summed by a dot product.
+                let int = ValueType::vector(DType::I32, lanes);
+                let (x, sum) = (self.of_type(b, pool, int), self.of_type(b, pool, int));
+                let codes = b.bitcast(x, DType::U8);
+                let table = std::array::from_fn(|_| self.pick(256) as u8);
+                let [u, i] = [DType::U8, DType::I8].map(|elem| b.lookup(table, codes, elem));
+                b.dot(u, i, sum)
+            }
             6 => {
                 let float = ValueType::vector(DType::F32, lanes);
                 let [x, y, z] = [0; 3].map(|_| self.of_type(b, pool, float));

@@ -231,6 +231,11 @@ impl Builder {
         self.op(Op::Bitcast(a), ValueType::vector(elem, lanes))
     }
 
+    /// The bytes, as `elem` (u8 or i8), of a table that lanes number by their low four bits.
+    pub fn lookup(&mut self, table: [u8; 16], a: Value, elem: DType) -> Value {
+        self.op(Op::Lookup(table, a), self.ty(a).with_elem(elem))
+    }
+
     /// Products of groups of neighbouring lanes of `a` and `b`, added to `c`.
     pub fn dot(&mut self, a: Value, b: Value, c: Value) -> Value {
         self.op(Op::Dot(a, b, c), self.ty(c))

@@ -570,6 +570,10 @@ impl<'a> Machine<'a> {
                     pairs.fold(c.lane(i), |sum, (x, y)| dot_step(a_elem, x, y, sum))
                 })
             }
+            Op::Lookup(table, a) => {
+                let x = get(*a);
+                Lanes::of(ty.lanes, |i| table[x.lane(i) as usize & 15] as u64)
+            }
             Op::Select(c, a, b) => {
                 let (c, a, b) = (get(*c), get(*a), get(*b));
                 Lanes::of(ty.lanes, |i| if c.lane(i) != 0 { a.lane(i) } else { b.lane(i) })

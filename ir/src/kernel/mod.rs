@@ -24,6 +24,7 @@
 //!   Bytes: the sum wraps at 32 bits, nothing saturates. bf16: two steps of multiply-add, the odd lanes first, each
 //!   rounded once to nearest even; operands that are subnormal count as zero of their sign, and so does a result
 //!   whose magnitude, rounded as if exponents had no limit, is below 2^-126. It is what AVX-512's instruction does.
+//! - `lookup` takes from a table of sixteen bytes the one that the low four bits of each lane number.
 //! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left.
 
 pub mod arbitrary;
@@ -356,6 +357,8 @@ pub enum Op {
     Fma(Value, Value, Value),
     /// Products of groups of neighbouring lanes, added to the last operand.
     Dot(Value, Value, Value),
+    /// The bytes of a table that lanes number by their low four bits.
+    Lookup([u8; 16], Value),
     /// The second operand where the first is true, else the third.
     Select(Value, Value, Value),
     /// Conversion to another format.
@@ -603,6 +606,7 @@ impl Op {
             Op::Compare(op, a, b) => Op::Compare(op, f(a), f(b)),
             Op::Fma(a, b, c) => Op::Fma(f(a), f(b), f(c)),
             Op::Dot(a, b, c) => Op::Dot(f(a), f(b), f(c)),
+            Op::Lookup(table, a) => Op::Lookup(table, f(a)),
             Op::Select(c, a, b) => Op::Select(f(c), f(a), f(b)),
             Op::Cast(a) => Op::Cast(f(a)),
             Op::Bitcast(a) => Op::Bitcast(f(a)),

@@ -304,6 +304,28 @@ fn all_mistakes_are_found_at_once() {
 }
 
 #[test]
+fn tables_have_sixteen_bytes() {
+    let mut b = Builder::new("k");
+    let x = b.const_i32(1);
+    let wide = b.splat(x, 4);
+    let codes = b.bitcast(wide, DType::U8);
+    b.lookup(std::array::from_fn(|i| i as u8 * 16), codes, DType::I8);
+    let kernel = b.finish();
+    assert_eq!(faults(&kernel), "");
+    let printed = kernel.to_string();
+    assert!(printed.contains("lookup x00102030405060708090a0b0c0d0e0f0, %2 : i8x16"), "{printed}");
+    assert_eq!(text::parse(&printed).unwrap(), kernel);
+    for wrong in ["x0010", "x00102030405060708090a0b0c0d0e0fg", "00102030405060708090a0b0c0d0e0f0"] {
+        let error = text::parse(&printed.replace("x00102030405060708090a0b0c0d0e0f0", wrong)).unwrap_err();
+        assert_eq!(error.expected, "a table: x and 32 hexadecimal digits");
+    }
+    let other = text::parse(&printed.replace("i8x16", "f8e4m3x16")).unwrap();
+    assert!(faults(&other).contains("expected u8 or i8 lanes"), "{}", faults(&other));
+    let wide = text::parse(&printed.replace("f0, %2 : i8x16", "f0, %1 : i8x4")).unwrap();
+    assert!(faults(&wide).contains("operand %1 has type i32x4"), "{}", faults(&wide));
+}
+
+#[test]
 fn dot_products_have_their_formats() {
     let mut b = Builder::new("k");
     let x = b.const_i32(1);

@@ -154,6 +154,11 @@ impl Kernel {
             Op::Compare(op, a, b) => write!(f, "{} {a}, {b}", op.name())?,
             Op::Fma(a, b, c) => write!(f, "fma {a}, {b}, {c}")?,
             Op::Dot(a, b, c) => write!(f, "dot {a}, {b}, {c}")?,
+            Op::Lookup(table, a) => {
+                write!(f, "lookup x")?;
+                table.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
+                write!(f, ", {a}")?;
+            }
             Op::Select(c, a, b) => write!(f, "select {c}, {a}, {b}")?,
             Op::Cast(a) => write!(f, "cast {a}")?,
             Op::Bitcast(a) => write!(f, "bitcast {a}")?,

@@ -138,6 +138,8 @@ const ARITHMETIC: &[DType] = &[DType::F32, DType::I32, DType::I64];
 const INTEGER: &[DType] = &[DType::I32, DType::I64];
 const LOGICAL: &[DType] = &[DType::I32, DType::I64, DType::Bool];
 const FLOAT: &[DType] = &[DType::F32];
+const BYTES: &[DType] = &[DType::U8, DType::I8];
+const CODES: &[DType] = &[DType::U8, DType::I8, DType::U4, DType::I4, DType::F4E2M1];
 
 impl Verifier<'_> {
     fn fault(&mut self, fault: Fault) {
@@ -467,6 +469,12 @@ impl Verifier<'_> {
                     }
                 }
                 self.type_of(*c)
+            }
+            Op::Lookup(_, a) => {
+                if !BYTES.contains(&ty.elem) {
+                    self.fault(Fault::ResultType { expected: "u8 or i8 lanes".into(), found: ty });
+                }
+                self.want_elem(*a, CODES).map(|t| t.with_elem(ty.elem))
             }
             Op::Select(c, a, b) => {
                 let result = self.same(*a, &[*b], &DType::ALL);

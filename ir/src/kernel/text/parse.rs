@@ -263,6 +263,11 @@ impl<'a> Parser<'a> {
                 let [a, b, c] = self.operands()?;
                 Op::Dot(a, b, c)
             }
+            "lookup" => {
+                let table = self.table()?;
+                self.punct(",")?;
+                Op::Lookup(table, self.value()?)
+            }
             "select" => {
                 let [c, a, b] = self.operands()?;
                 Op::Select(c, a, b)
@@ -324,6 +329,17 @@ impl<'a> Parser<'a> {
             | DType::I4 => None,
         };
         parsed.ok_or_else(|| self.expected_at(start, format!("a constant of a type that has them ({ty})")))
+    }
+
+    /// Sixteen bytes in hexadecimal after an x.
+    fn table(&mut self) -> Result<[u8; 16]> {
+        const EXPECTED: &str = "a table: x and 32 hexadecimal digits";
+        self.skip();
+        let at = self.at;
+        let word = self.ident(EXPECTED)?;
+        let digits = word.strip_prefix('x').filter(|d| d.len() == 32 && d.bytes().all(|b| b.is_ascii_hexdigit()));
+        let bits = digits.and_then(|d| u128::from_str_radix(d, 16).ok());
+        bits.map(u128::to_be_bytes).ok_or_else(|| self.expected_at(at, EXPECTED))
     }
 
     fn completion(&mut self) -> Result<Completion> {
