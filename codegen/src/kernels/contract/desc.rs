@@ -1,12 +1,13 @@
 //! The problem: one product-sum of two operands, as addresses in parameters.
 
 use super::epilogue::{self, Epilogue, Node, is_code, is_real};
-use super::view::{Access, Affine, Tracer, Var, Vars};
+use super::view::{Access, Affine, Tracer, Var, VarKind, Vars};
 use crate::kernels::Ranges;
 use hadal_ir::kernel::Access as Rights;
 use hadal_ir::module::{Func, STEP};
 use hadal_ir::ops::Op;
 use hadal_types::{DType, Dim, Sym, TensorType};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Which operands a letter moves.
@@ -58,7 +59,36 @@ pub struct Desc {
 
 impl Desc {
     /// Reads a kernel function; `None` where it is anything but such a product-sum.
+    ///
+    /// Where an operand's axes were exchanged inside a summed letter, as heads of grouped queries are, the letter is cut
+    /// into digits, in which all addresses are affine.
     pub fn of(func: &Func) -> Option<Desc> {
+        let mut digits = BTreeMap::new();
+        loop {
+            let (desc, letters) = Desc::in_digits(func, &digits)?;
+            let outputs = desc.roles.iter().filter(|r| **r != Role::Summed).count();
+            let mut parts = desc.operands.iter().flat_map(|a| a.at.terms.keys());
+            let cut = parts.find_map(|v| {
+                let (VarKind::Div(of, by) | VarKind::Rem(of, by)) = &desc.vars.list[*v].kind else { return None };
+                let var = *of.terms.keys().next()?;
+                let size = desc.vars.size(var).as_const()?;
+                let digit = var.checked_sub(outputs).and_then(|i| letters.get(i))?;
+                (*of == Affine::var(var) && size % by == 0 && (2..size).contains(by)).then_some((
+                    *digit,
+                    size / by,
+                    *by,
+                ))
+            });
+            let Some(((letter, place), high, low)) = cut else { return Some(desc) };
+            let sizes: &mut Vec<i64> = digits.entry(letter).or_default();
+            let end = sizes.len().min(place + 1);
+            sizes.splice(place.min(end)..end, [high, low]);
+        }
+    }
+
+    /// With some summed letters as digits of these sizes, the highest first; and for each variable that is summed over, the
+    /// letter and which of its digits it is.
+    fn in_digits(func: &Func, digits: &BTreeMap<char, Vec<i64>>) -> Option<(Desc, Vec<(char, usize)>)> {
         let mut t = Tracer::new(func)?;
         let contracts = func.insts.iter().filter_map(|i| match t.def(i.results[0])? {
             (Op::Contract(c), inst) => Some((c, inst)),
@@ -68,18 +98,27 @@ impl Desc {
         let [a, b] = inst.args.as_slice() else { return None };
         let types: Vec<TensorType> = inst.args.iter().map(|a| t.ty(*a).clone()).collect();
         let sizes = contract.sizes(&types);
-        let summed = contract.summed();
-        let letters: Vec<char> = contract.output.chars().chain(summed.chars()).collect();
-        for c in &letters {
-            t.vars.letter(*c, sizes[c].clone());
+        let mut coords: BTreeMap<char, Affine> = BTreeMap::new();
+        for c in contract.output.chars() {
+            coords.insert(c, Affine::var(t.vars.letter(c, sizes[&c].clone())));
         }
-        let var = |c: char| Affine::var(letters.iter().position(|l| *l == c).unwrap_or_default());
+        let mut summed = Vec::new();
+        for c in contract.summed().chars() {
+            let digits = digits.get(&c).map_or(vec![sizes[&c].clone()], |d| d.iter().map(|n| (*n).into()).collect());
+            let mut at = Affine::default();
+            for (place, size) in digits.into_iter().enumerate() {
+                at = at.times(&size)?.plus(&Affine::var(t.vars.letter(c, size)));
+                summed.push((c, place));
+            }
+            coords.insert(c, at);
+        }
+        let var = |c: char| coords[&c].clone();
         let left = t.access(*a, contract.inputs[0].chars().map(var).collect())?;
         let right = t.access(*b, contract.inputs[1].chars().map(var).collect())?;
         let root = inst.results[0];
         let epilogue = epilogue::trace(&mut t, root, contract.output.chars().map(var).collect())?;
         let outputs = contract.output.len();
-        let roles = (0..letters.len())
+        let roles = (0..outputs + summed.len())
             .map(|v| match (t.vars.reads(&left, v), t.vars.reads(&right, v)) {
                 _ if v >= outputs => Role::Summed,
                 (true, true) => Role::Batch,
@@ -96,7 +135,8 @@ impl Desc {
         }
         let params = flat_params(func, &[])?;
         let ranges = Ranges::new();
-        Some(Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params, ranges })
+        let desc = Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params, ranges };
+        Some((desc, summed))
     }
 
     /// With symbols that only take these values.

@@ -479,3 +479,44 @@ proptest! {
         check_func(&func, &bindings, 2e-5, seed);
     }
 }
+
+/// Heads of grouped queries lie in another order than the weights want them: the summed letter is cut into digits, the
+/// last of which is consecutive in both. The sum is that of rows in the weights' order, to the bit but where a scale is
+/// shared by several values of a higher digit: it then multiplies the sum of each.
+#[test]
+fn heads_in_another_order() {
+    for (weights, dequantize, bits) in [
+        ("%w: bf16[20, 96]", "", "%w"),
+        ("%w: f8e4m3[20, 96], %s: f32[2, 2]", "%3 = dequantize %w, %s {block = [16, 48]} : f32[20, 96]", "%3"),
+    ] {
+        let function = |params: &str, exchange: &str| {
+            function(&format!(
+                "kernel @k({params}, {weights}) -> (y: f32[1, 20]) {{
+                   {exchange}
+                   %2 = reshape %1 {{shape = [1, 96]}} : f32[1, 96]
+                   {dequantize}
+                   %4 = contract %2, {bits} {{spec = \"td,fd->tf\"}} : f32[1, 20]
+                   return %4
+                 }}"
+            ))
+        };
+        let exchanged = function("%x: f32[3, 1, 2, 16]", "%1 = transpose %x {perm = [1, 2, 0, 3]} : f32[1, 2, 3, 16]");
+        let shown = check_func(&exchanged, &Bindings::new(), 1e-4, 7);
+        assert!(shown[0].starts_with("dot stream 1") && shown[0].ends_with("sum [ddd]"), "{shown:?}");
+        if !dequantize.is_empty() {
+            continue;
+        }
+        let straight = function("%x: f32[1, 2, 3, 16]", "%1 = reshape %x {shape = [1, 2, 3, 16]} : f32[1, 2, 3, 16]");
+        let mut args = arguments(&exchanged, &Bindings::new(), 7);
+        let results = |func: &Func, args: &[Tensor]| {
+            let desc = Desc::of(func).unwrap();
+            let dot = candidates(&desc).into_iter().find(|s| s.streamed == 1 && s.lanes == 4).unwrap();
+            interpreted(&emit::emit(&desc, &dot), func, args, &Bindings::new())[0].bytes.clone()
+        };
+        let found = results(&exchanged, &args);
+        let x = &args[0];
+        let at = |i: usize| x.at((i / 16 % 3) * 32 + i / 48 * 16 + i % 16);
+        args[0] = Tensor::real(DType::F32, &[1, 2, 3, 16], (0..96).map(at).collect());
+        assert_eq!(found, results(&straight, &args), "{weights}");
+    }
+}
