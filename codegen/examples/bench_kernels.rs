@@ -47,7 +47,10 @@ fn main() {
         / Runner::new(&backend, &limits::multiply_adds(steps), &Bindings::new()).time();
     let bandwidth = (256i64 << 20) as f64 / Runner::new(&backend, &limits::read(64 << 20, 1), &Bindings::new()).time();
     println!("128-bit multiply-add peak {:.1} GFLOP/s, read {:.1} GB/s (one thread)", peak / 1e9, bandwidth / 1e9);
-    println!("{:38} {:>10} {:>9} {:>7} {:>9} {:>7}", "kernel", "µs", "GFLOP/s", "peak", "GB/s", "read");
+    println!(
+        "{:38} {:>10} {:>9} {:>7} {:>9} {:>7} {:>11}",
+        "kernel", "µs", "GFLOP/s", "peak", "GB/s", "read", "compile ms"
+    );
 
     // Entries for steps know that there are few new tokens.
     let step = Ranges::from([(Sym::T, Range { min: 1, max: STEP })]);
@@ -81,15 +84,17 @@ fn main() {
             }
         }
         let generated = hadal_codegen::kernels::select(&func, &ranges, &target).expect("emits");
-        let seconds = Runner::new(&backend, &generated.kernel, &bindings).time();
+        let mut runner = Runner::new(&backend, &generated.kernel, &bindings);
+        let seconds = runner.time();
         let (flops, bytes) = (flops / seconds, bytes / seconds);
         println!(
-            "{name:38} {:10.1} {:9.1} {:7.2} {:9.1} {:7.2}",
+            "{name:38} {:10.1} {:9.1} {:7.2} {:9.1} {:7.2} {:11.1}",
             seconds * 1e6,
             flops / 1e9,
             flops / peak,
             bytes / 1e9,
-            bytes / bandwidth
+            bytes / bandwidth,
+            runner.compile_seconds * 1e3
         );
         if std::env::var_os("HADAL_SCHEDULE").is_some() {
             println!("    {}", generated.schedule);

@@ -58,6 +58,8 @@ impl Backend {
 
 /// A compiled kernel with buffers.
 pub struct Runner {
+    /// Seconds that compiling took.
+    pub compile_seconds: f64,
     jit: JitFn,
     args: Vec<Aligned>,
     symbols: Vec<i64>,
@@ -68,7 +70,9 @@ pub struct Runner {
 impl Runner {
     /// Compiles a kernel and makes its buffers. `HADAL_ASM` prints the code.
     pub fn new(backend: &Backend, kernel: &Kernel, bindings: &Bindings) -> Runner {
+        let start = now();
         let compiled = backend.compile(kernel, std::env::var_os("HADAL_ASM").is_some());
+        let compile_seconds = now() - start;
         if let Some(text) = &compiled.disassembly {
             println!("{kernel}\n{text}");
         }
@@ -93,6 +97,7 @@ impl Runner {
             memory
         });
         Runner {
+            compile_seconds,
             jit: JitFn::new(&compiled).expect("maps"),
             args: args.collect(),
             symbols: kernel.symbols.iter().map(|s| bindings[s]).collect(),

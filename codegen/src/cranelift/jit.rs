@@ -1,6 +1,7 @@
 //! Runs compiled kernels in this process, for tests and for measuring candidates.
 //!
-//! The only unsafe code of this crate: memory is mapped writable, filled, and made executable (never both at once).
+//! Unsafe, as calls into LLVM are and nothing else in this crate: memory is mapped writable, filled, and made
+//! executable (never both at once).
 
 use super::CompiledKernel;
 use crate::Error;
