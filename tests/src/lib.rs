@@ -14,7 +14,7 @@ use hadal_runtime::{Pool, Program, Session};
 use hadal_types::{Bindings, Sym};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The project's folder.
 pub fn root() -> PathBuf {
@@ -43,6 +43,20 @@ pub fn open(name: &str) -> Input {
 /// The trained model.
 pub fn demo_folder() -> PathBuf {
     root().join("models/demo")
+}
+
+/// Does the work of each item, on all cores, and returns the results in order.
+pub fn on_all_cores<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let waiting = Mutex::new(items.into_iter().enumerate());
+    let next = || waiting.lock().expect("nobody panics while holding it").next();
+    let worker = || std::iter::from_fn(|| next().map(|(i, item)| (i, work(item)))).collect::<Vec<_>>();
+    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(1, usize::from);
+        let started: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        started.into_iter().flat_map(|w| w.join().expect("no item fails")).collect()
+    });
+    done.sort_by_key(|(i, _)| *i);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Copies the files of `from` (not its folders) to the new folder `to`.

@@ -12,7 +12,7 @@ use hadal_ir::target::Target;
 use hadal_ir::{Bindings, DType, Module, Sym, Tensor};
 use hadal_models::{Activations, ModelWeights};
 use hadal_passes::{LawSet, optimise, rules};
-use hadal_tests::{demo_folder, fixture, root};
+use hadal_tests::{demo_folder, fixture, on_all_cores, root};
 use std::path::{Path, PathBuf};
 
 /// Largest difference as a share of the largest value, by the interpreter's own rounding of f64 through some layers.
@@ -96,10 +96,8 @@ fn holds(dir: &Path, activations: Activations, tolerance: f64, draw: &mut Draw) 
 
 #[test]
 fn what_is_chosen_equals_what_was_written() {
-    let mut draw = Draw(20);
-    for dir in fixtures() {
-        holds(&dir, Activations::F32, TOLERANCE, &mut draw);
-    }
+    let fixtures = fixtures().into_iter().enumerate().collect();
+    on_all_cores(fixtures, |(i, dir)| holds(&dir, Activations::F32, TOLERANCE, &mut Draw(20 + i as u64)));
 }
 
 #[test]

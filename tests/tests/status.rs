@@ -3,12 +3,10 @@
 
 use hadal::golden::{Check, Outcome, verify};
 use hadal::{Input, Options};
-use hadal_tests::{demo_folder, fixture, root};
+use hadal_tests::{demo_folder, fixture, on_all_cores, root};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::thread;
 
 fn folders() -> Vec<PathBuf> {
     let fixtures = std::fs::read_dir(fixture("")).expect("fixtures are part of the project");
@@ -116,21 +114,11 @@ within the tolerance, and every row has the same largest element.
 
 #[test]
 fn the_status_page_is_what_verification_finds() {
-    let waiting = Mutex::new(folders());
-    let next = || waiting.lock().expect("nobody panics while holding it").pop();
-    let work = || {
-        let mut rows = Vec::new();
-        while let Some(folder) = next() {
-            let outcome = verify(&folder, &Options::default(), 1);
-            let outcome = outcome.unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-            rows.push(row(&folder, &outcome));
-        }
-        rows
-    };
-    let mut rows: Vec<String> = thread::scope(|scope| {
-        let workers = thread::available_parallelism().map_or(1, usize::from);
-        let started: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        started.into_iter().flat_map(|w| w.join().expect("every fixture is verified")).collect()
+    let mut rows = on_all_cores(folders(), |folder| {
+        let outcome = verify(&folder, &Options::default(), 1);
+        let outcome = outcome.unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+        assert!(outcome.pass && outcome.checks.iter().all(|c| c.argmax_agree == c.rows), "{outcome:#?}");
+        row(&folder, &outcome)
     });
     // By architecture, then format, then fixture.
     rows.sort();
