@@ -14,6 +14,11 @@ use inkwell::targets::{FileType, InitializationConfig, Target, TargetMachine, Ta
 use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 
+/// What is done to a module. Kernels come in vectors, unrolled as their schedules say and with loops that test at the
+/// bottom: what is left is to fold, to share, and to move out of loops. All of `O2` takes almost twice as long and makes
+/// no kernel faster (`docs/perf/cpu-code.md`).
+const PASSES: &str = "function(early-cse<memssa>,instcombine<no-verify-fixpoint>,loop-mssa(licm),simplifycfg)";
+
 /// What LLVM makes of a module.
 pub(super) struct Made {
     /// A relocatable ELF object.
@@ -101,12 +106,7 @@ impl Session {
         let module = self.context.create_module_from_ir(buffer).map_err(|e| e.to_string())?;
         module.set_data_layout(&self.machine.get_target_data().get_data_layout());
         module.verify().map_err(|e| e.to_string())?;
-        let options = PassBuilderOptions::create();
-        // Kernels come in vectors.
-        options.set_loop_vectorization(false);
-        options.set_loop_slp_vectorization(false);
-        options.set_loop_unrolling(false);
-        module.run_passes("default<O2>", &self.machine, options).map_err(|e| e.to_string())?;
+        module.run_passes(PASSES, &self.machine, PassBuilderOptions::create()).map_err(|e| e.to_string())?;
         let done = f(self, &module)?;
         let complaints = self.complaints.borrow();
         if complaints.is_empty() { Ok(done) } else { Err(complaints.join("; ")) }
