@@ -156,6 +156,11 @@ impl Generator {
         }
     }
 
+    /// Adds up from now on how long each launch takes; see [`Session::watch`].
+    pub fn watch(&mut self) {
+        self.session.watch();
+    }
+
     /// The session.
     pub fn session(&self) -> &Session {
         &self.session

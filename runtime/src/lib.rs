@@ -42,6 +42,7 @@ mod speculate;
 mod states;
 #[cfg(feature = "text")]
 pub mod text;
+mod watch;
 
 pub use error::Error;
 pub use generate::{Generator, Stop};
@@ -52,3 +53,4 @@ pub use sample::{Rng, Sampler, Sampling};
 pub use session::Session;
 pub use speculate::{Acceptance, Drafts};
 pub use states::{Mark, TAKE_BACK};
+pub use watch::{Watch, Watched};

@@ -16,6 +16,7 @@ use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Pieces per thread a large step is cut into: enough to even out threads of different speed, few enough that taking
 /// them costs nothing.
@@ -74,6 +75,8 @@ struct Job {
     steps: *const Step,
     len: usize,
     scratch: Scratch,
+    /// Null, or room for the time of the beginning and of each step's end.
+    clock: *mut Instant,
 }
 
 // SAFETY: `job` and what it points to are written by the caller before it opens the first step (a release store of
@@ -115,7 +118,13 @@ impl Pool {
         let shared = Arc::new(Shared {
             word: AtomicU64::new(0),
             done: AtomicU32::new(0),
-            job: UnsafeCell::new(Job { base: 0, steps: std::ptr::null(), len: 0, scratch }),
+            job: UnsafeCell::new(Job {
+                base: 0,
+                steps: std::ptr::null(),
+                len: 0,
+                scratch,
+                clock: std::ptr::null_mut(),
+            }),
             threads,
             stop: AtomicBool::new(false),
             sleepers: AtomicU32::new(0),
@@ -146,29 +155,35 @@ impl Pool {
         let scratch = Scratch { start: std::ptr::null_mut(), stride: 0 };
         let start = std::time::Instant::now();
         // SAFETY: the kernel touches none of its arguments.
-        unsafe { self.run(&[step; STEPS], scratch) };
+        unsafe { self.run(&[step; STEPS], scratch, None) };
         start.elapsed().as_secs_f64() / STEPS as f64
     }
 
-    /// Runs `steps` in order and returns when all are finished.
+    /// Runs `steps` in order and returns when all are finished. A `clock`, one longer than `steps`, is given the time of the
+    /// beginning and of each step's end.
     ///
     /// # Safety
     ///
     /// Every step's kernel must be sound to call with its arguments and symbols for any part of `0..grid`, on any
     /// thread, different parts at the same time; `scratch` must have room for [`Pool::threads`] workers.
-    pub(crate) unsafe fn run(&self, steps: &[Step], scratch: Scratch) {
+    pub(crate) unsafe fn run(&self, steps: &[Step], scratch: Scratch, mut clock: Option<&mut [Instant]>) {
+        assert!(clock.as_ref().is_none_or(|c| c.len() == steps.len() + 1), "a clock with room for each step");
         if self.workers.is_empty() {
-            for s in steps {
+            let mut tell = |i: usize| clock.iter_mut().for_each(|c| c[i] = Instant::now());
+            tell(0);
+            for (i, s) in steps.iter().enumerate() {
                 // SAFETY: the caller's promise.
                 unsafe { (s.kernel)(s.args, s.symbols, 0, s.grid, scratch.start) };
+                tell(i + 1);
             }
             return;
         }
+        let clock = clock.map_or(std::ptr::null_mut(), <[Instant]>::as_mut_ptr);
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         let base = Word(shared.word.load(Ordering::Relaxed)).step();
         // SAFETY: no step is open, so no other thread looks at the job.
-        unsafe { *shared.job.get() = Job { base, steps: steps.as_ptr(), len: steps.len(), scratch } };
+        unsafe { *shared.job.get() = Job { base, steps: steps.as_ptr(), len: steps.len(), scratch, clock } };
         shared.open(base);
         let end = base.wrapping_add(steps.len() as u32);
         let mut idle = 0;
@@ -233,10 +248,14 @@ impl Shared {
     /// Makes step number `step` the current one. Only for the thread that finished the step before, or starts a job.
     fn open(&self, step: u32) {
         // SAFETY: the job was written by this thread, or before the piece it just finished was opened.
-        let (index, len, steps) = unsafe {
+        let (index, len, steps, clock) = unsafe {
             let job = &*self.job.get();
-            (step.wrapping_sub(job.base) as usize, job.len, job.steps)
+            (step.wrapping_sub(job.base) as usize, job.len, job.steps, job.clock)
         };
+        if !clock.is_null() {
+            // SAFETY: one longer than the steps, as was checked, and only who opens a step writes.
+            unsafe { clock.add(index).write(Instant::now()) };
+        }
         if index == len {
             self.word.store(Word::new(step, 0, 0).0, Ordering::SeqCst);
             if self.caller_sleeps.load(Ordering::SeqCst) {
@@ -321,8 +340,10 @@ mod tests {
         };
         let steps: Vec<Step> = (0..steps).map(step).collect();
         let mut scratch = vec![0i64; 8 * pool.threads()];
+        let mut clock = vec![Instant::now(); steps.len() + 1];
         // SAFETY: `add` does what it says, and every buffer is as large as it needs.
-        unsafe { pool.run(&steps, Scratch { start: scratch.as_mut_ptr().cast(), stride: 64 }) };
+        unsafe { pool.run(&steps, Scratch { start: scratch.as_mut_ptr().cast(), stride: 64 }, Some(&mut clock)) };
+        assert!(clock.is_sorted());
         y
     }
 

@@ -16,6 +16,7 @@ use crate::pool::{Pool, Scratch, Step};
 use crate::program::{KernelFn, Program};
 use crate::region::Region;
 use crate::states::{Mark, States};
+use crate::watch::Watch;
 use hadal_artifact::{Entry, Port, Space, Version};
 use hadal_types::{Definition, Definitions, Dim, Sym, TensorType};
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub struct Session {
     states: States,
     scratch: Region,
     scratch_stride: usize,
+    watch: Option<Box<Watch>>,
     /// Referred to by address in `calls`.
     _arena: Region,
 }
@@ -162,7 +164,16 @@ impl Session {
             Space::Input(_) | Space::Output(_) => std::ptr::null_mut(),
         };
         let calls = m.entries.iter().map(|e| Call::new(&program, e, &place)).collect();
-        Ok(Session { program, pool, calls, states, scratch, scratch_stride: stride as usize, _arena: arena })
+        Ok(Session {
+            program,
+            pool,
+            calls,
+            states,
+            scratch,
+            scratch_stride: stride as usize,
+            watch: None,
+            _arena: arena,
+        })
     }
 
     /// The program.
@@ -223,6 +234,16 @@ impl Session {
         self.states.rows(index, definitions)
     }
 
+    /// From now on adds up how long each launch takes, from nothing. That allocates.
+    pub fn watch(&mut self) {
+        self.watch = Some(Box::new(Watch::new(self.program.manifest())));
+    }
+
+    /// What was added up, where the session is watched.
+    pub fn watched(&self) -> Option<&Watch> {
+        self.watch.as_deref()
+    }
+
     /// Calls entry number `entry` for `new_tokens` tokens with one buffer per input and output, in order. The states it
     /// writes then hold that many tokens more. Nothing is changed where the call is refused.
     pub fn run(
@@ -243,12 +264,12 @@ impl Session {
         if held.saturating_add(new_tokens as u64) > max {
             return Err(Error::Context { held, new: new_tokens as u64, max });
         }
-        let version = call.bind(described, &manifest.definitions, held, new_tokens)?;
+        let number = call.bind(described, &manifest.definitions, held, new_tokens)?;
         let given = inputs.iter().map(|b| (b.as_ptr().cast_mut(), b.len()));
         check_buffers(described, &described.inputs, &call.inputs, &call.values, given)?;
         let given = outputs.iter_mut().map(|b| (b.as_mut_ptr(), b.len()));
         check_buffers(described, &described.outputs, &call.outputs, &call.values, given)?;
-        let version = &mut call.versions[version];
+        let version = &mut call.versions[number];
         for p in &version.patches {
             let start = if p.output { outputs[p.port].as_mut_ptr() } else { inputs[p.port].as_ptr().cast_mut() };
             version.args[p.arg] = start.wrapping_add(p.offset);
@@ -259,10 +280,14 @@ impl Session {
         }
         version.prepare(&call.values);
         let scratch = Scratch { start: self.scratch.start(), stride: self.scratch_stride };
+        let clock = self.watch.as_mut().map(|w| w.start(version.steps.len()));
         // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter at all
         // values of the symbols for which `bind` gives this version, and none that is written is read-only. The buffers of the caller
         // were checked above. Kernels keep to their description, which is what loading a program means to trust.
-        unsafe { self.pool.run(&version.steps, scratch) };
+        unsafe { self.pool.run(&version.steps, scratch, clock) };
+        if let Some(watch) = &mut self.watch {
+            watch.add(entry, number);
+        }
         if call.advances {
             call.states.iter().for_each(|s| self.states.advance(*s, new_tokens as u64));
         }

@@ -131,6 +131,38 @@ fn it_says_what_it_is() {
 }
 
 #[test]
+fn the_time_of_a_run_is_told_by_kernel() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let trace = dir.path().join("trace.json");
+    let path = trace.to_str().expect("UTF-8");
+    for threads in ["1", "2"] {
+        let args = ["bench", "--prompt-len", "9", "-n", "6", "--repeat", "1", "--draft", "0", "--kernels", "--json"];
+        let out = demo(&[&args[..], &["--threads", threads, "--trace", path]].concat()).ok();
+        let bench: Value = serde_json::from_str(&out).expect("JSON");
+        let rows = bench["kernels"].as_array().expect("rows");
+        let decode: Vec<&Value> =
+            rows.iter().filter(|r| r["entry"].as_str().is_some_and(|e| e.starts_with("decode ("))).collect();
+        let sum = |key: &str| decode.iter().map(|r| r[key].as_f64().expect("a number")).sum::<f64>();
+        assert!((sum("share") - 1.0).abs() < 1e-9 && decode.iter().all(|r| r["calls"] == 5), "{decode:?}");
+        // One call of an entry is as long as its launches, and all launches are there.
+        let text = std::fs::read_to_string(&trace).expect("written");
+        let trace: Value = serde_json::from_str(&text).expect("JSON");
+        let events = trace["traceEvents"].as_array().expect("events");
+        let of = |thread: u64| events.iter().filter(move |e| e["tid"] == thread && e["ph"] == "X");
+        let calls: Vec<&Value> = of(1).filter(|e| e["name"] == decode[0]["entry"]).collect();
+        assert_eq!(calls.len(), 5);
+        let took: f64 = calls.iter().map(|e| e["dur"].as_f64().expect("a number")).sum();
+        assert!((took / 5.0 - sum("microseconds")).abs() < 1.0, "{took} in 5 calls, {}", sum("microseconds"));
+        let within = |e: &Value, call: &Value| {
+            let (at, from) = (e["ts"].as_f64(), call["ts"].as_f64());
+            at >= from && at < from.zip(call["dur"].as_f64()).map(|(a, d)| a + d)
+        };
+        let launches = of(2).filter(|e| within(e, calls[0])).count() as f64;
+        assert_eq!(launches, sum("launches"));
+    }
+}
+
+#[test]
 fn help_and_exit_codes_are_as_documented() {
     for args in
         [&["--help"][..], &["generate", "--help"], &["logits", "--help"], &["bench", "--help"], &["info", "--help"]]

@@ -1,12 +1,13 @@
 //! `bench`: how fast prompts are read and tokens written, and how near that is to what the memory can do.
 
 use super::generate::{parse_drafts, rate};
-use super::{Failure, print_json, stdout_failed};
+use super::{Failure, kernels, print_json, stdout_failed};
 use crate::{Acceptance, Drafts, Error, Generator, Pool, Program, Rng, Sampling, Session};
 use clap::Args;
 use hadal_types::Sym;
 use serde_json::json;
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,12 @@ pub struct BenchArgs {
     /// Threads, 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::threads())]
     threads: usize,
+    /// Also show where the time goes, by kernel, in one more run
+    #[arg(long)]
+    kernels: bool,
+    /// Also write the launches of one more run to a file that Perfetto (ui.perfetto.dev) opens
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Write JSON
     #[arg(long)]
     json: bool,
@@ -71,8 +78,19 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
             drafted.run(generator, &prompt, args.n)?;
         }
     }
-    let Measured { prefill, first, decode, cold, .. } = plain;
     let drafts = drafting.as_ref().and_then(Generator::acceptance).map(|a| Drafted::new(a, &plain, &drafted));
+    // Once more, by kernel; with drafts where they were asked for, which has plain steps too.
+    let watched = drafting.as_mut().unwrap_or(&mut generator);
+    if args.kernels || args.trace.is_some() {
+        watched.watch();
+        Measured::default().run(watched, &prompt, args.n)?;
+    }
+    let by_kernel = kernels::rows(watched.session());
+    if let Some(path) = &args.trace {
+        kernels::trace(watched.session(), path)?;
+    }
+    let by_kernel = if args.kernels { by_kernel } else { Vec::new() };
+    let Measured { prefill, first, decode, cold, .. } = plain;
 
     let decoded = args.n.saturating_sub(1);
     let decode_rate = rate(decoded, decode);
@@ -106,6 +124,7 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
             "read_bandwidth": bandwidth,
             "share_of_read_bandwidth": share,
             "drafts": drafts.as_ref().map(Drafted::json),
+            "kernels": by_kernel.iter().map(kernels::Row::json).collect::<Vec<_>>(),
         }));
     }
     let mut out = std::io::stdout().lock();
@@ -144,7 +163,7 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
     for (name, value) in lines.into_iter().chain(drafts.map(|d| ("drafts", d.sentence()))) {
         writeln!(out, "{name:<14}{value}").map_err(stdout_failed)?;
     }
-    Ok(())
+    kernels::table(&mut out, &by_kernel)
 }
 
 /// The best of several runs.

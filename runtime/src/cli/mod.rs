@@ -6,6 +6,7 @@
 mod bench;
 mod generate;
 mod info;
+mod kernels;
 mod logits;
 
 pub use bench::BenchArgs;
