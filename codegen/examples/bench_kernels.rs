@@ -18,9 +18,9 @@ fn function(params: &str, body: &str, result: &str) -> Func {
     text::parse_module(&source).expect("well formed").funcs.remove(0)
 }
 
-/// The function for T = 1: through its text, since attributes hold sizes too.
-fn with_one(func: &Func) -> Func {
-    let source = text::print_func(func).replace("P+T", "P+1").replace("[T", "[1");
+/// The function for so many new tokens: through its text, since attributes hold sizes too.
+fn with_tokens(func: &Func, t: i64) -> Func {
+    let source = text::print_func(func).replace("P+T", &format!("P+{t}")).replace("[T", &format!("[{t}"));
     text::parse_module(&format!("symbols P in 0..4096\n{source}")).expect("well formed").funcs.remove(0)
 }
 
@@ -58,18 +58,19 @@ fn main() {
         if !name.contains(&filter) {
             return;
         }
-        // As in an entry for decoding, where T is one for good.
+        // As in an entry for decoding, where T is one for good, or in a step of two.
         let mut func = func.clone();
-        if t == 1 {
-            func = with_one(&func);
+        if t == 1 || t == 2 {
+            func = with_tokens(&func, t);
         }
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
         let target = if backend.llvm { Target::of(&backend.target) } else { Target::default() };
         let ranges = if t == 1 || name.starts_with("step") { step.clone() } else { Ranges::new() };
         let contraction = contract::Desc::of(&func).map(|d| d.within(&ranges));
         if std::env::var_os("HADAL_ALL").is_some() {
-            for (desc, s) in
-                contraction.iter().flat_map(|d| contract::schedule::candidates(d).into_iter().map(move |s| (d, s)))
+            for (desc, s) in contraction
+                .iter()
+                .flat_map(|d| contract::schedule::candidates(d, &target).into_iter().map(move |s| (d, s)))
             {
                 let seconds = Runner::new(&backend, &contract::emit::emit(desc, &s), &bindings).time();
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(desc));
@@ -150,6 +151,18 @@ fn main() {
         );
         let elements = 6.0 * 1408.0 * 2048.0 * t as f64;
         report(&format!("experts T={t} bf16 6 of 16x1408x2048"), &experts, t, 0, 2.0 * elements, elements * 2.0);
+    }
+    for (p, name) in [(99i64, "demo"), (399, "demo")] {
+        for t in [1i64, 2, 3, 4, 8] {
+            let latent = function(
+                "%q: f32[T, 4, 128], %r: f32[T, 4, 64], %c: bf16[P+T, 128], %k: bf16[P+T, 64]",
+                "  %y = attention %q, %c, %r, %k, %c {sets = [\"tha,sa thb,sb sa causal\"], output = \"tha\", scale = 0.1} : f32[T, 4, 128]",
+                "f32[T, 4, 128]",
+            );
+            let keys: f64 = (0..t).map(|i| (p + i + 1) as f64).sum();
+            let (flops, bytes) = (2.0 * keys * 4.0 * 320.0, 192.0 * 2.0 * (t + p) as f64);
+            report(&format!("step attention {name} T={t} P={p}"), &latent, t, p, flops, bytes);
+        }
     }
     for (t, p) in [(1i64, 2047i64), (512, 0), (128, 1920)] {
         let keys = |d: f64| -> f64 { (0..t).map(|i| (p + i + 1) as f64).sum::<f64>() * d };
