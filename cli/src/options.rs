@@ -26,7 +26,7 @@ pub struct CompileArgs {
     /// How to read a non-standard `rope_scaling.attn_factor` (R1-0528-Qwen3).
     #[arg(long, value_enum, default_value_t = AttnFactorArg::Ignore)]
     pub attn_factor: AttnFactorArg,
-    /// What products with block-scaled FP8 weights read.
+    /// What products read, and what states keep.
     #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
     pub activations: ActivationsArg,
     /// Processors to make code for: `all` that this build knows of this machine's architecture, `here` for the best level of
@@ -154,6 +154,7 @@ impl ActivationsArg {
     pub fn activations(self) -> Activations {
         match self {
             ActivationsArg::F32 => Activations::F32,
+            ActivationsArg::Bf16 => Activations::Bf16,
             ActivationsArg::Cache => Activations::Cache,
             ActivationsArg::Fp8 => Activations::Fp8,
         }
@@ -187,6 +188,8 @@ impl StateDtypeArg {
 pub enum ActivationsArg {
     /// As they are.
     F32,
+    /// Inputs of products with narrow weights are rounded to bf16, which processors with such instructions multiply faster.
+    Bf16,
     /// What states keep is kept in the formats of the release, where it has any.
     Cache,
     /// Rounded to e4m3 with a scale for each row and block, as the releases' own code does.

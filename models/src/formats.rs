@@ -212,6 +212,9 @@ pub enum Activations {
     /// Nothing.
     #[default]
     F32,
+    /// The inputs of products with narrow weights: to bf16, as engines do that compute in bf16. Where a processor has
+    /// instructions for pairs of bf16, products run by them.
+    Bf16,
     /// What states keep, where a release defines how: stored in those formats.
     Cache,
     /// That, and the inputs of products with block-scaled weights: to e4m3, with a scale for every row and block of channels
@@ -292,7 +295,13 @@ impl Formats<'_> {
         }
     }
 
-    /// How the input of products with the weight `name` is rounded, where it is.
+    /// Whether the input of products with the weight `name` is rounded to bf16.
+    pub fn halves(&self, name: &str) -> bool {
+        let narrow = || self.packed(name).is_some() || self.of(name) != DType::F32;
+        self.activations == Activations::Bf16 && narrow()
+    }
+
+    /// How the input of products with the weight `name` is rounded to e4m3, where it is.
     pub fn rounding(&self, name: &str) -> Option<Rounding> {
         self.block(name).filter(|_| self.activations == Activations::Fp8)?;
         let [_, block] = self.plan.block.unwrap_or([128, 128]);

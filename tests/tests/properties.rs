@@ -11,7 +11,7 @@ use hadal::driver::build_model;
 use hadal::{Input, Options};
 use hadal_ir::interpret::Interpreter;
 use hadal_ir::{Bindings, DType, Sym, Tensor};
-use hadal_models::Model;
+use hadal_models::{Activations, Model};
 use hadal_tests::random_checkpoint::{Stored, write};
 use hadal_tests::{Numbers, call, load, session};
 use proptest::prelude::*;
@@ -21,6 +21,9 @@ use serde_json::{Value, json};
 
 /// Largest difference, as a share of the largest logit: rounding in f32 through a few layers stays ten times below.
 const TOLERANCE: f64 = 2e-4;
+
+/// The same where inputs of products are rounded to bf16 (8 bits): a value on an edge may fall to either side.
+const IN_BF16: f64 = 2e-2;
 
 /// One model and what is done with it.
 #[derive(Clone, Debug)]
@@ -32,6 +35,7 @@ struct Case {
     /// New tokens of each call; 1 is a decode.
     cuts: Vec<usize>,
     threads: usize,
+    activations: Activations,
 }
 
 /// Lays the keys of `b` over those of `a`.
@@ -175,10 +179,11 @@ fn sparse() -> impl Strategy<Value = Value> {
 fn case(config: impl Strategy<Value = Value>) -> impl Strategy<Value = Case> {
     let cuts = prop::collection::vec(prop_oneof![4 => Just(1usize), 4 => 2..=9usize, 1 => 10..=80usize], 1..=6);
     let stored = prop_oneof![4 => Just(Stored::Announced), 1 => Just(Stored::Mixed)];
-    (config, stored, any::<u64>(), cuts, 0..=8usize, 1..=3usize).prop_map(
-        |(config, stored, seed, cuts, room, threads)| {
+    let activations = prop_oneof![3 => Just(Activations::F32), 1 => Just(Activations::Bf16)];
+    (config, stored, any::<u64>(), cuts, 0..=8usize, 1..=3usize, activations).prop_map(
+        |(config, stored, seed, cuts, room, threads, activations)| {
             let max_chunk = cuts.iter().max().copied().unwrap_or(1) + room;
-            Case { config, stored, seed, max_chunk, cuts, threads }
+            Case { config, stored, seed, max_chunk, cuts, threads, activations }
         },
     )
 }
@@ -210,13 +215,13 @@ fn interpret(model: &Model, input: &Input, tokens: &[u32]) -> Reference {
     Reference { logits, hidden, mtp }
 }
 
-fn close(what: &str, found: &[f32], expected: &[f64]) -> Result<(), TestCaseError> {
+fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) -> Result<(), TestCaseError> {
     prop_assert_eq!(found.len(), expected.len(), "{}", what);
     let largest = expected.iter().fold(1f64, |m, v| m.max(v.abs()));
     for (i, (a, b)) in found.iter().zip(expected).enumerate() {
         let off = (*a as f64 - b).abs();
         // Written so that NaN fails.
-        prop_assert!(off <= TOLERANCE * largest, "{what}, element {i}: {a} should be {b}, off by {off:e}");
+        prop_assert!(off <= tolerance * largest, "{what}, element {i}: {a} should be {b}, off by {off:e}");
     }
     Ok(())
 }
@@ -251,7 +256,14 @@ fn holds(case: &Case, reference: u64) -> Result<(), TestCaseError> {
     let other = |e: Box<dyn std::error::Error>| TestCaseError::fail(e.to_string());
     write(dir.path(), &case.config, case.stored, case.seed).map_err(other)?;
     let total: usize = case.cuts.iter().sum::<usize>().max(2);
-    let options = Options { max_context: Some(total + 1), max_chunk: case.max_chunk, ..Options::default() };
+    let options = Options {
+        max_context: Some(total + 1),
+        max_chunk: case.max_chunk,
+        activations: case.activations,
+        ..Options::default()
+    };
+    let tolerance = if case.activations == Activations::Bf16 { IN_BF16 } else { TOLERANCE };
+    let close = |what: &str, found: &[f32], expected: &[f64]| close(what, found, expected, tolerance);
     let fail = |e: hadal::Failure| TestCaseError::fail(e.to_string());
     let input = Input::open(dir.path()).map_err(fail)?;
     let model = build_model(&input, &Options { max_chunk: total, ..options.clone() }).map_err(fail)?;

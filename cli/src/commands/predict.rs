@@ -57,7 +57,7 @@ pub struct Args {
     /// Format of the states [default: as compiled, f32]. fp8 counts a byte an element, without scales.
     #[arg(long, value_enum)]
     state_dtype: Option<StateDtypeArg>,
-    /// What products with block-scaled FP8 weights read.
+    /// What products read, and what states keep.
     #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
     activations: ActivationsArg,
     /// Machines that share the work and the memory, as if talking cost nothing.

@@ -72,7 +72,7 @@ pub fn indexer(f: &mut Block<'_>, ix: &Indexer, x: ValueId, from: ValueId, angle
         let k = f.layer_norm(k, "k_norm", KEY_EPS);
         let k = turn(f, ix, k, angles);
         let (q, k) = match f.formats().activations {
-            Activations::F32 => (q, f.remember("index_k", k)),
+            Activations::F32 | Activations::Bf16 => (q, f.remember("index_k", k)),
             Activations::Cache | Activations::Fp8 => {
                 let to = Rounding { block: d, pow2: f.formats().plan.pow2 };
                 let (q, k) = (rotate(f, q), rotate(f, k));

@@ -20,7 +20,7 @@ use crate::error::Result;
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{CausalMask, Softmax};
-use hadal_types::{Dim, Sym};
+use hadal_types::{DType, Dim, Sym};
 
 /// The norms on latent rows keep this epsilon whatever `rms_norm_eps` says, as in the releases' code.
 const LATENT_EPS: f64 = 1e-6;
@@ -118,6 +118,7 @@ pub fn attend(f: &mut Block<'_>, a: &Mla, x: ValueId, from: ValueId, angles: Ang
     let latent = f.norm(latent, "kv_a_layernorm", LATENT_EPS);
     // Rounding, where products have it, treats rows one by one: done before they are kept, it is done once a token.
     let latent = f.operand(latent, "kv_b_proj");
+    let latent = f.cast(latent, DType::F32);
     let (latent, k_rope) = (f.remember("ckv", latent), f.remember("k_rope", k_rope));
 
     let kv = f.matrix("kv_b_proj", &[h * (dn + dv), c]);

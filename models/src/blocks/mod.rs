@@ -139,11 +139,17 @@ impl<'a> Block<'a> {
         self.formats.rounding(&format!("{}{}{name}.weight", self.at, self.path))
     }
 
+    /// `x` in bf16, where products with `name.weight` read it so.
+    pub fn halved(&mut self, x: ValueId, name: &str) -> ValueId {
+        let halves = self.formats.halves(&format!("{}{}{name}.weight", self.at, self.path));
+        if halves { self.cast(x, DType::BF16) } else { x }
+    }
+
     /// `x` as a product with `name.weight` reads it.
     pub fn operand(&mut self, x: ValueId, name: &str) -> ValueId {
         match self.rounding(name) {
             Some(to) => rounding::rounded(self, x, to),
-            None => x,
+            None => self.halved(x, name),
         }
     }
 
@@ -237,7 +243,7 @@ impl<'a> Block<'a> {
 
     /// How what `to` describes is kept: so where states are narrow, else as it is.
     pub fn kept(&self, to: Narrow) -> Option<Narrow> {
-        (self.formats.activations != Activations::F32).then_some(to)
+        matches!(self.formats.activations, Activations::Cache | Activations::Fp8).then_some(to)
     }
 
     /// `x` where `seen` is true, else -∞.

@@ -375,7 +375,10 @@ fn experts(f: &mut Block<'_>, m: &Moe, x: ValueId, chosen: ValueId, weights: Val
     let into = |f: &mut Block<'_>, name: &str| {
         let w = of(f, name, [inner, d]);
         match f.rounding(&stack(name)) {
-            None => f.contract("td,tkfd->tkf", &[x, w]),
+            None => {
+                let x = f.halved(x, &stack(name));
+                f.contract("td,tkfd->tkf", &[x, w])
+            }
             // Every expert rounds what it is given.
             Some(to) => {
                 let tokens = f.shape(x)[0].clone();

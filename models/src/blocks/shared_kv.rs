@@ -230,6 +230,7 @@ impl SharedKv {
         let width = self.heads * self.head_dim / groups;
         let o = f.reshape(o, &[tokens.clone(), groups.into(), width.into()]);
         f.enter("wo_a");
+        let o = f.halved(o, "wo_a");
         let w = f.matrix("wo_a", &[groups * rank, width]);
         let w = f.reshape(w, &[groups.into(), rank.into(), width.into()]);
         let y = f.contract("tgi,gri->tgr", &[o, w]);
