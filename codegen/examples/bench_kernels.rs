@@ -79,7 +79,7 @@ fn main() {
         if std::env::var_os("HADAL_ALL").is_some()
             && let Some(desc) = attention::Desc::of(&func)
         {
-            for s in attention::schedule::candidates(&desc) {
+            for s in attention::schedule::candidates(&desc, &ranges, &target) {
                 let seconds = Runner::new(&backend, &attention::emit::emit(&desc, &s), &bindings).time();
                 println!("    {:10.1} µs {:9.1} GFLOP/s  {}", seconds * 1e6, flops / seconds / 1e9, s.show(&desc));
             }

@@ -2,23 +2,36 @@
 
 use crate::kernels::contract::desc::{Flat, flat_params};
 use crate::kernels::contract::epilogue::{self, Epilogue, is_real};
-use crate::kernels::contract::view::{Access, Affine, Tracer, Var, Vars};
+use crate::kernels::contract::view::{Access, Affine, Tracer, Var, VarKind, Vars};
 use hadal_ir::ops::Op;
 use hadal_ir::ops::attention::{RowSet, Visible};
 use hadal_ir::{Func, ValueId};
-use hadal_types::Dim;
+use hadal_types::{DType, Dim};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Scores of one kind: a query times keys.
+/// Scores of one kind: a query times keys. Keys that are joined from parts are a term for each.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Term {
     /// The query.
     pub query: Access,
     /// The keys.
-    pub key: Access,
-    /// The summed letter, consecutive in both.
-    pub sum: Var,
+    pub key: Columns,
+}
+
+/// Columns of keys or values that are read in one place.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Columns {
+    /// Where, and their scale.
+    pub at: Access,
+    /// The letter of the column, consecutive. Columns that are the same in keys and in values have the same letter.
+    pub column: Var,
+    /// The first of them among all columns of the values.
+    pub start: i64,
+    /// How many.
+    pub size: i64,
+    /// How many columns share a scale, from the first one on; `None` where all do.
+    pub block: Option<i64>,
 }
 
 /// Which rows of a set a query sees.
@@ -62,8 +75,8 @@ pub struct Set {
     pub key: Var,
     /// What scores are the sum of.
     pub terms: Vec<Term>,
-    /// The values.
-    pub value: Access,
+    /// The values, column by column.
+    pub values: Vec<Columns>,
     /// What a query sees.
     pub rows: Rows,
 }
@@ -110,7 +123,11 @@ impl Set {
             Rows::Selected(ids, _) => vec![ids],
             Rows::Interval(lo, hi) => [lo, hi].into_iter().filter_map(Bound::access).collect(),
         };
-        self.terms.iter().flat_map(|t| [&t.query, &t.key]).chain([&self.value]).chain(seen).collect()
+        let columns = self.terms.iter().map(|t| &t.key).chain(&self.values).flat_map(|c| {
+            let scale = c.at.scale.as_deref();
+            [Some(&c.at), scale, scale.and_then(|s| s.scale.as_deref())].into_iter().flatten()
+        });
+        self.terms.iter().map(|t| &t.query).chain(columns).chain(seen).collect()
     }
 }
 
@@ -188,7 +205,7 @@ impl Desc {
                 Rows::Masked(mask) => mask.at.iter().any(|at| self.vars.depends(at, head)),
                 Rows::Selected(a, _) => reads(a),
             };
-            !seen && !reads(&set.value) && !set.terms.iter().any(|t| reads(&t.key))
+            !seen && !set.values.iter().chain(set.terms.iter().map(|t| &t.key)).any(|c| reads(&c.at))
         })
     }
 
@@ -214,6 +231,89 @@ fn traced(t: &mut Tracer<'_>, value: ValueId, names: &Names, letters: &str) -> O
 /// Such an operand of reals.
 fn plain(t: &mut Tracer<'_>, value: ValueId, names: &Names, letters: &str) -> Option<Access> {
     traced(t, value, names, letters).filter(|a| is_real(a.dtype))
+}
+
+/// The letter of so many columns.
+fn columns(t: &mut Tracer<'_>, size: i64) -> Var {
+    const NAME: char = '~';
+    let size = Dim::from(size);
+    let known = t.vars.list.iter().position(|v| v.kind == VarKind::Letter(NAME) && v.size == size);
+    known.unwrap_or_else(|| t.vars.letter(NAME, size))
+}
+
+/// Where the columns of keys or values are: those with numbers `column`, of which there are `size`, from `start` on.
+fn joined(
+    t: &mut Tracer<'_>,
+    value: ValueId,
+    coords: Vec<Affine>,
+    column: Var,
+    (start, size): (i64, i64),
+) -> Option<Vec<Columns>> {
+    match t.def(value) {
+        Some((Op::Concat(concat), inst)) => {
+            // Which part a column is in follows from the column alone.
+            let at = &coords[concat.axis];
+            let offset = at.offset.as_const().filter(|_| *at == Affine::var(column).plus(&at.offset.clone().into()))?;
+            let plain = coords.iter().all(|c| t.vars.stride(c, column).is_some());
+            let (mut out, mut first) = (Vec::new(), 0);
+            for arg in inst.args.iter().filter(|_| plain) {
+                let width = t.ty(*arg).shape[concat.axis].as_const()?;
+                let (lo, hi) = ((first - offset).max(0), (first + width - offset).min(size));
+                if lo < hi {
+                    let part = columns(t, hi - lo);
+                    let mut coords: Vec<Affine> =
+                        coords.iter().map(|c| renamed(c, column, part, lo)).collect::<Option<_>>()?;
+                    coords[concat.axis] = coords[concat.axis].clone().plus(&Dim::from(-first).into());
+                    out.extend(joined(t, *arg, coords, part, (start + lo, hi - lo))?);
+                }
+                first += width;
+            }
+            plain.then_some(out)
+        }
+        Some((Op::Broadcast(_) | Op::Reshape(_) | Op::Transpose(_) | Op::Slice(_), _)) => {
+            let (op, inst) = t.def(value)?;
+            let (from, coords) = t.step(op, &inst.args, &coords)?;
+            joined(t, from, coords, column, (start, size))
+        }
+        Some((Op::Cast(c), inst)) if c.to == DType::F32 && t.ty(inst.args[0]).dtype.is_float() => {
+            joined(t, inst.args[0], coords, column, (start, size))
+        }
+        _ => {
+            let at = t.access(value, coords)?;
+            let whole = t.vars.whole_bytes(&at, column) && at.offset.is_none();
+            let unit = t.vars.stride(&at.at, column).is_some_and(|s| s.is(1));
+            let block = scale_block(&t.vars, &at, column)?;
+            let good = whole && unit && is_real(at.dtype) && t.vars.gathers(&at).is_empty();
+            good.then(|| vec![Columns { at, column, start, size, block }])
+        }
+    }
+}
+
+/// `lo` more of `to` instead of `from`.
+fn renamed(form: &Affine, from: Var, to: Var, lo: i64) -> Option<Affine> {
+    let mut form = form.clone();
+    let Some(k) = form.terms.remove(&from) else { return Some(form) };
+    let moved = Affine::var(to).plus(&Dim::from(lo).into()).times(&k)?;
+    Some(form.plus(&moved))
+}
+
+/// How many columns share a scale: `Some(None)` where all do, `None` where that is not known.
+fn scale_block(vars: &Vars, access: &Access, column: Var) -> Option<Option<i64>> {
+    let Some(scale) = &access.scale else { return Some(None) };
+    if !vars.reads(scale, column) {
+        return Some(None);
+    }
+    if scale.scale.as_ref().is_some_and(|s| vars.reads(s, column)) || scale.at.terms.contains_key(&column) {
+        return None;
+    }
+    let mut block = None;
+    for v in scale.at.terms.keys().filter(|v| vars.depends(&Affine::var(**v), column)) {
+        match &vars.list[*v].kind {
+            VarKind::Div(of, by) if *of == Affine::var(column) && block.is_none() => block = Some(*by),
+            _ => return None,
+        }
+    }
+    block.map(Some)
 }
 
 fn mask(t: &mut Tracer<'_>, value: ValueId, coords: Vec<Affine>) -> Option<Mask> {
@@ -252,24 +352,32 @@ fn trace(t: &mut Tracer<'_>, set: &RowSet, args: &[ValueId], names: &Names, elem
     let letter = set.key().chars().next()?;
     let key = t.vars.letter(letter, t.ty(rest[0]).shape.first()?.clone());
     names.insert(letter, key);
-    let unit = |t: &Tracer<'_>, a: &Access, v: Var| t.vars.stride(&a.at, v).is_some_and(|s| s.is(1));
     let mut terms = Vec::new();
     for ((q, k), args) in set.terms.iter().zip(pairs.chunks(2)) {
-        // Terms may use one letter with different sizes, so each has a variable of its own.
-        let last = q.chars().last()?;
-        let sum = t.vars.letter(last, t.ty(args[0]).shape.last()?.clone());
-        let mut names = names.clone();
-        names.insert(last, sum);
-        let (query, key) = (plain(t, args[0], &names, q)?, plain(t, args[1], &names, k)?);
-        if !unit(t, &query, sum) || !unit(t, &key, sum) || t.vars.size(sum).as_const().is_none() {
-            return None;
+        let size = t.ty(args[0]).shape.last()?.as_const()?;
+        // Terms may use one letter with different sizes, so it is not among the names.
+        let whole = columns(t, size);
+        names.insert(q.chars().last()?, whole);
+        let key = coordinates(&names, k)?;
+        for key in joined(t, args[1], key, whole, (0, size))? {
+            names.insert(q.chars().last()?, key.column);
+            let at = coordinates(&names, q)?;
+            let (last, first) = (at.len() - 1, Affine::from(Dim::from(key.start)));
+            let at = at.into_iter().enumerate().map(|(i, a)| if i == last { a.plus(&first) } else { a }).collect();
+            let query = t.access(args[0], at)?;
+            if query.scale.is_some() || !t.vars.gathers(&query).is_empty() || !is_real(query.dtype) {
+                return None;
+            }
+            t.vars.stride(&query.at, key.column).filter(|s| s.is(1))?;
+            terms.push(Term { query, key });
         }
-        terms.push(Term { query, key, sum });
+        names.remove(&q.chars().last()?);
     }
-    let value = plain(t, rest[0], &names, &set.value)?;
-    if !unit(t, &value, element) {
-        return None;
-    }
+    let size = t.vars.size(element).as_const()?;
+    let whole = columns(t, size);
+    names.insert(set.value.chars().last()?, whole);
+    let value = coordinates(&names, &set.value)?;
+    let values = joined(t, rest[0], value, whole, (0, size))?;
     let rows = match &set.rows {
         Visible::All => Rows::All,
         Visible::Causal => Rows::Causal,
@@ -284,7 +392,7 @@ fn trace(t: &mut Tracer<'_>, set: &RowSet, args: &[ValueId], names: &Names, elem
             Rows::Selected(traced(t, rest[1], &names, letters)?, place)
         }
     };
-    Some(Set { key, terms, value, rows })
+    Some(Set { key, terms, values, rows })
 }
 
 impl fmt::Display for Desc {
@@ -311,9 +419,11 @@ impl fmt::Display for Desc {
             };
             writeln!(f, "  rows {} < {}: {seen}", self.vars.name(set.key), self.size(set.key))?;
             for t in &set.terms {
-                writeln!(f, "    term {} . {} over {}", show(&t.query), show(&t.key), self.vars.name(t.sum))?;
+                writeln!(f, "    term {} . {} over {} columns", show(&t.query), show(&t.key.at), t.key.size)?;
             }
-            writeln!(f, "    value {}", show(&set.value))?;
+            for v in &set.values {
+                writeln!(f, "    values from {}: {} columns of {}", v.start, v.size, show(&v.at))?;
+            }
         }
         if let Some(sink) = &self.sink {
             writeln!(f, "  sink {}", show(sink))?;

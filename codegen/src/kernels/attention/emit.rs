@@ -1,17 +1,21 @@
-//! Kernel IR for an attention under a schedule.
+//! Kernel IR for an attention under a schedule: what happens once for each grid index and each set. What happens in a
+//! block of keys is in [`super::block`].
 
+use super::block::{Block, Layout};
 use super::desc::{Bound, Desc, Rows, Set};
 use super::schedule::{KEYS, Schedule};
-use crate::kernels::contract::emit::{Env, declare, finish, in_vectors, load_f32};
+use crate::kernels::contract::emit::{Env, declare, finish, in_vectors};
 use crate::kernels::contract::epilogue::on_vectors;
-use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
+use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, Value};
 use hadal_types::DType;
 
 /// The score of a key that a row must not see: far below all others, and finite, so that differences are numbers.
-const HIDDEN: f32 = -1e30;
-/// Lanes of the dot products and of all other vectors.
-const DOT: u32 = 4;
-const WIDE: u32 = 8;
+pub(super) const HIDDEN: f32 = -1e30;
+/// The largest score of a row that has seen nothing: below all others, and so far above hidden ones that these weigh
+/// nothing.
+const NOTHING: f32 = -1e29;
+/// Lanes of vectors that are not multiplied with keys.
+pub(super) const WIDE: u32 = 8;
 
 /// Emits `desc` under one of its candidate schedules.
 pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
@@ -28,10 +32,8 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
         b.mul(block, unit)
     });
     let first_query = b.grid_dim(desc.size(desc.query).clone());
-    let body = |b: &mut Builder| {
-        let cell = Cell::new(b, desc, s, &env, first_head, first_query);
-        cell.run(b);
-    };
+    let layouts: Vec<Layout<'_>> = desc.sets.iter().map(|set| Layout::new(set, s)).collect();
+    let body = |b: &mut Builder| Cell::new(b, desc, s, &env, &layouts, (first_head, first_query)).run(b);
     if s.queries > 1 {
         // Extents of a grid are affine in the symbols, so there is an index for every query: the first of a block acts.
         let unit = b.const_i64(s.queries);
@@ -44,48 +46,38 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
     b.finish()
 }
 
-/// One grid index.
-struct Cell<'a> {
-    desc: &'a Desc,
-    s: &'a Schedule,
-    env: &'a Env<'a>,
+/// One grid index: rows are its queries, each with its heads.
+pub(super) struct Cell<'a> {
+    pub desc: &'a Desc,
+    pub s: &'a Schedule,
+    pub env: &'a Env<'a>,
     first_head: Option<Value>,
     first_query: Value,
     /// Number of queries.
     queries: Value,
-    /// Rows of a register tile.
-    height: i64,
-    /// Elements of an output row, padded to whole vectors.
-    width: i64,
-    scores: Buf,
+    /// Number of rows, rounded up to whole tiles: fewer than there is room for where queries end.
+    pub rows: Value,
+    /// Elements of an output row, with room for whole vectors.
+    pub width: i64,
+    /// Elements of a query row.
+    pub query_width: i64,
+    /// Queries of the current set, scaled.
+    pub query: Buf,
+    pub scores: Buf,
     /// Largest score, sum of weights and last correction of each row.
-    largest: Buf,
-    total: Buf,
-    correction: Buf,
-    output: Buf,
+    pub largest: Buf,
+    pub total: Buf,
+    pub correction: Buf,
+    pub output: Buf,
     /// Numbers of a block's rows, where they are not consecutive.
     list: Option<Buf>,
-    /// A block's keys in f32, for each term of each set where that pays.
-    converted: Vec<Vec<Option<(Buf, i64)>>>,
+    /// A block's keys and values in f32.
+    pub staged: Option<Buf>,
+    layouts: &'a [Layout<'a>],
 }
 
-/// Some rows of a set.
-#[derive(Clone, Copy)]
-struct Block<'a> {
-    set: &'a Set,
-    converted: &'a [Option<(Buf, i64)>],
-    /// The first row, where they are consecutive.
-    start: Value,
-    /// How many.
-    count: Value,
-    /// Where their numbers are, where they are not.
-    list: Option<Buf>,
-    /// Rows before the first query's own, where queries do not see those after it.
-    before: Option<Value>,
-}
-
-fn padded(n: i64, to: u32) -> i64 {
-    n.saturating_add(i64::from(to) - 1) / i64::from(to) * i64::from(to)
+pub(super) fn padded(n: i64, to: i64) -> i64 {
+    n.saturating_add(to - 1) / to * to
 }
 
 impl<'a> Cell<'a> {
@@ -94,25 +86,34 @@ impl<'a> Cell<'a> {
         desc: &'a Desc,
         s: &'a Schedule,
         env: &'a Env<'a>,
-        first_head: Option<Value>,
-        first_query: Value,
+        layouts: &'a [Layout<'a>],
+        (first_head, first_query): (Option<Value>, Value),
     ) -> Cell<'a> {
-        let rows = s.rows();
-        let size = |v| desc.size(v).as_const().unwrap_or(0);
-        let width = padded(size(desc.element), WIDE);
+        let room = padded(s.rows(), s.tiles.rows);
+        let most = |f: fn(&Layout<'_>) -> i64| layouts.iter().map(f).max().unwrap_or(0);
+        let (width, query_width, stride) = (
+            padded(most(|l| l.width), i64::from(s.tiles.lanes.max(WIDE))),
+            most(|l| l.query_width),
+            most(|l| l.stride),
+        );
         let queries = b.dim(desc.size(desc.query));
-        let mut converted = Vec::new();
-        for (n, set) in desc.sets.iter().enumerate() {
-            let of_terms = set.terms.iter().enumerate().map(|(i, term)| {
-                let stride = padded(size(term.sum), DOT);
-                let pays = term.key.dtype != DType::F32 && rows >= 4;
-                pays.then(|| (b.alloc(format!("keys{n}_{i}"), DType::F32, [stride.saturating_mul(KEYS)]), stride))
-            });
-            converted.push(of_terms.collect());
-        }
+        let rows = if s.queries == 1 {
+            b.const_i64(room)
+        } else {
+            let (heads, unit, full) = (b.const_i64(s.heads), b.const_i64(s.tiles.rows), b.const_i64(s.queries));
+            let left = b.sub(queries, first_query);
+            let left = b.min(left, full);
+            let live = b.mul(left, heads);
+            let more = b.const_i64(s.tiles.rows - 1);
+            let up = b.add(live, more);
+            let tiles = b.div(up, unit);
+            b.mul(tiles, unit)
+        };
+        let staged = (stride > 0).then(|| b.alloc("keys", DType::F32, [stride.saturating_mul(KEYS)]));
         let listed = desc.sets.iter().any(|set| matches!(set.rows, Rows::Masked(_) | Rows::Selected(..)));
         let list = listed.then(|| b.alloc("list", DType::I64, [KEYS]));
-        let mut row = |name: &str, n: i64| b.alloc(name, DType::F32, [n.saturating_mul(rows)]);
+        let mut alloc = |name: &str, n: i64| b.alloc(name, DType::F32, [n]);
+        let of_rows = padded(room, i64::from(WIDE));
         Cell {
             desc,
             s,
@@ -120,51 +121,92 @@ impl<'a> Cell<'a> {
             first_head,
             first_query,
             queries,
-            height: [4, 2, 1].into_iter().find(|h| rows % h == 0).unwrap_or(1),
+            rows,
             width,
-            scores: row("scores", KEYS),
-            largest: row("largest", 1),
-            total: row("total", 1),
-            correction: row("correction", 1),
-            output: row("output", width),
+            query_width,
+            query: alloc("queries", query_width.saturating_mul(room)),
+            scores: alloc("scores", s.scores().saturating_mul(room)),
+            largest: alloc("largest", of_rows),
+            total: alloc("total", of_rows),
+            correction: alloc("correction", of_rows),
+            output: alloc("output", width.saturating_mul(room)),
             list,
-            converted,
+            staged,
+            layouts,
         }
     }
 
     fn run(&self, b: &mut Builder) {
-        let (zero, rows) = (b.const_i64(0), b.const_i64(self.s.rows()));
-        let none = b.const_f32(0.0);
-        let none = b.splat(none, WIDE);
-        b.for_each(zero, rows, 1, LoopKind::Serial, |b, r| self.start_row(b, r));
-        let all = b.const_i64(self.width.saturating_mul(self.s.rows()));
-        b.for_each(zero, all, i64::from(WIDE), LoopKind::Serial, |b, i| b.store(self.output, &[i], none));
-        for (set, converted) in self.desc.sets.iter().zip(&self.converted) {
-            self.set(b, set, converted);
+        let zero = b.const_i64(0);
+        self.clear(b);
+        if let Some(sink) = &self.desc.sink {
+            // A row that has seen nothing yet but the sink.
+            b.for_each(zero, self.rows, 1, LoopKind::Serial, |b, row| {
+                let nothing = b.const_f32(NOTHING);
+                let sink = self.row(b, row).load(b, sink, 1, None);
+                let largest = b.max(nothing, sink);
+                let rest = b.sub(sink, largest);
+                let total = b.exp(rest);
+                b.store(self.largest, &[row], largest);
+                b.store(self.total, &[row], total);
+            });
         }
-        b.for_each(zero, rows, 1, LoopKind::Serial, |b, r| self.finish_row(b, r));
+        for layout in self.layouts {
+            b.for_each(zero, self.rows, 1, LoopKind::Serial, |b, r| self.load_query(b, r, layout));
+            self.set(b, layout);
+        }
+        let heads = b.const_i64(self.s.heads);
+        let left = b.sub(self.queries, self.first_query);
+        let full = b.const_i64(self.s.queries);
+        let left = if self.s.queries == 1 { full } else { b.min(left, full) };
+        let live = b.mul(left, heads);
+        b.for_each(zero, live, 1, LoopKind::Serial, |b, r| self.finish_row(b, r));
     }
 
-    /// A row that has seen nothing yet but the sink.
-    fn start_row(&self, b: &mut Builder, row: Value) {
-        let (hidden, none) = (b.const_f32(HIDDEN), b.const_f32(0.0));
-        let (largest, total) = match &self.desc.sink {
-            None => (hidden, none),
-            Some(sink) => {
-                let sink = self.row(b, row).load(b, sink, 1, None);
-                let largest = b.max(hidden, sink);
-                let rest = b.sub(sink, largest);
-                (largest, b.exp(rest))
-            }
-        };
-        b.store(self.largest, &[row], largest);
-        b.store(self.total, &[row], total);
+    /// Rows that have seen nothing. All of them, so that vectors across rows find numbers everywhere.
+    fn clear(&self, b: &mut Builder) {
+        let (zero, step) = (b.const_i64(0), i64::from(WIDE));
+        let room = padded(self.s.rows(), self.s.tiles.rows);
+        let (nothing, none) = (b.const_f32(NOTHING), b.const_f32(0.0));
+        let (nothing, none) = (b.splat(nothing, WIDE), b.splat(none, WIDE));
+        let end = b.const_i64(padded(room, step));
+        b.for_each(zero, end, step, LoopKind::Serial, |b, i| {
+            b.store(self.largest, &[i], nothing);
+            b.store(self.total, &[i], none);
+            b.store(self.correction, &[i], none);
+        });
+        let width = b.const_i64(self.width);
+        let all = b.mul(self.rows, width);
+        let lanes = self.s.tiles.lanes;
+        let none = b.const_f32(0.0);
+        let none = b.splat(none, lanes);
+        b.for_each(zero, all, i64::from(lanes), LoopKind::Serial, |b, i| b.store(self.output, &[i], none));
+    }
+
+    /// The query of a row, scaled, its terms one after the other and each filled up with zeros.
+    fn load_query(&self, b: &mut Builder, row: Value, layout: &Layout<'a>) {
+        let env = self.row(b, row);
+        let (zero, width) = (b.const_i64(0), b.const_i64(self.query_width));
+        let base = b.mul(row, width);
+        let scale = b.const_f32(self.desc.scale);
+        let lanes = self.s.tiles.lanes;
+        for (term, (at, _)) in layout.set.terms.iter().zip(&layout.terms) {
+            let (size, at) = (term.key.size, b.const_i64(*at));
+            let (end, to) = (b.const_i64(size), b.add(base, at));
+            in_vectors(b, lanes, (zero, end, Some(size)), Vec::new(), &|b, k, mask, _| {
+                let x = env.with(term.key.column, k).load(b, &term.query, lanes, mask);
+                let (x, to) = (b.mul(x, scale), b.add(to, k));
+                b.store(self.query, &[to], x);
+                Vec::new()
+            });
+        }
     }
 
     /// All blocks of a set, from the first row that a query sees.
-    fn set(&self, b: &mut Builder, set: &'a Set, converted: &'a [Option<(Buf, i64)>]) {
+    fn set(&self, b: &mut Builder, layout: &'a Layout<'a>) {
+        let set: &Set = layout.set;
         let (zero, all) = (b.const_i64(0), b.dim(self.desc.size(set.key)));
-        let block = Block { set, converted, start: zero, count: zero, list: None, before: None };
+        let block = Block { layout, start: zero, count: zero, list: None, before: None };
         // Where what is seen is in memory there is one query.
         let env = self.env.with(self.desc.query, self.first_query);
         match &set.rows {
@@ -241,25 +283,8 @@ impl<'a> Cell<'a> {
         });
     }
 
-    fn block(&self, b: &mut Builder, block: Block<'a>) {
-        let (zero, rows, tile) = (b.const_i64(0), b.const_i64(self.s.rows()), self.height);
-        self.convert(b, block);
-        b.for_each(zero, rows, tile, LoopKind::Serial, |b, r| self.score(b, r, block));
-        b.for_each(zero, rows, 1, LoopKind::Serial, |b, r| self.soften(b, r, block));
-        b.for_each(zero, rows, tile, LoopKind::Serial, |b, r| self.accumulate(b, r, block));
-    }
-
-    /// With the row of keys and values bound that is the `j`-th of a block.
-    fn key(&self, b: &mut Builder, block: Block<'a>, j: Value) -> Env<'a> {
-        let row = match block.list {
-            Some(list) => b.load(list, &[j], 1),
-            None => b.add(block.start, j),
-        };
-        self.env.with(block.set.key, row)
-    }
-
     /// The query of a row; beyond the last one it is the last one.
-    fn query(&self, b: &mut Builder, row: Value) -> Value {
+    pub(super) fn query(&self, b: &mut Builder, row: Value) -> Value {
         if self.s.queries == 1 {
             return self.first_query;
         }
@@ -269,299 +294,42 @@ impl<'a> Cell<'a> {
         b.min(q, last)
     }
 
-    /// Letters of a row.
+    /// Letters of a row. Rows that fill up a tile are like others.
     fn row(&self, b: &mut Builder, row: Value) -> Env<'a> {
         let query = self.query(b, row);
         let env = self.env.with(self.desc.query, query);
         let (Some(letter), Some(first)) = (self.s.shared, self.first_head) else { return env };
         let heads = b.const_i64(self.s.heads);
-        let i = if self.s.queries == 1 { row } else { b.rem(row, heads) };
+        let i = b.rem(row, heads);
         let head = b.add(first, i);
         env.with(letter, head)
     }
 
-    fn rows(&self, b: &mut Builder, first: Value) -> Vec<(Value, Env<'a>)> {
-        (0..self.height)
-            .map(|i| {
-                let i = b.const_i64(i);
-                let r = b.add(first, i);
-                (r, self.row(b, r))
-            })
-            .collect()
-    }
-
-    fn convert(&self, b: &mut Builder, block: Block<'a>) {
-        for (term, converted) in block.set.terms.iter().zip(block.converted) {
-            let Some((buf, stride)) = converted else { continue };
-            let zero = b.const_i64(0);
-            b.for_each(zero, block.count, 1, LoopKind::Serial, |b, j| {
-                let (key, stride) = (self.key(b, block, j), b.const_i64(*stride));
-                let (from, to) = (key.at(b, &term.key.at), b.mul(j, stride));
-                let size = self.desc.size(term.sum).as_const();
-                let end = b.const_i64(size.unwrap_or(0));
-                in_vectors(b, DOT, (zero, end, size), Vec::new(), &|b, k, mask, _| {
-                    let at = b.add(from, k);
-                    let x = load_f32(b, self.env.bufs[term.key.param], at, DOT, mask);
-                    let to = b.add(to, k);
-                    b.store(*buf, &[to], x);
-                    Vec::new()
-                });
-            });
-        }
-    }
-
-    /// Scores of a tile of rows and all keys of the block, unscaled.
-    fn score(&self, b: &mut Builder, first: Value, block: Block<'a>) {
-        let rows = self.rows(b, first);
-        let columns = 8 / self.height;
-        let (zero, one, none) = (b.const_i64(0), b.const_i64(1), b.const_f32(0.0));
-        let none = b.splat(none, DOT);
-        let last = b.sub(block.count, one);
-        b.for_each(zero, block.count, columns, LoopKind::Serial, |b, j| {
-            let keys: Vec<Value> = (0..columns)
-                .map(|i| {
-                    let i = b.const_i64(i);
-                    let j = b.add(j, i);
-                    if columns == 1 { j } else { b.min(j, last) }
-                })
-                .collect();
-            let mut sums = vec![none; rows.len() * keys.len()];
-            for (term, converted) in block.set.terms.iter().zip(block.converted) {
-                let mut parts: Vec<(Buf, Value)> = Vec::new();
-                for (_, env) in &rows {
-                    parts.push((env.bufs[term.query.param], env.at(b, &term.query.at)));
-                }
-                for j in &keys {
-                    parts.push(match converted {
-                        Some((buf, stride)) => {
-                            let stride = b.const_i64(*stride);
-                            (*buf, b.mul(*j, stride))
-                        }
-                        None => {
-                            let key = self.key(b, block, *j);
-                            (self.env.bufs[term.key.param], key.at(b, &term.key.at))
-                        }
-                    });
-                }
-                let size = self.desc.size(term.sum).as_const();
-                let end = b.const_i64(size.unwrap_or(0));
-                sums = in_vectors(b, DOT, (zero, end, size), sums, &|b, k, mask, sums| {
-                    let x: Vec<Value> = parts
-                        .iter()
-                        .map(|(buf, base)| {
-                            let at = b.add(*base, k);
-                            load_f32(b, *buf, at, DOT, mask)
-                        })
-                        .collect();
-                    let (q, k) = x.split_at(rows.len());
-                    sums.iter().enumerate().map(|(i, sum)| b.fma(q[i / k.len()], k[i % k.len()], *sum)).collect()
-                });
-            }
-            for (i, sum) in sums.iter().enumerate() {
-                let sum = b.reduce_lanes(ReduceOp::Add, *sum);
-                let (r, _) = rows[i / keys.len()];
-                let at = self.score_at(b, r, j, (i % keys.len()) as i64);
-                b.store(self.scores, &[at], sum);
-            }
-        });
-    }
-
-    fn score_at(&self, b: &mut Builder, row: Value, key: Value, offset: i64) -> Value {
-        let (block, offset) = (b.const_i64(KEYS), b.const_i64(offset));
-        let row = b.mul(row, block);
-        let at = b.add(row, key);
-        b.add(at, offset)
-    }
-
-    /// How many of a block's rows a row sees: the first ones.
-    fn visible(&self, b: &mut Builder, row: Value, block: Block<'a>) -> Value {
-        let Some(before) = block.before else { return block.count };
-        let one = b.const_i64(1);
-        let query = self.query(b, row);
-        let seen = b.add(query, before);
-        let seen = b.add(seen, one);
-        let here = b.sub(seen, block.start);
-        b.min(here, block.count)
-    }
-
-    /// Scores of a row to weights, and what that does to its sums.
-    fn soften(&self, b: &mut Builder, row: Value, block: Block<'a>) {
-        let (zero, end) = (b.const_i64(0), b.const_i64(KEYS));
-        let visible = self.visible(b, row, block);
-        let hidden = b.const_f32(HIDDEN);
-        let none = b.const_f32(0.0);
-        let (hidden, none) = (b.splat(hidden, WIDE), b.splat(none, WIDE));
-        let scale = b.const_f32(self.desc.scale);
-        let scaled = |b: &mut Builder, j: Value| {
-            let mask = b.lanes_below(j, visible, WIDE);
-            let at = self.score_at(b, row, j, 0);
-            let x = b.load_masked(self.scores, &[at], mask, None);
-            let x = b.mul(x, scale);
-            (mask, b.select(mask, x, hidden))
-        };
-        let step = i64::from(WIDE);
-        let most = b.for_loop(zero, end, step, LoopKind::Serial, &[hidden], |b, j, most| {
-            let (_, x) = scaled(b, j);
-            vec![b.max(x, most[0])]
-        });
-        let most = b.reduce_lanes(ReduceOp::Max, most[0]);
-        let before = b.load(self.largest, &[row], 1);
-        let most = b.max(most, before);
-        let change = b.sub(before, most);
-        let correction = b.exp(change);
-        b.store(self.largest, &[row], most);
-        b.store(self.correction, &[row], correction);
-        let sums = b.for_loop(zero, end, step, LoopKind::Serial, &[none], |b, j, sums| {
-            let (mask, x) = scaled(b, j);
-            let x = b.sub(x, most);
-            let p = b.exp(x);
-            let p = b.select(mask, p, none);
-            let at = self.score_at(b, row, j, 0);
-            b.store(self.scores, &[at], p);
-            vec![b.add(sums[0], p)]
-        });
-        let sum = b.reduce_lanes(ReduceOp::Add, sums[0]);
-        let total = b.load(self.total, &[row], 1);
-        let total = b.fma(total, correction, sum);
-        b.store(self.total, &[row], total);
-    }
-
-    /// Adds the block's weighted values to a tile of rows.
-    fn accumulate(&self, b: &mut Builder, first: Value, block: Block<'a>) {
-        let rows = self.rows(b, first);
-        let before = block.before.filter(|_| self.s.queries > 1);
-        let Some(before) = before else { return self.weigh(b, &rows, block, false) };
-        // A value times zero is no zero where the value is no number: rows that do not see it must not meet it.
-        let (whole, query) = (b.add(block.start, block.count), self.query(b, first));
-        let last = b.add(query, before);
-        let one = b.const_i64(1);
-        let own = b.add(last, one);
-        let common = b.gt(whole, own);
-        b.if_else(
-            common,
-            |b| {
-                self.weigh(b, &rows, block, true);
-                Vec::new()
-            },
-            |b| {
-                self.weigh(b, &rows, block, false);
-                Vec::new()
-            },
-        );
-    }
-
-    /// The same; with `partly`, some rows do not see all of the block.
-    fn weigh(&self, b: &mut Builder, rows: &[(Value, Env<'a>)], block: Block<'a>, partly: bool) {
-        let visible: Vec<Value> = match partly {
-            true => rows.iter().map(|(r, _)| self.visible(b, *r, block)).collect(),
-            false => Vec::new(),
-        };
-        let size = self.desc.size(self.desc.element).as_const().unwrap_or(0);
-        let vectors = 4 / self.height;
-        let step = i64::from(WIDE);
-        let zero = b.const_i64(0);
-        let tile = |b: &mut Builder, e: Value, vectors: i64, mask: Option<Value>| {
-            let elements: Vec<Value> = (0..vectors)
-                .map(|i| {
-                    let i = b.const_i64(i * step);
-                    b.add(e, i)
-                })
-                .collect();
-            let mut places = Vec::new();
-            let mut init = Vec::new();
-            for (r, _) in rows {
-                let correction = b.load(self.correction, &[*r], 1);
-                let width = b.const_i64(self.width);
-                let base = b.mul(*r, width);
-                for e in &elements {
-                    let at = b.add(base, *e);
-                    let old = b.load(self.output, &[at], WIDE);
-                    init.push(b.mul(old, correction));
-                    places.push(at);
-                }
-            }
-            let sums = b.for_loop(zero, block.count, 1, LoopKind::Serial, &init, |b, j, sums| {
-                let env = self.key(b, block, j);
-                let v: Vec<Value> = elements
-                    .iter()
-                    .map(|e| env.with(self.desc.element, *e).load(b, &block.set.value, WIDE, mask))
-                    .collect();
-                let p: Vec<Value> = rows
-                    .iter()
-                    .map(|(r, _)| {
-                        let at = self.score_at(b, *r, j, 0);
-                        b.load(self.scores, &[at], 1)
-                    })
-                    .collect();
-                let seen: Vec<Value> = visible.iter().map(|n| b.lt(j, *n)).collect();
-                let sums = sums.iter().enumerate().map(|(i, sum)| {
-                    let more = b.fma(p[i / v.len()], v[i % v.len()], *sum);
-                    let Some(seen) = seen.get(i / v.len()) else { return more };
-                    let seen = b.splat(*seen, WIDE);
-                    b.select(seen, more, *sum)
-                });
-                sums.collect()
-            });
-            for (at, sum) in places.iter().zip(sums) {
-                b.store(self.output, &[*at], sum);
-            }
-        };
-        let (whole, wide) = (size / (vectors * step) * (vectors * step), size / step * step);
-        let (end_whole, end_wide, end) = (b.const_i64(whole), b.const_i64(wide), b.const_i64(size));
-        if whole > 0 {
-            b.for_each(zero, end_whole, vectors * step, LoopKind::Serial, |b, e| tile(b, e, vectors, None));
-        }
-        if wide > whole {
-            b.for_each(end_whole, end_wide, step, LoopKind::Serial, |b, e| tile(b, e, 1, None));
-        }
-        if size > wide {
-            let mask = b.lanes_below(end_wide, end, WIDE);
-            tile(b, end_wide, 1, Some(mask));
-        }
-    }
-
     fn finish_row(&self, b: &mut Builder, row: Value) {
         let env = self.row(b, row);
-        let emit = |b: &mut Builder| {
-            let (desc, step) = (self.desc, i64::from(WIDE));
-            let size = desc.size(desc.element).as_const().unwrap_or(0);
-            let (zero, end, width, one) =
-                (b.const_i64(0), b.const_i64(size), b.const_i64(self.width), b.const_f32(1.0));
-            let total = b.load(self.total, &[row], 1);
-            // At least one wherever something is seen. The order of operands keeps what is not a number.
-            let total = b.max(one, total);
-            let inverse = b.div(one, total);
-            let base = b.mul(row, width);
-            if !on_vectors(&desc.vars, &desc.epilogue, desc.element) {
-                return b.for_each(zero, end, 1, LoopKind::Serial, |b, e| {
-                    let at = b.add(base, e);
-                    let x = b.load(self.output, &[at], 1);
-                    let x = b.mul(x, inverse);
-                    finish(b, &desc.epilogue, &env.with(desc.element, e), x, None, None);
-                });
-            }
-            let vector = |b: &mut Builder, e: Value, mask: Option<Value>| {
+        let (width, one) = (b.const_i64(self.width), b.const_f32(1.0));
+        let total = b.load(self.total, &[row], 1);
+        // At least one wherever something is seen. The order of operands keeps what is not a number.
+        let total = b.max(one, total);
+        let inverse = b.div(one, total);
+        let base = b.mul(row, width);
+        let desc = self.desc;
+        let (zero, size) = (b.const_i64(0), desc.size(desc.element).as_const());
+        let end = b.const_i64(size.unwrap_or(0));
+        if !on_vectors(&desc.vars, &desc.epilogue, desc.element) {
+            return b.for_each(zero, end, 1, LoopKind::Serial, |b, e| {
                 let at = b.add(base, e);
-                let x = b.load(self.output, &[at], WIDE);
+                let x = b.load(self.output, &[at], 1);
                 let x = b.mul(x, inverse);
-                finish(b, &desc.epilogue, &env.with(desc.element, e), x, Some((desc.element, WIDE)), mask);
-            };
-            let whole = b.const_i64(size / step * step);
-            if size >= step {
-                b.for_each(zero, whole, step, LoopKind::Serial, |b, e| vector(b, e, None));
-            }
-            if size % step != 0 {
-                let mask = b.lanes_below(whole, end, WIDE);
-                vector(b, whole, Some(mask));
-            }
-        };
-        if self.s.queries == 1 {
-            return emit(b);
+                finish(b, &desc.epilogue, &env.with(desc.element, e), x, None, None);
+            });
         }
-        let heads = b.const_i64(self.s.heads);
-        let i = b.div(row, heads);
-        let query = b.add(self.first_query, i);
-        let exists = b.lt(query, self.queries);
-        b.if_then(exists, emit);
+        in_vectors(b, WIDE, (zero, end, size), Vec::new(), &|b, e, mask, _| {
+            let at = b.add(base, e);
+            let x = b.load(self.output, &[at], WIDE);
+            let x = b.mul(x, inverse);
+            finish(b, &desc.epilogue, &env.with(desc.element, e), x, Some((desc.element, WIDE)), mask);
+            Vec::new()
+        });
     }
 }

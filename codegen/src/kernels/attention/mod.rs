@@ -31,6 +31,7 @@
 //!
 //! Left to the loop generator: operands that are gathered, scaled by blocks, or not consecutive along what is summed.
 
+mod block;
 pub mod desc;
 pub mod emit;
 pub mod schedule;
@@ -45,9 +46,9 @@ use super::{Error, Generated, Ranges, Target};
 use hadal_ir::Func;
 
 /// The kernel of an attention; `None` for other functions.
-pub fn generate(func: &Func, _ranges: &Ranges, _target: &Target) -> Option<Result<Generated, Error>> {
+pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Result<Generated, Error>> {
     let desc = Desc::of(func)?;
-    let schedule = schedule::select(&desc)?;
+    let schedule = schedule::select(&desc, ranges, target)?;
     let kernel = emit::emit(&desc, &schedule);
     Some(Ok(Generated { kernel, generator: "attention", schedule: schedule.show(&desc) }))
 }

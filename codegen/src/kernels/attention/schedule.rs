@@ -1,7 +1,10 @@
-//! The choice: which rows one grid index computes.
+//! The choice: which rows one grid index computes, and in which tiles.
 
 use super::desc::Desc;
 use crate::kernels::contract::view::Var;
+use crate::kernels::{Ranges, Target};
+use hadal_ir::module::STEP;
+use hadal_types::Dim;
 
 /// Keys of a block. Part of the meaning of the result's bits, so it does not depend on anything.
 pub const KEYS: i64 = 32;
@@ -17,41 +20,101 @@ pub struct Schedule {
     pub queries: i64,
     /// Letters that are dimensions of the grid by themselves.
     pub grid: Vec<Var>,
+    /// Whether a block's keys and values are converted to f32 in one place before they are used.
+    pub staged: bool,
+    /// Registers and what they hold.
+    pub tiles: Tiles,
+}
+
+/// Register tiles. Only `lanes` decides bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tiles {
+    /// f32 lanes of a register; scores are summed in so many lanes.
+    pub lanes: u32,
+    /// Rows of a tile.
+    pub rows: i64,
+    /// Keys of a tile of scores.
+    pub keys: i64,
+    /// Registers of values of a tile of outputs.
+    pub vectors: i64,
+}
+
+impl Tiles {
+    /// For so many rows. A tile has eight chains of multiply-adds or more where there are as many rows and keys, so that
+    /// none waits for the one before it; what is left are operands.
+    fn of(rows: i64, target: &Target) -> Tiles {
+        // Padding costs as many multiply-adds as rows; low tiles cost loads.
+        let cost = |height: i64| (rows + height - 1) / height * (height * 12 + 6);
+        let rows = [4, 3, 2, 1].into_iter().min_by_key(|h| cost(*h)).unwrap_or(1);
+        match target.is_wide() {
+            true => {
+                Tiles { lanes: 16, rows, keys: if rows > 2 { 4 } else { 8 }, vectors: if rows > 2 { 4 } else { 8 } }
+            }
+            false => Tiles {
+                lanes: 4,
+                rows,
+                keys: [8, 4, 3, 2][rows as usize - 1],
+                vectors: [4, 4, 3, 2][rows as usize - 1],
+            },
+        }
+    }
 }
 
 /// All sensible schedules, the preferred one first.
-pub fn candidates(desc: &Desc) -> Vec<Schedule> {
+pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule> {
     let constant = |v: &Var| desc.size(*v).as_const();
     let shared: Option<Var> =
         desc.heads.iter().copied().filter(|h| desc.shared(*h) && constant(h).is_some()).max_by_key(constant);
     let grid: Vec<Var> = desc.heads.iter().copied().filter(|h| Some(*h) != shared).collect();
     let count = shared.as_ref().and_then(constant).unwrap_or(1).max(1);
     let fitting = |most: i64| (1..=most).rev().find(|n| count % n == 0).unwrap_or(1);
+    let tokens = most(desc.size(desc.query), ranges);
     // Queries that see different rows have nothing to share.
-    let single = desc.size(desc.query).is(1) || desc.listed();
-    let mut out = Vec::new();
-    // Rows that lie anywhere are dear to fetch, so more heads share each. With one query there are no others to share the
-    // work of a grid with, so heads are not taken all together.
-    let many: &[i64] = match desc.listed() {
-        true if desc.size(desc.query).is(1) => &[16, 8, 4, 1],
-        true => &[32, 8, 4, 1],
-        false => &[8, 4, 1],
+    let single = tokens == Some(1) || desc.listed();
+    let step = tokens.is_some_and(|n| n <= STEP);
+    // Rows of a grid index share what is loaded and converted. With one query there are no others to share the work of a
+    // grid with, so heads are not taken all together.
+    let wanted: &[i64] = match (desc.listed(), step) {
+        (true, true) => &[16, 8, 1],
+        (true, false) => &[32, 8, 1],
+        (false, true) if single => {
+            if count >= 64 {
+                &[16, 4, 1]
+            } else {
+                &[8, 4, 1]
+            }
+        }
+        (false, true) => &[16, 4, 1],
+        (false, false) => &[32, 8, 1],
     };
-    for most in many.iter().copied() {
-        let heads = fitting(most);
-        // As many queries as make enough rows, in fours where possible.
-        let queries = if single { 1 } else { (1..=8).find(|q| heads * q >= 8 && heads * q % 4 == 0).unwrap_or(1) };
-        let schedule = Schedule { shared, heads, queries, grid: grid.clone() };
-        if !out.contains(&schedule) {
-            out.push(schedule);
+    let mut out = Vec::new();
+    for rows in wanted.iter().copied() {
+        let heads = fitting(rows);
+        let queries = if single { 1 } else { (rows / heads).clamp(1, tokens.unwrap_or(rows).max(1)) };
+        let tiles = Tiles::of(heads * queries, target);
+        for staged in [heads * queries >= 8, heads * queries < 8] {
+            let schedule = Schedule { shared, heads, queries, grid: grid.clone(), staged, tiles };
+            if !out.contains(&schedule) {
+                out.push(schedule);
+            }
         }
     }
     out
 }
 
+/// The largest value of a size, where it is known.
+fn most(size: &Dim, ranges: &Ranges) -> Option<i64> {
+    let known = size.terms().iter().try_fold(size.constant(), |sum, (sym, k)| {
+        let range = ranges.get(sym)?;
+        let (a, b) = (range.min.checked_mul(*k)?, range.max.checked_mul(*k)?);
+        sum.checked_add(a.max(b))
+    });
+    known
+}
+
 /// The preferred schedule.
-pub fn select(desc: &Desc) -> Option<Schedule> {
-    candidates(desc).into_iter().next()
+pub fn select(desc: &Desc, ranges: &Ranges, target: &Target) -> Option<Schedule> {
+    candidates(desc, ranges, target).into_iter().next()
 }
 
 impl Schedule {
@@ -60,10 +123,21 @@ impl Schedule {
         self.heads * self.queries
     }
 
+    /// Room for a row's scores: whole tiles of keys.
+    pub fn scores(&self) -> i64 {
+        (KEYS + self.tiles.keys - 1) / self.tiles.keys * self.tiles.keys
+    }
+
     /// For people, with the letters of `desc`.
     pub fn show(&self, desc: &Desc) -> String {
         let grid: String = self.grid.iter().map(|v| desc.vars.name(*v)).collect();
         let shared = self.shared.map_or("-".into(), |v| desc.vars.name(v));
-        format!("flash {} queries x {} heads of {shared}, keys by {KEYS}, grid [{grid}]", self.queries, self.heads)
+        let Tiles { lanes, rows, keys, vectors } = self.tiles;
+        let staged = if self.staged { ", staged" } else { "" };
+        format!(
+            "flash {} queries x {} heads of {shared}, keys by {KEYS}, grid [{grid}], {lanes} lanes, tiles {rows}x{keys} and \
+             {rows}x{vectors}{staged}",
+            self.queries, self.heads
+        )
     }
 }

@@ -1,13 +1,25 @@
-use super::schedule::candidates;
+use super::schedule::{Schedule, candidates};
 use super::{Desc, emit};
-use crate::kernels::Target;
 use crate::kernels::contract::tests::{arguments, close, compiled, function, interpreted, kernel};
 use crate::kernels::loops;
+use crate::kernels::{Ranges, Target};
 use hadal_ir::kernel::verify::verify;
 use hadal_ir::tensor::Data;
-use hadal_ir::{Bindings, Func, Tensor, interpret};
+use hadal_ir::{Bindings, Func, Range, Tensor, interpret};
 use hadal_types::{DType, Sym};
 use proptest::prelude::*;
+
+/// Those for registers of four and of sixteen lanes, for few queries and for any number; the preferred one first.
+fn schedules(desc: &Desc) -> Vec<Schedule> {
+    let step = Ranges::from([(Sym::T, Range { min: 1, max: 8 })]);
+    let wide = Target { lanes: 16, registers: 32, ..Target::default() };
+    let mut all: Vec<Schedule> = Vec::new();
+    for (target, ranges) in [(Target::default(), Ranges::new()), (wide, Ranges::new()), (Target::default(), step)] {
+        let more = candidates(desc, &ranges, &target);
+        all.extend(more.into_iter().filter(|s| all.iter().all(|a| a != s)).collect::<Vec<_>>());
+    }
+    all
+}
 
 /// All schedules agree with the graph interpreter, and compiled with the kernel interpreter.
 fn check(text: &str, t: i64, p: i64) -> Vec<String> {
@@ -33,7 +45,7 @@ fn check_args(func: &Func, bindings: &Bindings, args: &[Tensor], finite: bool) -
         close(&results[0], &expected[0], 1e-5, &|| format!("loops\n{}", general.kernel));
     }
     let desc = Desc::of(func).expect("an attention");
-    for s in candidates(&desc) {
+    for s in schedules(&desc) {
         let kernel = emit::emit(&desc, &s);
         let errors = verify(&kernel);
         assert!(errors.is_empty(), "{errors:?}\n{kernel}");
@@ -42,7 +54,7 @@ fn check_args(func: &Func, bindings: &Bindings, args: &[Tensor], finite: bool) -
         close(&results[0], &expected[0], 1e-5, &what);
         compiled(&kernel, func, args, bindings, &results, true);
     }
-    candidates(&desc).iter().map(|s| s.show(&desc)).collect()
+    schedules(&desc).iter().map(|s| s.show(&desc)).collect()
 }
 
 fn attention(terms: &str, value: &str, output: &str) -> String {
@@ -105,7 +117,7 @@ fn a_row_has_the_same_bits_in_every_chunk() {
     let func = function(&kernel("%q: f32[T, 2, 4], %k: f32[P+T, 2, 4], %v: f32[P+T, 2, 8]", &body, "f32[T, 2, 8]"));
     let desc = Desc::of(&func).unwrap();
     let all = arguments(&func, &Bindings::from([(Sym::T, 40), (Sym::P, 0)]), 5);
-    let kernel = emit::emit(&desc, &candidates(&desc)[0]);
+    let kernel = emit::emit(&desc, &schedules(&desc)[0]);
     let run = |p: usize, t: usize| {
         let part = |i: usize, from: usize, to: usize| {
             let row = all[i].len() / 40;
@@ -303,7 +315,7 @@ fn hidden_rows_do_not_count_whatever_they_hold() {
         }
         let expected = interpret::eval_func(&func, &args, &bindings).unwrap();
         let desc = Desc::of(&func).unwrap();
-        for s in candidates(&desc) {
+        for s in schedules(&desc) {
             let kernel = emit::emit(&desc, &s);
             let found = interpreted(&kernel, &func, &args, &bindings).remove(0).to_f32();
             for (i, x) in found.iter().enumerate().take(24) {

@@ -1,0 +1,446 @@
+//! What happens in a block of keys: scores, their softmax, the weighted sum of values.
+
+use super::desc::{Columns, Set};
+use super::emit::{Cell, HIDDEN, WIDE, padded};
+use super::schedule::{KEYS, Schedule};
+use crate::kernels::contract::emit::{Env, in_vectors, load_f32};
+use hadal_ir::kernel::{Buf, Builder, LoopKind, ReduceOp, Value};
+
+/// Keys whose values are added in one go.
+const UNROLL: i64 = 4;
+
+/// Where what a set reads is held.
+pub(super) struct Layout<'a> {
+    pub set: &'a Set,
+    /// Where each term's query begins in a query row, and its key in a row of the block.
+    pub terms: Vec<(i64, Option<i64>)>,
+    /// Where each part of the values begins in a row of the block.
+    values: Vec<Option<i64>>,
+    /// What is converted, and where to.
+    sources: Vec<(&'a Columns, i64)>,
+    /// Elements of a row of the block.
+    pub stride: i64,
+    /// Elements of a row of queries.
+    pub query_width: i64,
+    /// Elements of a row of outputs.
+    pub width: i64,
+}
+
+impl<'a> Layout<'a> {
+    pub(super) fn new(set: &'a Set, s: &Schedule) -> Layout<'a> {
+        let lanes = i64::from(s.tiles.lanes);
+        let mut sources: Vec<(&Columns, i64)> = Vec::new();
+        let mut end = 0;
+        let mut place = |columns: &'a Columns| {
+            let known = sources.iter().find(|(c, _)| c.at == columns.at && c.size == columns.size);
+            if let Some((_, at)) = known {
+                return Some(*at);
+            }
+            // Scales are multiplied once, and packed elements taken apart.
+            let needed = columns.at.scale.is_some() || columns.at.dtype.is_packed();
+            if !s.staged && !needed {
+                return None;
+            }
+            sources.push((columns, end));
+            end += padded(columns.size, lanes);
+            Some(end - padded(columns.size, lanes))
+        };
+        let mut query_width = 0;
+        let mut terms = Vec::new();
+        for term in &set.terms {
+            terms.push((query_width, place(&term.key)));
+            query_width += padded(term.key.size, lanes);
+        }
+        let values: Vec<Option<i64>> = set.values.iter().map(&mut place).collect();
+        // An odd number of cache lines, so that rows do not all fall into the same few places of a cache.
+        let stride = if end == 0 { 0 } else { padded(end + 16, 32) - 16 };
+        let width = set.values.iter().map(|v| v.start + padded(v.size, lanes)).max().unwrap_or(0);
+        Layout { set, terms, values, sources, stride, query_width, width }
+    }
+}
+
+/// Some rows of a set.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
+    pub layout: &'a Layout<'a>,
+    /// The first row, where they are consecutive.
+    pub start: Value,
+    /// How many.
+    pub count: Value,
+    /// Where their numbers are, where they are not.
+    pub list: Option<Buf>,
+    /// Rows before the first query's own, where queries do not see those after it.
+    pub before: Option<Value>,
+}
+
+impl<'a> Cell<'a> {
+    pub(super) fn block(&self, b: &mut Builder, block: Block<'a>) {
+        let zero = b.const_i64(0);
+        self.convert(b, block);
+        // A tile of keys meets all rows while it is near.
+        b.for_each(zero, block.count, self.s.tiles.keys, LoopKind::Serial, |b, j| {
+            b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| self.score(b, (r, j), block));
+        });
+        self.soften(b, block);
+        for (part, columns) in block.layout.set.values.iter().enumerate() {
+            self.accumulate(b, (part, columns), block);
+        }
+    }
+
+    /// With the row of keys and values bound that is the `j`-th of a block.
+    fn key(&self, b: &mut Builder, block: Block<'a>, j: Value) -> Env<'a> {
+        let row = match block.list {
+            Some(list) => b.load(list, &[j], 1),
+            None => b.add(block.start, j),
+        };
+        self.env.with(block.layout.set.key, row)
+    }
+
+    /// Brings a block's keys and values together in f32, with their scales, each filled up with zeros.
+    fn convert(&self, b: &mut Builder, block: Block<'a>) {
+        let Some(staged) = self.staged.filter(|_| !block.layout.sources.is_empty()) else { return };
+        let (zero, stride) = (b.const_i64(0), b.const_i64(block.layout.stride));
+        b.for_each(zero, block.count, 1, LoopKind::Serial, |b, j| {
+            let (key, row) = (self.key(b, block, j), b.mul(j, stride));
+            for (columns, at) in &block.layout.sources {
+                let at = b.const_i64(*at);
+                let to = b.add(row, at);
+                self.convert_row(b, columns, &key, (staged, to));
+            }
+        });
+    }
+
+    fn convert_row(&self, b: &mut Builder, columns: &Columns, key: &Env<'a>, (staged, to): (Buf, Value)) {
+        let Columns { at, column, size, .. } = columns;
+        let buf = key.bufs[at.param];
+        let from = key.at(b, &at.at);
+        let copy =
+            |b: &mut Builder, lanes: u32, (lo, hi): (Value, Value), length: Option<i64>, scale: Option<Value>| {
+                in_vectors(b, lanes, (lo, hi, length), Vec::new(), &|b, k, mask, _| {
+                    let at = b.add(from, k);
+                    let x = load_f32(b, buf, at, lanes, mask);
+                    let x = scale.map_or(x, |s| b.mul(x, s));
+                    let to = b.add(to, k);
+                    b.store(staged, &[to], x);
+                    Vec::new()
+                });
+            };
+        let (zero, end) = (b.const_i64(0), b.const_i64(*size));
+        // Bytes are converted in whole registers.
+        let wide = if at.dtype.bits() <= 8 { 16 } else { self.s.tiles.lanes.max(8) };
+        let lanes = if size % i64::from(wide) == 0 { wide } else { self.s.tiles.lanes };
+        match columns.block.filter(|n| n < size) {
+            None => {
+                let scale = key.scale(b, at);
+                copy(b, lanes, (zero, end), Some(*size), scale);
+            }
+            Some(n) => {
+                let lanes = if n % i64::from(lanes) == 0 { lanes } else { 1 };
+                b.for_each(zero, end, n, LoopKind::Serial, |b, lo| {
+                    let scale = key.with(*column, lo).scale(b, at);
+                    let unit = b.const_i64(n);
+                    let hi = b.add(lo, unit);
+                    let hi = if size % n == 0 { hi } else { b.min(hi, end) };
+                    copy(b, lanes, (lo, hi), (size % n == 0).then_some(n), scale);
+                });
+                // Vectors of one lane leave the last whole one to be filled up.
+                let filled = padded(*size, i64::from(self.s.tiles.lanes));
+                let (none, filled) = (b.const_f32(0.0), b.const_i64(filled));
+                b.for_each(end, filled, 1, LoopKind::Serial, |b, k| {
+                    let to = b.add(to, k);
+                    b.store(staged, &[to], none);
+                });
+            }
+        }
+    }
+
+    /// Scores of a tile of rows and of keys.
+    fn score(&self, b: &mut Builder, (first, j): (Value, Value), block: Block<'a>) {
+        let tiles = self.s.tiles;
+        let (zero, one, none) = (b.const_i64(0), b.const_i64(1), b.const_f32(0.0));
+        let none = b.splat(none, tiles.lanes);
+        let last = b.sub(block.count, one);
+        let at = |b: &mut Builder, i: i64, first: Value, stride: i64| {
+            let (i, stride) = (b.const_i64(i), b.const_i64(stride));
+            let i = b.add(first, i);
+            b.mul(i, stride)
+        };
+        let queries: Vec<Value> = (0..tiles.rows).map(|i| at(b, i, first, self.query_width)).collect();
+        // Beyond the last key there is only room for scores.
+        let keys: Vec<Value> = (0..tiles.keys)
+            .map(|i| {
+                let i = b.const_i64(i);
+                let j = b.add(j, i);
+                if tiles.keys == 1 { j } else { b.min(j, last) }
+            })
+            .collect();
+        let mut sums = vec![none; queries.len() * keys.len()];
+        let mut terms = block.layout.set.terms.iter().zip(&block.layout.terms).peekable();
+        while let Some((term, (query, staged))) = terms.next() {
+            let mut size = term.key.size;
+            // Staged terms that follow each other are one.
+            while let (Some(at), Some((more, (_, next)))) = (staged, terms.peek()) {
+                if *next != Some(at + padded(size, i64::from(tiles.lanes))) {
+                    break;
+                }
+                size = padded(size, i64::from(tiles.lanes)) + more.key.size;
+                terms.next();
+            }
+            let start = b.const_i64(*query);
+            let mut parts: Vec<(Buf, Value)> = Vec::new();
+            for q in &queries {
+                parts.push((self.query, b.add(*q, start)));
+            }
+            for j in &keys {
+                parts.push(match (staged, self.staged) {
+                    (Some(at), Some(buf)) => {
+                        let (stride, at) = (b.const_i64(block.layout.stride), b.const_i64(*at));
+                        let row = b.mul(*j, stride);
+                        (buf, b.add(row, at))
+                    }
+                    _ => {
+                        let key = self.key(b, block, *j);
+                        (key.bufs[term.key.at.param], key.at(b, &term.key.at.at))
+                    }
+                });
+            }
+            // Both are filled up with zeros, but for keys where they lie.
+            let size = if staged.is_some() { padded(size, i64::from(tiles.lanes)) } else { size };
+            let end = b.const_i64(size);
+            sums = in_vectors(b, tiles.lanes, (zero, end, Some(size)), sums, &|b, k, mask, sums| {
+                let load = |b: &mut Builder, (i, (buf, base)): (usize, &(Buf, Value))| {
+                    let at = b.add(*base, k);
+                    load_f32(b, *buf, at, tiles.lanes, mask.filter(|_| i >= queries.len()))
+                };
+                let x: Vec<Value> = parts.iter().enumerate().map(|p| load(b, p)).collect();
+                let (q, k) = x.split_at(queries.len());
+                sums.iter().enumerate().map(|(i, sum)| b.fma(q[i / k.len()], k[i % k.len()], *sum)).collect()
+            });
+        }
+        for (i, sum) in sums.iter().enumerate() {
+            let sum = b.reduce_lanes(ReduceOp::Add, *sum);
+            let (row, key) = (b.const_i64((i / keys.len()) as i64), (i % keys.len()) as i64);
+            let row = b.add(first, row);
+            let at = self.score_at(b, row, j, key);
+            b.store(self.scores, &[at], sum);
+        }
+    }
+
+    fn score_at(&self, b: &mut Builder, row: Value, key: Value, offset: i64) -> Value {
+        let (width, offset) = (b.const_i64(self.s.scores()), b.const_i64(offset));
+        let row = b.mul(row, width);
+        let at = b.add(row, key);
+        b.add(at, offset)
+    }
+
+    /// How many of a block's keys a row sees: the first ones.
+    fn visible(&self, b: &mut Builder, row: Value, block: Block<'a>) -> Value {
+        let Some(before) = block.before else { return block.count };
+        let (zero, one) = (b.const_i64(0), b.const_i64(1));
+        let query = self.query(b, row);
+        let seen = b.add(query, before);
+        let seen = b.add(seen, one);
+        let here = b.sub(seen, block.start);
+        let here = b.max(here, zero);
+        b.min(here, block.count)
+    }
+
+    /// Scores to weights, and what that does to the sums of each row.
+    fn soften(&self, b: &mut Builder, block: Block<'a>) {
+        let (zero, keys, step) = (b.const_i64(0), b.const_i64(KEYS), i64::from(WIDE));
+        let hidden = b.const_f32(HIDDEN);
+        let scores = |b: &mut Builder, row: Value, i: i64| {
+            let at = self.score_at(b, row, zero, i * step);
+            (at, b.load(self.scores, &[at], WIDE))
+        };
+        let vectors = KEYS / step;
+        // The largest one of each row, for now in the place of its correction.
+        b.for_each(zero, self.rows, 1, LoopKind::Serial, |b, row| {
+            let visible = self.visible(b, row, block);
+            b.for_each(visible, keys, 1, LoopKind::Serial, |b, j| {
+                let at = self.score_at(b, row, j, 0);
+                b.store(self.scores, &[at], hidden);
+            });
+            let all: Vec<Value> = (0..vectors).map(|i| scores(b, row, i).1).collect();
+            let most = all.into_iter().reduce(|a, c| b.max(a, c)).unwrap_or(hidden);
+            let most = b.reduce_lanes(ReduceOp::Max, most);
+            b.store(self.correction, &[row], most);
+        });
+        // Vectors of rows: there is room for whole ones.
+        b.for_each(zero, self.rows, step, LoopKind::Serial, |b, row| {
+            let (here, before) = (b.load(self.correction, &[row], WIDE), b.load(self.largest, &[row], WIDE));
+            let most = b.max(here, before);
+            let change = b.sub(before, most);
+            let correction = b.exp(change);
+            let total = b.load(self.total, &[row], WIDE);
+            let total = b.mul(total, correction);
+            b.store(self.largest, &[row], most);
+            b.store(self.correction, &[row], correction);
+            b.store(self.total, &[row], total);
+        });
+        b.for_each(zero, self.rows, 1, LoopKind::Serial, |b, row| {
+            let (most, none) = (b.load(self.largest, &[row], 1), b.const_f32(0.0));
+            let none = b.splat(none, WIDE);
+            let sums = b.for_loop(zero, keys, step, LoopKind::Serial, &[none], |b, j, sums| {
+                let at = self.score_at(b, row, j, 0);
+                let x = b.load(self.scores, &[at], WIDE);
+                let x = b.sub(x, most);
+                let p = b.exp(x);
+                b.store(self.scores, &[at], p);
+                vec![b.add(sums[0], p)]
+            });
+            let sum = b.reduce_lanes(ReduceOp::Add, sums[0]);
+            let total = b.load(self.total, &[row], 1);
+            let total = b.add(total, sum);
+            b.store(self.total, &[row], total);
+        });
+    }
+
+    /// Adds a part of the block's values, weighted, to all rows: a tile of columns meets all rows while it is near.
+    fn accumulate(&self, b: &mut Builder, (part, columns): (usize, &'a Columns), block: Block<'a>) {
+        let (tiles, size) = (self.s.tiles, columns.size);
+        let step = i64::from(tiles.lanes);
+        let zero = b.const_i64(0);
+        let at = block.layout.values[part];
+        // Where rows and block have room for it the last vector is a whole one.
+        let room = at.is_some() && columns.start + padded(size, step) <= self.width;
+        let last = block.layout.set.values.iter().all(|v| v.start <= columns.start);
+        let size = if room && last { padded(size, step) } else { size };
+        let (unit, end) = (tiles.vectors * step, b.const_i64(size));
+        let (whole, wide) = (size / unit * unit, size / step * step);
+        let (end_whole, end_wide) = (b.const_i64(whole), b.const_i64(wide));
+        let all = |b: &mut Builder, e: Value, vectors: i64, mask: Option<Value>| {
+            b.for_each(zero, self.rows, tiles.rows, LoopKind::Serial, |b, r| {
+                self.weigh(b, (r, e), &Part { columns, at, vectors, mask }, block);
+            });
+        };
+        if whole > 0 {
+            b.for_each(zero, end_whole, unit, LoopKind::Serial, |b, e| all(b, e, tiles.vectors, None));
+        }
+        if wide > whole {
+            b.for_each(end_whole, end_wide, step, LoopKind::Serial, |b, e| all(b, e, 1, None));
+        }
+        if size > wide {
+            let mask = b.lanes_below(end_wide, end, tiles.lanes);
+            all(b, end_wide, 1, Some(mask));
+        }
+    }
+
+    /// The same for a tile of rows and of columns from `e` on.
+    fn weigh(&self, b: &mut Builder, (first, e): (Value, Value), part: &Part<'a>, block: Block<'a>) {
+        let lanes = self.s.tiles.lanes;
+        let zero = b.const_i64(0);
+        let rows: Vec<Value> = (0..self.s.tiles.rows)
+            .map(|i| {
+                let i = b.const_i64(i);
+                b.add(first, i)
+            })
+            .collect();
+        let elements: Vec<Value> = (0..part.vectors)
+            .map(|i| {
+                let i = b.const_i64(i * i64::from(lanes));
+                b.add(e, i)
+            })
+            .collect();
+        let (mut places, mut sums) = (Vec::new(), Vec::new());
+        for r in &rows {
+            let correction = b.load(self.correction, &[*r], 1);
+            let (width, start) = (b.const_i64(self.width), b.const_i64(part.columns.start));
+            let base = b.mul(*r, width);
+            let base = b.add(base, start);
+            for e in &elements {
+                let at = b.add(base, *e);
+                let old = match part.mask {
+                    Some(mask) => b.load_masked(self.output, &[at], mask, None),
+                    None => b.load(self.output, &[at], lanes),
+                };
+                sums.push(b.mul(old, correction));
+                places.push(at);
+            }
+        }
+        let visible: Vec<Value> = match block.before {
+            Some(_) if self.s.queries > 1 && self.s.heads % self.s.tiles.rows != 0 => {
+                rows.iter().map(|r| self.visible(b, *r, block)).collect()
+            }
+            _ => vec![self.visible(b, first, block)],
+        };
+        let add = |b: &mut Builder, j: Value, sums: &[Value], partly: bool| -> Vec<Value> {
+            let key = (part.at.is_none()).then(|| self.key(b, block, j));
+            let v: Vec<Value> = elements.iter().map(|e| self.value(b, (j, *e), key.as_ref(), part, block)).collect();
+            let mut out = Vec::new();
+            for (i, r) in rows.iter().enumerate() {
+                let at = self.score_at(b, *r, j, 0);
+                let p = b.load(self.scores, &[at], 1);
+                let seen = partly.then(|| b.lt(j, visible[i]));
+                for (v, sum) in v.iter().zip(&sums[i * v.len()..]) {
+                    let more = b.fma(p, *v, *sum);
+                    out.push(match seen {
+                        // A value times zero is no zero where the value is no number.
+                        Some(seen) => {
+                            let seen = b.splat(seen, lanes);
+                            b.select(seen, more, *sum)
+                        }
+                        None => more,
+                    });
+                }
+            }
+            out
+        };
+        // Queries see ever more: the first row of a tile sees least.
+        let (common, most) = (visible[0], visible[visible.len() - 1]);
+        let unit = b.const_i64(UNROLL);
+        let rounds = b.div(common, unit);
+        let whole = b.mul(rounds, unit);
+        sums = b.for_loop(zero, whole, UNROLL, LoopKind::Serial, &sums, |b, j, sums| {
+            (0..UNROLL).fold(sums.to_vec(), |sums, i| {
+                let i = b.const_i64(i);
+                let j = b.add(j, i);
+                add(b, j, &sums, false)
+            })
+        });
+        sums = b.for_loop(whole, common, 1, LoopKind::Serial, &sums, |b, j, sums| add(b, j, sums, false));
+        if visible.len() > 1 {
+            sums = b.for_loop(common, most, 1, LoopKind::Serial, &sums, |b, j, sums| add(b, j, sums, true));
+        }
+        for (at, sum) in places.iter().zip(sums) {
+            match part.mask {
+                Some(mask) => b.store_masked(self.output, &[*at], sum, mask),
+                None => b.store(self.output, &[*at], sum),
+            }
+        }
+    }
+
+    /// A vector of values from column `e` on, of the block's `j`-th row.
+    fn value(
+        &self,
+        b: &mut Builder,
+        (j, e): (Value, Value),
+        key: Option<&Env<'a>>,
+        part: &Part<'a>,
+        block: Block<'a>,
+    ) -> Value {
+        let lanes = self.s.tiles.lanes;
+        match (key, part.at, self.staged) {
+            (None, Some(at), Some(buf)) => {
+                let (stride, at) = (b.const_i64(block.layout.stride), b.const_i64(at));
+                let row = b.mul(j, stride);
+                let at = b.add(row, at);
+                let at = b.add(at, e);
+                b.load(buf, &[at], lanes)
+            }
+            (key, ..) => {
+                let key = key.unwrap_or(self.env).with(part.columns.column, e);
+                key.load(b, &part.columns.at, lanes, part.mask)
+            }
+        }
+    }
+}
+
+/// Columns of values that a tile takes.
+struct Part<'a> {
+    columns: &'a Columns,
+    /// Where they begin in a row of the block, if they are held there.
+    at: Option<i64>,
+    vectors: i64,
+    mask: Option<Value>,
+}
