@@ -20,18 +20,39 @@ use std::collections::BTreeMap;
 pub struct Target {
     /// f32 lanes of the vectors that loops are written with. Back ends split what is wider than a register.
     pub lanes: u32,
+    /// Vector registers.
+    pub registers: u32,
+    /// Whether dot products of two bf16 and of four bytes are instructions.
+    pub dots: bool,
+    /// Bytes of a core's second-level cache. Levels do not tell, so it is what the smallest server core has that they
+    /// were made for.
+    pub cache: i64,
 }
+
+/// Half a MiB: Zen 2 to 4 have 0.5 or 1, Skylake-X and later 1 to 2.
+const CACHE: i64 = 512 << 10;
 
 impl Target {
     /// For kernels of this level.
     pub fn of(cpu: &CpuTarget) -> Target {
-        Target { lanes: (cpu.vector_bits() / 32).max(8) }
+        let wide = cpu.has("avx512f");
+        Target {
+            lanes: (cpu.vector_bits() / 32).max(8),
+            registers: if wide || cpu.arch == "aarch64" { 32 } else { 16 },
+            dots: cpu.has("avx512bf16") && cpu.has("avx512vnni"),
+            cache: CACHE,
+        }
+    }
+
+    /// Whether there are 32 registers of 16 lanes; elsewhere generators write for sixteen of four lanes.
+    pub fn is_wide(&self) -> bool {
+        self.lanes >= 16 && self.registers >= 32
     }
 }
 
 impl Default for Target {
     fn default() -> Self {
-        Target { lanes: 8 }
+        Target { lanes: 8, registers: 16, dots: false, cache: CACHE }
     }
 }
 

@@ -2,13 +2,11 @@
 
 use super::desc::{Desc, Flat};
 use super::epilogue::{Along, Epilogue, Node, along, emit_map, on_vectors};
-use super::schedule::{Form, STEP_LANES, STEP_ROWS, Schedule, steps};
+use super::packed;
+use super::schedule::{Form, STEP_LANES, Schedule, WIDE_SUMS, steps};
 use super::view::{Access, Affine, Var, VarKind, Vars};
 use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
 use hadal_types::{DType, Dim};
-
-/// Lanes in which rows are scaled.
-const FOLD_LANES: u32 = 4;
 
 /// Values of variables while emitting.
 #[derive(Clone)]
@@ -78,7 +76,7 @@ impl<'a> Env<'a> {
     }
 
     /// Elements, or zero where `access` is of something that is not there.
-    fn or_zero(&self, b: &mut Builder, access: &Access, x: Value) -> Value {
+    pub(super) fn or_zero(&self, b: &mut Builder, access: &Access, x: Value) -> Value {
         let Some(found) = self.found(b, access) else { return x };
         let lanes = b.ty(x).lanes;
         let none = b.const_f32(0.0);
@@ -123,7 +121,7 @@ impl<'a> Env<'a> {
     }
 
     /// Elements with the one scale and offset that they share.
-    fn scaled(&self, b: &mut Builder, access: &Access, x: Value) -> Value {
+    pub(super) fn scaled(&self, b: &mut Builder, access: &Access, x: Value) -> Value {
         let Some(scale) = self.scale(b, access) else { return x };
         match self.offset(b, access) {
             Some(offset) => b.fma(x, scale, offset),
@@ -132,7 +130,13 @@ impl<'a> Env<'a> {
     }
 
     /// Elements with their scale, along `lane` if it moves them.
-    fn read(&self, b: &mut Builder, access: &Access, lane: Option<(Var, u32)>, mask: Option<Value>) -> Value {
+    pub(super) fn read(
+        &self,
+        b: &mut Builder,
+        access: &Access,
+        lane: Option<(Var, u32)>,
+        mask: Option<Value>,
+    ) -> Value {
         let lanes = match lane {
             Some((var, lanes)) if along(self.vars, access, var) == Along::Consecutive => lanes,
             _ => 1,
@@ -239,18 +243,27 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
             (lo, if count % block == 0 { hi } else { b.min(hi, end) })
         }
     };
+    if s.form == Form::Packed {
+        packed::cell(&mut b, desc, s, &env, (lo, hi));
+        return b.finish();
+    }
     let lanes = if s.form == Form::Outer { s.lanes as i64 } else { 1 };
     let fits = |width: usize| {
         let width = width as i64 * lanes;
         s.cols.is_none_or(|n| size(n).is_some_and(|n| n % width == 0) && s.block.is_none_or(|block| block % width == 0))
     };
-    let ragged = !fits(s.strip) || (s.rows.is_some() && !fits(s.tile.1));
-    let staged =
-        s.form == Form::Dot && s.strip > 1 && s.cols.is_some_and(|n| on_vectors(&desc.vars, &desc.epilogue, n));
+    // Columns that are apart overhang wherever a block is not whole.
+    let torn = s.apart > 1 && s.cols.and_then(size).zip(s.block).is_none_or(|(n, block)| n % block != 0);
+    let ragged = torn || !fits(s.strip) || (s.rows.is_some() && !fits(s.tile.1));
+    let staged = s.form == Form::Dot
+        && s.strip > 1
+        && s.apart == 1
+        && s.cols.is_some_and(|n| on_vectors(&desc.vars, &desc.epilogue, n));
     let stage = staged.then(|| b.alloc("sums", DType::F32, [(s.tile.0 * s.strip) as i64]));
     let folded = desc.size(s.lane).as_const().filter(|_| s.fold).map(|k| {
         let rows = s.rows.map_or(Dim::from(1i64), |m| desc.size(m).clone());
-        let stride = k.saturating_add(3) / 4 * 4;
+        let register = i64::from(s.register);
+        let stride = k.saturating_add(register - 1) / register * register;
         Rows { buf: b.alloc("rows", DType::F32, [rows * stride]), stride }
     });
     Emitter { desc, s, lo, hi, ragged, stage, folded }.cell(&mut b, &env);
@@ -348,7 +361,7 @@ impl<'a> Emitter<'a> {
         let (s, desc) = (self.s, self.desc);
         let (Some(cols), Some(block), Some(k)) = (s.cols, s.block, desc.size(s.lane).as_const()) else { return };
         // As many lanes as one register holds in the stored format.
-        let lanes = (128 / self.streamed().dtype.bits()) as u32;
+        let lanes = 32 * self.s.register / self.streamed().dtype.bits() as u32;
         let stride = (k + i64::from(lanes) - 1) / i64::from(lanes) * i64::from(lanes);
         let buf = b.alloc("block", DType::F32, [block * stride]);
         b.for_each(self.lo, self.hi, 1, LoopKind::Serial, |b, n| {
@@ -385,8 +398,8 @@ impl<'a> Emitter<'a> {
                 let scale = env.with(k, lo).scale(b, streamed);
                 let length_value = b.const_i64(length);
                 let hi = b.add(lo, length_value);
-                in_vectors(b, FOLD_LANES, (lo, hi, Some(length)), Vec::new(), &|b, k, mask, _| {
-                    let x = from.load(b, k, FOLD_LANES, mask);
+                in_vectors(b, self.s.register, (lo, hi, Some(length)), Vec::new(), &|b, k, mask, _| {
+                    let x = from.load(b, k, self.s.register, mask);
                     let x = scale.map_or(x, |scale| b.mul(x, scale));
                     let to = b.add(to, k);
                     // Masked-off lanes are zero, and there is room for them.
@@ -408,7 +421,7 @@ impl<'a> Emitter<'a> {
         let size = self.desc.size(rows);
         let zero = b.const_i64(0);
         let outer = self.s.form == Form::Outer && self.desc.in_steps() && self.desc.is_few(rows);
-        if (self.s.is_step() || outer) && !size.is(1) {
+        if (self.s.step || outer) && !size.is(1) {
             return self.step_rows(b, env, rows);
         }
         if size.as_const().is_some_and(|n| n < height as i64) {
@@ -444,13 +457,19 @@ impl<'a> Emitter<'a> {
                 env.with(rows, m)
             });
             let rows: Vec<Env<'a>> = rows.collect();
-            let width = (self.s.strip / height as usize).max(1);
+            let width = if self.s.apart > 1 {
+                let vectors = (self.s.lanes / self.s.register) as usize;
+                let most = WIDE_SUMS / (height as usize * vectors).next_power_of_two();
+                self.s.strip.min(most.max(1))
+            } else {
+                (self.s.strip / height as usize).max(1)
+            };
             self.chunk(b, &rows, n, width, None);
         };
         self.columns(b, |b, n| {
             let mut left = size.as_const();
             let mut first = b.const_i64(0);
-            for height in (1..=STEP_ROWS as i64).rev() {
+            for height in (1..=self.s.shared as i64).rev() {
                 let known = left.map(|n| n / height);
                 left = left.map(|n| n % height);
                 if known == Some(0) {
@@ -492,6 +511,11 @@ impl<'a> Emitter<'a> {
         if self.s.cols.is_none() {
             return f(b, self.lo);
         }
+        if self.s.apart > 1 {
+            let apart = b.const_i64(self.s.apart);
+            let end = b.add(self.lo, apart);
+            return b.for_each(self.lo, end, 1, LoopKind::Serial, |b, n| f(b, n));
+        }
         let unit = if self.s.form == Form::Outer { i64::from(self.s.lanes) } else { 1 };
         b.for_each(self.lo, self.hi, self.s.strip as i64 * unit, LoopKind::Serial, |b, n| f(b, n));
     }
@@ -501,6 +525,8 @@ impl<'a> Emitter<'a> {
         match self.s.form {
             Form::Dot => self.dot_chunk(b, rows, n, width, converted),
             Form::Outer => self.outer_chunk(b, rows, n, width),
+            // Its cells are its own.
+            Form::Packed => {}
         }
     }
 
@@ -509,12 +535,14 @@ impl<'a> Emitter<'a> {
     fn dot_chunk(&self, b: &mut Builder, rows: &[Env<'a>], first: Value, width: usize, converted: Option<Rows>) {
         let strip = self.s.strip;
         let (zero, end) = (b.const_i64(0), b.const_i64(strip as i64));
+        let apart = b.const_i64(self.s.apart);
         let tile = |b: &mut Builder, offset: Value| {
-            let n = b.add(first, offset);
+            let distance = b.mul(offset, apart);
+            let n = b.add(first, distance);
             let sums = self.dot_tile(b, rows, n, width, converted);
             for (r, env) in rows.iter().enumerate() {
                 for j in 0..width {
-                    let (sum, step) = (sums[r * width + j], b.const_i64(j as i64));
+                    let (sum, step) = (sums[r * width + j], b.const_i64(j as i64 * self.s.apart));
                     if let Some(stage) = self.stage {
                         let row = b.const_i64((r * strip + j) as i64);
                         let to = b.add(offset, row);
@@ -564,7 +592,7 @@ impl<'a> Emitter<'a> {
         let last = b.sub(self.hi, one);
         let columns: Vec<Value> = (0..width as i64)
             .map(|j| {
-                let j = b.const_i64(j);
+                let j = b.const_i64(j * self.s.apart);
                 let n = b.add(n, j);
                 if self.ragged { b.min(n, last) } else { n }
             })

@@ -22,6 +22,7 @@
 pub mod desc;
 pub mod emit;
 pub mod epilogue;
+mod packed;
 pub mod schedule;
 pub mod view;
 
@@ -35,9 +36,9 @@ use super::{Error, Generated, Ranges, Target};
 use hadal_ir::Func;
 
 /// The kernel of a product-sum; `None` for other functions.
-pub fn generate(func: &Func, ranges: &Ranges, _target: &Target) -> Option<Result<Generated, Error>> {
+pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Result<Generated, Error>> {
     let desc = Desc::of(func)?.within(ranges);
-    let schedule = schedule::select(&desc)?;
+    let schedule = schedule::select(&desc, target)?;
     let kernel = emit::emit(&desc, &schedule);
     Some(Ok(Generated { kernel, generator: "contract", schedule: schedule.show(&desc) }))
 }

@@ -7,12 +7,17 @@
 //! *Outer form*: a result letter is consecutive in one operand and absent from the other (`[K, N]` weights). Lanes
 //! are neighbouring results, products are added in the order of the summed letters.
 //!
+//! *Packed form*, for many rows where registers are wide and many: as the outer form, but a block of columns is first
+//! converted and laid out as vectors of neighbouring columns, whichever way it is stored; rows meet it in register tiles
+//! of final sums, which need no adding of lanes. Products are added in the order of the summed letter.
+//!
 //! An element's order of summation is a function of the form and its lanes only, not of tile, grid or `T`: so all
 //! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
 use super::desc::{Desc, Role};
 use super::view::{Access, Affine, Var, VarKind};
+use crate::kernels::Target;
 use hadal_types::{DType, Dim};
 use std::fmt;
 
@@ -23,6 +28,8 @@ pub enum Form {
     Dot,
     /// Neighbouring results.
     Outer,
+    /// Neighbouring results, of a block that was laid out so before.
+    Packed,
 }
 
 /// How a product-sum is run.
@@ -46,12 +53,24 @@ pub struct Schedule {
     pub tile: (usize, usize),
     /// Columns or vectors of the tile of a single row.
     pub strip: usize,
+    /// How far apart the columns of a strip are.
+    pub apart: i64,
     /// Columns of one grid index; `None` where a grid index does all.
     pub block: Option<i64>,
     /// Number of rows from which on a block of the streamed operand is converted to f32 once, then reused.
     pub convert: Option<i64>,
     /// Whether the streamed operand's scales are multiplied into the rows instead, once for a block of columns.
     pub fold: bool,
+    /// Whether it is for the rows of a step: one column after the other, which few rows share.
+    pub step: bool,
+    /// Most rows of a step that share what is read.
+    pub shared: usize,
+    /// Whether bf16 factors are multiplied in pairs, as they are.
+    pub pairs: bool,
+    /// f32 lanes of a register.
+    pub register: u32,
+    /// Summed elements that are packed at a time.
+    pub depth: i64,
     /// Letters that are dimensions of the grid by themselves, slowest first; column blocks come last.
     pub grid: Vec<Var>,
 }
@@ -76,32 +95,84 @@ pub const STEP_LANES: u32 = 16;
 /// Most rows of a step that meet one column at a time: so many times four sums fit into registers.
 pub const STEP_ROWS: usize = 3;
 
-/// All schedules that compute `desc`, the preferred one first. Empty where neither form fits.
-pub fn candidates(desc: &Desc) -> Vec<Schedule> {
-    let mut out: Vec<(i64, Schedule)> = Vec::new();
+/// Bytes that a stream of a step's columns has at least: so many that prefetching is worth its start.
+const STREAM: i64 = 32 << 10;
+
+/// Units of work that there are at least, where blocks are made longer: for that many processors, a few each.
+const CELLS: i64 = 64;
+
+/// Sums of several rows and columns that fit into 32 registers, beside what is multiplied.
+pub const WIDE_SUMS: usize = 16;
+
+/// Rows and vectors of the tile of the packed form: 24 sums, two vectors and a factor in 32 registers.
+const PACKED_TILE: (usize, usize) = (12, 2);
+
+/// Elements of a column that the packed form lays out at a time; chunks are multiples of it.
+pub const STRIPE: i64 = 64;
+
+/// All schedules that compute `desc`, the preferred one first. Empty where none fits.
+pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
+    let mut all = if target.is_wide() { wide(desc, target) } else { Vec::new() };
+    // Also where scales change sooner than wide registers end.
+    if all.is_empty() {
+        all = narrow(desc);
+    }
+    let mut scored: Vec<_> = all.into_iter().map(|s| (score(desc, &s), s)).collect();
+    scored.sort_by_key(|(score, _)| -score);
+    scored.into_iter().map(|(_, s)| s).collect()
+}
+
+/// For sixteen registers of four lanes.
+fn narrow(desc: &Desc) -> Vec<Schedule> {
+    let mut all = Vec::new();
     for streamed in [1, 0] {
+        let own = if streamed == 0 { Role::Left } else { Role::Right };
         for lanes in [4, 8] {
-            for k in desc.of_role(Role::Summed) {
-                out.extend(dot(desc, streamed, k, lanes).map(|s| (score(desc, &s), s)));
-            }
+            all.extend(desc.of_role(Role::Summed).filter_map(|k| dot(desc, streamed, k, lanes, 4)));
             if lanes == 4 {
-                out.extend(
-                    desc.of_role(Role::Summed).filter_map(|k| step(desc, streamed, k)).map(|s| (score(desc, &s), s)),
-                );
+                all.extend(desc.of_role(Role::Summed).filter_map(|k| step(desc, streamed, k, STEP_LANES, 4, 1)));
             }
-            let own = if streamed == 0 { Role::Left } else { Role::Right };
-            for v in desc.of_role(own) {
-                out.extend(outer(desc, streamed, v, lanes).map(|s| (score(desc, &s), s)));
-            }
+            all.extend(desc.of_role(own).filter_map(|v| outer(desc, streamed, v, lanes, 4)));
         }
     }
-    out.sort_by_key(|(score, _)| -score);
-    out.into_iter().map(|(_, s)| s).collect()
+    all
+}
+
+/// For 32 registers of sixteen lanes.
+fn wide(desc: &Desc, target: &Target) -> Vec<Schedule> {
+    let (mut all, register) = (Vec::new(), 16);
+    for streamed in [1, 0] {
+        let own = if streamed == 0 { Role::Left } else { Role::Right };
+        // Bytes are converted a whole register at a time, but where scales change sooner.
+        let bytes = desc.operands[streamed].dtype.bits() <= 8;
+        let lanes: &[u32] = if bytes { &[64, 32, 16] } else { &[16] };
+        for k in desc.of_role(Role::Summed) {
+            all.extend(dot(desc, streamed, k, register, register));
+            let lanes = lanes.iter().filter(|l| **l == register || fits(desc, k, i64::from(**l)));
+            let mut lanes = lanes.filter(|l| dot(desc, streamed, k, **l, register).is_some());
+            if let Some(lanes) = lanes.next() {
+                let strips = match (lanes, desc.operands[streamed].dtype) {
+                    (16, DType::BF16 | DType::F16) => [8, 4],
+                    (16 | 32, _) => [4, 8],
+                    _ => [2, 1],
+                };
+                all.extend(strips.into_iter().filter_map(|strip| step(desc, streamed, k, *lanes, register, strip)));
+            }
+            all.extend(desc.of_role(own).filter_map(|n| packed(desc, streamed, k, n, target)));
+        }
+        all.extend(desc.of_role(own).filter_map(|v| outer(desc, streamed, v, register, register)));
+    }
+    all
+}
+
+/// Whether a column has at least so many elements.
+fn fits(desc: &Desc, k: Var, lanes: i64) -> bool {
+    desc.size(k).as_const().is_none_or(|n| n >= lanes)
 }
 
 /// The preferred schedule.
-pub fn select(desc: &Desc) -> Option<Schedule> {
-    candidates(desc).into_iter().next()
+pub fn select(desc: &Desc, target: &Target) -> Option<Schedule> {
+    candidates(desc, target).into_iter().next()
 }
 
 /// Larger is better. Independent of whether `T` is a symbol or a number wherever the result's bits depend on it.
@@ -124,19 +195,21 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
     score += i64::from(desc.operands[s.streamed].dtype != DType::F32) * 3;
     let bytes = desc.operands[s.streamed].dtype.bits() <= 8;
     let long = if bytes { 128..=i64::MAX } else { 256..=4096 };
-    // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
     score += match (s.form, s.lanes) {
+        (Form::Packed, _) => 12,
+        (Form::Dot, _) if s.step && s.register > 4 => 6,
+        // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
         (Form::Dot, 4) | (Form::Outer, 8) => 2,
         // One column at a time, from end to end: worth it where columns are long, but not so long that the row no longer
         // stays in the nearest cache from one to the next. Bytes are bound by their conversion, which this makes cheaper.
-        (Form::Dot, STEP_LANES) if constant(s.lane).is_some_and(|n| long.contains(&n)) => 6,
-        (Form::Dot, STEP_LANES) => -20,
+        (Form::Dot, _) if s.step && constant(s.lane).is_some_and(|n| long.contains(&n)) => 6,
+        (Form::Dot, _) if s.step => -20,
         _ => 0,
     };
     score + i64::from(s.form == Form::Outer)
 }
 
-fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
+fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Option<Schedule> {
     let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
     let unit = |a: &Access| desc.vars.stride(&a.at, k).is_some_and(|s| s.is(1));
     // What offsets are multiplied with is summed for a row of the other operand once.
@@ -166,7 +239,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
     if stepped > 1 {
         return None;
     }
-    let vectors = lanes as usize / 4;
+    let vectors = (lanes / register) as usize;
     let sums = sums(desc, k);
     // A block of columns should stay in the second-level cache.
     let long = desc.size(k).as_const().is_some_and(|k| k.saturating_mul(16) > CONVERTED);
@@ -188,24 +261,114 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32) -> Option<Schedule> {
         sums,
         rows,
         cols,
-        tile: if vectors == 1 { (4, 2) } else { (2, 2) },
-        strip: if cols.is_some() { 8 / vectors } else { 1 },
+        tile: match (register, vectors) {
+            (4, 1) => (4, 2),
+            (4, _) => (2, 2),
+            _ => (4, 4),
+        },
+        strip: if cols.is_some() { 8 / vectors.min(8) } else { 1 },
+        apart: 1,
         block,
         convert,
         fold: false,
+        step: false,
+        shared: 1,
+        pairs: false,
+        register,
+        depth: 0,
         grid,
     })
 }
 
 /// The dot form for the rows of a step: one column after the other, as they lie in memory. A strip of columns side by
-/// side reads as many streams at once, which prefetching follows less well. A few rows share each vector of a column.
-fn step(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
-    let s = dot(desc, streamed, k, STEP_LANES)?;
+/// side reads as many streams at once, which prefetching follows less well where each ends with its column. Where there
+/// are registers for it a block's columns are read in a few streams that go on from one column to the next: a quarter
+/// of the block each. A few rows share each vector of a column.
+fn step(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32, strip: u32) -> Option<Schedule> {
+    let s = dot(desc, streamed, k, lanes, register)?;
     let other = if streamed == 0 { Role::Right } else { Role::Left };
     // All letters of rows, so that the answer is the same where the tokens' letter is gone because it is one.
     let few = s.rows.is_none() || desc.in_steps() && desc.of_role(other).all(|m| desc.is_few(m));
-    let height = s.rows.map_or(Some(1), |m| desc.size(m).as_const()).map_or(STEP_ROWS, |n| STEP_ROWS.min(n as usize));
-    few.then_some(Schedule { tile: (height, 1), strip: 1, convert: None, fold: folds(desc, &s), ..s })
+    if !few || strip > 1 && s.block.is_none() {
+        return None;
+    }
+    let most = if register > 4 { 4 } else { STEP_ROWS };
+    let shared = s.rows.map_or(Some(1), |m| desc.size(m).as_const()).map_or(most, |n| most.min(n as usize));
+    let mut s = Schedule { tile: (shared, 1), strip: 1, convert: None, step: true, shared, ..s };
+    if let Some(n) = s.cols.filter(|_| register > 4).and_then(|n| desc.size(n).as_const()) {
+        let bits = desc.operands[streamed].dtype.bits() as i64;
+        let column = desc.size(k).as_const().map_or(STREAM, |k| k.saturating_mul(bits) / 8).max(1);
+        let mut each = 16 / i64::from(strip);
+        while each * column < STREAM && each * 2 * i64::from(strip) * CELLS <= n && each * i64::from(strip) < 128 {
+            each *= 2;
+        }
+        s.block = Some(each * i64::from(strip));
+        s.apart = if strip > 1 { each } else { 1 };
+        (s.strip, s.tile.1) = (strip as usize, strip as usize);
+    }
+    s.fold = folds(desc, &s);
+    Some(s)
+}
+
+/// The packed form: columns of number `n`, laid out along it.
+fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Option<Schedule> {
+    let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
+    let unit = |a: &Access, v: Var| desc.vars.stride(&a.at, v).is_some_and(|s| s.is(1));
+    let (rows, cols, grid) = tile_letters(desc, streamed, Some(n));
+    let (m, size, sums) = (rows?, desc.size(k).as_const()?, sums(desc, k));
+    let lanes = 16;
+    // Few rows do not pay for it.
+    if desc.is_few(m) || desc.in_steps() || sums.len() != 1 {
+        return None;
+    }
+    // Stored along `k`, elements that are converted together share a scale; stored along the columns, vectors do.
+    let along = if unit(w, k) { k } else { n };
+    let shared = |a: &Access, v: Var, most: i64| {
+        a.scale
+            .as_deref()
+            .filter(|s| desc.vars.reads(s, v))
+            .is_none_or(|s| steps(desc, s, v, &[]).is_some_and(|s| s.aligned && s.block % most == 0))
+    };
+    let offsets = |a: &Access, v: Var| a.offset.as_ref().is_none_or(|o| a.scale.is_some() || !desc.vars.reads(o, v));
+    let readable = unit(w, along) && desc.vars.whole_bytes(w, along) && shared(w, along, lanes) && offsets(w, along);
+    let rows_readable = plain(desc, x) || unit(x, k) && desc.vars.whole_bytes(x, k) && shared(x, k, lanes);
+    if !readable || !rows_readable || x.offset.is_some() {
+        return None;
+    }
+    let bare = |a: &Access| a.dtype == DType::BF16 && a.parts().next().is_none() && unit(a, k) && size % 2 == 0;
+    let pairs = target.dots && bare(w) && bare(x) && desc.vars.gathers(x).is_empty();
+    let width = PACKED_TILE.1 as i64 * lanes;
+    // A chunk takes half of the second-level cache, rows pass by.
+    let most = target.cache / 2 / (width * if pairs { 2 } else { 4 });
+    let chunks = (size + most - 1) / most;
+    let depth = ((size + chunks - 1) / chunks + STRIPE - 1) / STRIPE * STRIPE;
+    Some(Schedule {
+        form: Form::Packed,
+        streamed,
+        lanes: lanes as u32,
+        lane: n,
+        sums,
+        rows,
+        cols,
+        tile: PACKED_TILE,
+        strip: PACKED_TILE.1,
+        apart: 1,
+        block: desc.size(n).as_const().map(|_| width),
+        convert: None,
+        fold: false,
+        step: false,
+        shared: 1,
+        pairs,
+        register: lanes as u32,
+        depth,
+        grid,
+    })
+    .filter(|s| s.block.is_some())
+}
+
+/// Whether elements of an operand are f32 that need nothing done to them.
+pub fn plain(desc: &Desc, a: &Access) -> bool {
+    a.dtype == DType::F32 && a.parts().next().is_none() && desc.vars.gathers(a).is_empty()
 }
 
 /// Whether all columns of a grid index have the same scales, which change at known places, so that a row can be multiplied
@@ -222,7 +385,7 @@ fn folds(desc: &Desc, s: &Schedule) -> bool {
     plain && desc.size(s.lane).as_const().is_some() && columns && shared(s.lane, 1)
 }
 
-fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32) -> Option<Schedule> {
+fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32, register: u32) -> Option<Schedule> {
     let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
     let unit = desc.vars.stride(&w.at, v).is_some_and(|s| s.is(1));
     // A scale along the lanes must be one per vector: blocks are whole vectors and begin on a multiple.
@@ -234,7 +397,8 @@ fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32) -> Option<Schedule> {
         return None;
     }
     let (rows, _, grid) = tile_letters(desc, streamed, Some(v));
-    let vectors = lanes as usize / 4;
+    let vectors = (lanes / register) as usize;
+    let strip = if register > 4 { 4 } else { 8 / vectors };
     let inner = desc.of_role(Role::Summed).max_by_key(|k| {
         let unit = desc.vars.stride(&x.at, *k).is_some_and(|s| s.is(1));
         (unit, desc.size(*k).as_const().unwrap_or(i64::MAX))
@@ -248,10 +412,16 @@ fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32) -> Option<Schedule> {
         rows,
         cols: Some(v),
         tile: (4, 2 / vectors),
-        strip: 8 / vectors,
-        block: block(desc, v, 32),
+        strip,
+        apart: 1,
+        block: block(desc, v, if register > 4 { 64 } else { 32 }),
         convert: None,
         fold: false,
+        step: false,
+        shared: if register > 4 { 4 } else { STEP_ROWS },
+        pairs: false,
+        register,
+        depth: 0,
         grid,
     })
 }
@@ -305,17 +475,12 @@ pub fn steps(desc: &Desc, scale: &Access, k: Var, tile: &[Option<Var>]) -> Optio
 }
 
 impl Schedule {
-    /// Whether it is the one for the rows of a step.
-    pub fn is_step(&self) -> bool {
-        self.form == Form::Dot && self.lanes == STEP_LANES
-    }
-
     /// For people, with the letters of `desc`.
     pub fn show(&self, desc: &Desc) -> String {
         let name = |v: Option<Var>| v.map_or("-".into(), |v| desc.vars.name(v));
         let list = |vs: &[Var]| vs.iter().map(|v| desc.vars.name(*v)).collect::<String>();
         format!(
-            "{} stream {} {}x{} rows {} cols {} tile {}x{} strip {} block {:?} convert {:?}{} grid [{}] sum [{}]",
+            "{} stream {} {}x{} rows {} cols {} tile {}x{} strip {} block {:?} convert {:?}{}{}{} grid [{}] sum [{}]",
             self.form,
             self.streamed,
             name(Some(self.lane)),
@@ -328,6 +493,8 @@ impl Schedule {
             self.block,
             self.convert,
             if self.fold { " fold" } else { "" },
+            if self.pairs { " pairs" } else { "" },
+            if self.depth > 0 { format!(" depth {}", self.depth) } else { String::new() },
             list(&self.grid),
             list(&self.sums),
         )
@@ -339,6 +506,7 @@ impl fmt::Display for Form {
         f.write_str(match self {
             Form::Dot => "dot",
             Form::Outer => "outer",
+            Form::Packed => "packed",
         })
     }
 }

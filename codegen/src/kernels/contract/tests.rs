@@ -1,5 +1,8 @@
 use super::schedule::candidates;
 use super::{Desc, emit};
+use crate::cpu::{CompiledKernel, CpuTarget};
+use crate::cranelift::jit::run_compiled;
+use crate::kernels::Target;
 use hadal_ir::kernel::Kernel;
 use hadal_ir::kernel::interpret::{Buffer, run};
 use hadal_ir::ops::{Dequantize, Gather, Transpose};
@@ -54,13 +57,20 @@ pub(crate) fn function(text: &str) -> Func {
     module.funcs[0].clone()
 }
 
+/// Registers of 512 bits and dot products, with a cache so small that sums of everyday length are cut into chunks.
+fn wide() -> Target {
+    Target { lanes: 16, registers: 32, dots: true, cache: 4 * 32 * 64 }
+}
+
 fn check_func(func: &Func, bindings: &Bindings, tolerance: f64, seed: u64) -> Vec<String> {
     let args = arguments(func, bindings, seed);
     let expected = interpret::eval_func(func, &args, bindings).unwrap();
     let desc = Desc::of(func).expect("a product-sum");
-    let schedules = candidates(&desc);
+    let schedules = candidates(&desc, &Target::default());
     assert!(!schedules.is_empty(), "no schedule for\n{desc}");
-    for s in &schedules {
+    let wide = candidates(&desc, &wide());
+    assert!(!wide.is_empty(), "no schedule for\n{desc}");
+    for s in schedules.iter().chain(&wide) {
         let kernel = emit::emit(&desc, s);
         let errors = hadal_ir::kernel::verify::verify(&kernel);
         assert!(errors.is_empty(), "{errors:?}\n{kernel}");
@@ -104,15 +114,28 @@ pub(crate) fn compiled(
         let ty = func.ty(*r);
         buffers.push(Buffer::uninit(ty.dtype, ty.eval_shape(bindings).unwrap().iter().product()));
     }
-    crate::cranelift::jit::run(kernel, bindings, &mut buffers, &[1, 3]).unwrap();
-    for (found, expected) in buffers[args.len()..].iter().zip(expected) {
-        // Transcendental functions are correctly rounded in the interpreter and within 2 ulp in code.
-        let close = || {
-            let (a, b) = (found.to_f32(), expected.to_f32());
-            approximate && a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-6 * (1.0 + b.abs()))
-        };
-        assert!(found.bytes == expected.bytes || close(), "code differs from the interpreter\n{kernel}");
+    for code in code(kernel) {
+        let mut buffers = buffers.clone();
+        run_compiled(kernel, &code, bindings, &mut buffers, &[1, 3]).unwrap();
+        for (found, expected) in buffers[args.len()..].iter().zip(expected) {
+            // Transcendental functions are correctly rounded in the interpreter and within 2 ulp in code.
+            let close = || {
+                let (a, b) = (found.to_f32(), expected.to_f32());
+                approximate && a.iter().zip(&b).all(|(a, b)| (a - b).abs() <= 1e-6 * (1.0 + b.abs()))
+            };
+            assert!(found.bytes == expected.bytes || close(), "code differs from the interpreter\n{kernel}");
+        }
     }
+}
+
+/// Code by every code generator, LLVM's for the best level that this machine has.
+fn code(kernel: &Kernel) -> Vec<CompiledKernel> {
+    let narrow = crate::cranelift::compile(kernel, &CpuTarget::X86_64_V3).unwrap();
+    #[cfg(feature = "llvm-backend")]
+    if let Some(best) = CpuTarget::LEVELS.iter().rfind(|level| level.is_here()) {
+        return vec![narrow, crate::llvm::compile(kernel, best, crate::llvm::Options::default()).unwrap()];
+    }
+    vec![narrow]
 }
 
 /// One kernel function: parameters, body, result type.
@@ -141,7 +164,7 @@ fn a_row_has_the_same_bits_in_every_batch() {
     for (w, n) in [("bf16[21, 37]", 21), ("f32[32, 37]", 32)] {
         let func = function(&rows("f32[T, 37]", w, n));
         let desc = Desc::of(&func).unwrap();
-        for s in candidates(&desc) {
+        for s in [Target::default(), wide()].iter().flat_map(|t| candidates(&desc, t)) {
             let kernel = emit::emit(&desc, &s);
             let run = |t: i64| {
                 let bindings = Bindings::from([(Sym::T, t)]);
@@ -227,7 +250,7 @@ fn codes_with_offsets_and_scales_of_scales() {
     let odd = "  %1 = dequantize %q, %s {block = [1, 8]} : f32[6, 15]
   %y = contract %x, %1 {spec = \"td,fd->tf\"} : f32[T, 6]";
     let odd = function(&kernel("%x: f32[T, 15], %q: i4[6, 15], %s: f16[6, 2]", odd, "f32[T, 6]"));
-    assert!(candidates(&Desc::of(&odd).unwrap()).is_empty());
+    assert!(candidates(&Desc::of(&odd).unwrap(), &Target::default()).is_empty());
 }
 
 #[test]
@@ -330,7 +353,7 @@ fn symbolic_columns_and_sums() {
 fn other_functions_are_refused() {
     let refused = |params: &str, body: &str, result: &str| {
         let func = function(&kernel(params, body, result));
-        assert!(Desc::of(&func).and_then(|d| super::schedule::select(&d)).is_none(), "{body}");
+        assert!(Desc::of(&func).and_then(|d| super::schedule::select(&d, &Target::default())).is_none(), "{body}");
     };
     refused("%x: f32[4]", "  %y = exp %x : f32[4]", "f32[4]");
     refused(
@@ -472,7 +495,7 @@ proptest! {
         let bindings = Bindings::from([(Sym::T, case.sizes[0])]);
         let desc = Desc::of(&func).expect("a product-sum");
         // Blocks that do not fit vectors are left to the loop generator; nothing else is.
-        if candidates(&desc).is_empty() {
+        if candidates(&desc, &Target::default()).is_empty() {
             prop_assert!(case.blocks.is_some(), "{}", desc);
             return Ok(());
         }
@@ -510,7 +533,8 @@ fn heads_in_another_order() {
         let mut args = arguments(&exchanged, &Bindings::new(), 7);
         let results = |func: &Func, args: &[Tensor]| {
             let desc = Desc::of(func).unwrap();
-            let dot = candidates(&desc).into_iter().find(|s| s.streamed == 1 && s.lanes == 4).unwrap();
+            let dot =
+                candidates(&desc, &Target::default()).into_iter().find(|s| s.streamed == 1 && s.lanes == 4).unwrap();
             interpreted(&emit::emit(&desc, &dot), func, args, &Bindings::new())[0].bytes.clone()
         };
         let found = results(&exchanged, &args);
