@@ -44,10 +44,11 @@ const MAX_DEPTH: usize = 64;
 pub fn module(module: &Module) -> Result<(), Faults> {
     let mut faults = Vec::new();
     let mut known: BTreeMap<&str, &Func> = BTreeMap::new();
+    let ranges = ranges_by_func(module);
     for f in &module.funcs {
         let mut check = Checker { func: f, definitions: &module.definitions, faults: &mut faults };
         check.run(Some(&known));
-        check.symbols(module);
+        check.symbols(module, ranges.get(f.name.as_str()).unwrap_or(&module.symbols));
         if known.insert(&f.name, f).is_some() {
             faults.push(Fault { func: Some(f.name.clone()), inst: None, message: "defined twice".into() });
         }
@@ -128,6 +129,28 @@ fn new_rows(module: &Module, faults: &mut Vec<Fault>) {
             }
         }
     }
+}
+
+/// The values that symbols take in each function that entries reach.
+fn ranges_by_func(module: &Module) -> BTreeMap<&str, BTreeMap<Sym, Range>> {
+    let mut out: BTreeMap<&str, BTreeMap<Sym, Range>> = BTreeMap::new();
+    let widen = |all: &mut BTreeMap<Sym, Range>, by: &BTreeMap<Sym, Range>| {
+        for (sym, r) in by {
+            let hull = |a: &mut Range| *a = Range { min: a.min.min(r.min), max: a.max.max(r.max) };
+            all.entry(*sym).and_modify(hull).or_insert(*r);
+        }
+    };
+    for e in &module.entries {
+        widen(out.entry(&e.func).or_default(), &module.ranges(e));
+    }
+    // Calls are of functions before.
+    for f in module.funcs.iter().rev() {
+        let Some(ranges) = out.get(f.name.as_str()).cloned() else { continue };
+        for callee in callees(f) {
+            widen(out.entry(callee).or_default(), &ranges);
+        }
+    }
+    out
 }
 
 fn callees(func: &Func) -> impl Iterator<Item = &str> {
@@ -336,7 +359,7 @@ impl Checker<'_> {
         }
     }
 
-    fn symbols(&mut self, module: &Module) {
+    fn symbols(&mut self, module: &Module, ranges: &BTreeMap<Sym, Range>) {
         let symbols = &module.symbols;
         let mut used: BTreeSet<Sym> =
             self.func.values.iter().flat_map(|v| &v.ty.shape).flat_map(|d| d.terms()).map(|(s, _)| *s).collect();
@@ -351,8 +374,8 @@ impl Checker<'_> {
             }
         }
         // Sizes are looked at where all symbols are smallest and where all are largest.
-        let least: Bindings = symbols.iter().map(|(s, r)| (*s, r.min)).collect();
-        let most: Bindings = symbols.iter().map(|(s, r)| (*s, r.max)).collect();
+        let least: Bindings = ranges.iter().map(|(s, r)| (*s, r.min)).collect();
+        let most: Bindings = ranges.iter().map(|(s, r)| (*s, r.max)).collect();
         for (i, v) in self.func.values.iter().enumerate() {
             let negative = |b| v.ty.shape.iter().any(|d| d.eval(b).is_ok_and(|n| n < 0));
             if let Some(at) = [&least, &most].into_iter().find(|b| negative(b)) {
@@ -516,6 +539,20 @@ mod tests {
         ] {
             assert!(faults(state, next).contains("before and"), "{state} to {next}");
         }
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_entries_that_reach_them() {
+        let text = |entry: &str| {
+            format!(
+                "symbols P in 0..9, T in 1..8, B2 = (P + T + 1) / 2
+                func @f(%x: f32[2*B2-P-8]) -> (y: f32[2*B2-P-8]) {{ return %x }}
+                entry prefill = @f {entry}"
+            )
+        };
+        assert!(super::module(&parse_module(&text("where T = 8")).unwrap()).is_ok());
+        let faults = super::module(&parse_module(&text("")).unwrap()).unwrap_err();
+        assert!(faults.to_string().contains("negative size"), "{faults}");
     }
 
     #[test]
