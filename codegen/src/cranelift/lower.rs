@@ -432,6 +432,16 @@ impl<'a> Lower<'a, '_> {
                     .collect();
                 if from.lanes == 1 { vec![self.b.ins().extractlane(found[0], 0)] } else { found }
             }
+            Op::Zip(half, a, b) => {
+                let (a, b) = (self.regs(*a), self.regs(*b));
+                // Two lanes of each source make a register.
+                let lanes = (0..a.len() as u32).map(|i| half.first(ty.lanes) + 2 * i);
+                let pair = |lane: u32| {
+                    let byte = |i: usize| (4 * (lane % 4) as usize + i / 8 * 4 + i % 4 + 16 * (i / 4 % 2)) as u8;
+                    ((lane / 4) as usize, std::array::from_fn(byte))
+                };
+                lanes.map(pair).map(|(i, order)| self.shuffle(parts(ty)[0], a[i], b[i], order)).collect()
+            }
             Op::Dot(..) => return Err(self.unsupported("a dot product that should have been expanded")),
             Op::Splat(a) => {
                 let v = self.scalar(*a);

@@ -32,6 +32,12 @@ impl Emitter<'_> {
             }
             Op::Dot(a, b, c) => self.dot(*a, *b, *c)?,
             Op::Lookup(table, a) => self.lookup(table, *a),
+            Op::Zip(half, a, b) => {
+                let (a, b, first) = (self.text(*a), self.text(*b), half.first(result.lanes));
+                let order = (0..result.lanes).map(|i| (first + i / 2 + i % 2 * result.lanes).to_string());
+                let order = list_of("i32", order);
+                self.def(format!("shufflevector {t} {a}, {t} {b}, {order}"))
+            }
             Op::Select(c, a, b) => {
                 let mask = ty(result.with_elem(DType::Bool));
                 let [c, a, b] = [c, a, b].map(|v| self.text(*v));

@@ -179,6 +179,11 @@ impl Generator<'_> {
                 let [x, y] = [x, y].map(|v| b.bitcast(v, DType::BF16));
                 b.dot(x, y, z)
             }
+            6 if lanes > 1 && self.pick(6) == 0 => {
+                let word = ValueType::vector([DType::F32, DType::I32][self.pick(2)], lanes);
+                let (x, y) = (self.of_type(b, pool, word), self.of_type(b, pool, word));
+                b.zip([Half::Low, Half::High][self.pick(2)], x, y)
+            }
             6 if self.pick(6) == 0 => {
                 // Nibbles of anything as bytes, four of them summed by a dot product.
                 let int = ValueType::vector(DType::I32, lanes);

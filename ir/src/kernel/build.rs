@@ -236,6 +236,21 @@ impl Builder {
         self.op(Op::Lookup(table, a), self.ty(a).with_elem(elem))
     }
 
+    /// Lanes of `a` and `b` in turn, from this half of each.
+    pub fn zip(&mut self, half: Half, a: Value, b: Value) -> Value {
+        self.op(Op::Zip(half, a, b), self.ty(a))
+    }
+
+    /// As many vectors as each has lanes, a power of two, turned: lane `i` of the `j`th becomes lane `j` of the `i`th.
+    pub fn transpose(&mut self, mut rows: Vec<Value>) -> Vec<Value> {
+        let half = rows.len() / 2;
+        for _ in 0..rows.len().ilog2() {
+            let pairs = (0..half).flat_map(|i| [Half::Low, Half::High].map(|h| self.zip(h, rows[i], rows[i + half])));
+            rows = pairs.collect();
+        }
+        rows
+    }
+
     /// Products of groups of neighbouring lanes of `a` and `b`, added to `c`.
     pub fn dot(&mut self, a: Value, b: Value, c: Value) -> Value {
         self.op(Op::Dot(a, b, c), self.ty(c))

@@ -574,6 +574,10 @@ impl<'a> Machine<'a> {
                 let x = get(*a);
                 Lanes::of(ty.lanes, |i| table[x.lane(i) as usize & 15] as u64)
             }
+            Op::Zip(half, a, b) => {
+                let (a, b, first) = (get(*a), get(*b), half.first(ty.lanes) as usize);
+                Lanes::of(ty.lanes, |i| if i % 2 == 0 { a.lane(first + i / 2) } else { b.lane(first + i / 2) })
+            }
             Op::Select(c, a, b) => {
                 let (c, a, b) = (get(*c), get(*a), get(*b));
                 Lanes::of(ty.lanes, |i| if c.lane(i) != 0 { a.lane(i) } else { b.lane(i) })

@@ -25,6 +25,8 @@
 //!   rounded once to nearest even; operands that are subnormal count as zero of their sign, and so does a result
 //!   whose magnitude, rounded as if exponents had no limit, is below 2^-126. It is what AVX-512's instruction does.
 //! - `lookup` takes from a table of sixteen bytes the one that the low four bits of each lane number.
+//! - `zip_low` and `zip_high` take lanes of two vectors in turn, from their first or their second halves: four rounds of
+//!   both turn sixteen vectors of sixteen lanes.
 //! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left.
 
 pub mod arbitrary;
@@ -338,6 +340,25 @@ pub struct Place {
     pub index: Vec<Value>,
 }
 
+/// Half of a vector.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Half {
+    /// The first lanes.
+    Low,
+    /// The last lanes.
+    High,
+}
+
+impl Half {
+    /// Its first lane in a vector of so many.
+    pub fn first(self, lanes: u32) -> u32 {
+        match self {
+            Half::Low => 0,
+            Half::High => lanes / 2,
+        }
+    }
+}
+
 /// What computes a value.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Op {
@@ -359,6 +380,8 @@ pub enum Op {
     Dot(Value, Value, Value),
     /// The bytes of a table that lanes number by their low four bits.
     Lookup([u8; 16], Value),
+    /// Lanes of two vectors in turn, from the halves that come first, or from those that come last.
+    Zip(Half, Value, Value),
     /// The second operand where the first is true, else the third.
     Select(Value, Value, Value),
     /// Conversion to another format.
@@ -607,6 +630,7 @@ impl Op {
             Op::Fma(a, b, c) => Op::Fma(f(a), f(b), f(c)),
             Op::Dot(a, b, c) => Op::Dot(f(a), f(b), f(c)),
             Op::Lookup(table, a) => Op::Lookup(table, f(a)),
+            Op::Zip(half, a, b) => Op::Zip(half, f(a), f(b)),
             Op::Select(c, a, b) => Op::Select(f(c), f(a), f(b)),
             Op::Cast(a) => Op::Cast(f(a)),
             Op::Bitcast(a) => Op::Bitcast(f(a)),

@@ -326,6 +326,37 @@ fn tables_have_sixteen_bytes() {
 }
 
 #[test]
+fn rounds_of_zips_turn_a_square() {
+    for n in [2u32, 4, 16] {
+        let mut b = Builder::new("k");
+        let x = b.param("x", DType::I32, [i64::from(n * n)], Access::Read);
+        let y = b.param("y", DType::I32, [i64::from(n * n)], Access::Write);
+        let at = |b: &mut Builder, i: u32| b.const_i64(i64::from(i * n));
+        let rows = (0..n).map(|i| {
+            let at = at(&mut b, i);
+            b.load(x, &[at], n)
+        });
+        let rows = rows.collect();
+        for (i, row) in b.transpose(rows).into_iter().enumerate() {
+            let at = at(&mut b, i as u32);
+            b.store(y, &[at], row);
+        }
+        let kernel = b.finish();
+        assert_eq!(faults(&kernel), "");
+        assert_eq!(text::parse(&kernel.to_string()).unwrap(), kernel);
+        let x: Vec<u8> = (0..n * n).flat_map(u32::to_le_bytes).collect();
+        let mut args = [Buffer::from_bytes(DType::I32, x), Buffer::uninit(DType::I32, (n * n) as usize)];
+        run(&kernel, &mut args).unwrap();
+        let turned: Vec<u8> = (0..n * n).flat_map(|i| (i % n * n + i / n).to_le_bytes()).collect();
+        assert_eq!(args[1].bytes, turned);
+    }
+    let mut b = Builder::new("k");
+    let one = b.const_f32(1.0);
+    b.zip(Half::High, one, one);
+    assert!(faults(&b.finish()).contains("two lanes or more"));
+}
+
+#[test]
 fn dot_products_have_their_formats() {
     let mut b = Builder::new("k");
     let x = b.const_i32(1);

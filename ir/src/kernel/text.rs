@@ -159,6 +159,8 @@ impl Kernel {
                 table.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;
                 write!(f, ", {a}")?;
             }
+            Op::Zip(Half::Low, a, b) => write!(f, "zip_low {a}, {b}")?,
+            Op::Zip(Half::High, a, b) => write!(f, "zip_high {a}, {b}")?,
             Op::Select(c, a, b) => write!(f, "select {c}, {a}, {b}")?,
             Op::Cast(a) => write!(f, "cast {a}")?,
             Op::Bitcast(a) => write!(f, "bitcast {a}")?,

@@ -138,6 +138,7 @@ const ARITHMETIC: &[DType] = &[DType::F32, DType::I32, DType::I64];
 const INTEGER: &[DType] = &[DType::I32, DType::I64];
 const LOGICAL: &[DType] = &[DType::I32, DType::I64, DType::Bool];
 const FLOAT: &[DType] = &[DType::F32];
+const WORDS: &[DType] = &[DType::F32, DType::I32];
 const BYTES: &[DType] = &[DType::U8, DType::I8];
 const CODES: &[DType] = &[DType::U8, DType::I8, DType::U4, DType::I4, DType::F4E2M1];
 
@@ -475,6 +476,13 @@ impl Verifier<'_> {
                     self.fault(Fault::ResultType { expected: "u8 or i8 lanes".into(), found: ty });
                 }
                 self.want_elem(*a, CODES).map(|t| t.with_elem(ty.elem))
+            }
+            Op::Zip(_, a, b) => {
+                let result = self.same(*a, &[*b], WORDS);
+                if result.is_some_and(|t| t.lanes < 2) {
+                    self.fault(Fault::ResultType { expected: "two lanes or more".into(), found: ty });
+                }
+                result
             }
             Op::Select(c, a, b) => {
                 let result = self.same(*a, &[*b], &DType::ALL);

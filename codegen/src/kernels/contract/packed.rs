@@ -149,16 +149,26 @@ impl<'a> Cell<'_, 'a> {
                 b.store(stripe, &[to], x);
             }
         });
-        // Words change places one by one.
-        let (words, place) = (b.const_i64(length / self.group), self.word(b, at));
-        b.for_each(zero, words, 1, LoopKind::Serial, |b, i| {
-            let to = b.add(place, i);
-            let to = self.times(b, to, self.width);
-            for c in 0..self.width {
-                let (from, column) = (b.const_i64(c * line), b.const_i64(c));
-                let (from, to) = (b.add(from, i), b.add(to, column));
-                let x = b.load(stripe, &[from], 1);
-                b.store(self.panel, &[to], x);
+        // Squares of words are turned in registers.
+        let side = i64::from(self.s.lanes);
+        let words = (length / self.group + side - 1) / side * side;
+        let (words, place) = (b.const_i64(words), self.word(b, at));
+        b.for_each(zero, words, side, LoopKind::Serial, |b, i| {
+            for v in 0..self.s.tile.1 as i64 {
+                let columns = (0..side).map(|c| {
+                    let column = b.const_i64((v * side + c) * line);
+                    let from = b.add(column, i);
+                    b.load(stripe, &[from], self.s.lanes)
+                });
+                let columns = columns.collect();
+                for (j, x) in b.transpose(columns).into_iter().enumerate() {
+                    let j = b.const_i64(j as i64);
+                    let to = b.add(i, j);
+                    let to = b.add(place, to);
+                    let (to, offset) = (self.times(b, to, self.width), b.const_i64(v * side));
+                    let to = b.add(to, offset);
+                    b.store(self.panel, &[to], x);
+                }
             }
         });
     }

@@ -268,6 +268,11 @@ impl<'a> Parser<'a> {
                 self.punct(",")?;
                 Op::Lookup(table, self.value()?)
             }
+            name @ ("zip_low" | "zip_high") => {
+                let half = if name == "zip_low" { Half::Low } else { Half::High };
+                let [a, b] = self.operands()?;
+                Op::Zip(half, a, b)
+            }
             "select" => {
                 let [c, a, b] = self.operands()?;
                 Op::Select(c, a, b)
