@@ -6,8 +6,9 @@ use super::schedule::{KEYS, Schedule};
 use crate::kernels::contract::emit::{Env, in_vectors, load_f32};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, ReduceOp, Value};
 
-/// Keys whose values are added in one go.
-const UNROLL: i64 = 4;
+/// Keys whose values are added in one go. Code generators that place sums where they are used compute one sum after the
+/// other: more keys would be more registers.
+const UNROLL: i64 = 2;
 
 /// Where what a set reads is held.
 pub(super) struct Layout<'a> {
@@ -36,8 +37,8 @@ impl<'a> Layout<'a> {
             if let Some((_, at)) = known {
                 return Some(*at);
             }
-            // Scales are multiplied once, and packed elements taken apart.
-            let needed = columns.at.scale.is_some() || columns.at.dtype.is_packed();
+            // Scales are multiplied once, and narrow formats cost more to convert than to multiply.
+            let needed = columns.at.scale.is_some() || columns.at.dtype.bits() <= 8;
             if !s.staged && !needed {
                 return None;
             }
@@ -293,7 +294,24 @@ impl<'a> Cell<'a> {
             let total = b.load(self.total, &[row], 1);
             let total = b.add(total, sum);
             b.store(self.total, &[row], total);
+            let Some(spread) = self.spread else { return };
+            b.for_each(zero, block.count, 1, LoopKind::Serial, |b, j| {
+                let at = self.score_at(b, row, j, 0);
+                let p = b.load(self.scores, &[at], 1);
+                let (p, lanes) = (b.splat(p, self.s.tiles.lanes), b.const_i64(i64::from(self.s.tiles.lanes)));
+                let to = b.mul(at, lanes);
+                b.store(spread, &[to], p);
+            });
         });
+    }
+
+    /// The weight of a key for a row.
+    fn weight(&self, b: &mut Builder, row: Value, j: Value) -> Value {
+        let at = self.score_at(b, row, j, 0);
+        let Some(spread) = self.spread else { return b.load(self.scores, &[at], 1) };
+        let lanes = b.const_i64(i64::from(self.s.tiles.lanes));
+        let at = b.mul(at, lanes);
+        b.load(spread, &[at], self.s.tiles.lanes)
     }
 
     /// Adds a part of the block's values, weighted, to all rows: a tile of columns meets all rows while it is near.
@@ -369,8 +387,7 @@ impl<'a> Cell<'a> {
             let v: Vec<Value> = elements.iter().map(|e| self.value(b, (j, *e), key.as_ref(), part, block)).collect();
             let mut out = Vec::new();
             for (i, r) in rows.iter().enumerate() {
-                let at = self.score_at(b, *r, j, 0);
-                let p = b.load(self.scores, &[at], 1);
+                let p = self.weight(b, *r, j);
                 let seen = partly.then(|| b.lt(j, visible[i]));
                 for (v, sum) in v.iter().zip(&sums[i * v.len()..]) {
                     let more = b.fma(p, *v, *sum);

@@ -64,6 +64,8 @@ pub(super) struct Cell<'a> {
     /// Queries of the current set, scaled.
     pub query: Buf,
     pub scores: Buf,
+    /// Weights in all lanes of a vector each, where that is cheaper than to spread them at each use.
+    pub spread: Option<Buf>,
     /// Largest score, sum of weights and last correction of each row.
     pub largest: Buf,
     pub total: Buf,
@@ -112,6 +114,10 @@ impl<'a> Cell<'a> {
         let staged = (stride > 0).then(|| b.alloc("keys", DType::F32, [stride.saturating_mul(KEYS)]));
         let listed = desc.sets.iter().any(|set| matches!(set.rows, Rows::Masked(_) | Rows::Selected(..)));
         let list = listed.then(|| b.alloc("list", DType::I64, [KEYS]));
+        let spread = s.tiles.spread.then(|| {
+            let n = s.scores().saturating_mul(room).saturating_mul(i64::from(s.tiles.lanes));
+            b.alloc("weights", DType::F32, [n])
+        });
         let mut alloc = |name: &str, n: i64| b.alloc(name, DType::F32, [n]);
         let of_rows = padded(room, i64::from(WIDE));
         Cell {
@@ -126,6 +132,7 @@ impl<'a> Cell<'a> {
             query_width,
             query: alloc("queries", query_width.saturating_mul(room)),
             scores: alloc("scores", s.scores().saturating_mul(room)),
+            spread,
             largest: alloc("largest", of_rows),
             total: alloc("total", of_rows),
             correction: alloc("correction", of_rows),

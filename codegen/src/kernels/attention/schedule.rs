@@ -37,6 +37,9 @@ pub struct Tiles {
     pub keys: i64,
     /// Registers of values of a tile of outputs.
     pub vectors: i64,
+    /// Whether weights are kept in all lanes of a vector. Narrow registers meet a weight often, and Cranelift makes a
+    /// spread load an operand only where it has one use; wide ones take a spread operand as it is.
+    pub spread: bool,
 }
 
 impl Tiles {
@@ -46,17 +49,12 @@ impl Tiles {
         // Padding costs as many multiply-adds as rows; low tiles cost loads.
         let cost = |height: i64| (rows + height - 1) / height * (height * 12 + 6);
         let rows = [4, 3, 2, 1].into_iter().min_by_key(|h| cost(*h)).unwrap_or(1);
-        match target.is_wide() {
-            true => {
-                Tiles { lanes: 16, rows, keys: if rows > 2 { 4 } else { 8 }, vectors: if rows > 2 { 4 } else { 8 } }
-            }
-            false => Tiles {
-                lanes: 4,
-                rows,
-                keys: [8, 4, 3, 2][rows as usize - 1],
-                vectors: [4, 4, 3, 2][rows as usize - 1],
-            },
+        if target.is_wide() {
+            let (keys, vectors) = if rows > 2 { (4, 4) } else { (8, 8) };
+            return Tiles { lanes: 16, rows, keys, vectors, spread: false };
         }
+        let keys = [8, 4, 3, 2][rows as usize - 1];
+        Tiles { lanes: 4, rows, keys, vectors: keys.min(4), spread: rows > 1 }
     }
 }
 
@@ -90,9 +88,13 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
     let mut out = Vec::new();
     for rows in wanted.iter().copied() {
         let heads = fitting(rows);
-        let queries = if single { 1 } else { (rows / heads).clamp(1, tokens.unwrap_or(rows).max(1)) };
+        // Whole tiles of four where that takes few queries less.
+        let most = if single { 1 } else { (rows / heads).clamp(1, tokens.unwrap_or(rows).max(1)) };
+        let queries = (most * 3 / 4..=most).rev().find(|q| *q > 0 && heads * q % 4 == 0).unwrap_or(most);
         let tiles = Tiles::of(heads * queries, target);
-        for staged in [heads * queries >= 8, heads * queries < 8] {
+        // Wide registers convert bf16 while they multiply.
+        let pays = heads * queries >= 8 && !target.is_wide();
+        for staged in [pays, !pays] {
             let schedule = Schedule { shared, heads, queries, grid: grid.clone(), staged, tiles };
             if !out.contains(&schedule) {
                 out.push(schedule);
@@ -132,7 +134,7 @@ impl Schedule {
     pub fn show(&self, desc: &Desc) -> String {
         let grid: String = self.grid.iter().map(|v| desc.vars.name(*v)).collect();
         let shared = self.shared.map_or("-".into(), |v| desc.vars.name(v));
-        let Tiles { lanes, rows, keys, vectors } = self.tiles;
+        let Tiles { lanes, rows, keys, vectors, .. } = self.tiles;
         let staged = if self.staged { ", staged" } else { "" };
         format!(
             "flash {} queries x {} heads of {shared}, keys by {KEYS}, grid [{grid}], {lanes} lanes, tiles {rows}x{keys} and \
