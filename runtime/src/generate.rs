@@ -156,7 +156,7 @@ impl Generator {
         }
     }
 
-    /// Adds up from now on how long each launch takes; see [`Session::watch`].
+    /// Keeps from now on when each launch of each call ended; see [`Session::watch`].
     pub fn watch(&mut self) {
         self.session.watch();
     }

@@ -234,12 +234,12 @@ impl Session {
         self.states.rows(index, definitions)
     }
 
-    /// From now on adds up how long each launch takes, from nothing. That allocates.
+    /// From now on keeps when each launch of each call ended, which allocates; what was kept before is forgotten.
     pub fn watch(&mut self) {
-        self.watch = Some(Box::new(Watch::new(self.program.manifest())));
+        self.watch = Some(Box::new(Watch::new()));
     }
 
-    /// What was added up, where the session is watched.
+    /// What was kept, where the session is watched.
     pub fn watched(&self) -> Option<&Watch> {
         self.watch.as_deref()
     }
