@@ -39,6 +39,25 @@ fn scaled(n: i64, k: i64) -> Func {
     function(&params, &body, &format!("f32[T, {n}]"))
 }
 
+/// Codes in groups of 32 along the columns with scales, and offsets where they have them.
+fn grouped(x: &str, codes: &str, scales: &str, offsets: bool, n: i64, k: i64) -> Func {
+    let groups = k / 32;
+    let (param, operand) =
+        if offsets { (format!(", %m: {scales}[{n}, {groups}]"), ", %m") } else { (String::new(), "") };
+    let params = format!("%x: {x}[T, {k}], %q: {codes}[{n}, {k}], %s: {scales}[{n}, {groups}]{param}");
+    let body = format!(
+        "  %1 = dequantize %q, %s{operand} {{block = [1, 32]}} : f32[{n}, {k}]
+  %y = contract %x, %1 {{spec = \"td,fd->tf\"}} : f32[T, {n}]"
+    );
+    function(&params, &body, &format!("f32[T, {n}]"))
+}
+
+/// The same with the rows in bf16.
+fn in_bf16(func: &Func) -> Func {
+    let source = text::print_func(func).replacen(": f32", ": bf16", 1);
+    text::parse_module(&format!("symbols P in 0..4096, T in 1..4096\n{source}")).expect("well formed").funcs.remove(0)
+}
+
 fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let backend = Backend::chosen();
@@ -65,7 +84,7 @@ fn main() {
         }
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
         let target = if backend.llvm { Target::of(&backend.target) } else { Target::default() };
-        let ranges = if t == 1 || name.starts_with("step") { step.clone() } else { Ranges::new() };
+        let ranges = if t == 1 || name.starts_with("step") && t <= STEP { step.clone() } else { Ranges::new() };
         let contraction = contract::Desc::of(&func).map(|d| d.within(&ranges));
         if std::env::var_os("HADAL_ALL").is_some() {
             for (desc, s) in contraction
@@ -131,6 +150,23 @@ fn main() {
                 report(&format!("rows T={t} {dtype} {n}x{k}"), &rows(dtype, n, k), t, 0, flops, (n * k) as f64 * size);
             }
             report(&format!("rows T={t} f8e4m3+scale {n}x{k}"), &scaled(n, k), t, 0, flops, (n * k) as f64);
+        }
+    }
+    // Rows in bf16, for instructions on pairs; and formats of eight and four bits in groups.
+    for t in [1i64, 2, 4, 16, 512] {
+        for (n, k) in [(65536i64, 1536i64), (8960, 1536), (1536, 8960), (1408, 2048)] {
+            if t > 1 && n == 65536 {
+                continue;
+            }
+            let (flops, nk) = (2.0 * (t * n * k) as f64, (n * k) as f64);
+            report(&format!("step halves T={t} bf16 {n}x{k}"), &in_bf16(&rows("bf16", n, k)), t, 0, flops, nk * 2.0);
+            report(&format!("step halves T={t} f8e4m3+scale {n}x{k}"), &in_bf16(&scaled(n, k)), t, 0, flops, nk);
+            for (codes, scales, offsets) in [("i8", "f16", false), ("u4", "f16", true), ("f4e2m1", "f8e8m0", false)] {
+                let bytes = nk * if codes == "i8" { 1.0625 } else { 0.53125 } + if offsets { nk / 16.0 } else { 0.0 };
+                let func = grouped("f32", codes, scales, offsets, n, k);
+                report(&format!("step T={t} {codes}+{scales} {n}x{k}"), &func, t, 0, flops, bytes);
+                report(&format!("step halves T={t} {codes}+{scales} {n}x{k}"), &in_bf16(&func), t, 0, flops, bytes);
+            }
         }
     }
     for t in [1i64, 128] {

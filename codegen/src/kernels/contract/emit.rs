@@ -306,6 +306,20 @@ impl Row<'_> {
         let at = b.add(self.base, k);
         load_f32(b, self.buf, at, lanes, mask)
     }
+
+    /// The vector at `k` in bf16, which it fits.
+    fn load_bf16(&self, b: &mut Builder, k: Value, lanes: u32, mask: Option<Value>) -> Value {
+        let at = b.add(self.base, k);
+        let x = match mask {
+            Some(mask) => b.load_masked(self.buf, &[at], mask, None),
+            None => b.load(self.buf, &[at], lanes),
+        };
+        if b.ty(x).elem == DType::BF16 {
+            return x;
+        }
+        let x = b.cast(x, DType::F32);
+        b.cast(x, DType::BF16)
+    }
 }
 
 /// One vector step of the summed letter: where it is, which lanes are valid, what is carried.
@@ -361,7 +375,7 @@ impl<'a> Emitter<'a> {
         let (s, desc) = (self.s, self.desc);
         let (Some(cols), Some(block), Some(k)) = (s.cols, s.block, desc.size(s.lane).as_const()) else { return };
         // As many lanes as one register holds in the stored format.
-        let lanes = 32 * self.s.register / self.streamed().dtype.bits() as u32;
+        let lanes = (32 * self.s.register / self.streamed().dtype.bits() as u32).min(64);
         let stride = (k + i64::from(lanes) - 1) / i64::from(lanes) * i64::from(lanes);
         let buf = b.alloc("block", DType::F32, [block * stride]);
         b.for_each(self.lo, self.hi, 1, LoopKind::Serial, |b, n| {
@@ -458,7 +472,7 @@ impl<'a> Emitter<'a> {
             });
             let rows: Vec<Env<'a>> = rows.collect();
             let width = if self.s.apart > 1 {
-                let vectors = (self.s.lanes / self.s.register) as usize;
+                let vectors = (self.s.sum_lanes() / self.s.register).max(1) as usize;
                 let most = WIDE_SUMS / (height as usize * vectors).next_power_of_two();
                 self.s.strip.min(most.max(1))
             } else {
@@ -598,7 +612,7 @@ impl<'a> Emitter<'a> {
             })
             .collect();
         let zero = b.const_f32(0.0);
-        let zero = b.splat(zero, self.s.lanes);
+        let zero = b.splat(zero, self.s.sum_lanes());
         let init = vec![zero; rows.len() * width];
         let sums = self.nest(b, &mut Vec::new(), init, &|b, outer, sums| {
             let bind = |env: &Env<'a>| outer.iter().fold(env.clone(), |env, (var, value)| env.with(*var, *value));
@@ -629,7 +643,7 @@ impl<'a> Emitter<'a> {
             };
             let sums = after.into_iter().zip(sums).enumerate().map(|(i, (after, before))| match there(b, i) {
                 Some(there) => {
-                    let there = b.splat(there, self.s.lanes);
+                    let there = b.splat(there, self.s.sum_lanes());
                     b.select(there, after, before)
                 }
                 None => after,
@@ -680,13 +694,29 @@ impl<'a> Emitter<'a> {
         let (desc, k, lanes) = (self.desc, self.s.lane, self.s.lanes);
         let products = |b: &mut Builder, range: (Value, Value, Option<i64>), init: Vec<Value>| {
             in_vectors(b, lanes, range, init, &|b, k, mask, sums| {
-                let x: Vec<Value> = x.iter().map(|row| row.load(b, k, lanes, mask)).collect();
-                let w: Vec<Value> = w.iter().map(|row| row.load(b, k, lanes, mask)).collect();
+                let pairs = self.s.pairs;
+                let load = if pairs { Row::load_bf16 } else { Row::load };
+                let x: Vec<Value> = x.iter().map(|row| load(row, b, k, lanes, mask)).collect();
+                let w: Vec<Value> = w.iter().map(|row| load(row, b, k, lanes, mask)).collect();
                 let (products, plain) = sums.split_at(x.len() * w.len());
                 let products = products.iter().enumerate();
+                let mut multiply = |w: Value, x: Value, sum: Value| match pairs {
+                    true => b.dot(w, x, sum),
+                    false => b.fma(w, x, sum),
+                };
                 let mut next: Vec<Value> =
-                    products.map(|(i, sum)| b.fma(w[i % w.len()], x[i / w.len()], *sum)).collect();
-                next.extend(plain.iter().zip(&x).map(|(sum, x)| b.add(*sum, *x)));
+                    products.map(|(i, sum)| multiply(w[i % w.len()], x[i / w.len()], *sum)).collect();
+                for (sum, x) in plain.iter().zip(&x) {
+                    next.push(match pairs {
+                        true => {
+                            let one = b.const_f32(1.0);
+                            let one = b.cast(one, DType::BF16);
+                            let ones = b.splat(one, lanes);
+                            b.dot(*x, ones, *sum)
+                        }
+                        false => b.add(*sum, *x),
+                    });
+                }
                 next
             })
         };
@@ -698,7 +728,7 @@ impl<'a> Emitter<'a> {
         }
         let segment = |b: &mut Builder, (lo, hi, length): (Value, Value, Option<i64>), sums: &[Value]| {
             let none = b.const_f32(0.0);
-            let none = b.splat(none, lanes);
+            let none = b.splat(none, self.s.sum_lanes());
             type Part<'e> = fn(&Env<'e>, &mut Builder, &Access) -> Option<Value>;
             let mut parts_of = |rows: &[Row<'a>], part: Part<'a>| -> Vec<Option<Value>> {
                 let value = |r: &Row<'a>| r.scaled.as_ref().and_then(|(env, a)| part(&env.with(k, lo), b, a));

@@ -28,8 +28,10 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: 
     let panel = b.alloc("panel", word, [depth / group * width]);
     let stripe = turned.then(|| b.alloc("stripe", word, [STRIPE / group * width]));
     let staged = (!s.pairs && !plain(desc, x)).then(|| b.alloc("rows", DType::F32, [height * depth]));
+    let scales = (s.group > 0).then(|| b.alloc("scales", DType::F32, [(depth + s.group - 1) / s.group * width]));
     let sums = b.alloc("sums", DType::F32, [desc.size(rows).clone() * width]);
-    let cell = Cell { desc, s, env, w, x, rows, k, group, width, depth, whole, columns, panel, stripe, staged, sums };
+    let cell =
+        Cell { desc, s, env, w, x, rows, k, group, width, depth, whole, columns, panel, stripe, staged, scales, sums };
     cell.run(b, size);
 }
 
@@ -57,6 +59,8 @@ struct Cell<'e, 'a> {
     stripe: Option<Buf>,
     /// A tile's rows in f32.
     staged: Option<Buf>,
+    /// Scales of the columns, group by group, where they multiply sums.
+    scales: Option<Buf>,
     /// Rows of `width` sums.
     sums: Buf,
 }
@@ -65,7 +69,7 @@ impl<'a> Cell<'_, 'a> {
     fn run(&self, b: &mut Builder, size: i64) {
         let (zero, total) = (b.const_i64(0), b.dim(self.desc.size(self.rows)));
         let (whole, rest) = (size / self.depth * self.depth, size % self.depth);
-        if size > self.depth {
+        if size > self.depth || self.scales.is_some() {
             let none = self.zero(b);
             let (end, lanes) = (self.times(b, total, self.width), i64::from(self.s.lanes));
             b.for_each(zero, end, lanes, LoopKind::Serial, |b, at| b.store(self.sums, &[at], none));
@@ -91,6 +95,7 @@ impl<'a> Cell<'_, 'a> {
         } else {
             self.pack(b, from, length);
         }
+        self.lay_scales(b, from, length);
         let total = b.dim(self.desc.size(self.rows));
         let mut first = zero;
         for height in [self.s.tile.0 as i64, 4, 1] {
@@ -136,7 +141,7 @@ impl<'a> Cell<'_, 'a> {
                 });
                 let env = self.env.with(self.s.lane, n).with(self.k, k);
                 let x = if self.s.pairs {
-                    let x = self.raw(b, &env, lanes as u32, mask);
+                    let x = self.halves(b, &env, lanes as u32, mask);
                     b.bitcast(x, DType::I32)
                 } else {
                     let x = env.load(b, self.w, lanes as u32, mask);
@@ -210,11 +215,52 @@ impl<'a> Cell<'_, 'a> {
                 b.add(at, offset)
             })
             .collect();
-        let none = self.zero(b);
-        let init: Vec<Value> =
-            places.iter().map(|at| if only { none } else { b.load(self.sums, &[*at], lanes) }).collect();
-        let (zero, end) = (b.const_i64(0), b.const_i64(length / self.group));
-        let sums = b.for_loop(zero, end, 1, LoopKind::Serial, &init, |b, i, sums| {
+        let (none, zero) = (self.zero(b), b.const_i64(0));
+        let before = |b: &mut Builder| places.iter().map(|at| b.load(self.sums, &[*at], lanes)).collect::<Vec<_>>();
+        let Some(scales) = self.scales else {
+            let init = if only { vec![none; places.len()] } else { before(b) };
+            let sums = self.products(b, &rows, from, (zero, length), init);
+            places.iter().zip(sums).for_each(|(at, sum)| b.store(self.sums, &[*at], sum));
+            return;
+        };
+        let group = self.s.group;
+        let scaled = |b: &mut Builder, g: Value, length: i64| {
+            let (at, line) = (self.times(b, g, group), self.times(b, g, self.width));
+            let parts = self.products(b, &rows, from, (at, length), vec![none; places.len()]);
+            let vectors = self.s.tile.1;
+            let by: Vec<Value> = (0..vectors as i64)
+                .map(|v| {
+                    let offset = b.const_i64(v * i64::from(lanes));
+                    let at = b.add(line, offset);
+                    b.load(scales, &[at], lanes)
+                })
+                .collect();
+            let sums = before(b);
+            for (i, (part, sum)) in parts.into_iter().zip(sums).enumerate() {
+                let sum = b.fma(part, by[i % vectors], sum);
+                b.store(self.sums, &[places[i]], sum);
+            }
+        };
+        let whole = b.const_i64(length / group);
+        b.for_each(zero, whole, 1, LoopKind::Serial, |b, g| scaled(b, g, group));
+        if length % group > 0 {
+            scaled(b, whole, length % group);
+        }
+    }
+
+    /// Adds the products of so many summed elements of the chunk to the sums of a tile.
+    fn products(
+        &self,
+        b: &mut Builder,
+        rows: &[Value],
+        from: Value,
+        (at, length): (Value, i64),
+        init: Vec<Value>,
+    ) -> Vec<Value> {
+        let lanes = self.s.lanes;
+        let (first, words) = (self.word(b, at), b.const_i64(length / self.group));
+        let end = b.add(first, words);
+        b.for_loop(first, end, 1, LoopKind::Serial, &init, |b, i, sums| {
             let line = self.times(b, i, self.width);
             let line: Vec<Value> = (0..self.s.tile.1 as i64)
                 .map(|v| {
@@ -233,10 +279,7 @@ impl<'a> Cell<'_, 'a> {
                 }));
             }
             next
-        });
-        for (at, sum) in places.into_iter().zip(sums) {
-            b.store(self.sums, &[at], sum);
-        }
+        })
     }
 
     /// Converts a tile's rows where they are not f32 as they are.
@@ -325,14 +368,40 @@ impl<'a> Cell<'_, 'a> {
         (!self.whole).then(|| b.lanes_below(n, self.columns.1, self.s.lanes))
     }
 
-    /// bf16 as they are stored.
-    fn raw(&self, b: &mut Builder, env: &Env<'_>, lanes: u32, mask: Option<Value>) -> Value {
+    /// What is packed as bf16, which it fits.
+    fn halves(&self, b: &mut Builder, env: &Env<'_>, lanes: u32, mask: Option<Value>) -> Value {
         let at = env.at(b, &self.w.at);
         let buf = env.bufs[self.w.param];
-        match mask {
+        let x = match mask {
             Some(mask) => b.load_masked(buf, &[at], mask, None),
             None => b.load(buf, &[at], lanes),
+        };
+        if self.w.dtype == DType::BF16 {
+            return x;
         }
+        let x = b.cast(x, DType::F32);
+        b.cast(x, DType::BF16)
+    }
+
+    /// Looks up the chunk's scales: a line of columns for each group.
+    fn lay_scales(&self, b: &mut Builder, from: Value, length: i64) {
+        let Some(scales) = self.scales else { return };
+        let (zero, one, group) = (b.const_i64(0), b.const_i64(1), self.s.group);
+        let (count, end) = (b.const_i64((length + group - 1) / group), b.const_i64(self.width));
+        let last = b.sub(self.columns.1, one);
+        b.for_each(zero, count, 1, LoopKind::Serial, |b, g| {
+            let (at, line) = (self.times(b, g, group), self.times(b, g, self.width));
+            let k = b.add(from, at);
+            b.for_each(zero, end, 1, LoopKind::Serial, |b, c| {
+                let n = b.add(self.columns.0, c);
+                let n = if self.whole { n } else { b.min(n, last) };
+                let env = self.env.with(self.s.lane, n).with(self.k, k);
+                if let Some(scale) = env.scale(b, self.w) {
+                    let to = b.add(line, c);
+                    b.store(scales, &[to], scale);
+                }
+            });
+        });
     }
 
     /// The word of a summed element.

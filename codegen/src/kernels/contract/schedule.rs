@@ -71,6 +71,9 @@ pub struct Schedule {
     pub register: u32,
     /// Summed elements that are packed at a time.
     pub depth: i64,
+    /// Summed elements of packed pairs that share a scale, which multiplies the sum of their products; 0 where there is
+    /// no scale, or packing multiplies with it.
+    pub group: i64,
     /// Letters that are dimensions of the grid by themselves, slowest first; column blocks come last.
     pub grid: Vec<Var>,
 }
@@ -145,24 +148,40 @@ fn wide(desc: &Desc, target: &Target) -> Vec<Schedule> {
         let own = if streamed == 0 { Role::Left } else { Role::Right };
         // Bytes are converted a whole register at a time, but where scales change sooner.
         let bytes = desc.operands[streamed].dtype.bits() <= 8;
-        let lanes: &[u32] = if bytes { &[64, 32, 16] } else { &[16] };
+        let lanes: &[u32] = match pairs(desc, streamed, target) {
+            _ if bytes => &[64, 32, 16],
+            true => &[32, 16],
+            false => &[16],
+        };
         for k in desc.of_role(Role::Summed) {
             all.extend(dot(desc, streamed, k, register, register));
             let lanes = lanes.iter().filter(|l| **l == register || fits(desc, k, i64::from(**l)));
             let mut lanes = lanes.filter(|l| dot(desc, streamed, k, **l, register).is_some());
             if let Some(lanes) = lanes.next() {
                 let strips = match (lanes, desc.operands[streamed].dtype) {
-                    (16, DType::BF16 | DType::F16) => [8, 4],
+                    (16 | 32, DType::BF16 | DType::F16) => [8, 4],
                     (16 | 32, _) => [4, 8],
-                    _ => [2, 1],
+                    _ => [2, 4],
                 };
-                all.extend(strips.into_iter().filter_map(|strip| step(desc, streamed, k, *lanes, register, strip)));
+                let steps = strips.into_iter().filter_map(|strip| step(desc, streamed, k, *lanes, register, strip));
+                if pairs(desc, streamed, target) {
+                    all.extend(steps.clone().map(|s| Schedule { pairs: true, fold: false, ..s }));
+                }
+                all.extend(steps);
             }
             all.extend(desc.of_role(own).filter_map(|n| packed(desc, streamed, k, n, target)));
         }
         all.extend(desc.of_role(own).filter_map(|v| outer(desc, streamed, v, register, register)));
     }
     all
+}
+
+/// Whether both operands are bf16, or become it by a look-up, and there are instructions for pairs. Integers are
+/// converted to f32 more cheaply.
+fn pairs(desc: &Desc, streamed: usize, target: &Target) -> bool {
+    let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
+    let fits = matches!(w.dtype, DType::BF16 | DType::F8E4M3 | DType::F4E2M1);
+    target.dots && fits && x.dtype == DType::BF16 && x.parts().next().is_none()
 }
 
 /// Whether a column has at least so many elements.
@@ -276,6 +295,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Optio
         pairs: false,
         register,
         depth: 0,
+        group: 0,
         grid,
     })
 }
@@ -335,13 +355,24 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
     if !readable || !rows_readable || x.offset.is_some() {
         return None;
     }
-    let bare = |a: &Access| a.dtype == DType::BF16 && a.parts().next().is_none() && unit(a, k) && size % 2 == 0;
-    let pairs = target.dots && bare(w) && bare(x) && desc.vars.gathers(x).is_empty();
+    // Pairs are not scaled before they are multiplied, so a scale must be one for many of them.
+    let codes = matches!(w.dtype, DType::F8E4M3 | DType::F4E2M1 | DType::I8 | DType::U8 | DType::I4 | DType::U4);
+    let whole = x.dtype == DType::BF16 && unit(x, k) && along == k && size % 2 == 0;
+    let alone = x.parts().next().is_none() && [w, x].iter().all(|a| desc.vars.gathers(a).is_empty());
+    let group = match w.scale.as_deref() {
+        None => Some(0),
+        Some(s) if !desc.vars.reads(s, k) => Some(size),
+        Some(s) => steps(desc, s, k, &[]).map(|s| s.block),
+    };
+    let group = group.filter(|g| g % 16 == 0 && w.offset.is_none() && (codes || w.dtype == DType::BF16));
+    let pairs = target.dots && whole && alone && group.is_some();
+    let group = group.filter(|_| pairs).unwrap_or(0);
     let width = PACKED_TILE.1 as i64 * lanes;
-    // A chunk takes half of the second-level cache, rows pass by.
+    // A chunk takes half of the second-level cache, rows pass by. Groups are not cut.
+    let unit = if group > 0 && group < size { STRIPE * group / gcd(STRIPE, group) } else { STRIPE };
     let most = target.cache / 2 / (width * if pairs { 2 } else { 4 });
-    let chunks = (size + most - 1) / most;
-    let depth = ((size + chunks - 1) / chunks + STRIPE - 1) / STRIPE * STRIPE;
+    let chunks = if group == size { 1 } else { (size + most - 1) / most };
+    let depth = ((size + chunks - 1) / chunks + unit - 1) / unit * unit;
     Some(Schedule {
         form: Form::Packed,
         streamed,
@@ -361,9 +392,14 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
         pairs,
         register: lanes as u32,
         depth,
+        group,
         grid,
     })
     .filter(|s| s.block.is_some())
+}
+
+fn gcd(a: i64, b: i64) -> i64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Whether elements of an operand are f32 that need nothing done to them.
@@ -422,6 +458,7 @@ fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32, register: u32) -> Opt
         pairs: false,
         register,
         depth: 0,
+        group: 0,
         grid,
     })
 }
@@ -475,6 +512,11 @@ pub fn steps(desc: &Desc, scale: &Access, k: Var, tile: &[Option<Var>]) -> Optio
 }
 
 impl Schedule {
+    /// Lanes of a sum.
+    pub fn sum_lanes(&self) -> u32 {
+        if self.pairs && self.form == Form::Dot { self.lanes / 2 } else { self.lanes }
+    }
+
     /// For people, with the letters of `desc`.
     pub fn show(&self, desc: &Desc) -> String {
         let name = |v: Option<Var>| v.map_or("-".into(), |v| desc.vars.name(v));

@@ -1,12 +1,12 @@
-use super::schedule::candidates;
+use super::schedule::{Form, candidates};
 use super::{Desc, emit};
 use crate::cpu::{CompiledKernel, CpuTarget};
 use crate::cranelift::jit::run_compiled;
-use crate::kernels::Target;
+use crate::kernels::{Ranges, Target};
 use hadal_ir::kernel::Kernel;
 use hadal_ir::kernel::interpret::{Buffer, run};
 use hadal_ir::ops::{Dequantize, Gather, Transpose};
-use hadal_ir::{Bindings, Func, Tensor, interpret};
+use hadal_ir::{Bindings, Func, Range, Tensor, interpret};
 use hadal_types::{DType, Dim, Sym, TensorType};
 use proptest::prelude::*;
 
@@ -178,6 +178,78 @@ fn a_row_has_the_same_bits_in_every_batch() {
                 assert_eq!(all[..some.len()], some, "{}", s.show(&desc));
             }
         }
+    }
+}
+
+/// Tiles of twelve rows, of four and of one; chunks; columns that are missing in the last block; rows in bf16.
+#[test]
+fn many_rows_meet_packed_columns() {
+    for (x, w, n, k) in [("f32", "bf16", 40, 84), ("bf16", "bf16", 33, 70), ("bf16", "f16", 64, 40)] {
+        let text = rows(&format!("{x}[T, {k}]"), &format!("{w}[{n}, {k}]"), n);
+        let func = function(&text);
+        let preferred = &candidates(&Desc::of(&func).unwrap(), &wide())[0];
+        assert_eq!((preferred.form, preferred.pairs), (Form::Packed, x == w), "{preferred:?}");
+        check(&text, &[(Sym::T, 29)], 1e-5);
+    }
+    let scaled = "  %1 = dequantize %q, %s {block = [4, 16]} : f32[10, 150]
+  %y = contract %x, %1 {spec = \"td,fd->tf\"} : f32[T, 10]";
+    let scaled = kernel("%x: bf16[T, 150], %q: f8e4m3[10, 150], %s: f32[3, 10]", scaled, "f32[T, 10]");
+    check(&scaled, &[(Sym::T, 17)], 1e-5);
+    for (codes, scales, group) in [("f4e2m1", "f8e8m0", 32), ("i8", "f16", 48), ("f8e4m3", "f32", 128)] {
+        let body = format!(
+            "  %1 = dequantize %q, %s {{block = [1, {group}]}} : f32[42, 150]
+  %y = contract %x, %1 {{spec = \"td,fd->tf\"}} : f32[T, 42]"
+        );
+        let groups = (150 + group - 1) / group;
+        let params = format!("%x: bf16[T, 150], %q: {codes}[42, 150], %s: {scales}[42, {groups}]");
+        let text = kernel(&params, &body, "f32[T, 42]");
+        let preferred = &candidates(&Desc::of(&function(&text)).unwrap(), &wide())[0];
+        assert!(preferred.form == Form::Packed && preferred.pairs && preferred.group == group, "{preferred:?}");
+        check(&text, &[(Sym::T, 17)], 1e-5);
+    }
+}
+
+/// A step's rows have the same bits whatever their number, in streams of columns and in pairs of bf16.
+#[test]
+fn rows_of_a_step_have_the_same_bits() {
+    let step = Ranges::from([(Sym::T, Range { min: 1, max: 8 })]);
+    for (x, params, body) in [
+        ("f32", "%w: bf16[71, 84]", "%w"),
+        ("bf16", "%w: bf16[71, 84]", "%w"),
+        ("bf16", "%q: f8e4m3[71, 84], %s: f32[18, 2]", "block = [4, 64]"),
+        ("bf16", "%q: f4e2m1[71, 84], %s: f8e8m0[71, 3]", "block = [1, 32]"),
+        ("f32", "%q: i8[71, 84], %s: f16[71, 3]", "block = [1, 32]"),
+    ] {
+        let dequantize = match body.strip_prefix("block") {
+            Some(_) => format!("%1 = dequantize %q, %s {{{body}}} : f32[71, 84]\n"),
+            None => String::new(),
+        };
+        let w = if dequantize.is_empty() { "%w" } else { "%1" };
+        let body = format!("{dequantize}  %y = contract %x, {w} {{spec = \"td,fd->tf\"}} : f32[T, 71]");
+        let func = function(&kernel(&format!("%x: {x}[T, 84], {params}"), &body, "f32[T, 71]"));
+        let desc = Desc::of(&func).unwrap().within(&step);
+        for s in candidates(&desc, &wide()).into_iter().filter(|s| s.step) {
+            let made = emit::emit(&desc, &s);
+            let run = |t: usize| {
+                let bindings = Bindings::from([(Sym::T, t as i64)]);
+                let mut args = arguments(&func, &Bindings::from([(Sym::T, 8)]), 3);
+                args[0] = Tensor::real(args[0].dtype, &[t, 84], args[0].reals()[..t * 84].to_vec());
+                let found = interpreted(&made, &func, &args, &bindings);
+                let expected = interpret::eval_func(&func, &args, &bindings).unwrap();
+                close(&found[0], &expected[0], 1e-5, &|| s.show(&desc));
+                if t == 8 {
+                    compiled(&made, &func, &args, &bindings, &found, false);
+                }
+                found[0].bytes.clone()
+            };
+            let all = run(8);
+            for t in [1, 3] {
+                let some = run(t);
+                assert_eq!(all[..some.len()], some, "{}", s.show(&desc));
+            }
+        }
+        let preferred = &candidates(&desc, &wide())[0];
+        assert!(preferred.step && preferred.pairs == (x == "bf16"), "{}", preferred.show(&desc));
     }
 }
 
