@@ -93,6 +93,14 @@ fn test(without_llvm: bool) -> Result {
     setup::run(without_llvm)?;
     check()?;
     step("tests", "cargo", &["test", "--workspace", "--no-fail-fast"], &[("INSTA_UPDATE", "no")])?;
+    if !without_llvm {
+        let wide = ["--features", "llvm", "--no-fail-fast"];
+        let codegen = [&["test", "-p", "hadal-codegen"], &wide[..]].concat();
+        step("tests of the LLVM code generator", "cargo", &codegen, &[("INSTA_UPDATE", "no")])?;
+        let fixtures = ["--test", "golden", "--test", "splits", "--test", "speculative"];
+        let models = [&["test", "-p", "hadal-tests"], &wide[..], &fixtures[..]].concat();
+        step("models through it", "cargo", &models, &[("INSTA_UPDATE", "no")])?;
+    }
     step(
         "documentation",
         "cargo",
