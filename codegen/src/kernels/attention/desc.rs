@@ -1,7 +1,7 @@
 //! The problem: one attention, as addresses in parameters.
 
 use crate::kernels::contract::desc::{Flat, flat_params};
-use crate::kernels::contract::epilogue::{self, Epilogue, is_real};
+use crate::kernels::contract::epilogue::{self, Epilogue, is_code, is_real};
 use crate::kernels::contract::view::{Access, Affine, Tracer, Var, VarKind, Vars};
 use hadal_ir::ops::Op;
 use hadal_ir::ops::attention::{RowSet, Visible};
@@ -283,7 +283,10 @@ fn joined(
             let whole = t.vars.whole_bytes(&at, column) && at.offset.is_none();
             let unit = t.vars.stride(&at.at, column).is_some_and(|s| s.is(1));
             let block = scale_block(&t.vars, &at, column)?;
-            let good = whole && unit && is_real(at.dtype) && t.vars.gathers(&at).is_empty();
+            // Packed elements are taken in vectors that share a scale.
+            let aligned = !at.dtype.is_packed() || block.is_none_or(|n| n % 16 == 0);
+            let known = if at.scale.is_some() { is_code(at.dtype) } else { is_real(at.dtype) };
+            let good = whole && unit && aligned && known && t.vars.gathers(&at).is_empty();
             good.then(|| vec![Columns { at, column, start, size, block }])
         }
     }

@@ -1,11 +1,11 @@
 //! Attention without a score matrix in memory: scores of a block of rows, an online softmax, a rescaled sum of values.
 //!
 //! ```text
-//! m[r], l[r] = the sink, 1             or -1e30, 0 without one
+//! m[r], l[r] = the sink, 1             or -1e29, 0 without one
 //! for each set, for each block of 32:  rows = some queries × heads that share their keys
-//!   s[r, j] = Σ_terms q[r] · k[j]      one dot product in four lanes, running on through all terms
+//!   s[r, j] = Σ_terms q[r] · k[j]      one dot product in the lanes of a register, running on through all terms
 //!   m'      = max(m[r], max_j s)       hidden keys count as -1e30
-//!   p[r, j] = exp(s[r, j] - m')        and 0 where hidden
+//!   p[r, j] = exp(s[r, j] - m')        which is 0 where hidden
 //!   l[r]    = l[r] · exp(m - m') + Σ_j p
 //!   o[r]    = o[r] · exp(m - m') + Σ_j p[r, j] · v[j]
 //! o[r] / max(l[r], 1) goes through the epilogue: l is at least 1 but where nothing was seen
@@ -14,6 +14,13 @@
 //! **Rows.** Heads that appear in no key, no value and nothing that says what is seen (grouped queries, latent
 //! attention) are processed together with neighbouring queries, so a key read once serves all rows of a tile. Queries
 //! whose rows are told by memory (intervals, masks, selections) each have a tile of their own, with more heads.
+//!
+//! Queries are scaled and laid out first, terms one after the other; their number is known when the kernel runs, so rows
+//! beyond the last one cost nothing but what fills up a tile.
+//!
+//! **Parts.** Keys and values may be joined from parts, column by column, each in a buffer and format of its own, with
+//! scales or without. Of keys each part is a term. What has scales or eight bits, and on narrow registers all that many
+//! rows share, is converted to f32 for a block of rows at a time; the rest is converted where it is multiplied.
 //!
 //! **What is seen.** All and causal sets run from the first row to the last that any row of the tile sees; intervals from
 //! the first bound to the second. Of masks and selections the numbers of the rows seen are written to a list,
@@ -27,9 +34,11 @@
 //! alone, in a chunk, and however the grid is cut: `T = 1` and more agree, unless the form of the graph differs between
 //! the two. Rows that a selection lists in another order are summed in another order.
 //!
-//! **Bound.** One query: reading keys and values once. Many: multiply-adds. Measurements: `docs/perf/kernels-cpu.md`.
+//! Lanes of scores are those of the machine's registers (four or sixteen), the same in all schedules.
 //!
-//! Left to the loop generator: operands that are gathered, scaled by blocks, or not consecutive along what is summed.
+//! **Bound.** Multiply-adds, down to two heads or so that share a latent row. Measurements: `docs/perf/attention.md`.
+//!
+//! Left to the loop generator: operands that are gathered, scaled by blocks of rows or with offsets, or not consecutive along what is summed.
 
 mod block;
 pub mod desc;

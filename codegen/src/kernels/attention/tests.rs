@@ -102,6 +102,53 @@ fn latent_keys_serve_all_heads() {
     }
 }
 
+/// Rows of 80 columns: `still` of them in a narrow format with scales for every `block`, the others as they are; keys and values.
+fn parts(still: i64, block: i64, format: &str, seen: &str) -> Func {
+    let scales = (still + block - 1) / block;
+    let turning = 80 - still;
+    let (more, operand) = if seen.starts_with("selected") { (", %i: i32[T, 40]", ", %i") } else { ("", "") };
+    let params =
+        format!("%q: f32[T, 6, 80], %k: {format}[P+T, {still}], %s: f8e8m0[P+T, 8], %r: bf16[P+T, {turning}]{more}");
+    let body = format!(
+        "  %0 = slice %s {{axis = 1, start = 0, len = {scales}}} : f8e8m0[P+T, {scales}]
+  %1 = dequantize %k, %0 {{block = [1, {block}]}} : f32[P+T, {still}]
+  %2 = cast %r {{to = f32}} : f32[P+T, {turning}]
+  %3 = concat %1, %2 {{axis = 1}} : f32[P+T, 80]
+  %4 = slice %q {{axis = 2, start = 0, len = {still}}} : f32[T, 6, {still}]
+  %5 = slice %q {{axis = 2, start = {still}, len = {turning}}} : f32[T, 6, {turning}]
+  %y = attention %4, %1, %5, %2, %3, %q, %3, %3{operand}{operand} {{sets = [\"tha,sa thb,sb sc {seen}\", \"thc,sc sc {seen}\"], output = \"thc\", scale = 0.1}} : f32[T, 6, 80]"
+    );
+    let body = match operand {
+        "" => body,
+        // What is seen stands behind each set's values.
+        _ => body.replace("%3, %q, %3, %3, %i, %i", "%3, %i, %q, %3, %3, %i"),
+    };
+    function(&kernel(&params, &body, "f32[T, 6, 80]"))
+}
+
+#[test]
+fn rows_may_lie_in_parts_with_scales() {
+    let (bytes, nibbles) = ("f8e4m3", "f4e2m1");
+    for (still, block, format, seen) in [
+        (64, 64, bytes, "causal"),
+        (48, 16, bytes, "selected:ts"),
+        (70, 24, bytes, "all"),
+        (13, 5, bytes, "causal"),
+        (64, 16, nibbles, "selected:ts"),
+        (48, 32, nibbles, "causal"),
+    ] {
+        let func = parts(still, block, format, seen);
+        let desc = Desc::of(&func).expect("an attention");
+        assert_eq!(desc.sets[1].terms.len(), 2, "a term for each part\n{desc}");
+        assert_eq!(desc.sets[0].values.len(), 2, "{desc}");
+        for (t, p) in [(1, 0), (2, 40), (7, 30)] {
+            let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
+            let args = arguments(&func, &bindings, 5);
+            check_args(&func, &bindings, &args, true);
+        }
+    }
+}
+
 #[test]
 fn without_a_mask_all_keys_count() {
     let body = format!(
