@@ -43,9 +43,11 @@ impl<'a> Grouping<'a> {
         };
         this.find_demanded();
         this.find_constant();
-        let attended = this.attended();
+        let mut inline = BTreeSet::new();
+        let attended = this.attended(&mut inline);
         for (i, inst) in func.insts.iter().enumerate() {
-            let computed = matches!(&inst.kind, InstKind::Op(op) if !this.is_carried(op, &inst.args));
+            let carried = |op: &Op| this.is_carried(op, &inst.args) || inline.contains(&inst.results[0]);
+            let computed = matches!(&inst.kind, InstKind::Op(op) if !carried(op));
             let read_whole = |v: &ValueId| this.demanded[v.index()] || attended.contains(v);
             let pinned = matches!(&inst.kind, InstKind::Op(_)) && read_whole(&inst.results[0]);
             this.group[i] = (computed || pinned).then_some(i);
@@ -103,29 +105,71 @@ impl<'a> Grouping<'a> {
         }
     }
 
-    /// What attention reads and is joined from parts, perhaps seen through views: kernels for attention read what lies in
-    /// one place. Without them sums would be taken in an order that depends on where rows stand.
-    fn attended(&self) -> BTreeSet<ValueId> {
-        let mut out = BTreeSet::new();
+    /// What attention reads and is joined from parts, perhaps seen through views: kernels for attention read rows in one
+    /// place. Without them sums would be taken in an order that depends on where rows stand. Keys and values may be
+    /// joined column by column, and kept narrow with scales: `inline` gets what is read as it lies.
+    fn attended(&self, inline: &mut BTreeSet<ValueId>) -> BTreeSet<ValueId> {
+        let mut pinned = BTreeSet::new();
         for inst in &self.func.insts {
-            if !matches!(inst.kind, InstKind::Op(Op::Attention(_))) {
-                continue;
-            }
+            let InstKind::Op(Op::Attention(attention)) = &inst.kind else { continue };
+            let rows: Vec<ValueId> = attention
+                .sets
+                .iter()
+                .zip(attention.split(&inst.args))
+                .flat_map(|(set, args)| {
+                    let value = 2 * set.terms.len();
+                    args.iter().enumerate().filter(move |(i, _)| i % 2 == 1 && *i < value || *i == value)
+                })
+                .map(|(_, v)| *v)
+                .collect();
             for arg in &inst.args {
-                let mut value = *arg;
-                while let Some(i) = self.definitions[value.index()] {
+                let columns = rows.contains(arg);
+                let mut queue = vec![*arg];
+                while let Some(value) = queue.pop() {
+                    let Some(i) = self.definitions[value.index()] else { continue };
+                    let args = &self.func.insts[i].args;
                     match self.op(i) {
+                        Some(Op::Concat(_)) if columns && self.by_column(i) => queue.extend(args),
                         Some(Op::Concat(_)) => {
-                            out.insert(value);
-                            break;
+                            pinned.insert(value);
                         }
-                        Some(op) if op.is_view() => value = self.func.insts[i].args[0],
-                        _ => break,
+                        Some(Op::Dequantize(d)) if columns && args.len() == 2 => {
+                            let (last, others) = d.block.split_last().unzip();
+                            // In vectors that share a scale.
+                            let of_rows =
+                                others.is_some_and(|o| o.iter().all(|n| *n == 1)) && last.is_some_and(|n| n % 16 == 0);
+                            if of_rows && self.only_attended(value, &rows) {
+                                inline.insert(value);
+                            }
+                        }
+                        Some(op) if op.is_view() => queue.extend(args.first()),
+                        _ => {}
                     }
                 }
             }
         }
-        out
+        pinned
+    }
+
+    /// Whether an instruction joins columns, whose numbers are known.
+    fn by_column(&self, inst: usize) -> bool {
+        let Some(Op::Concat(c)) = self.op(inst) else { return false };
+        let shapes = self.func.insts[inst].args.iter().map(|a| &self.func.ty(*a).shape);
+        shapes.into_iter().all(|s| c.axis + 1 == s.len() && s[c.axis].as_const().is_some())
+    }
+
+    /// Whether nothing but these keys and values of attention is made of `value`.
+    fn only_attended(&self, value: ValueId, rows: &[ValueId]) -> bool {
+        let attention = |i: usize| matches!(self.op(i), Some(Op::Attention(_)));
+        let users = (0..self.func.insts.len()).filter(|i| self.func.insts[*i].args.contains(&value));
+        !self.demanded[value.index()]
+            && users.into_iter().all(|i| match self.op(i) {
+                Some(_) if attention(i) => rows.contains(&value),
+                Some(op) if op.is_view() || self.by_column(i) => {
+                    self.only_attended(self.func.insts[i].results[0], rows)
+                }
+                _ => false,
+            })
     }
 
     fn find_constant(&mut self) {
