@@ -8,12 +8,16 @@
 //! **Numbers.** Products are added by fused multiply-add into f32. The dot form keeps `lanes` partial sums (lane `i`
 //! takes summed elements `i, i + lanes, …`, in order) and combines halves at the end; the outer form adds in order.
 //! Block scales: the dot form sums the unscaled products of a block, then adds that sum times the scale; the outer form
-//! scales each element first. Nothing of this depends on the tile, so a row has the same bits whatever `T` is and
+//! scales each element first, and so does the packed form, but for pairs of bf16, which are summed by group, unscaled.
+//! Nothing of this depends on the tile, so a row has the same bits whatever `T` is and
 //! however the grid is cut.
 //! Exception: a kernel for steps, with [`STEP`](hadal_ir::module::STEP) tokens at most, may sum in more lanes
 //! (`schedule`), and then in another order, which is the same for one token and for several; and where the columns of a
 //! grid index share their scales, it multiplies these into the other operand's rows first, once for all of them, and sums
 //! what has its scale already.
+//!
+//! Pairs: where both operands are bf16, or the streamed one becomes it exactly, and the level has instructions for it, two
+//! neighbouring products are added at a time, as the kernel IR's `dot` says.
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:
