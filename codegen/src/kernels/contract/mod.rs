@@ -25,6 +25,7 @@
 
 pub mod desc;
 pub mod emit;
+pub mod env;
 pub mod epilogue;
 mod packed;
 pub mod schedule;
