@@ -106,12 +106,11 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
 
 /// The largest value of a size, where it is known.
 fn most(size: &Dim, ranges: &Ranges) -> Option<i64> {
-    let known = size.terms().iter().try_fold(size.constant(), |sum, (sym, k)| {
+    size.terms().iter().try_fold(size.constant(), |sum, (sym, k)| {
         let range = ranges.get(sym)?;
         let (a, b) = (range.min.checked_mul(*k)?, range.max.checked_mul(*k)?);
         sum.checked_add(a.max(b))
-    });
-    known
+    })
 }
 
 /// The preferred schedule.
