@@ -153,11 +153,7 @@ fn the_time_of_a_run_is_told_by_kernel() {
         assert_eq!(calls.len(), 5);
         let mut took: Vec<f64> = calls.iter().map(|e| e["dur"].as_f64().expect("a number")).collect();
         took.sort_by(f64::total_cmp);
-        assert!(
-            took[4] >= sum("microseconds") * 0.5 && sum("microseconds") > 0.0,
-            "{took:?}, {}",
-            sum("microseconds")
-        );
+        assert!(took[4] >= sum("microseconds") * 0.5 && sum("microseconds") > 0.0, "{took:?}, {}", sum("microseconds"));
         let within = |e: &Value, call: &Value| {
             let (at, from) = (e["ts"].as_f64(), call["ts"].as_f64());
             at >= from && at < from.zip(call["dur"].as_f64()).map(|(a, d)| a + d)

@@ -19,14 +19,22 @@ pub struct Machine {
 
 /// All of them.
 pub fn machines() -> Vec<Machine> {
-    let mut all = vec![Machine { name: "Cranelift", compile: cranelift::compile, target: CpuTarget::X86_64_V3 }];
-    #[cfg(feature = "llvm-backend")]
-    all.extend(CpuTarget::LEVELS.into_iter().filter(CpuTarget::is_here).map(|target| Machine {
+    let first = Machine { name: "Cranelift", compile: cranelift::compile, target: CpuTarget::X86_64_V3 };
+    std::iter::once(first).chain(others()).collect()
+}
+
+#[cfg(not(feature = "llvm-backend"))]
+fn others() -> impl Iterator<Item = Machine> {
+    std::iter::empty()
+}
+
+#[cfg(feature = "llvm-backend")]
+fn others() -> impl Iterator<Item = Machine> {
+    CpuTarget::LEVELS.into_iter().filter(CpuTarget::is_here).map(|target| Machine {
         name: target.name,
         compile: |kernel, target| hadal_codegen::llvm::compile(kernel, target, Default::default()),
         target,
-    }));
-    all
+    })
 }
 
 /// Runs a kernel by all of them, each on its own copy of the buffers.
