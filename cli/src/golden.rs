@@ -167,7 +167,7 @@ pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, 
 }
 
 fn load(input: &Input, options: &Options) -> Result<(Model, Arc<Program>), Failure> {
-    let compiled = compile(input, options)?;
+    let compiled = compile(input, &options.clone().here())?;
     let (_file, path) = compiled.in_memory(input)?;
     Ok((compiled.model, Program::open(&path)?))
 }

@@ -97,9 +97,9 @@ impl Ran {
     }
 }
 
-/// Compiles `input` into memory.
+/// Compiles `input` into memory, for this machine.
 pub fn load(input: &Input, options: &Options) -> Result<Arc<Program>, Failure> {
-    let compiled = compile(input, options)?;
+    let compiled = compile(input, &options.clone().here())?;
     let (_file, path) = compiled.in_memory(input)?;
     Ok(Program::open(&path)?)
 }
