@@ -255,8 +255,12 @@ impl Emitter<'_> {
             }
             (DType::BF16, DType::F32) => l.widen_halves(x),
             (DType::F16, DType::F32) => {
+                // Not `fpext`, which comparisons are pulled through: as such of halves they become calls of the C library.
                 let half = l.convert("bitcast", "i16", x, "half");
-                l.convert("fpext", "half", &half, "float")
+                let of = |elem: &str| if lanes == 1 { elem.to_owned() } else { format!("v{lanes}{elem}") };
+                let function = format!("llvm.experimental.constrained.fpext.{}.{}", of("f32"), of("f16"));
+                let arguments = [(&vector("half", lanes)[..], &half[..]), ("metadata", "!\"fpexcept.ignore\"")];
+                l.e.call(&vector("float", lanes), &function, &arguments, "")
             }
             (DType::F8E4M3, DType::F32) => l.widen_e4m3(x),
             (DType::F4E2M1, DType::F32) => l.widen_e2m1(x),
