@@ -1,7 +1,7 @@
 //! What is known of sizes: the values that symbols may take where a function runs.
 //!
 //! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them. What
-//! else is known of a function from outside comes along: which inputs hold a [choice](crate::chosen).
+//! else is known of a function from outside comes along: which inputs hold a choice.
 
 use crate::{Options, chosen};
 use hadal_ir::module::follow;
@@ -49,7 +49,7 @@ impl Bounds {
         Bounds { ranges, definitions, context, chosen: BTreeSet::new() }
     }
 
-    /// Whether the function's input at this place always holds what `top_k` chose: see [`crate::chosen`].
+    /// Whether the function's input at this place always holds what `top_k` chose: see `crate::chosen`.
     pub fn chosen(&self, param: usize) -> bool {
         self.chosen.contains(&param)
     }

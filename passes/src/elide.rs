@@ -15,7 +15,7 @@
 //! copy of that layer. There are no more than `MAX_PARTS` such copies of a function; a call that wants yet another part
 //! stays whole.
 //!
-//! Before, calls lose the results that nobody wants at all ([`unwanted`]).
+//! Before, calls lose the results that nobody wants at all (`unwanted`).
 //!
 //! Exact but for products, whose kernels may sum in another order for one row than for many.
 

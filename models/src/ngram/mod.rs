@@ -1,6 +1,6 @@
 //! What addresses a table by hashes of the last few tokens: everything that is known before any token is.
 //!
-//! Tokens that differ only in case, accents or spaces count as one ([`classes`]). The last `k+1` classes make one number
+//! Tokens that differ only in case, accents or spaces count as one (`classes`). The last `k+1` classes make one number
 //! `R_k = u_0 M_0 ⊕ … ⊕ u_k M_k` with odd multipliers `M`, drawn at random for each layer, and each of `h` heads takes it
 //! modulo a prime of its own. Primes are never used twice in a model, so that what collides in one head does not in
 //! another. See sheet `engram`; the graph is [`crate::blocks::engram`].

@@ -1,5 +1,5 @@
 //! Kernel IR for an attention under a schedule: what happens once for each grid index and each set. What happens in a
-//! block of keys is in [`super::block`].
+//! block of keys is in `super::block`.
 
 use super::block::{Block, Layout};
 use super::desc::{Bound, Desc, Rows, Set};
