@@ -1,7 +1,7 @@
 //! Why kernels are as they are: questions to what the passes remember.
 
 use crate::report::facts::{Kernel, Optimised, Version};
-use hadal_ir::{Entry, Func, InstKind, Module, text};
+use hadal_ir::{Func, InstKind, Module, text};
 use hadal_passes::explain::{Explanation, Form, LawUse, RunnerUp};
 use hadal_passes::rule::Rule;
 use hadal_passes::rules::{self, words};
@@ -28,22 +28,6 @@ pub fn sizes(e: &Explanation) -> String {
 pub fn source<'a>(module: &'a Module, name: &str) -> Option<&'a Func> {
     let stem = |n: usize| name.rsplitn(n + 1, '.').last().unwrap_or(name);
     (0..4).find_map(|n| module.func(stem(n)))
-}
-
-/// The functions that some entries reach.
-pub fn reached<'m>(module: &'m Module, entries: impl IntoIterator<Item = &'m Entry>) -> BTreeSet<&'m str> {
-    let mut open: Vec<&str> = entries.into_iter().map(|e| e.func.as_str()).collect();
-    let mut seen = BTreeSet::new();
-    while let Some(name) = open.pop() {
-        if seen.insert(name) {
-            let insts = module.func(name).map(|f| f.insts.as_slice()).unwrap_or_default();
-            open.extend(insts.iter().filter_map(|i| match &i.kind {
-                InstKind::Call(c) => Some(c.func.as_str()),
-                InstKind::Op(_) => None,
-            }));
-        }
-    }
-    seen
 }
 
 /// Seconds more of the function that another form would take, and that as a part of what it takes.
@@ -143,7 +127,7 @@ pub fn by_version<'a>(optimised: &'a Optimised, versions: &'a [Version<'a>], ker
         let mut choices: Vec<Choice> = Vec::new();
         for v in versions {
             let entries = module.entries.iter().filter(|e| e.name == v.plan.entry && module.ranges(e) == v.plan.ranges);
-            let reached = reached(module, entries);
+            let reached = module.reached(entries);
             let there = |e: &&Explanation| reached.contains(e.func.as_str()) && stem(e) == Some(name);
             for e in explanations(optimised).into_iter().filter(there) {
                 if let Some(known) = choices.iter_mut().find(|c| std::ptr::eq(c.function, e)) {

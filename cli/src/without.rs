@@ -1,6 +1,6 @@
 //! What laws are worth: the same versions of the same functions chosen again without them, against what was chosen.
 
-use crate::explain::{explanations, reached, sizes};
+use crate::explain::{explanations, sizes};
 use crate::report::facts::{Optimised, Version};
 use crate::roofline::Step;
 use crate::units::{bytes, count, percent, seconds};
@@ -105,7 +105,7 @@ impl Without {
                 let module = &optimised.fused.optimised;
                 let entries = module.entries.iter();
                 let entries = entries.filter(|e| e.name == v.plan.entry && module.ranges(e) == v.plan.ranges);
-                reached(module, entries).contains(e.func.as_str())
+                module.reached(entries).contains(e.func.as_str())
             };
             let versions: Vec<&Version> = here.iter().filter(uses).collect();
             let Some(first) = versions.first() else { continue };

@@ -327,3 +327,24 @@ proptest::proptest! {
         agree(&kernel, &Bindings::from([(Sym::T, arbitrary::ROWS)]), &arbitrary::arguments(seed));
     }
 }
+
+#[test]
+fn a_load_stays_behind_the_store_that_it_reads() {
+    let mut b = Builder::new("settled");
+    let x = b.param("x", DType::I64, [4usize], Access::Read);
+    let y = b.param("y", DType::I64, [4usize], Access::Write);
+    let (zero, four) = (b.const_i64(0), b.const_i64(4));
+    let held = b.alloc("held", DType::I64, [1usize]);
+    let first = b.load(x, &[zero], 1);
+    b.store(held, &[zero], first);
+    b.for_each(zero, four, 1, LoopKind::Serial, |b, i| {
+        // An optimiser finds that this is always 0, so that the load's address does not depend on the loop.
+        let at = b.load(x, &[i], 1);
+        let at = b.min(at, zero);
+        let at = b.max(at, zero);
+        let value = b.load(held, &[at], 1);
+        b.store(y, &[i], value);
+    });
+    let numbers = [7i64, -3, 0, 2].iter().flat_map(|v| v.to_le_bytes()).collect();
+    agree(&b.finish(), &Bindings::new(), &[Buffer::from_bytes(DType::I64, numbers), Buffer::uninit(DType::I64, 4)]);
+}

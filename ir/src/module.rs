@@ -2,7 +2,7 @@
 
 use crate::ops::Op;
 use hadal_types::{Bindings, Definition, Definitions, Dim, Misdefined, Sym, TensorType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// A value of one function: an input, a weight, a state, or the result of an instruction.
@@ -214,6 +214,22 @@ impl Module {
     /// The entry called `name`, in its first version.
     pub fn entry(&self, name: &str) -> Option<&Entry> {
         self.versions(name).next()
+    }
+
+    /// The functions that some entries reach.
+    pub fn reached<'m>(&'m self, entries: impl IntoIterator<Item = &'m Entry>) -> BTreeSet<&'m str> {
+        let mut open: Vec<&str> = entries.into_iter().map(|e| e.func.as_str()).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(name) = open.pop() {
+            if seen.insert(name) {
+                let insts = self.func(name).map(|f| f.insts.as_slice()).unwrap_or_default();
+                open.extend(insts.iter().filter_map(|i| match &i.kind {
+                    InstKind::Call(c) => Some(c.func.as_str()),
+                    InstKind::Op(_) => None,
+                }));
+            }
+        }
+        seen
     }
 
     /// Every version of the entry called `name`, in order.

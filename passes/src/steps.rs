@@ -13,7 +13,7 @@
 //! that no entry reaches afterwards are left out. Exact.
 
 use crate::specialise::{Copier, Key, Made};
-use hadal_ir::{Bindings, Entry, InstKind, Module, Range, Sym};
+use hadal_ir::{Bindings, Entry, Module, Range, Sym};
 use std::collections::BTreeSet;
 
 /// See the module documentation.
@@ -43,23 +43,8 @@ pub fn run(module: &Module) -> Module {
         }
         out.entries.push(with(Range { min: next, max: tokens.max }, entry.func.clone()));
     }
-    let reached = reached(&out);
+    let reached: BTreeSet<String> = out.reached(&out.entries).into_iter().map(str::to_owned).collect();
     out.funcs.retain(|f| reached.contains(&f.name));
-    out
-}
-
-/// The functions that entries reach.
-fn reached(module: &Module) -> BTreeSet<String> {
-    let mut out = BTreeSet::new();
-    let mut next: Vec<&str> = module.entries.iter().map(|e| e.func.as_str()).collect();
-    while let Some(func) = next.pop().and_then(|name| module.func(name)) {
-        if out.insert(func.name.clone()) {
-            next.extend(func.insts.iter().filter_map(|i| match &i.kind {
-                InstKind::Call(call) => Some(call.func.as_str()),
-                InstKind::Op(_) => None,
-            }));
-        }
-    }
     out
 }
 

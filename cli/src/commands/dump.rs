@@ -148,16 +148,7 @@ pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<Str
 /// The part of a module that `entry` needs.
 fn reachable(module: &Module, entry: Option<&str>) -> Module {
     let Some(entry) = entry else { return module.clone() };
-    let mut needed = BTreeSet::new();
-    let mut open: Vec<&str> = module.versions(entry).map(|e| e.func.as_str()).collect();
-    while let Some(name) = open.pop() {
-        let Some(func) = module.func(name).filter(|f| needed.insert(f.name.as_str())) else { continue };
-        for inst in &func.insts {
-            if let hadal_ir::InstKind::Call(call) = &inst.kind {
-                open.push(&call.func);
-            }
-        }
-    }
+    let needed = module.reached(module.versions(entry));
     Module {
         symbols: module.symbols.clone(),
         definitions: module.definitions.clone(),

@@ -2,7 +2,7 @@
 
 use crate::explain::{
     Choice, Place, Topic, Verdict, at, by_version, explanations, forms_of, in_layer, is_at, kernel_text, kernels, more,
-    reached, role, runner_up, sizes, theme, topic, uses, verdict,
+    role, runner_up, sizes, theme, topic, uses, verdict,
 };
 use crate::failure::Failure;
 use crate::options::{AdapterArgs, CompileArgs, near_laws};
@@ -110,7 +110,7 @@ impl<'a> Session<'a> {
                 return Err(Failure::usage(format!("there is no entry `{name}`; this model has {}", has.join(", "))));
             }
             versions.retain(|v| v.plan.entry == name);
-            let reached = reached(module, module.entries.iter().filter(|e| e.name == name));
+            let reached = module.reached(module.versions(name));
             explanations.retain(|e| reached.contains(e.func.as_str()));
         }
         Ok(Session { optimised, versions, explanations })

@@ -13,7 +13,7 @@ use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use hadal_ir::kernel::*;
 use hadal_types::{DType, Dim, Sym};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// `offset + Σ coefficient · atom`; an atom comes with the loop depth from which on it is known.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +53,8 @@ pub(super) struct Lower<'a, 'f> {
     pub allocs: Vec<Storage>,
     pub symbols: BTreeMap<Sym, V>,
     coords: Vec<Option<Affine>>,
+    /// Loop variables and coordinates of the grid: nothing simplifies them to what is known further out.
+    pub counters: HashSet<V>,
     pub frames: Vec<Frame>,
     pub depth: u32,
     concurrent: u32,
@@ -72,6 +74,7 @@ pub(super) fn lower(kernel: &Kernel, isa: &OwnedTargetIsa) -> Result<Context, Er
         allocs: Vec::new(),
         symbols: BTreeMap::new(),
         coords: Vec::new(),
+        counters: HashSet::new(),
         frames: Vec::new(),
         depth: 0,
         concurrent: 0,
@@ -118,6 +121,7 @@ impl<'a> Lower<'a, '_> {
         self.b.ins().jump(header, &start);
         let index = self.b.append_block_param(header, I64);
         let coords: Vec<V> = extents.iter().map(|_| self.b.append_block_param(header, I64)).collect();
+        self.counters.extend(std::iter::once(index).chain(coords.iter().copied()));
         self.b.switch_to_block(header);
         self.depth = 1;
         self.frames.push(Frame::Loop { depth: 1, guarded: true, writes: writes(&self.k.body) });
@@ -320,6 +324,7 @@ impl<'a> Lower<'a, '_> {
         self.depth += 1;
         self.frames.push(Frame::Loop { depth: self.depth, guarded, writes: writes(&l.body) });
         let index = self.b.append_block_param(header, I64);
+        self.counters.insert(index);
         self.values[l.var.index()] = Some(self.plain(ValueType::INDEX, vec![index], self.depth));
         self.bind_params(header, &l.carried, self.depth);
         self.b.switch_to_block(header);

@@ -29,6 +29,9 @@ struct Address {
     base: V,
     offset: i32,
     depth: u32,
+    /// Whether only loop variables tie it to that depth. Other terms may turn out to be known further out, once the
+    /// optimiser has simplified them.
+    tied: bool,
     /// Of 4-bit elements: the flat index, whose lowest bit chooses the nibble.
     flat: Option<V>,
 }
@@ -113,6 +116,10 @@ impl Lower<'_, '_> {
                 }
             }
         }
+        fixed.retain(|t| t.2 != 0);
+        let factors = || fixed.iter().map(|t| (t.0, t.1)).chain(dynamic.iter().map(|t| (t.0, t.1)));
+        let depth = factors().map(|t| t.1).max().unwrap_or(0);
+        let tied = factors().all(|(v, d)| d < depth || self.counters.contains(&v));
         let mut terms: Vec<(u32, V)> = Vec::new();
         for (v, depth, k, stride) in dynamic {
             let scaled = self.b.ins().imul_imm_s(v, k);
@@ -127,7 +134,6 @@ impl Lower<'_, '_> {
             terms.push((depth, term));
         }
         terms.sort_by_key(|t| t.0);
-        let depth = terms.last().map_or(0, |t| t.0);
         if packed {
             let mut flat = self.b.ins().iconst(I64, offset);
             for (_, term) in terms {
@@ -136,7 +142,7 @@ impl Lower<'_, '_> {
             // A masked vector may begin before its buffer.
             let bytes = self.b.ins().sshr_imm_u(flat, 1);
             let base = self.b.ins().iadd(base, bytes);
-            return Address { base, offset: 0, depth, flat: Some(flat) };
+            return Address { base, offset: 0, depth, tied, flat: Some(flat) };
         }
         let mut sum = base;
         for (_, term) in terms {
@@ -144,8 +150,8 @@ impl Lower<'_, '_> {
         }
         // Leave room for the distances of later registers and lanes.
         match i32::try_from(offset).ok().filter(|o| o.unsigned_abs() < 1 << 30) {
-            Some(offset) => Address { base: sum, offset, depth, flat: None },
-            None => Address { base: self.b.ins().iadd_imm_s(sum, offset), offset: 0, depth, flat: None },
+            Some(offset) => Address { base: sum, offset, depth, tied, flat: None },
+            None => Address { base: self.b.ins().iadd_imm_s(sum, offset), offset: 0, depth, tied, flat: None },
         }
     }
 
@@ -155,9 +161,9 @@ impl Lower<'_, '_> {
         let constant = match place.buf {
             Buf::Param(i) => self.k.params[i as usize].access == Access::Read,
             // What moves with the innermost loop cannot leave it.
-            Buf::Alloc(i) => address.depth == self.depth && self.settled(i),
+            Buf::Alloc(i) => address.tied && address.depth == self.depth && self.settled(i),
         };
-        match constant && self.may_move(address.depth) {
+        match constant && self.may_move(if address.tied { address.depth } else { 0 }) {
             true => (flags.with_readonly().with_can_move(), address.depth),
             false => (flags, self.depth),
         }

@@ -43,26 +43,6 @@ pub fn compile(kernel: &Kernel, target: &CpuTarget, options: Options) -> Result<
     })
 }
 
-/// Makes code for kernels on all cores, in the order given.
-pub fn compile_all(kernels: &[Kernel], target: &CpuTarget, options: Options) -> Result<Vec<CompiledKernel>, Error> {
-    let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(kernels.len());
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        loop {
-            let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let Some(kernel) = kernels.get(i) else { return done };
-            done.push((i, compile(kernel, target, options)));
-        }
-    };
-    let mut all: Vec<(usize, Result<CompiledKernel, Error>)> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        handles.into_iter().flat_map(|h| h.join().expect("workers return their errors")).collect()
-    });
-    all.sort_by_key(|(i, _)| *i);
-    all.into_iter().map(|(_, compiled)| compiled).collect()
-}
-
 /// The text of LLVM's own representation, before or after its passes.
 pub fn llvm_ir_text(kernel: &Kernel, target: &CpuTarget, optimised: bool) -> Result<String, Error> {
     let text = module(kernel, target)?;

@@ -118,18 +118,12 @@ impl<'a> Cell<'_, 'a> {
             self.desc.vars.reads(scale, self.k).then(|| steps(self.desc, scale, self.k, &[])).flatten()
         });
         let lanes = [64, 32].into_iter().find(|l| block.as_ref().is_none_or(|s| s.block % l == 0)).unwrap_or(16);
-        let (first, end) = self.columns;
-        let (zero, one, width) = (b.const_i64(0), b.const_i64(1), b.const_i64(self.width));
+        let (zero, width) = (b.const_i64(0), b.const_i64(self.width));
         let start = b.add(from, at);
         let line = STRIPE / self.group;
         b.for_each(zero, width, 1, LoopKind::Serial, |b, c| {
-            let n = b.add(first, c);
-            let n = if self.whole {
-                n
-            } else {
-                let last = b.sub(end, one);
-                b.min(n, last)
-            };
+            let n = b.add(self.columns.0, c);
+            let n = self.column(b, n);
             let to = self.times(b, c, line);
             for j in (0..length).step_by(lanes as usize) {
                 let offset = b.const_i64(j);
@@ -189,6 +183,9 @@ impl<'a> Cell<'_, 'a> {
                 let mask = self.mask(b, n);
                 let env = self.env.with(self.s.lane, n).with(self.k, k);
                 let x = env.load(b, self.w, self.s.lanes, mask);
+                // What all lanes share is that of a column that there is, also where no lane is one.
+                let n = self.column(b, n);
+                let env = env.with(self.s.lane, n);
                 let x = env.scaled(b, self.w, x);
                 let x = env.or_zero(b, self.w, x);
                 let to = b.add(to, offset);
@@ -363,6 +360,16 @@ impl<'a> Cell<'_, 'a> {
         (b.add(self.columns.0, offset), offset)
     }
 
+    /// A column of the block, or the last that there is.
+    fn column(&self, b: &mut Builder, n: Value) -> Value {
+        if self.whole {
+            return n;
+        }
+        let one = b.const_i64(1);
+        let last = b.sub(self.columns.1, one);
+        b.min(n, last)
+    }
+
     /// The columns that there are, where some may be missing.
     fn mask(&self, b: &mut Builder, n: Value) -> Option<Value> {
         (!self.whole).then(|| b.lanes_below(n, self.columns.1, self.s.lanes))
@@ -386,15 +393,14 @@ impl<'a> Cell<'_, 'a> {
     /// Looks up the chunk's scales: a line of columns for each group.
     fn lay_scales(&self, b: &mut Builder, from: Value, length: i64) {
         let Some(scales) = self.scales else { return };
-        let (zero, one, group) = (b.const_i64(0), b.const_i64(1), self.s.group);
+        let (zero, group) = (b.const_i64(0), self.s.group);
         let (count, end) = (b.const_i64((length + group - 1) / group), b.const_i64(self.width));
-        let last = b.sub(self.columns.1, one);
         b.for_each(zero, count, 1, LoopKind::Serial, |b, g| {
             let (at, line) = (self.times(b, g, group), self.times(b, g, self.width));
             let k = b.add(from, at);
             b.for_each(zero, end, 1, LoopKind::Serial, |b, c| {
                 let n = b.add(self.columns.0, c);
-                let n = if self.whole { n } else { b.min(n, last) };
+                let n = self.column(b, n);
                 let env = self.env.with(self.s.lane, n).with(self.k, k);
                 if let Some(scale) = env.scale(b, self.w) {
                     let to = b.add(line, c);
