@@ -31,6 +31,9 @@ enum Task {
         /// Do without LLVM.
         #[arg(long)]
         without_llvm: bool,
+        /// The number that random cases begin with, so that a run can be repeated; `cargo test` takes another each time.
+        #[arg(long, default_value_t = 20)]
+        seed: u64,
     },
     /// Formatting and lints only.
     Check,
@@ -51,7 +54,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Task::Setup { without_llvm } => setup::run(without_llvm),
-        Task::Test { without_llvm } => test(without_llvm),
+        Task::Test { without_llvm, seed } => test(without_llvm, seed),
         Task::Check => check(),
         Task::Bless { pages: true } => bless::pages(),
         Task::Bless { pages: false } => bless::run(),
@@ -89,17 +92,19 @@ fn check() -> Result {
     step("lints", "cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[])
 }
 
-fn test(without_llvm: bool) -> Result {
+fn test(without_llvm: bool, seed: u64) -> Result {
     setup::run(without_llvm)?;
     check()?;
-    step("tests", "cargo", &["test", "--workspace", "--no-fail-fast"], &[("INSTA_UPDATE", "no")])?;
+    let seed = seed.to_string();
+    let environment = [("INSTA_UPDATE", "no"), ("PROPTEST_RNG_SEED", seed.as_str())];
+    step("tests", "cargo", &["test", "--workspace", "--no-fail-fast"], &environment)?;
     if !without_llvm {
         let wide = ["--features", "llvm", "--no-fail-fast"];
         let codegen = [&["test", "-p", "hadal-codegen"], &wide[..]].concat();
-        step("tests of the LLVM code generator", "cargo", &codegen, &[("INSTA_UPDATE", "no")])?;
+        step("tests of the LLVM code generator", "cargo", &codegen, &environment)?;
         let fixtures = ["--test", "golden", "--test", "splits"];
         let models = [&["test", "-p", "hadal-tests"], &wide[..], &fixtures[..]].concat();
-        step("models through it", "cargo", &models, &[("INSTA_UPDATE", "no")])?;
+        step("models through it", "cargo", &models, &environment)?;
     }
     step(
         "documentation",
