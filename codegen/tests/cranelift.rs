@@ -269,9 +269,14 @@ fn tables_are_looked_up() {
 
 #[test]
 fn lanes_are_regrouped() {
-    for (from, to) in
-        [(DType::BF16, DType::I32), (DType::U8, DType::I32), (DType::I64, DType::I8), (DType::F32, DType::BF16)]
-    {
+    for (from, to) in [
+        (DType::BF16, DType::I32),
+        (DType::U8, DType::I32),
+        (DType::I64, DType::I8),
+        (DType::F32, DType::BF16),
+        (DType::I4, DType::I32),
+        (DType::F4E2M1, DType::U8),
+    ] {
         for bits in [64u64, 128, 256, 1024] {
             let (n, lanes) = (4096 / from.bits() as usize, (bits / from.bits()) as u32);
             let mut b = Builder::new("regroup");

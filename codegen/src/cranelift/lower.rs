@@ -408,7 +408,10 @@ impl<'a> Lower<'a, '_> {
                 self.cast(self.k.ty(*a), ty.elem, &regs)
             }
             Op::Bitcast(a) => {
-                let (from, regs) = (self.k.ty(*a), self.regs(*a));
+                let (from, mut regs) = (self.k.ty(*a), self.regs(*a));
+                if from.elem.is_packed() {
+                    regs = self.join_nibbles(&regs);
+                }
                 match (from.lanes, ty.lanes) {
                     // Lanes are regrouped: those of a scalar are the lowest of a register.
                     (2.., 1) => {

@@ -377,20 +377,25 @@ impl Lower<'_, '_> {
                 self.store_bytes(&bytes, ty.lanes as u64, address);
             }
             DType::F4E2M1 | DType::U4 | DType::I4 => {
-                // Each pair of bytes becomes one: the second moves above the first, then low bytes are packed.
-                let mut halves = Vec::new();
-                for reg in regs {
-                    let pairs = self.bits(*reg, I16X8);
-                    let high = self.b.ins().ushr_imm_u(pairs, 4);
-                    let both = self.b.ins().bor(pairs, high);
-                    let keep = self.vector_const(I16X8, std::array::from_fn(|i| if i % 2 == 0 { 0xff } else { 0 }));
-                    halves.push(self.b.ins().band(both, keep));
-                }
-                let bytes: Vec<V> = halves.chunks(2).map(|c| self.b.ins().unarrow(c[0], c[c.len() - 1])).collect();
+                let bytes = self.join_nibbles(regs);
                 self.store_bytes(&bytes, ty.lanes as u64 / 2, address);
             }
             elem => self.store_bytes(regs, ty.lanes as u64 * elem.bits() / 8, address),
         }
+    }
+
+    /// Codes of four bits, a byte each, as they lie in memory: in each pair of bytes the second moves above the first,
+    /// then the low ones are packed.
+    pub(super) fn join_nibbles(&mut self, regs: &[V]) -> Vec<V> {
+        let mut halves = Vec::new();
+        for reg in regs {
+            let pairs = self.bits(*reg, I16X8);
+            let high = self.b.ins().ushr_imm_u(pairs, 4);
+            let both = self.b.ins().bor(pairs, high);
+            let keep = self.vector_const(I16X8, std::array::from_fn(|i| if i % 2 == 0 { 0xff } else { 0 }));
+            halves.push(self.b.ins().band(both, keep));
+        }
+        halves.chunks(2).map(|c| self.b.ins().unarrow(c[0], c[c.len() - 1])).collect()
     }
 
     fn store_bytes(&mut self, regs: &[V], count: u64, address: &Address) {

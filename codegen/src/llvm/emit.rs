@@ -44,6 +44,8 @@ pub(super) struct Emitter<'a> {
     /// The function's body as far as it is written.
     pub out: String,
     values: Vec<Option<Known>>,
+    /// Codes of four bits, a byte each: the bytes in which they lay in memory, two a byte.
+    pub pairs: BTreeMap<String, String>,
     pub params: Vec<super::memory::Storage>,
     pub allocs: Vec<super::memory::Storage>,
     pub symbols: BTreeMap<Sym, Atom>,
@@ -64,6 +66,7 @@ pub(super) fn emit(kernel: &Kernel, target: &CpuTarget) -> Result<String, Error>
         target,
         out: String::new(),
         values: vec![None; kernel.values.len()],
+        pairs: BTreeMap::new(),
         params: Vec::new(),
         allocs: Vec::new(),
         symbols: BTreeMap::new(),

@@ -213,7 +213,11 @@ impl Emitter<'_> {
                 let up = self.def(format!("shl {wide} {x}, {}", ints("i16", lanes / 2, 4)));
                 let both = self.def(format!("or {wide} {x}, {up}"));
                 let apart = self.def(format!("and {wide} {both}, {}", ints("i16", lanes / 2, 0x0f0f)));
-                self.def(format!("bitcast {wide} {apart} to {}", ty(result)))
+                let codes = self.def(format!("bitcast {wide} {apart} to {}", ty(result)));
+                if mask.is_none() {
+                    self.pairs.insert(codes.clone(), pairs);
+                }
+                codes
             }
         };
         match mask {
@@ -223,6 +227,15 @@ impl Emitter<'_> {
             }
             None => loaded,
         }
+    }
+
+    /// Codes of four bits, a byte each, as they lie in memory: the second of each pair of bytes moves beside the first.
+    pub(super) fn join_nibbles(&mut self, from: ValueType, x: &str) -> String {
+        let wide = vector("i16", from.lanes / 2);
+        let pairs = self.def(format!("bitcast {} {x} to {wide}", ty(from)));
+        let high = self.def(format!("lshr {wide} {pairs}, {}", ints("i16", from.lanes / 2, 4)));
+        let both = self.def(format!("or {wide} {pairs}, {high}"));
+        self.def(format!("trunc {wide} {both} to {}", vector("i8", from.lanes / 2)))
     }
 
     /// Which bytes hold a nibble whose lane is on.
@@ -291,14 +304,8 @@ impl Emitter<'_> {
                 let bytes = from.with_elem(DType::U8);
                 (bytes, self.def(format!("zext {} {x} to {}", ty(from), ty(bytes))))
             }
-            // Each pair of bytes becomes one: the second moves beside the first. Stored whole, as the verifier says.
-            d if d.is_packed() => {
-                let (wide, bytes) = (vector("i16", from.lanes / 2), ValueType::vector(DType::U8, from.lanes / 2));
-                let pairs = self.def(format!("bitcast {} {x} to {wide}", ty(from)));
-                let high = self.def(format!("lshr {wide} {pairs}, {}", ints("i16", from.lanes / 2, 4)));
-                let both = self.def(format!("or {wide} {pairs}, {high}"));
-                (bytes, self.def(format!("trunc {wide} {both} to {}", ty(bytes))))
-            }
+            // Stored whole, as the verifier says.
+            d if d.is_packed() => (ValueType::vector(DType::U8, from.lanes / 2), self.join_nibbles(from, &x)),
             _ => (from, x),
         };
         let (t, p, notes) = (ty(stored), &address.pointer, &address.notes);

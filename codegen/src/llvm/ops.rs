@@ -55,8 +55,14 @@ impl Emitter<'_> {
                 return Ok(Known { small, ..self.plain(result, text) });
             }
             Op::Bitcast(a) => {
-                let (from, x) = (ty(self.k.ty(*a)), self.text(*a));
-                self.def(format!("bitcast {from} {x} to {t}"))
+                let (from, mut x) = (self.k.ty(*a), self.text(*a));
+                let mut from_ty = ty(from);
+                if from.elem.is_packed() {
+                    let known = self.pairs.get(&x).cloned();
+                    x = known.unwrap_or_else(|| self.join_nibbles(from, &x));
+                    from_ty = vector("i8", from.lanes / 2);
+                }
+                self.def(format!("bitcast {from_ty} {x} to {t}"))
             }
             Op::Splat(a) => self.splat(result, &self.text(*a)),
             Op::Extract(a, lane) => match self.k.ty(*a) {

@@ -19,7 +19,8 @@
 //! - f32 arithmetic rounds once per operation; `fma` rounds once. A NaN result has no particular bits.
 //! - `cast` of a float to an integer truncates and saturates, NaN gives 0. To a narrower float it rounds to nearest
 //!   even; the 8- and 4-bit formats saturate. Any format goes to f32 exactly (i64, i32 and f64 round).
-//! - `bitcast` between formats of different widths regroups lanes: the first lane holds the lowest bits.
+//! - `bitcast` between formats of different widths regroups lanes: the first lane holds the lowest bits. Packed formats are
+//!   only its operand: pairs of lanes are bytes again, as they lay in memory.
 //! - `dot(a, b, c)` adds to each lane of `c` the products of as many neighbouring lanes of `a` and `b` ([`dot_group`]).
 //!   Bytes: the sum wraps at 32 bits, nothing saturates. bf16: two steps of multiply-add, the odd lanes first, each
 //!   rounded once to nearest even; operands that are subnormal count as zero of their sign, and so does a result

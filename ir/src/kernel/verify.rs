@@ -498,9 +498,9 @@ impl Verifier<'_> {
                 from.with_elem(ty.elem)
             }),
             Op::Bitcast(a) => self.operand(*a).map(|from| {
-                let whole = |d: DType| d != DType::Bool && !d.is_packed();
                 let bits = |t: ValueType| t.elem.bits() * t.lanes as u64;
-                if bits(from) != bits(ty) || !whole(from.elem) || !whole(ty.elem) {
+                let whole = from.elem != DType::Bool && ty.elem != DType::Bool && !ty.elem.is_packed();
+                if bits(from) != bits(ty) || !whole {
                     let expected = format!("another format, {} bits in all", bits(from));
                     self.fault(Fault::ResultType { expected, found: ty });
                 }
