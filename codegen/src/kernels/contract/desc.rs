@@ -1,6 +1,7 @@
 //! The problem: one product-sum of two operands, as addresses in parameters.
 
 use super::epilogue::{self, Epilogue, Node, is_code, is_real};
+use super::grouped::Grouped;
 use super::view::{Access, Affine, Tracer, Var, VarKind, Vars};
 use crate::kernels::Ranges;
 use hadal_ir::kernel::Access as Rights;
@@ -55,6 +56,8 @@ pub struct Desc {
     pub params: Vec<Flat>,
     /// The values that symbols may take; one that is not here may be anything.
     pub ranges: Ranges,
+    /// Which rows share what an index chooses, where they are put together.
+    pub grouped: Option<Grouped>,
 }
 
 impl Desc {
@@ -135,7 +138,8 @@ impl Desc {
         }
         let params = flat_params(func, &[])?;
         let ranges = Ranges::new();
-        let desc = Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params, ranges };
+        let desc =
+            Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params, ranges, grouped: None };
         Some((desc, summed))
     }
 
@@ -154,6 +158,11 @@ impl Desc {
         self.vars.size(var)
     }
 
+    /// The size of a letter, where it is known and all of it: rows that are listed are as many as there are.
+    pub fn known(&self, var: Var) -> Option<i64> {
+        self.size(var).as_const().filter(|_| self.grouped.as_ref().is_none_or(|g| g.rows != var))
+    }
+
     /// Whether calls have the tokens of a step: never more than [`STEP`].
     pub fn in_steps(&self) -> bool {
         self.ranges.get(&Sym::T).is_some_and(|t| t.max <= STEP)
@@ -161,6 +170,9 @@ impl Desc {
 
     /// Whether a letter has few values, as that of the tokens of a step.
     pub fn is_few(&self, var: Var) -> bool {
+        if let Some(grouped) = self.grouped.as_ref().filter(|g| g.rows == var) {
+            return grouped.each_row;
+        }
         let size = self.size(var);
         let most = |(sym, k): &(Sym, i64)| Some(self.ranges.get(sym)?.max.saturating_mul(*k));
         let few = || match size.terms() {
@@ -211,6 +223,7 @@ impl fmt::Display for Desc {
         for (i, n) in self.epilogue.nodes.iter().enumerate() {
             let text = match n {
                 Node::Sum => "sum".to_owned(),
+                Node::SumInside(index, last) => format!("sum if {} in 0..={last}", self.vars.show_access(index)),
                 Node::Const(x) => x.to_string(),
                 Node::Load(a) => self.vars.show_access(a),
                 Node::Cast(to, x) => format!("cast e{x} to {to}"),

@@ -1,5 +1,6 @@
 //! Kernel IR for a product-sum under a schedule.
 
+use super::bytes::{self, Bytes};
 use super::desc::Desc;
 pub use super::env::{Env, Step, declare, in_vectors, load_f32};
 use super::epilogue::{Epilogue, Node, emit_map, on_vectors};
@@ -13,11 +14,16 @@ use hadal_types::{DType, Dim};
 pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
     let mut b = Builder::new(desc.name.clone());
     let bufs = declare(&mut b, &desc.params);
-    let mut env = Env::new(&desc.vars, &bufs);
-    for letter in &s.grid {
-        let value = b.grid_dim(desc.size(*letter).clone());
-        env = env.with(*letter, value);
-    }
+    let env = Env::new(&desc.vars, &bufs);
+    // All groups take part in a block of columns before the next one, so that parts of the grid are alike however rows
+    // are spread over groups.
+    let (last, first): (Vec<Var>, Vec<Var>) =
+        s.grid.iter().partition(|v| desc.grouped.as_ref().is_some_and(|g| !g.each_row && g.group == **v));
+    let dimension = |b: &mut Builder, letter: Var| {
+        let groups = desc.grouped.as_ref().filter(|g| g.group == letter);
+        b.grid_dim(groups.map_or(desc.size(letter), |g| g.extent(&desc.vars)).clone())
+    };
+    let env = first.iter().fold(env, |env, letter| env.with(*letter, dimension(&mut b, *letter)));
     let size = |n: Var| desc.size(n).as_const();
     let (lo, hi) = match (s.cols, s.block) {
         (None, _) => (b.const_i64(0), b.const_i64(1)),
@@ -31,10 +37,29 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
             (lo, if count % block == 0 { hi } else { b.min(hi, end) })
         }
     };
-    if s.form == Form::Packed {
-        packed::cell(&mut b, desc, s, &env, (lo, hi));
-        return b.finish();
+    let env = last.iter().fold(env, |env, letter| env.with(*letter, dimension(&mut b, *letter)));
+    match &desc.grouped {
+        None => {
+            let total = s.rows.map_or(Dim::from(1i64), |m| desc.size(m).clone());
+            let total = b.dim(&total);
+            cell(&mut b, desc, s, &env, (lo, hi), total);
+        }
+        Some(grouped) => {
+            let (env, total) = grouped.list(&mut b, &env);
+            let zero = b.const_i64(0);
+            let any = b.gt(total, zero);
+            b.if_then(any, |b| cell(b, desc, s, &env, (lo, hi), total));
+        }
     }
+    b.finish()
+}
+
+/// What a grid index computes: `total` rows of these columns.
+fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
+    if s.form == Form::Packed {
+        return packed::cell(b, desc, s, env, (lo, hi), total);
+    }
+    let size = |n: Var| desc.size(n).as_const();
     let lanes = if s.form == Form::Outer { s.lanes as i64 } else { 1 };
     let fits = |width: usize| {
         let width = width as i64 * lanes;
@@ -54,8 +79,9 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
         let stride = k.saturating_add(register - 1) / register * register;
         Rows { buf: b.alloc("rows", DType::F32, [rows * stride]), stride }
     });
-    Emitter { desc, s, lo, hi, ragged, stage, folded }.cell(&mut b, &env);
-    b.finish()
+    let bytes = if s.quads { Bytes::of(desc, s.streamed, s.lane) } else { None };
+    let bytes = bytes.map(|bytes| bytes::Rows::new(b, desc, s, bytes, total));
+    Emitter { desc, s, lo, hi, total, ragged, stage, folded, bytes }.cell(b, env);
 }
 
 struct Emitter<'a> {
@@ -64,12 +90,16 @@ struct Emitter<'a> {
     /// Columns of this grid index.
     lo: Value,
     hi: Value,
+    /// How many rows there are.
+    total: Value,
     /// Whether tiles may overhang the columns.
     ragged: bool,
     /// Where the sums of a dot tile meet, `strip` columns for every row, so that the epilogue runs on vectors.
     stage: Option<Buf>,
     /// The other operand's rows, scaled.
     folded: Option<Rows>,
+    /// The other operand's rows of bytes.
+    bytes: Option<bytes::Rows<'a>>,
 }
 
 /// Rows of an operand in f32, whose elements are consecutive: a block of the streamed one, or all of the other.
@@ -128,18 +158,21 @@ impl<'a> Emitter<'a> {
         if let Some(folded) = self.folded {
             self.fold(b, env, folded);
         }
+        if let Some(bytes) = &self.bytes {
+            bytes.write(b, env);
+        }
         let all = |b: &mut Builder, converted: Option<Rows>| match rows {
             Some(rows) => self.row_tiles(b, env, rows, converted),
             None => self.columns(b, |b, n| self.chunk(b, std::slice::from_ref(env), n, self.s.strip, converted)),
         };
-        let known = rows.map_or(Some(1), |m| self.desc.size(m).as_const());
+        let known = rows.map_or(Some(1), |m| self.desc.known(m));
         match (self.s.convert, rows) {
             (None, _) => all(b, None),
             (Some(least), _) if least <= 1 || known.is_some_and(|n| n >= least) => self.convert(b, env, &all),
             (Some(_), None) => all(b, None),
             (Some(least), Some(rows)) => {
-                let (total, least, first) = (b.dim(self.desc.size(rows)), b.const_i64(least), b.const_i64(0));
-                let many = b.ge(total, least);
+                let (least, first) = (b.const_i64(least), b.const_i64(0));
+                let many = b.ge(self.total, least);
                 b.if_else(
                     many,
                     |b| {
@@ -184,12 +217,11 @@ impl<'a> Emitter<'a> {
         let (desc, k, streamed) = (self.desc, self.s.lane, self.streamed());
         let Some(size) = desc.size(k).as_const() else { return };
         let env = self.s.cols.map_or(env.clone(), |cols| env.with(cols, self.lo));
-        let (zero, one) = (b.const_i64(0), b.const_i64(1));
+        let zero = b.const_i64(0);
         let steps = streamed.scale.as_deref().and_then(|scale| steps(desc, scale, k, &[]));
         let block = steps.map_or(size, |steps| steps.block.min(size));
-        let count = self.s.rows.map_or(one, |rows| b.dim(desc.size(rows)));
-        b.for_each(zero, count, 1, LoopKind::Serial, |b, m| {
-            let env = self.s.rows.map_or(env.clone(), |rows| env.with(rows, m));
+        b.for_each(zero, self.total, 1, LoopKind::Serial, |b, m| {
+            let env = self.s.rows.map_or(env.clone(), |rows| env.row(b, rows, m));
             let from = self.row(b, env.clone(), self.reused());
             let stride = b.const_i64(folded.stride);
             let to = b.mul(m, stride);
@@ -217,29 +249,29 @@ impl<'a> Emitter<'a> {
     /// All rows, in tiles and then one by one.
     fn row_tiles(&self, b: &mut Builder, env: &Env<'a>, rows: Var, converted: Option<Rows>) {
         let (height, width) = self.s.tile;
-        let size = self.desc.size(rows);
+        let known = self.desc.known(rows);
         let zero = b.const_i64(0);
         let outer = self.s.form == Form::Outer && self.desc.in_steps() && self.desc.is_few(rows);
-        if (self.s.step || outer) && !size.is(1) {
+        if (self.s.step || outer) && known != Some(1) {
             return self.step_rows(b, env, rows);
         }
-        if size.as_const().is_some_and(|n| n < height as i64) {
+        if known.is_some_and(|n| n < height as i64) {
             return self.single_rows(b, env, rows, zero, converted);
         }
-        let (total, unit) = (b.dim(size), b.const_i64(height as i64));
-        let tiles = b.div(total, unit);
+        let unit = b.const_i64(height as i64);
+        let tiles = b.div(self.total, unit);
         let end = b.mul(tiles, unit);
         b.for_each(zero, end, height as i64, LoopKind::Serial, |b, m| {
             let envs: Vec<Env<'a>> = (0..height as i64)
                 .map(|i| {
                     let i = b.const_i64(i);
                     let m = b.add(m, i);
-                    env.with(rows, m)
+                    env.row(b, rows, m)
                 })
                 .collect();
             self.columns(b, |b, n| self.chunk(b, &envs, n, width, converted));
         });
-        if size.as_const().is_none_or(|n| n % height as i64 != 0) {
+        if known.is_none_or(|n| n % height as i64 != 0) {
             self.single_rows(b, env, rows, end, converted);
         }
     }
@@ -247,13 +279,11 @@ impl<'a> Emitter<'a> {
     /// The rows of a step for one strip of columns after the other: in tiles, the largest first. Taller tiles are
     /// narrower, so that their sums are in registers.
     fn step_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var) {
-        let size = self.desc.size(rows);
-        let total = b.dim(size);
         let tile = |b: &mut Builder, m: Value, height: i64, n: Value| {
             let rows = (0..height).map(|i| {
                 let i = b.const_i64(i);
                 let m = b.add(m, i);
-                env.with(rows, m)
+                env.row(b, rows, m)
             });
             let rows: Vec<Env<'a>> = rows.collect();
             let width = if self.s.apart > 1 {
@@ -266,7 +296,7 @@ impl<'a> Emitter<'a> {
             self.chunk(b, &rows, n, width, None);
         };
         self.columns(b, |b, n| {
-            let mut left = size.as_const();
+            let mut left = self.desc.known(rows);
             let mut first = b.const_i64(0);
             for height in (1..=self.s.shared as i64).rev() {
                 let known = left.map(|n| n / height);
@@ -280,7 +310,7 @@ impl<'a> Emitter<'a> {
                     first = b.add(first, unit);
                     continue;
                 }
-                let left = b.sub(total, first);
+                let left = b.sub(self.total, first);
                 let tiles = b.div(left, unit);
                 let tiled = b.mul(tiles, unit);
                 let end = b.add(first, tiled);
@@ -293,14 +323,14 @@ impl<'a> Emitter<'a> {
     /// Rows from `first` on, one by one: a strip of columns stays in the nearest cache for all of them.
     fn single_rows(&self, b: &mut Builder, env: &Env<'a>, rows: Var, first: Value, converted: Option<Rows>) {
         let strip = self.s.strip;
-        if self.desc.size(rows).is(1) {
-            let rows = [env.with(rows, first)];
+        if self.desc.known(rows) == Some(1) {
+            let rows = [env.row(b, rows, first)];
             return self.columns(b, |b, n| self.chunk(b, &rows, n, strip, converted));
         }
-        let total = b.dim(self.desc.size(rows));
         self.columns(b, |b, n| {
-            b.for_each(first, total, 1, LoopKind::Serial, |b, m| {
-                self.chunk(b, &[env.with(rows, m)], n, strip, converted);
+            b.for_each(first, self.total, 1, LoopKind::Serial, |b, m| {
+                let row = env.row(b, rows, m);
+                self.chunk(b, &[row], n, strip, converted);
             });
         });
     }
@@ -396,6 +426,9 @@ impl<'a> Emitter<'a> {
                 if self.ragged { b.min(n, last) } else { n }
             })
             .collect();
+        if let Some(bytes) = &self.bytes {
+            return bytes.tile(b, rows, &columns);
+        }
         let zero = b.const_f32(0.0);
         let zero = b.splat(zero, self.s.sum_lanes());
         let init = vec![zero; rows.len() * width];
@@ -542,10 +575,12 @@ impl<'a> Emitter<'a> {
             });
             pairs.collect::<Vec<_>>()
         };
-        let stepped = scaled(x).into_iter().chain(scaled(w)).find_map(|(env, access)| {
+        let stepped = scaled(x).into_iter().chain(scaled(w)).filter_map(|(env, access)| {
             let scale = access.scale.as_deref().filter(|s| desc.vars.reads(s, k))?;
             Some((env, steps(desc, scale, k, &[])?))
         });
+        // The one that changes more often.
+        let stepped = stepped.min_by_key(|(_, steps)| steps.block);
         let Some((env, steps)) = stepped else {
             return segment(b, (zero, end, size.as_const()), &init);
         };
@@ -678,6 +713,10 @@ pub fn finish(
     for node in &epilogue.nodes {
         let value = match node {
             Node::Sum => sum,
+            Node::SumInside(index, last) => {
+                let (inside, none) = (env.inside(b, index, last), b.const_f32(0.0));
+                b.select(inside, sum, none)
+            }
             Node::Const(x) => b.const_f32(*x),
             Node::Load(access) => env.read(b, access, lane, mask),
             Node::Cast(to, x) => {

@@ -5,7 +5,7 @@ use super::epilogue::{Along, along};
 use super::schedule::STEP_LANES;
 use super::view::{Access, Affine, Var, VarKind, Vars};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, Value};
-use hadal_types::DType;
+use hadal_types::{DType, Dim};
 
 /// One vector step of the summed letter: where it is, which lanes are valid, what is carried.
 pub type Step<'f> = &'f dyn Fn(&mut Builder, Value, Option<Value>, &[Value]) -> Vec<Value>;
@@ -18,12 +18,14 @@ pub struct Env<'a> {
     /// Buffers by parameter.
     pub bufs: &'a [Buf],
     pub(super) bound: Vec<Option<Value>>,
+    /// The list of rows and the letter that runs over it.
+    pub(super) listed: Option<(Var, Buf)>,
 }
 
 impl<'a> Env<'a> {
     /// Nothing bound yet.
     pub fn new(vars: &'a Vars, bufs: &'a [Buf]) -> Env<'a> {
-        Env { vars, bufs, bound: vec![None; vars.list.len()] }
+        Env { vars, bufs, bound: vec![None; vars.list.len()], listed: None }
     }
 
     /// With a letter bound.
@@ -33,19 +35,35 @@ impl<'a> Env<'a> {
         env
     }
 
+    /// With the letter of rows bound and, where rows are listed, all that says where this one is.
+    pub fn row(&self, b: &mut Builder, rows: Var, value: Value) -> Env<'a> {
+        let mut env = self.with(rows, value);
+        let Some((_, list)) = self.listed.filter(|(letter, _)| *letter == rows) else { return env };
+        for (var, info) in self.vars.list.iter().enumerate() {
+            env.bound[var] = match &info.kind {
+                VarKind::Listed(_) => {
+                    let row = b.load(list, &[value], 1);
+                    Some(b.cast(row, DType::I64))
+                }
+                VarKind::Div(of, _) | VarKind::Rem(of, _)
+                    if of.terms.keys().all(|v| env.bound[*v].is_some() && env.vars.depends(&Affine::var(*v), rows)) =>
+                {
+                    Some(env.var(b, var))
+                }
+                _ => continue,
+            };
+        }
+        env
+    }
+
     /// The value of a variable; letters that are not bound are zero.
     fn var(&self, b: &mut Builder, var: Var) -> Value {
         if let Some(value) = self.bound[var] {
             return value;
         }
         match &self.vars.list[var].kind {
-            VarKind::Letter(_) => b.const_i64(0),
-            VarKind::Gather { index, last } => {
-                let loaded = self.index(b, index);
-                let (zero, last) = (b.const_i64(0), b.dim(last));
-                let low = b.max(loaded, zero);
-                b.min(low, last)
-            }
+            VarKind::Letter(_) | VarKind::Listed(_) => b.const_i64(0),
+            VarKind::Gather { index, last } => self.clamped(b, index, last),
             VarKind::Div(of, by) => {
                 let (of, by) = (self.at(b, of), b.const_i64(*by));
                 b.div(of, by)
@@ -55,6 +73,13 @@ impl<'a> Env<'a> {
                 b.rem(of, by)
             }
         }
+    }
+
+    /// An integer in memory, or the nearest that is one of an axis with this last element.
+    pub(super) fn clamped(&self, b: &mut Builder, index: &Access, last: &Dim) -> Value {
+        let (loaded, zero, last) = (self.index(b, index), b.const_i64(0), b.dim(last));
+        let low = b.max(loaded, zero);
+        b.min(low, last)
     }
 
     /// An integer in memory.
@@ -69,12 +94,17 @@ impl<'a> Env<'a> {
         let mut all = None;
         for var in self.vars.gathers(access) {
             let VarKind::Gather { index, last } = &self.vars.list[var].kind else { continue };
-            let (chosen, zero, last) = (self.index(b, index), b.const_i64(0), b.dim(last));
-            let (low, high) = (b.ge(chosen, zero), b.le(chosen, last));
-            let inside = b.and(low, high);
+            let inside = self.inside(b, index, last);
             all = Some(all.map_or(inside, |a| b.and(a, inside)));
         }
         all
+    }
+
+    /// Whether an index is one of an axis with this last element.
+    pub(super) fn inside(&self, b: &mut Builder, index: &Access, last: &Dim) -> Value {
+        let (chosen, zero, last) = (self.index(b, index), b.const_i64(0), b.dim(last));
+        let (low, high) = (b.ge(chosen, zero), b.le(chosen, last));
+        b.and(low, high)
     }
 
     /// Elements, or zero where `access` is of something that is not there.

@@ -5,7 +5,7 @@ use hadal_ir::kernel::{Builder, Value};
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::Op;
 use hadal_ir::ops::map::MapFn;
-use hadal_types::DType;
+use hadal_types::{DType, Dim};
 use std::collections::BTreeMap;
 
 /// One step of the epilogue; operands are earlier nodes.
@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 pub enum Node {
     /// The finished sum.
     Sum,
+    /// The finished sum, or zero where this integer is outside an axis with this last element.
+    SumInside(Box<Access>, Dim),
     /// The same number everywhere.
     Const(f32),
     /// An element of a parameter.

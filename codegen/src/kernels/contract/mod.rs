@@ -23,10 +23,12 @@
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:
 //! `docs/perf/kernels-cpu.md`.
 
+mod bytes;
 pub mod desc;
 pub mod emit;
 pub mod env;
 pub mod epilogue;
+mod grouped;
 mod packed;
 pub mod schedule;
 pub mod view;
@@ -43,7 +45,11 @@ use hadal_ir::Func;
 /// The kernel of a product-sum; `None` for other functions.
 pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Result<Generated, Error>> {
     let desc = Desc::of(func)?.within(ranges);
-    let schedule = schedule::select(&desc, target)?;
+    let grouped = desc.grouped().and_then(|grouped| Some((schedule::select(&grouped, target)?, grouped)));
+    let (schedule, desc) = match grouped {
+        Some(grouped) => grouped,
+        None => (schedule::select(&desc, target)?, desc),
+    };
     let kernel = emit::emit(&desc, &schedule);
     Some(Ok(Generated { kernel, generator: "contract", schedule: schedule.show(&desc) }))
 }

@@ -15,7 +15,7 @@ use hadal_ir::kernel::{Buf, Builder, LoopKind, Value};
 use hadal_types::DType;
 
 /// All columns and rows of one grid index.
-pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: (Value, Value)) {
+pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
     let (Some(rows), Some(k)) = (s.rows, s.sums.last().copied()) else { return };
     let Some(size) = desc.size(k).as_const() else { return };
     let group = if s.pairs { 2 } else { 1 };
@@ -30,11 +30,39 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: 
     let staged = (!s.pairs && !plain(desc, x)).then(|| b.alloc("rows", DType::F32, [height * depth]));
     let scales = (s.group > 0).then(|| b.alloc("scales", DType::F32, [(depth + s.group - 1) / s.group * width]));
     let sums = b.alloc("sums", DType::F32, [desc.size(rows).clone() * width]);
-    let cell =
-        Cell { desc, s, env, w, x, rows, k, group, width, depth, whole, columns, panel, stripe, staged, scales, sums };
-    cell.run(b, size);
+    let columns = (lo, hi);
+    let cell = Cell {
+        desc,
+        s,
+        env,
+        w,
+        x,
+        rows,
+        total,
+        k,
+        group,
+        width,
+        depth,
+        whole,
+        columns,
+        panel,
+        stripe,
+        staged,
+        scales,
+        sums,
+    };
+    if s.block.is_some_and(|block| block <= width) {
+        return cell.run(b, size);
+    }
+    b.for_each(lo, hi, width, LoopKind::Serial, |b, n| {
+        let unit = b.const_i64(width);
+        let end = b.add(n, unit);
+        let end = if whole { end } else { b.min(end, hi) };
+        Cell { columns: (n, end), ..cell }.run(b, size);
+    });
 }
 
+#[derive(Clone, Copy)]
 struct Cell<'e, 'a> {
     desc: &'a Desc,
     s: &'e Schedule,
@@ -44,6 +72,8 @@ struct Cell<'e, 'a> {
     /// What is not.
     x: &'a Access,
     rows: Var,
+    /// How many rows there are.
+    total: Value,
     k: Var,
     /// Summed elements of a word.
     group: i64,
@@ -67,11 +97,11 @@ struct Cell<'e, 'a> {
 
 impl<'a> Cell<'_, 'a> {
     fn run(&self, b: &mut Builder, size: i64) {
-        let (zero, total) = (b.const_i64(0), b.dim(self.desc.size(self.rows)));
+        let zero = b.const_i64(0);
         let (whole, rest) = (size / self.depth * self.depth, size % self.depth);
         if size > self.depth || self.scales.is_some() {
             let none = self.zero(b);
-            let (end, lanes) = (self.times(b, total, self.width), i64::from(self.s.lanes));
+            let (end, lanes) = (self.times(b, self.total, self.width), i64::from(self.s.lanes));
             b.for_each(zero, end, lanes, LoopKind::Serial, |b, at| b.store(self.sums, &[at], none));
         }
         let end = b.const_i64(whole);
@@ -79,7 +109,7 @@ impl<'a> Cell<'_, 'a> {
         if rest > 0 {
             self.chunk(b, end, rest, size);
         }
-        self.epilogue(b, total);
+        self.epilogue(b);
     }
 
     /// So many summed elements.
@@ -96,10 +126,9 @@ impl<'a> Cell<'_, 'a> {
             self.pack(b, from, length);
         }
         self.lay_scales(b, from, length);
-        let total = b.dim(self.desc.size(self.rows));
         let mut first = zero;
         for height in [self.s.tile.0 as i64, 4, 1] {
-            let left = b.sub(total, first);
+            let left = b.sub(self.total, first);
             let unit = b.const_i64(height);
             let tiles = b.div(left, unit);
             let count = b.mul(tiles, unit);
@@ -202,7 +231,8 @@ impl<'a> Cell<'_, 'a> {
                 b.add(first, i)
             })
             .collect();
-        self.stage(b, &rows, from, length);
+        let envs: Vec<Env<'a>> = rows.iter().map(|m| self.env.row(b, self.rows, *m)).collect();
+        self.stage(b, &envs, from, length);
         let lanes = self.s.lanes;
         let places: Vec<Value> = rows
             .iter()
@@ -216,14 +246,14 @@ impl<'a> Cell<'_, 'a> {
         let before = |b: &mut Builder| places.iter().map(|at| b.load(self.sums, &[*at], lanes)).collect::<Vec<_>>();
         let Some(scales) = self.scales else {
             let init = if only { vec![none; places.len()] } else { before(b) };
-            let sums = self.products(b, &rows, from, (zero, length), init);
+            let sums = self.products(b, &envs, from, (zero, length), init);
             places.iter().zip(sums).for_each(|(at, sum)| b.store(self.sums, &[*at], sum));
             return;
         };
         let group = self.s.group;
         let scaled = |b: &mut Builder, g: Value, length: i64| {
             let (at, line) = (self.times(b, g, group), self.times(b, g, self.width));
-            let parts = self.products(b, &rows, from, (at, length), vec![none; places.len()]);
+            let parts = self.products(b, &envs, from, (at, length), vec![none; places.len()]);
             let vectors = self.s.tile.1;
             let by: Vec<Value> = (0..vectors as i64)
                 .map(|v| {
@@ -249,7 +279,7 @@ impl<'a> Cell<'_, 'a> {
     fn products(
         &self,
         b: &mut Builder,
-        rows: &[Value],
+        rows: &[Env<'a>],
         from: Value,
         (at, length): (Value, i64),
         init: Vec<Value>,
@@ -269,7 +299,7 @@ impl<'a> Cell<'_, 'a> {
                 .collect();
             let mut next = Vec::with_capacity(sums.len());
             for (row, sums) in sums.chunks(line.len()).enumerate() {
-                let x = self.factor(b, rows[row], row as i64, from, i);
+                let x = self.factor(b, &rows[row], row as i64, from, i);
                 next.extend(sums.iter().zip(&line).map(|(sum, w)| match self.s.pairs {
                     true => b.dot(x, *w, *sum),
                     false => b.fma(x, *w, *sum),
@@ -280,11 +310,10 @@ impl<'a> Cell<'_, 'a> {
     }
 
     /// Converts a tile's rows where they are not f32 as they are.
-    fn stage(&self, b: &mut Builder, rows: &[Value], from: Value, length: i64) {
+    fn stage(&self, b: &mut Builder, rows: &[Env<'a>], from: Value, length: i64) {
         let Some(staged) = self.staged else { return };
         let (zero, lanes) = (b.const_i64(0), self.s.lanes);
-        for (row, m) in rows.iter().enumerate() {
-            let env = self.env.with(self.rows, *m);
+        for (row, env) in rows.iter().enumerate() {
             let line = b.const_i64(row as i64 * self.depth);
             let step = |b: &mut Builder, at: Value, mask: Option<Value>| {
                 let k = b.add(from, at);
@@ -307,7 +336,7 @@ impl<'a> Cell<'_, 'a> {
     }
 
     /// The factor, or pair of factors, of a row that a line of the panel is multiplied with.
-    fn factor(&self, b: &mut Builder, m: Value, row: i64, from: Value, i: Value) -> Value {
+    fn factor(&self, b: &mut Builder, row_env: &Env<'a>, row: i64, from: Value, i: Value) -> Value {
         if let Some(staged) = self.staged {
             let line = b.const_i64(row * self.depth);
             let at = b.add(line, i);
@@ -316,7 +345,7 @@ impl<'a> Cell<'_, 'a> {
         }
         let offset = self.times(b, i, self.group);
         let k = b.add(from, offset);
-        let env = self.env.with(self.rows, m).with(self.k, k);
+        let env = row_env.with(self.k, k);
         if !self.s.pairs {
             let x = env.read(b, self.x, None, None);
             return b.splat(x, self.s.lanes);
@@ -329,12 +358,12 @@ impl<'a> Cell<'_, 'a> {
     }
 
     /// From the sums to memory.
-    fn epilogue(&self, b: &mut Builder, total: Value) {
+    fn epilogue(&self, b: &mut Builder) {
         let epilogue = &self.desc.epilogue;
         let (zero, lanes, n) = (b.const_i64(0), self.s.lanes, self.s.lane);
         let vectors = on_vectors(&self.desc.vars, epilogue, n);
-        b.for_each(zero, total, 1, LoopKind::Serial, |b, m| {
-            let env = self.env.with(self.rows, m);
+        b.for_each(zero, self.total, 1, LoopKind::Serial, |b, m| {
+            let env = self.env.row(b, self.rows, m);
             let line = self.times(b, m, self.width);
             if !vectors {
                 let count = b.sub(self.columns.1, self.columns.0);

@@ -15,6 +15,7 @@
 //! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
+use super::bytes::Bytes;
 use super::desc::{Desc, Role};
 use super::view::{Access, Affine, Var, VarKind};
 use crate::kernels::Target;
@@ -67,6 +68,8 @@ pub struct Schedule {
     pub shared: usize,
     /// Whether bf16 factors are multiplied in pairs, as they are.
     pub pairs: bool,
+    /// Whether bytes are multiplied in fours, as they are.
+    pub quads: bool,
     /// f32 lanes of a register.
     pub register: u32,
     /// Summed elements that are packed at a time.
@@ -110,6 +113,9 @@ pub const WIDE_SUMS: usize = 16;
 /// Rows and vectors of the tile of the packed form: 24 sums, two vectors and a factor in 32 registers.
 const PACKED_TILE: (usize, usize) = (12, 2);
 
+/// Blocks of packed columns that meet rows which were listed once.
+const LISTED: i64 = 4;
+
 /// Elements of a column that the packed form lays out at a time; chunks are multiples of it.
 pub const STRIPE: i64 = 64;
 
@@ -119,6 +125,10 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
     // Also where scales change sooner than wide registers end.
     if all.is_empty() {
         all = narrow(desc);
+    }
+    // Listed rows are those of a tile.
+    if let Some(grouped) = &desc.grouped {
+        all.retain(|s| s.streamed == grouped.operand && s.rows == Some(grouped.rows));
     }
     let mut scored: Vec<_> = all.into_iter().map(|s| (score(desc, &s), s)).collect();
     scored.sort_by_key(|(score, _)| -score);
@@ -170,6 +180,7 @@ fn wide(desc: &Desc, target: &Target) -> Vec<Schedule> {
                 all.extend(steps);
             }
             all.extend(desc.of_role(own).filter_map(|n| packed(desc, streamed, k, n, target)));
+            all.extend([4, 2, 8].into_iter().filter_map(|strip| step_of_bytes(desc, streamed, k, strip, target)));
         }
         all.extend(desc.of_role(own).filter_map(|v| outer(desc, streamed, v, register, register)));
     }
@@ -215,6 +226,7 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
     let bytes = desc.operands[s.streamed].dtype.bits() <= 8;
     let long = if bytes { 128..=i64::MAX } else { 256..=4096 };
     score += match (s.form, s.lanes) {
+        _ if s.quads => 14,
         (Form::Packed, _) => 12,
         (Form::Dot, _) if s.step && s.register > 4 => 6,
         // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
@@ -236,7 +248,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Optio
         return None;
     }
     let (rows, cols, grid) = tile_letters(desc, streamed, None);
-    let (mut stepped, mut even) = (0, true);
+    let (mut stepped, mut even) = (Vec::new(), true);
     for a in [w, x] {
         let scale = a.scale.as_deref().filter(|s| desc.vars.reads(s, k));
         let steps = scale.map(|s| steps(desc, s, k, &[rows, cols]));
@@ -244,9 +256,10 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Optio
             if steps.as_ref()?.block < i64::from(lanes) {
                 return None;
             }
-            stepped += 1;
         }
-        even &= steps.flatten().is_none_or(|s| s.aligned && s.block % 2 == 0);
+        let steps = steps.flatten();
+        even &= steps.as_ref().is_none_or(|s| s.aligned && s.block % 2 == 0);
+        stepped.extend(steps);
         let offset_steps = a.offset.as_ref().is_none_or(|m| scale.is_some() || !desc.vars.reads(m, k));
         if !desc.vars.whole_bytes(a, k) || !offset_steps {
             return None;
@@ -255,8 +268,10 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Optio
     if !even && [w, x].iter().any(|a| a.dtype.is_packed()) {
         return None;
     }
-    if stepped > 1 {
-        return None;
+    // Where both change, the one does so whenever the other does.
+    if let [a, c] = &stepped[..] {
+        let (most, least) = (a.block.max(c.block), a.block.min(c.block));
+        (a.aligned && c.aligned && most % least == 0).then_some(())?;
     }
     let vectors = (lanes / register) as usize;
     let sums = sums(desc, k);
@@ -293,6 +308,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Optio
         step: false,
         shared: 1,
         pairs: false,
+        quads: false,
         register,
         depth: 0,
         group: 0,
@@ -313,7 +329,8 @@ fn step(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32, strip: 
         return None;
     }
     let most = if register > 4 { 4 } else { STEP_ROWS };
-    let shared = s.rows.map_or(Some(1), |m| desc.size(m).as_const()).map_or(most, |n| most.min(n as usize));
+    let sharing = s.rows.map(|m| desc.grouped.as_ref().map_or(desc.size(m), |g| &g.shared));
+    let shared = sharing.map_or(Some(1), Dim::as_const).map_or(most, |n| most.min(n as usize));
     let mut s = Schedule { tile: (shared, 1), strip: 1, convert: None, step: true, shared, ..s };
     if let Some(n) = s.cols.filter(|_| register > 4).and_then(|n| desc.size(n).as_const()) {
         let bits = desc.operands[streamed].dtype.bits() as i64;
@@ -328,6 +345,17 @@ fn step(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32, strip: 
     }
     s.fold = folds(desc, &s);
     Some(s)
+}
+
+/// The same for bytes by bytes or nibbles, in fours.
+fn step_of_bytes(desc: &Desc, streamed: usize, k: Var, strip: u32, target: &Target) -> Option<Schedule> {
+    let bytes = Bytes::of(desc, streamed, k).filter(|bytes| target.dots && bytes.in_vectors())?;
+    let s = step(desc, streamed, k, BYTE_SUMS, BYTE_SUMS, strip)?;
+    // What the rows are written for is shared by the columns of a grid index.
+    let least = i64::from(strip) * 8;
+    let block = s.block.map(|block| block.max(least));
+    let apart = if strip > 1 { block.map_or(1, |block| block / i64::from(strip)) } else { 1 };
+    Some(Schedule { lanes: 4 * BYTE_SUMS, quads: true, block, apart, group: bytes.w.size, ..s })
 }
 
 /// The packed form: columns of number `n`, laid out along it.
@@ -384,12 +412,13 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
         tile: PACKED_TILE,
         strip: PACKED_TILE.1,
         apart: 1,
-        block: desc.size(n).as_const().map(|_| width),
+        block: desc.size(n).as_const().map(|_| if desc.grouped.is_some() { width * LISTED } else { width }),
         convert: None,
         fold: false,
         step: false,
         shared: 1,
         pairs,
+        quads: false,
         register: lanes as u32,
         depth,
         group,
@@ -456,6 +485,7 @@ fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32, register: u32) -> Opt
         step: false,
         shared: if register > 4 { 4 } else { STEP_ROWS },
         pairs: false,
+        quads: false,
         register,
         depth: 0,
         group: 0,
@@ -487,6 +517,9 @@ fn block(desc: &Desc, n: Var, unit: i64) -> Option<i64> {
     Some(unit * (n / (unit * 512)).clamp(1, 2))
 }
 
+/// Lanes of a sum of bytes.
+const BYTE_SUMS: u32 = 16;
+
 /// Where `scale` changes along `k`, if it does so in blocks that all elements of a tile share.
 pub fn steps(desc: &Desc, scale: &Access, k: Var, tile: &[Option<Var>]) -> Option<Steps> {
     let mut moving = scale.at.terms.keys().filter(|v| desc.vars.depends(&Affine::var(**v), k));
@@ -514,7 +547,11 @@ pub fn steps(desc: &Desc, scale: &Access, k: Var, tile: &[Option<Var>]) -> Optio
 impl Schedule {
     /// Lanes of a sum.
     pub fn sum_lanes(&self) -> u32 {
-        if self.pairs && self.form == Form::Dot { self.lanes / 2 } else { self.lanes }
+        match self.form {
+            Form::Dot if self.quads => self.lanes / 4,
+            Form::Dot if self.pairs => self.lanes / 2,
+            _ => self.lanes,
+        }
     }
 
     /// For people, with the letters of `desc`.
@@ -522,12 +559,17 @@ impl Schedule {
         let name = |v: Option<Var>| v.map_or("-".into(), |v| desc.vars.name(v));
         let list = |vs: &[Var]| vs.iter().map(|v| desc.vars.name(*v)).collect::<String>();
         format!(
-            "{} stream {} {}x{} rows {} cols {} tile {}x{} strip {} block {:?} convert {:?}{}{}{} grid [{}] sum [{}]",
+            "{} stream {} {}x{} rows {}{} cols {} tile {}x{} strip {} block {:?} convert {:?}{}{}{} grid [{}] sum [{}]",
             self.form,
             self.streamed,
             name(Some(self.lane)),
             self.lanes,
             name(self.rows),
+            match &desc.grouped {
+                None => "",
+                Some(g) if g.each_row => " that share what the first of them chooses",
+                Some(_) => " that choose the same",
+            },
             name(self.cols),
             self.tile.0,
             self.tile.1,
@@ -535,7 +577,13 @@ impl Schedule {
             self.block,
             self.convert,
             if self.fold { " fold" } else { "" },
-            if self.pairs { " pairs" } else { "" },
+            if self.quads {
+                " quads"
+            } else if self.pairs {
+                " pairs"
+            } else {
+                ""
+            },
             if self.depth > 0 { format!(" depth {}", self.depth) } else { String::new() },
             list(&self.grid),
             list(&self.sums),

@@ -68,17 +68,20 @@ fn check_func(func: &Func, bindings: &Bindings, tolerance: f64, seed: u64) -> Ve
     let desc = Desc::of(func).expect("a product-sum");
     let schedules = candidates(&desc, &Target::default());
     assert!(!schedules.is_empty(), "no schedule for\n{desc}");
-    let wide = candidates(&desc, &wide());
-    assert!(!wide.is_empty(), "no schedule for\n{desc}");
-    for s in schedules.iter().chain(&wide) {
-        let kernel = emit::emit(&desc, s);
-        let errors = hadal_ir::kernel::verify::verify(&kernel);
-        assert!(errors.is_empty(), "{errors:?}\n{kernel}");
-        let results = interpreted(&kernel, func, &args, bindings);
-        for (buffer, expected) in results.iter().zip(&expected) {
-            close(buffer, expected, tolerance, &|| format!("{}\n{desc}\n{kernel}", s.show(&desc)));
+    assert!(!candidates(&desc, &wide()).is_empty(), "no schedule for\n{desc}");
+    let step = Ranges::from([(Sym::T, Range { min: 1, max: 8 })]);
+    let grouped = [desc.grouped(), desc.clone().within(&step).grouped()];
+    for desc in grouped.iter().flatten().chain([&desc]) {
+        for s in [Target::default(), wide()].iter().flat_map(|target| candidates(desc, target)) {
+            let kernel = emit::emit(desc, &s);
+            let errors = hadal_ir::kernel::verify::verify(&kernel);
+            assert!(errors.is_empty(), "{errors:?}\n{kernel}");
+            let results = interpreted(&kernel, func, &args, bindings);
+            for (buffer, expected) in results.iter().zip(&expected) {
+                close(buffer, expected, tolerance, &|| format!("{}\n{desc}\n{kernel}", s.show(desc)));
+            }
+            compiled(&kernel, func, &args, bindings, &results, desc.epilogue.is_heavy());
         }
-        compiled(&kernel, func, &args, bindings, &results, desc.epilogue.is_heavy());
     }
     schedules.iter().map(|s| s.show(&desc)).collect()
 }

@@ -84,6 +84,8 @@ pub enum VarKind {
     Div(Affine, i64),
     /// The remainder by a constant.
     Rem(Affine, i64),
+    /// The entry, at a letter, of the list of rows that a kernel makes.
+    Listed(Var),
 }
 
 /// A variable: its meaning and its exclusive upper bound; all are at least zero.
@@ -141,7 +143,7 @@ impl Vars {
         &self.list[var].size
     }
 
-    fn derived(&mut self, kind: VarKind, size: Dim) -> Var {
+    pub(super) fn derived(&mut self, kind: VarKind, size: Dim) -> Var {
         if let Some(known) = self.list.iter().position(|v| v.kind == kind) {
             return known;
         }
@@ -157,6 +159,7 @@ impl Vars {
                     VarKind::Letter(_) => false,
                     VarKind::Gather { index, .. } => self.reads(index, var),
                     VarKind::Div(of, _) | VarKind::Rem(of, _) => self.depends(of, var),
+                    VarKind::Listed(of) => *of == var,
                 }
         })
     }
@@ -171,7 +174,7 @@ impl Vars {
         fn visit(vars: &Vars, at: &Affine, out: &mut Vec<Var>) {
             for v in at.terms.keys().filter(|v| !out.contains(v)).copied().collect::<Vec<_>>() {
                 match &vars.list[v].kind {
-                    VarKind::Letter(_) => {}
+                    VarKind::Letter(_) | VarKind::Listed(_) => {}
                     VarKind::Gather { .. } => out.push(v),
                     VarKind::Div(of, _) | VarKind::Rem(of, _) => visit(vars, of, out),
                 }
@@ -208,7 +211,7 @@ impl Vars {
     }
 
     /// Quotient and remainder of a form by a size.
-    fn split(&mut self, at: &Affine, by: &Dim) -> Option<(Affine, Affine)> {
+    pub(super) fn split(&mut self, at: &Affine, by: &Dim) -> Option<(Affine, Affine)> {
         if by.is(1) {
             return Some((at.clone(), Affine::default()));
         }
@@ -255,7 +258,7 @@ impl Vars {
     }
 
     /// `c·n·(x div n) + c·(x mod n)` as `c·x`: axes that a reshape cut are whole again in the element number.
-    fn rejoin(&self, mut at: Affine) -> Option<Affine> {
+    pub(super) fn rejoin(&self, mut at: Affine) -> Option<Affine> {
         for (div, info) in self.list.iter().enumerate().rev() {
             let VarKind::Div(of, by) = &info.kind else { continue };
             let rem = self.list.iter().position(|v| v.kind == VarKind::Rem(of.clone(), *by));
@@ -437,6 +440,7 @@ impl fmt::Display for Vars {
                 }
                 VarKind::Div(of, by) => writeln!(f, "  {name} = ({}) / {by}", self.show(of))?,
                 VarKind::Rem(of, by) => writeln!(f, "  {name} = ({}) % {by}", self.show(of))?,
+                VarKind::Listed(of) => writeln!(f, "  {name} = listed[{}]", self.name(*of))?,
             }
         }
         Ok(())
