@@ -5,11 +5,12 @@
 //! worst say how much else was going on. Nothing here takes longer than some hundred milliseconds a run.
 
 use crate::failure::Failure;
+use hadal_codegen::cpu::CpuTarget;
 use hadal_codegen::cranelift::jit::{Aligned, JitFn};
-use hadal_codegen::cranelift::{CpuTarget, compile};
-use hadal_codegen::kernels::limits;
+use hadal_codegen::kernels::{self, limits};
 use hadal_ir::kernel::Kernel;
 use hadal_ir::target::{Activations, Peaks, Target, TargetKind};
+use hadal_types::DType;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -49,8 +50,14 @@ pub struct Probe {
     pub threads: usize,
     /// The processor, as the system calls it.
     pub processor: String,
+    /// The level of the code that measured: the best that this build makes and the machine runs.
+    pub level: &'static str,
     /// Operations per second of f32 multiply-adds.
     pub flops: Sample,
+    /// The same of bf16 dot products, where there are instructions for them.
+    pub bf16: Option<Sample>,
+    /// The same of dot products of bytes.
+    pub i8: Option<Sample>,
     /// Bytes per second read from memory by all threads.
     pub bandwidth: Sample,
     /// Bytes per second read from memory by one thread.
@@ -72,11 +79,13 @@ const RUNS: usize = 25;
 
 /// Measures with so many threads. `progress` hears what is next.
 pub fn probe(threads: usize, progress: &dyn Fn(&str)) -> Result<Probe, Failure> {
-    let cpu = CpuTarget::X86_64_V3;
-    if std::env::consts::ARCH != cpu.arch || !features().contains(&"fma") {
-        let needs = format!("{} with {}", cpu.arch, cpu.features.join(", "));
-        return Err(Failure::failed(format!("this machine cannot run the code that hadal generates, for {needs}")));
-    }
+    let Some(cpu) = hadal_codegen::levels().into_iter().find(CpuTarget::is_here) else {
+        let needs: Vec<String> = hadal_codegen::levels().iter().map(|l| format!("{} ({})", l.name, l.arch)).collect();
+        let needs = needs.join(", ");
+        return Err(Failure::failed(format!("this machine cannot run the code that this build makes, for {needs}")));
+    };
+    let of = kernels::Target::of(&cpu);
+    let machine = Machine { lanes: if of.is_wide() { 16 } else { 4 }, cpu };
     let caches = caches();
     let own = caches.iter().filter(|c| c.level <= 2).map(|c| c.bytes).max().unwrap_or(1 << 20);
     let shared = caches.iter().map(|c| c.bytes).max().unwrap_or(own);
@@ -86,22 +95,34 @@ pub fn probe(threads: usize, progress: &dyn Fn(&str)) -> Result<Probe, Failure> 
 
     progress("multiply-add peak");
     let steps = 1_000_000;
-    let peak = Bench::new(&limits::multiply_adds(steps))?.on(threads, 0)?;
-    let flops = peak.per_second(threads as f64 * steps as f64 * limits::STEP_FLOPS);
+    let peak = |kernel: &Kernel, lanes: u32| -> Result<Sample, Failure> {
+        let amount = threads as f64 * steps as f64 * limits::step_flops(lanes);
+        Ok(machine.bench(kernel)?.on(threads, 256)?.per_second(amount))
+    };
+    let flops = peak(&limits::multiply_adds(steps, machine.lanes), machine.lanes)?;
+    let dots = |factors| match limits::dots(steps, factors, machine.lanes) {
+        Some((kernel, group)) if of.dots => peak(&kernel, machine.lanes * group).map(Some),
+        _ => Ok(None),
+    };
+    let bf16 = dots((DType::BF16, DType::BF16, DType::F32))?;
+    let i8 = dots((DType::U8, DType::I8, DType::I32))?;
     progress("read bandwidth, one thread");
-    let one = read(1, far, 1)?;
+    let one = machine.read(1, far, 1)?;
     progress("read bandwidth, all threads");
-    let all = if threads == 1 { one.clone() } else { read(threads, far / threads, 1)? };
+    let all = if threads == 1 { one.clone() } else { machine.read(threads, far / threads, 1)? };
     progress("cache bandwidth");
     let near = own as usize / 2;
-    let cache = read(threads, near, (64 << 20) / near.max(1))?;
+    let cache = machine.read(threads, near, (64 << 20) / near.max(1))?;
     progress("launch cost");
     let pool = hadal_runtime::Pool::new(threads);
     let launch = Sample::new((0..RUNS).map(|_| pool.launch_seconds()).collect());
     Ok(Probe {
         threads,
         processor: processor(),
+        level: machine.cpu.name,
         flops,
+        bf16,
+        i8,
         bandwidth: all,
         bandwidth_of_one: one,
         cache_bandwidth: cache,
@@ -120,7 +141,10 @@ impl Probe {
             (x / unit).round() * unit
         };
         let threads = if self.threads == 1 { "thread" } else { "threads" };
-        let source = format!("measured by `hadal target probe` on {}, {} {threads}", self.processor, self.threads);
+        let source = format!(
+            "measured by `hadal target probe` on {}, {} {threads}, {}",
+            self.processor, self.threads, self.level
+        );
         // One thread is enough where the others have something else to do.
         let bandwidth = digits(self.bandwidth.max().max(self.bandwidth_of_one.max()));
         Target {
@@ -137,22 +161,45 @@ impl Probe {
             memory_bytes: self.memory_bytes,
             launch_seconds: digits(self.launch.min()),
             source,
-            flops: Peaks::flat(digits(self.flops.max())),
+            flops: Peaks {
+                f32: digits(self.flops.max()),
+                bf16: self.bf16.as_ref().map(|s| digits(s.max())),
+                f8: None,
+                f4: None,
+                i8: self.i8.as_ref().map(|s| digits(s.max())),
+            },
         }
     }
 }
 
-/// Bytes per second that threads read, each from its own `bytes`, so many times over.
-fn read(threads: usize, bytes: usize, times: usize) -> Result<Sample, Failure> {
-    let words = (bytes / 4 / 64).max(1) * 64;
-    let times = times.max(1);
-    let bench = Bench::new(&limits::read(words as i64, times as i64))?;
-    Ok(bench.on(threads, words * 4)?.per_second((threads * words * 4 * times) as f64))
+/// What measures.
+struct Machine {
+    cpu: CpuTarget,
+    /// f32 lanes of a register.
+    lanes: u32,
 }
 
-/// A compiled kernel with one input and one output.
+impl Machine {
+    fn bench(&self, kernel: &Kernel) -> Result<Bench, Failure> {
+        let failed = |e: hadal_codegen::Error| Failure::internal("compiling a measurement", e);
+        let compiled = hadal_codegen::compile(kernel, &self.cpu, false).map_err(failed)?;
+        let scratch = compiled.scratch_bytes.as_const().unwrap_or(0).max(0) as usize;
+        Ok(Bench { jit: JitFn::new(&compiled).map_err(failed)?, inputs: kernel.params.len() - 1, scratch })
+    }
+
+    /// Bytes per second that threads read, each from its own `bytes`, so many times over.
+    fn read(&self, threads: usize, bytes: usize, times: usize) -> Result<Sample, Failure> {
+        let words = (bytes / 4 / 128).max(1) * 128;
+        let times = times.max(1);
+        let bench = self.bench(&limits::read(words as i64, times as i64, self.lanes))?;
+        Ok(bench.on(threads, words * 4)?.per_second((threads * words * 4 * times) as f64))
+    }
+}
+
+/// A compiled kernel with some inputs, of which the first is the large one, and one output.
 struct Bench {
     jit: JitFn,
+    inputs: usize,
     scratch: usize,
 }
 
@@ -166,26 +213,23 @@ impl Times {
 }
 
 impl Bench {
-    fn new(kernel: &Kernel) -> Result<Bench, Failure> {
-        let failed = |e: hadal_codegen::Error| Failure::internal("compiling a measurement", e);
-        let compiled = compile(kernel, &CpuTarget::X86_64_V3).map_err(failed)?;
-        let scratch = compiled.scratch_bytes.as_const().unwrap_or(0).max(0) as usize;
-        Ok(Bench { jit: JitFn::new(&compiled).map_err(failed)?, scratch })
-    }
-
     /// Runs on so many threads at once, each with an input of its own; a run's time is that of the slowest.
     fn on(&self, threads: usize, bytes: usize) -> Result<Times, Failure> {
         let gate = Barrier::new(threads);
         let worker = || {
             // Written to, so that each page is one of its own and not the system's page of zeros.
-            let (mut input, mut output) = (Aligned::new(bytes.max(64)), Aligned::new(64));
+            let (mut input, mut other, mut output) =
+                (Aligned::new(bytes.max(256)), Aligned::new(256), Aligned::new(64));
             input.as_mut_slice().fill(0x31);
             let mut scratch = Aligned::new(self.scratch);
-            let args = [input.as_mut_ptr(), output.as_mut_ptr()];
+            let args: Vec<*mut u8> = match self.inputs {
+                1 => vec![input.as_mut_ptr(), output.as_mut_ptr()],
+                _ => vec![input.as_mut_ptr(), other.as_mut_ptr(), output.as_mut_ptr()],
+            };
             let mut run = || {
                 gate.wait();
                 let start = Instant::now();
-                // SAFETY: the input is as large as the kernel's parameter, the output and scratch too; they are apart.
+                // SAFETY: the inputs are as large as the kernel's parameters, the output and scratch too; they are apart.
                 unsafe { self.jit.call(&args, &[], 0, 1, scratch.as_mut_ptr()) };
                 gate.wait();
                 start.elapsed()
@@ -265,7 +309,8 @@ mod tests {
 
     #[test]
     fn a_small_read_is_measured_and_counts_what_it_read() {
-        let s = read(2, 1 << 16, 64).unwrap();
+        let machine = Machine { cpu: CpuTarget::X86_64_V3, lanes: 4 };
+        let s = machine.read(2, 1 << 16, 64).unwrap();
         // Between a slow disk's speed and what no core has.
         assert!(s.min() > 1e7 && s.max() < 1e13, "{s:?}");
         assert_eq!(s.runs.len(), RUNS);
@@ -277,6 +322,9 @@ mod tests {
         let probe = Probe {
             threads: 2,
             processor: "a \"quoted\" processor".into(),
+            level: "x86-64-v4-dot",
+            bf16: Some(s(2.4e11)),
+            i8: None,
             flops: s(1.234567e11),
             bandwidth: s(4e10),
             bandwidth_of_one: s(3e10),
@@ -290,5 +338,6 @@ mod tests {
         let back = Target::parse(&target.to_text()).unwrap();
         assert_eq!(back, target);
         assert_eq!((back.flops.f32, back.bandwidth, back.launch_seconds), (1.23e11, 4e10, 1e-6));
+        assert_eq!((back.flops.bf16, back.flops.i8), (Some(2.4e11), None));
     }
 }

@@ -7,6 +7,7 @@
 mod runner;
 
 use hadal_codegen::kernels::{Ranges, Target, attention, contract, limits};
+use hadal_ir::kernel::Kernel;
 use hadal_ir::module::STEP;
 use hadal_ir::{Bindings, Func, Range, Sym, text};
 use runner::{Backend, Runner};
@@ -62,10 +63,16 @@ fn main() {
     let filter = std::env::args().nth(1).unwrap_or_default();
     let backend = Backend::chosen();
     let steps = 4_000_000;
-    let peak = steps as f64 * limits::STEP_FLOPS
-        / Runner::new(&backend, &limits::multiply_adds(steps), &Bindings::new()).time();
-    let bandwidth = (256i64 << 20) as f64 / Runner::new(&backend, &limits::read(64 << 20, 1), &Bindings::new()).time();
-    println!("128-bit multiply-add peak {:.1} GFLOP/s, read {:.1} GB/s (one thread)", peak / 1e9, bandwidth / 1e9);
+    let lanes = if backend.llvm { backend.target.vector_bits() / 32 } else { 4 };
+    let time = |kernel: &Kernel| Runner::new(&backend, kernel, &Bindings::new()).time();
+    let peak = steps as f64 * limits::step_flops(lanes) / time(&limits::multiply_adds(steps, lanes));
+    let bandwidth = (256i64 << 20) as f64 / time(&limits::read(64 << 20, 1, lanes));
+    println!(
+        "f32 multiply-add peak {:.1} GFLOP/s ({} bits), read {:.1} GB/s (one thread)",
+        peak / 1e9,
+        32 * lanes,
+        bandwidth / 1e9
+    );
     println!(
         "{:38} {:>10} {:>9} {:>7} {:>9} {:>7} {:>11}",
         "kernel", "µs", "GFLOP/s", "peak", "GB/s", "read", "compile ms"

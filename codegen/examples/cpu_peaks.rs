@@ -11,41 +11,6 @@ use hadal_ir::kernel::{Access, Builder, Kernel, LoopKind, ReduceOp, Value};
 use hadal_types::DType;
 use runner::{Backend, Runner};
 
-/// Independent chains in registers.
-const CHAINS: usize = 12;
-
-/// `steps` steps of multiply-adds of `lanes` f32 in registers.
-fn multiply_adds(steps: i64, lanes: u32) -> Kernel {
-    let mut b = Builder::new("fma");
-    let x = b.param("x", DType::F32, [2 * lanes as i64], Access::Read);
-    let y = b.param("y", DType::F32, [lanes as i64], Access::Write);
-    b.grid([1i64]);
-    let (zero, end, second) = (b.const_i64(0), b.const_i64(steps), b.const_i64(lanes as i64));
-    let (p, q) = (b.load(x, &[zero], lanes), b.load(x, &[second], lanes));
-    let step = |b: &mut Builder, _: Value, sums: &[Value]| sums.iter().map(|s| b.fma(*s, p, q)).collect();
-    let sums = b.for_loop(zero, end, 1, LoopKind::Serial, &[p; CHAINS], step);
-    let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("some chains");
-    b.store(y, &[zero], sum);
-    b.finish()
-}
-
-/// `steps` steps of dot products into 16 sums in registers.
-fn dots(steps: i64, left: DType, right: DType, sum: DType) -> Kernel {
-    let mut b = Builder::new("dot");
-    let group = hadal_ir::kernel::dot_group(left, right, sum).expect("a product") as i64;
-    let p = b.param("p", left, [16 * group], Access::Read);
-    let q = b.param("q", right, [16 * group], Access::Read);
-    let y = b.param("y", sum, [16i64], Access::ReadWrite);
-    b.grid([1i64]);
-    let (zero, end, lanes) = (b.const_i64(0), b.const_i64(steps), 16 * group as u32);
-    let (p, q, first) = (b.load(p, &[zero], lanes), b.load(q, &[zero], lanes), b.load(y, &[zero], 16));
-    let step = |b: &mut Builder, _: Value, sums: &[Value]| sums.iter().map(|s| b.dot(p, q, *s)).collect();
-    let sums = b.for_loop(zero, end, 1, LoopKind::Serial, &[first; CHAINS], step);
-    let sum = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("some chains");
-    b.store(y, &[zero], sum);
-    b.finish()
-}
-
 /// How the row of activations meets the weights.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
@@ -167,17 +132,19 @@ fn main() {
     for backend in Backend::all().into_iter().filter(|b| b.name.contains(&filter)) {
         let lanes = if backend.llvm { backend.target.vector_bits() / 32 } else { 4 };
         let steps = 2_000_000;
-        let peak = |kernel: &Kernel, per_step: f64| {
-            steps as f64 * per_step * CHAINS as f64 / Runner::new(&backend, kernel, &none).time() / 1e9
+        let peak = |kernel: &Kernel, lanes: u32| {
+            steps as f64 * limits::step_flops(lanes) / Runner::new(&backend, kernel, &none).time() / 1e9
         };
         println!("{}, {} bits", backend.name, 32 * lanes);
-        println!("  f32 multiply-add {:7.1} GFLOP/s", peak(&multiply_adds(steps, lanes), 2.0 * lanes as f64));
+        println!("  f32 multiply-add {:7.1} GFLOP/s", peak(&limits::multiply_adds(steps, lanes), lanes));
         if backend.target.has("avx512bf16") {
-            println!(
-                "  bf16 dot         {:7.1} GFLOP/s",
-                peak(&dots(steps, DType::BF16, DType::BF16, DType::F32), 64.0)
-            );
-            println!("  u8·i8 dot        {:7.1} GOP/s", peak(&dots(steps, DType::U8, DType::I8, DType::I32), 128.0));
+            for (name, factors) in [
+                ("bf16 dot        ", (DType::BF16, DType::BF16, DType::F32)),
+                ("u8·i8 dot       ", (DType::U8, DType::I8, DType::I32)),
+            ] {
+                let (kernel, group) = limits::dots(steps, factors, lanes).expect("a product");
+                println!("  {name} {:7.1} GFLOP/s", peak(&kernel, lanes * group));
+            }
         }
         for (name, form, group) in
             [("f32", Form::Float, 1.0), ("bf16 dot", Form::Bf16, 2.0), ("u8·i8 dot", Form::Int, 4.0)]
@@ -192,8 +159,8 @@ fn main() {
             println!("  tile {} by {} registers, {name:10} {rate:7.1} GFLOP/s", shape.0, shape.1);
         }
         let words = 64i64 << 20;
-        let read = 4.0 * words as f64 / Runner::new(&backend, &limits::read(words, 1), &none).time();
-        println!("  read (128 bit)   {:7.1} GB/s", read / 1e9);
+        let read = 4.0 * words as f64 / Runner::new(&backend, &limits::read(words, 1, lanes), &none).time();
+        println!("  read             {:7.1} GB/s", read / 1e9);
         println!("  one row by {:24} {:>12} {:>12}  bytes", "", "cache GB/s", "memory GB/s");
         let forms = [
             (DType::F32, Form::Float),

@@ -109,14 +109,17 @@ fn list() -> String {
 }
 
 /// Name, figures and their unit, in a fixed order.
-fn figures(found: &Probe) -> [(&'static str, &Sample, &'static str); 5] {
-    [
-        ("f32 multiply-add", &found.flops, "FLOP/s"),
+fn figures(found: &Probe) -> Vec<(&'static str, &Sample, &'static str)> {
+    let mut all = vec![("f32 multiply-add", &found.flops, "FLOP/s")];
+    all.extend(found.bf16.as_ref().map(|s| ("bf16 dot products", s, "FLOP/s")));
+    all.extend(found.i8.as_ref().map(|s| ("byte dot products", s, "OP/s")));
+    all.extend([
         ("memory, one thread", &found.bandwidth_of_one, "B/s"),
         ("memory, all threads", &found.bandwidth, "B/s"),
         ("own cache", &found.cache_bandwidth, "B/s"),
         ("launch", &found.launch, "s"),
-    ]
+    ]);
+    all
 }
 
 /// How far the runs of a measurement are apart, where that is too far to believe them.
@@ -138,7 +141,14 @@ fn table(found: &Probe) -> String {
     let sizes =
         [("own caches", found.cache_bytes), ("all caches", found.all_cache_bytes), ("memory", found.memory_bytes)];
     let sizes: Vec<String> = sizes.iter().map(|(name, n)| format!("{name} {}", bytes(*n as f64))).collect();
-    format!("{}, {} threads\n{}\n{}", found.processor, found.threads, super::table(&rows), sizes.join(", "))
+    format!(
+        "{}, {} threads, {}\n{}\n{}",
+        found.processor,
+        found.threads,
+        found.level,
+        super::table(&rows),
+        sizes.join(", ")
+    )
 }
 
 fn as_json(found: &Probe, target: &Target) -> serde_json::Value {
@@ -147,7 +157,7 @@ fn as_json(found: &Probe, target: &Target) -> serde_json::Value {
         (name.to_owned(), figures)
     };
     let measured: serde_json::Map<_, _> = figures(found).into_iter().map(one).collect();
-    json!({"processor": found.processor, "threads": found.threads, "measured": measured, "target": target})
+    json!({"processor": found.processor, "threads": found.threads, "level": found.level, "measured": measured, "target": target})
 }
 
 #[cfg(test)]

@@ -62,6 +62,7 @@ pub struct Runner {
     pub compile_seconds: f64,
     jit: JitFn,
     args: Vec<Aligned>,
+    formats: Vec<DType>,
     symbols: Vec<i64>,
     grid: i64,
     scratch: Aligned,
@@ -100,10 +101,17 @@ impl Runner {
             compile_seconds,
             jit: JitFn::new(&compiled).expect("maps"),
             args: args.collect(),
+            formats: kernel.params.iter().map(|p| p.dtype).collect(),
             symbols: kernel.symbols.iter().map(|s| bindings[s]).collect(),
             grid: kernel.grid.iter().map(size).product(),
             scratch: Aligned::new(size(&compiled.scratch_bytes) as usize),
         }
+    }
+
+    /// Replaces the elements of the parameter of this format, the only one.
+    pub fn set(&mut self, dtype: DType, bytes: &[u8]) {
+        let of = self.formats.iter().position(|d| *d == dtype).expect("a parameter of this format");
+        self.args[of].as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
     }
 
     /// Runs the whole grid.
