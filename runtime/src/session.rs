@@ -223,6 +223,18 @@ impl Session {
         self.states.rewind(mark);
     }
 
+    /// As if `tokens` tokens had been run: states hold rows of small random numbers. For measuring what a call takes
+    /// after so many, which does not depend on what they were.
+    pub fn pretend(&mut self, tokens: u64) -> Result<(), Error> {
+        let manifest = self.program.manifest();
+        let max = manifest.model.max_context;
+        if tokens > max {
+            return Err(Error::Context { held: 0, new: tokens, max });
+        }
+        self.states.pretend(tokens, &manifest.states, &manifest.definitions);
+        Ok(())
+    }
+
     /// Bytes of the states, and of working memory.
     pub fn memory(&self) -> (usize, usize) {
         (self.states.bytes(), self._arena.bytes + self.scratch.bytes)

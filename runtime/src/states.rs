@@ -7,7 +7,7 @@
 use crate::Error;
 use crate::region::Region;
 use hadal_artifact::{ALIGN, State};
-use hadal_types::{Bindings, Definitions, Dim, Sym};
+use hadal_types::{Bindings, DType, Definitions, Dim, Sym};
 
 /// Rows before a window that stay when it moves to the front: of the last tokens so many can always be taken back.
 pub const TAKE_BACK: u64 = 16;
@@ -149,6 +149,38 @@ impl States {
         }
     }
 
+    /// As if `tokens` tokens had been seen: rows of small random numbers.
+    pub fn pretend(&mut self, tokens: u64, formats: &[State], definitions: &Definitions) {
+        let mut rng = crate::Rng::new(tokens);
+        for (i, state) in formats.iter().enumerate() {
+            let held = &mut self.all[i];
+            held.tokens = tokens;
+            if let Some(w) = &mut held.window {
+                w.front = 0;
+            }
+            let first = held.offset;
+            let bytes = self.rows(i, definitions).len();
+            let into = &mut self.memory.as_mut_bytes()[first..first + bytes];
+            match state.dtype {
+                DType::F32 | DType::BF16 | DType::F16 => {
+                    let size = into.len().min(state.dtype.bits() as usize / 8);
+                    for element in into.chunks_exact_mut(size.max(1)) {
+                        // A sign, an exponent of one eighth, and any fraction.
+                        let r = rng.next_u64() as u32;
+                        match state.dtype {
+                            DType::F32 => element.copy_from_slice(&(0x3e00_0000 | r & 0x807f_ffff).to_le_bytes()),
+                            DType::BF16 => element.copy_from_slice(&(0x3e00 | r as u16 & 0x807f).to_le_bytes()),
+                            _ => element.copy_from_slice(&(0x3000 | r as u16 & 0x83ff).to_le_bytes()),
+                        }
+                    }
+                }
+                DType::F8E8M0 => into.fill(127),
+                // Codes without the largest ones, among which are those of no number.
+                _ => into.iter_mut().for_each(|b| *b = rng.next_u64() as u8 & 0xb7),
+            }
+        }
+    }
+
     /// The rows that a state holds, as bytes.
     pub fn rows(&self, state: usize, definitions: &Definitions) -> &[u8] {
         let s = &self.all[state];
@@ -173,7 +205,6 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hadal_types::DType;
 
     fn window(kept: u64, room: u64) -> States {
         let held = Dim::from(kept as i64);

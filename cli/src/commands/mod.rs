@@ -7,6 +7,7 @@ macro_rules! say {
     };
 }
 
+pub mod bench;
 pub mod compile;
 pub mod demo;
 pub mod dump;
@@ -46,6 +47,7 @@ enum Command {
     Report(report::Args),
     Target(target::Args),
     Compile(compile::Args),
+    Bench(bench::Args),
     Run(run::Args),
     Verify(verify::Args),
     Dump(dump::Args),
@@ -64,6 +66,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Target(args) => target::run(&args),
         Command::Compile(args) => compile::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Dump(args) => dump::run(&args),

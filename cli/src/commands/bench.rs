@@ -1,0 +1,322 @@
+//! `hadal bench`: what a compiled model takes, beside what the machine's limits, measured in the same run, would allow.
+
+use crate::driver::{Compiled, compile};
+use crate::failure::Failure;
+use crate::input::Input;
+use crate::options::{AdapterArgs, CompileArgs};
+use crate::probe::{Sample, probe};
+use crate::roofline::{Call, Step};
+use crate::units::{self, bytes, count, percent, seconds};
+use hadal_ir::Sym;
+use hadal_ir::target::Target;
+use hadal_runtime::{Pool, Program, Session};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Measure a model against this machine.
+///
+/// Compiles for the processor at hand, measures what the machine can do, and then what prompts and tokens take at each
+/// context. The limit of a call is its roofline: every launch takes the longer of its operations at the peak of the
+/// formats it multiplies and its bytes at read bandwidth. Without PATH it measures the model that comes with hadal.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  hadal bench\n  hadal bench DeepSeek-R1-Distill-Qwen-1.5B --contexts 128,2k,16k \
+    --max-context 17k --threads 1,2\n  hadal bench CHECKPOINT --json > before.json; …; hadal bench CHECKPOINT --against \
+    before.json\n\nContexts are not run but made up: what a call takes does not depend on what it remembers. For where the \
+    time goes, by kernel, see `FILE bench --kernels --trace FILE`.")]
+pub struct Args {
+    /// A checkpoint folder or GGUF file [default: the model that comes with hadal].
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    compile: CompileArgs,
+    /// Tokens that the model remembers, the new ones included [default: 128 and, as far as they fit, 2048 and 16384].
+    #[arg(long, value_name = "TOKENS,…", value_delimiter = ',', value_parser = units::context)]
+    contexts: Vec<u32>,
+    /// New tokens of a prompt; less where the context is shorter.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    prompt_len: usize,
+    /// Tokens to generate in a run.
+    #[arg(short, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    n: u32,
+    /// Runs of each measurement; the one in the middle counts.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: u32,
+    /// Numbers of threads [default: 1 and one for each core].
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Vec<u32>,
+    /// A report of an earlier run (--json): fail where a call's share of its limit has become smaller.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// By so many percent, for --against.
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..100))]
+    tolerance: u32,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A measured call.
+struct Row {
+    phase: &'static str,
+    threads: usize,
+    context: usize,
+    /// New tokens of a call.
+    tokens: usize,
+    /// Seconds of a call.
+    seconds: Sample,
+    /// What its launches would take at the machine's limits.
+    limit: Step,
+}
+
+impl Row {
+    fn rate(&self) -> f64 {
+        self.tokens as f64 / self.seconds.median()
+    }
+
+    /// Of what the machine allows.
+    fn share(&self) -> f64 {
+        self.limit.seconds() / self.seconds.median()
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "phase": self.phase,
+            "threads": self.threads,
+            "context": self.context,
+            "tokens": self.tokens,
+            "seconds": {"min": self.seconds.min(), "median": self.seconds.median(), "max": self.seconds.max()},
+            "tokens_per_second": self.rate(),
+            "bytes": self.limit.bytes(),
+            "flops": self.limit.flops,
+            "limit_seconds": self.limit.seconds(),
+            "bound": self.limit.bound(),
+            "share_of_limit": self.share(),
+        })
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    if cfg!(debug_assertions) {
+        eprintln!("warning: this is a development build; `cargo build --release` measures what users get");
+    }
+    let before = args.against.as_deref().map(read_report).transpose()?;
+    let input = match &args.path {
+        Some(path) => args.adapter.open(path)?,
+        None => Input::demo()?,
+    };
+    if input.checkpoint.is_none() {
+        let help = "give the folder with the weights; `hadal predict` needs none";
+        return Err(Failure::input("a configuration without weights cannot be run").help(help));
+    }
+    let options = crate::Options { external_weights: true, ..args.compile.options().here() };
+    let begun = Instant::now();
+    let compiled = compile(&input, &options)?;
+    args.compile.note(&compiled.model);
+    let (_file, path) = compiled.in_memory(&input)?;
+    let program = Program::open(&path)?;
+    let (model, level) = (&program.manifest().model, compiled.levels.first().map_or("", |l| l.cpu.name));
+    eprintln!("{} compiled for {level} in {}", model.name, seconds(begun.elapsed().as_secs_f64()));
+
+    let max = model.max_context as usize;
+    let contexts: Vec<usize> = match &args.contexts[..] {
+        [] => [128, 2048, 16384].into_iter().filter(|c| c + args.n as usize <= max).collect(),
+        given => given.iter().map(|c| *c as usize).collect(),
+    };
+    if let Some(c) = contexts.iter().find(|c| **c + args.n as usize > max) {
+        let help = "--max-context compiles for a longer one";
+        let n = args.n;
+        return Err(Failure::usage(format!("--contexts {c} and -n {n} exceed the context of {max}")).help(help));
+    }
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let mut threads: Vec<usize> = args.threads.iter().map(|n| *n as usize).collect();
+    if threads.is_empty() {
+        threads.extend([1, cores]);
+        threads.dedup();
+    }
+
+    let (mut machines, mut rows) = (Vec::new(), Vec::new());
+    for threads in threads {
+        let machine = probe(threads.min(cores), &|_| {})?;
+        let target = machine.target("here");
+        let bench = Bench { args, program: &program, compiled: &compiled, target: &target };
+        let pool = Pool::new(threads);
+        for context in &contexts {
+            eprintln!("measuring {threads} threads at {context} tokens");
+            rows.extend(bench.prompt(&pool, *context)?);
+            rows.push(bench.decode(&pool, *context)?);
+        }
+        machines.push((machine, target));
+    }
+
+    let regressions = before.map(|b| regressions(&b, &rows, args.tolerance)).unwrap_or_default();
+    let report = json!({
+        "model": model.name,
+        "level": level,
+        "machines": machines.iter().map(|(m, t)| json!({
+            "processor": m.processor, "threads": m.threads, "read_bytes_per_second": t.bandwidth, "flops": t.flops,
+        })).collect::<Vec<_>>(),
+        "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
+        "regressions": regressions,
+    });
+    match args.json {
+        true => say!("{report:#}")?,
+        false => print(&machines.iter().map(|(_, t)| t).collect::<Vec<_>>(), &rows)?,
+    }
+    match &regressions[..] {
+        [] => Ok(()),
+        all => Err(Failure::failed(format!("slower than before: {}", all.join("; ")))),
+    }
+}
+
+fn print(machines: &[&Target], rows: &[Row]) -> Result<(), Failure> {
+    for t in machines {
+        let peaks: Vec<String> = t.flops.list().iter().map(|(name, x)| format!("{name} {}", count(*x))).collect();
+        say!("{} threads: reads {}/s, multiplies {} FLOP/s", t.threads, bytes(t.bandwidth), peaks.join(", "))?;
+    }
+    let head = ["", "threads", "context", "tokens/s", "a call", "bytes/s", "FLOP/s", "bound by", "of the limit"];
+    let mut lines = vec![head.map(str::to_owned)];
+    lines.extend(rows.iter().map(|r| {
+        let median = r.seconds.median();
+        [
+            r.phase.to_owned(),
+            r.threads.to_string(),
+            r.context.to_string(),
+            format!("{:.1}", r.rate()),
+            seconds(median),
+            format!("{}/s", bytes(r.limit.bytes() / median)),
+            count(r.limit.flops / median),
+            r.limit.bound().to_owned(),
+            percent(r.share()),
+        ]
+    }));
+    say!("{}", super::table(&lines))
+}
+
+struct Bench<'a> {
+    args: &'a Args,
+    program: &'a Arc<Program>,
+    compiled: &'a Compiled,
+    target: &'a Target,
+}
+
+impl Bench<'_> {
+    /// The last tokens of a prompt as long as the context, in one call.
+    fn prompt(&self, pool: &Arc<Pool>, context: usize) -> Result<Option<Row>, Failure> {
+        let mut session = Session::new(self.program.clone(), pool.clone())?;
+        let Ok(entry) = session.entry("prefill") else { return Ok(None) };
+        let most = self.program.manifest().entries[entry].range(Sym::T).map_or(1, |r| r.hi as usize);
+        let tokens = self.args.prompt_len.clamp(1, most).min(context);
+        let past = context - tokens;
+        let took = self.runs(|| {
+            session.pretend(past as u64)?;
+            self.call(&mut session, entry, tokens)
+        })?;
+        Ok(Some(self.row("prompt", pool.threads(), context, tokens, took)?))
+    }
+
+    /// A token after those of the context.
+    fn decode(&self, pool: &Arc<Pool>, context: usize) -> Result<Row, Failure> {
+        let mut session = Session::new(self.program.clone(), pool.clone())?;
+        let (entry, n) = (session.entry("decode")?, self.args.n);
+        let took = self.runs(|| {
+            session.pretend(context as u64 - 1)?;
+            let mut took = 0.0;
+            for _ in 0..n {
+                took += self.call(&mut session, entry, 1)?;
+            }
+            Ok(took / f64::from(n))
+        })?;
+        self.row("decode", pool.threads(), context, 1, took)
+    }
+
+    /// Once to warm up, then so often as asked for.
+    fn runs(&self, mut once: impl FnMut() -> Result<f64, Failure>) -> Result<Sample, Failure> {
+        once()?;
+        let runs = (0..self.args.repeat).map(|_| once()).collect::<Result<Vec<f64>, Failure>>()?;
+        Ok(Sample::new(runs))
+    }
+
+    /// Seconds of one call with random tokens.
+    fn call(&self, session: &mut Session, entry: usize, tokens: usize) -> Result<f64, Failure> {
+        let m = self.program.manifest();
+        let mut rng = hadal_runtime::Rng::new(session.held(entry));
+        let input: Vec<u8> =
+            (0..tokens).flat_map(|_| ((rng.next_u64() % m.model.vocab) as i32).to_le_bytes()).collect();
+        let sizes = [(Sym::T, tokens as i64)].into();
+        let size = |ty: &hadal_types::TensorType| ty.dtype.bytes(ty.count(&sizes).unwrap_or(0.0) as u64) as usize;
+        let mut outputs: Vec<Vec<u8>> = m.entries[entry].outputs.iter().map(|p| vec![0; size(&p.ty)]).collect();
+        let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+        let begun = Instant::now();
+        session.run(entry, tokens, &[&input], &mut outputs)?;
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
+    fn row(
+        &self,
+        phase: &'static str,
+        threads: usize,
+        context: usize,
+        tokens: usize,
+        seconds: Sample,
+    ) -> Result<Row, Failure> {
+        let program = &self.compiled.program;
+        let entry = if phase == "decode" { "decode" } else { "prefill" };
+        let call = [(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)].into();
+        let bindings = program.module.complete(&call);
+        let plan = program.plan_for(entry, &bindings).ok_or_else(|| Failure::internal("no plan for", entry))?;
+        let limit = Call { program, plan, target: self.target, bindings: &bindings, batch: 1 }.step();
+        Ok(Row { phase, threads, context, tokens, seconds, limit })
+    }
+}
+
+fn read_report(path: &Path) -> Result<Value, Failure> {
+    let fault = |e: String| Failure::input(format!("{}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| fault(e.to_string()))?;
+    let report: Value = serde_json::from_str(&text).map_err(|e| fault(e.to_string()))?;
+    match report["rows"].is_array() {
+        true => Ok(report),
+        false => Err(fault("`rows` is no list, expected what `hadal bench --json` prints".into())),
+    }
+}
+
+/// Calls whose share of the limit is smaller than in an earlier report by more than the tolerance. Shares, as the machine's
+/// limits differ from run to run, and so do the times.
+fn regressions(before: &Value, rows: &[Row], tolerance: u32) -> Vec<String> {
+    let known = |r: &Row| {
+        let all = before["rows"].as_array()?;
+        let same = |b: &&Value| {
+            b["phase"] == r.phase && b["threads"] == r.threads && b["context"] == r.context && b["tokens"] == r.tokens
+        };
+        all.iter().find(same)?["share_of_limit"].as_f64()
+    };
+    let least = 1.0 - f64::from(tolerance) / 100.0;
+    let worse = |r: &Row| {
+        let before = known(r)?;
+        let place = format!("{} by {} threads at {} tokens", r.phase, r.threads, r.context);
+        (r.share() < before * least).then(|| format!("{place}: {}, was {}", percent(r.share()), percent(before)))
+    };
+    rows.iter().filter_map(worse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(seconds: f64) -> Row {
+        let limit = Step { memory_seconds: 1.0, ..Step::default() };
+        Row { phase: "decode", threads: 1, context: 128, tokens: 1, seconds: Sample::new(vec![seconds]), limit }
+    }
+
+    #[test]
+    fn a_smaller_share_is_a_regression() {
+        let before = json!({"rows": [row(2.0).json()]});
+        assert!(regressions(&before, &[row(2.1)], 10).is_empty());
+        assert_eq!(regressions(&before, &[row(3.0)], 10).len(), 1);
+        let other = Row { context: 256, ..row(9.0) };
+        assert!(regressions(&before, &[other], 10).is_empty());
+    }
+}
