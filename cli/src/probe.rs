@@ -27,6 +27,11 @@ impl Sample {
         Sample { runs }
     }
 
+    /// All, the smallest first.
+    pub fn runs(&self) -> impl Iterator<Item = f64> + '_ {
+        self.runs.iter().copied()
+    }
+
     /// The smallest.
     pub fn min(&self) -> f64 {
         self.runs.first().copied().unwrap_or(f64::NAN)

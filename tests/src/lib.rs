@@ -1,10 +1,6 @@
-//! What the tests of the whole pipeline share: where data lies, how a command is run, how a program in memory is called,
-//! and checkpoints of random numbers.
+//! What the tests of the whole pipeline share: where data lies, how a command is run, how a program in memory is called.
 
-#[cfg(target_arch = "x86_64")]
-pub mod machine;
-pub mod random_checkpoint;
-
+pub use hadal::random_checkpoint::{self, Numbers};
 use hadal::{Failure, Input, Options, compile};
 use hadal_ir::Tensor;
 use hadal_models::Vocabulary;
@@ -122,34 +118,4 @@ pub fn call(session: &mut Session, entry: &str, tokens: &[u32], more: &[&[f32]])
     let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(|o| bytemuck::cast_slice_mut(o)).collect();
     session.run(index, tokens.len(), &inputs, &mut slices).expect("the call is in order");
     outputs
-}
-
-/// Numbers that look random and are the same everywhere (SplitMix64).
-#[derive(Clone, Debug)]
-pub struct Numbers(pub u64);
-
-impl Numbers {
-    /// The sequence that belongs to `name`.
-    pub fn of(name: &str, seed: u64) -> Numbers {
-        // FNV-1a.
-        Numbers(name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3)))
-    }
-
-    /// The next 64 bits.
-    pub fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next_u64() % n as u64) as usize
-    }
-
-    /// Between -1 and 1, evenly.
-    pub fn even(&mut self) -> f32 {
-        (self.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    }
 }

@@ -116,9 +116,12 @@ fn test(without_llvm: bool, seed: u64) -> Result {
 }
 
 fn bench(demo_only: bool) -> Result {
-    let mut args = vec!["run", "--release", "--package", "hadal-tests", "--bin", "bench-models", "--"];
+    let hadal = ["run", "--release", "--features", "llvm", "--package", "hadal", "--", "bench"];
+    step("benchmark of the demo", "cargo", &hadal, &[])?;
     if demo_only {
-        args.push("--demo-only");
+        return Ok(());
     }
-    step("benchmark", "cargo", &args, &[])
+    let config = "tests/fixtures/configs/deepseek-r1-distill-qwen-1.5b.json";
+    let large = [&hadal[..], &[config, "--activations", "bf16"]].concat();
+    step("benchmark of a large model with random weights", "cargo", &large, &[])
 }

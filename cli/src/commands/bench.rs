@@ -1,18 +1,19 @@
 //! `hadal bench`: what a compiled model takes, beside what the machine's limits, measured in the same run, would allow.
 
 use crate::driver::{Compiled, compile};
-use crate::failure::Failure;
+use crate::failure::{Failure, read_text};
 use crate::input::Input;
+use crate::measure::Meter;
 use crate::options::{AdapterArgs, CompileArgs};
 use crate::probe::{Sample, probe};
+use crate::random_checkpoint::{Stored, write};
 use crate::roofline::{Call, Step};
 use crate::units::{self, bytes, count, percent, seconds};
 use hadal_ir::Sym;
 use hadal_ir::target::Target;
-use hadal_runtime::{Pool, Program, Session};
+use hadal_runtime::Program;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// Measure a model against this machine.
@@ -22,12 +23,16 @@ use std::time::Instant;
 /// formats it multiplies and its bytes at read bandwidth. Without PATH it measures the model that comes with hadal.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  hadal bench\n  hadal bench DeepSeek-R1-Distill-Qwen-1.5B --contexts 128,2k,16k \
-    --max-context 17k --threads 1,2\n  hadal bench CHECKPOINT --json > before.json; …; hadal bench CHECKPOINT --against \
+    --max-context 17k --threads 1,2\n  hadal bench deepseek-v2-lite/config.json --layers 6 --activations bf16\n  hadal bench CHECKPOINT --json > before.json; …; hadal bench CHECKPOINT --against \
     before.json\n\nContexts are not run but made up: what a call takes does not depend on what it remembers. For where the \
     time goes, by kernel, see `FILE bench --kernels --trace FILE`.")]
 pub struct Args {
-    /// A checkpoint folder or GGUF file [default: the model that comes with hadal].
+    /// A checkpoint folder or GGUF file, or a bare config.json, for which random weights are made in the temporary folder
+    /// [default: the model that comes with hadal].
     path: Option<PathBuf>,
+    /// Layers of a bare configuration, fewer than it says.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    layers: Option<u32>,
     #[command(flatten)]
     adapter: AdapterArgs,
     #[command(flatten)]
@@ -104,13 +109,21 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         eprintln!("warning: this is a development build; `cargo build --release` measures what users get");
     }
     let before = args.against.as_deref().map(read_report).transpose()?;
-    let input = match &args.path {
+    let mut input = match &args.path {
         Some(path) => args.adapter.open(path)?,
         None => Input::demo()?,
     };
-    if input.checkpoint.is_none() {
-        let help = "give the folder with the weights; `hadal predict` needs none";
-        return Err(Failure::input("a configuration without weights cannot be run").help(help));
+    // Kept until the end: the program reads what lies in it.
+    let random = match &args.path {
+        Some(path) if input.checkpoint.is_none() => {
+            let dir = random_weights(path, args.layers)?;
+            input = args.adapter.open(dir.path())?;
+            Some(dir)
+        }
+        _ => None,
+    };
+    if let (Some(n), None) = (args.layers, &random) {
+        return Err(Failure::usage(format!("--layers {n}: only for a bare configuration")));
     }
     let options = crate::Options { external_weights: true, ..args.compile.options().here() };
     let begun = Instant::now();
@@ -142,12 +155,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     for threads in threads {
         let machine = probe(threads.min(cores), &|_| {})?;
         let target = machine.target("here");
-        let bench = Bench { args, program: &program, compiled: &compiled, target: &target };
-        let pool = Pool::new(threads);
-        for context in &contexts {
+        let meter = Meter::new(program.clone(), threads, args.repeat);
+        for context in contexts.iter().copied() {
             eprintln!("measuring {threads} threads at {context} tokens");
-            rows.extend(bench.prompt(&pool, *context)?);
-            rows.push(bench.decode(&pool, *context)?);
+            if let Some((tokens, seconds)) = meter.prompt(context, args.prompt_len)? {
+                let limit = limit(&compiled, &target, "prefill", context, tokens)?;
+                rows.push(Row { phase: "prompt", threads, context, tokens, seconds, limit });
+            }
+            let seconds = meter.decode(context, args.n)?;
+            let limit = limit(&compiled, &target, "decode", context, 1)?;
+            rows.push(Row { phase: "decode", threads, context, tokens: 1, seconds, limit });
         }
         machines.push((machine, target));
     }
@@ -196,86 +213,33 @@ fn print(machines: &[&Target], rows: &[Row]) -> Result<(), Failure> {
     say!("{}", super::table(&lines))
 }
 
-struct Bench<'a> {
-    args: &'a Args,
-    program: &'a Arc<Program>,
-    compiled: &'a Compiled,
-    target: &'a Target,
+/// A folder with random weights for a configuration.
+fn random_weights(path: &Path, layers: Option<u32>) -> Result<tempfile::TempDir, Failure> {
+    let fault = |e: String| Failure::input(format!("{}: {e}", path.display()));
+    let text = read_text(path)?;
+    let mut config: Value = serde_json::from_str(&text).map_err(|e| fault(e.to_string()))?;
+    if let Some(n) = layers {
+        config["num_hidden_layers"] = n.into();
+    }
+    let dir = tempfile::tempdir().map_err(|e| Failure::failed(format!("no temporary folder: {e}")))?;
+    eprintln!("writing random weights into {}", dir.path().display());
+    let bytes = write(dir.path(), &config, Stored::Announced, 1).map_err(|e| fault(e.to_string()))?;
+    eprintln!("{} written", units::bytes(bytes as f64));
+    Ok(dir)
 }
 
-impl Bench<'_> {
-    /// The last tokens of a prompt as long as the context, in one call.
-    fn prompt(&self, pool: &Arc<Pool>, context: usize) -> Result<Option<Row>, Failure> {
-        let mut session = Session::new(self.program.clone(), pool.clone())?;
-        let Ok(entry) = session.entry("prefill") else { return Ok(None) };
-        let most = self.program.manifest().entries[entry].range(Sym::T).map_or(1, |r| r.hi as usize);
-        let tokens = self.args.prompt_len.clamp(1, most).min(context);
-        let past = context - tokens;
-        let took = self.runs(|| {
-            session.pretend(past as u64)?;
-            self.call(&mut session, entry, tokens)
-        })?;
-        Ok(Some(self.row("prompt", pool.threads(), context, tokens, took)?))
-    }
-
-    /// A token after those of the context.
-    fn decode(&self, pool: &Arc<Pool>, context: usize) -> Result<Row, Failure> {
-        let mut session = Session::new(self.program.clone(), pool.clone())?;
-        let (entry, n) = (session.entry("decode")?, self.args.n);
-        let took = self.runs(|| {
-            session.pretend(context as u64 - 1)?;
-            let mut took = 0.0;
-            for _ in 0..n {
-                took += self.call(&mut session, entry, 1)?;
-            }
-            Ok(took / f64::from(n))
-        })?;
-        self.row("decode", pool.threads(), context, 1, took)
-    }
-
-    /// Once to warm up, then so often as asked for.
-    fn runs(&self, mut once: impl FnMut() -> Result<f64, Failure>) -> Result<Sample, Failure> {
-        once()?;
-        let runs = (0..self.args.repeat).map(|_| once()).collect::<Result<Vec<f64>, Failure>>()?;
-        Ok(Sample::new(runs))
-    }
-
-    /// Seconds of one call with random tokens.
-    fn call(&self, session: &mut Session, entry: usize, tokens: usize) -> Result<f64, Failure> {
-        let m = self.program.manifest();
-        let mut rng = hadal_runtime::Rng::new(session.held(entry));
-        let input: Vec<u8> =
-            (0..tokens).flat_map(|_| ((rng.next_u64() % m.model.vocab) as i32).to_le_bytes()).collect();
-        let sizes = [(Sym::T, tokens as i64)].into();
-        let size = |ty: &hadal_types::TensorType| ty.dtype.bytes(ty.count(&sizes).unwrap_or(0.0) as u64) as usize;
-        let mut outputs: Vec<Vec<u8>> = m.entries[entry].outputs.iter().map(|p| vec![0; size(&p.ty)]).collect();
-        let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
-        let begun = Instant::now();
-        session.run(entry, tokens, &[&input], &mut outputs)?;
-        Ok(begun.elapsed().as_secs_f64())
-    }
-
-    fn row(
-        &self,
-        phase: &'static str,
-        threads: usize,
-        context: usize,
-        tokens: usize,
-        seconds: Sample,
-    ) -> Result<Row, Failure> {
-        let program = &self.compiled.program;
-        let entry = if phase == "decode" { "decode" } else { "prefill" };
-        let call = [(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)].into();
-        let bindings = program.module.complete(&call);
-        let plan = program.plan_for(entry, &bindings).ok_or_else(|| Failure::internal("no plan for", entry))?;
-        let limit = Call { program, plan, target: self.target, bindings: &bindings, batch: 1 }.step();
-        Ok(Row { phase, threads, context, tokens, seconds, limit })
-    }
+/// The limit of a call of an entry.
+fn limit(compiled: &Compiled, target: &Target, entry: &str, context: usize, tokens: usize) -> Result<Step, Failure> {
+    let program = &compiled.program;
+    let call = [(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)].into();
+    let bindings = program.module.complete(&call);
+    let plan = program.plan_for(entry, &bindings).ok_or_else(|| Failure::internal("no plan for", entry))?;
+    Ok(Call { program, plan, target, bindings: &bindings, batch: 1 }.step())
 }
 
 fn read_report(path: &Path) -> Result<Value, Failure> {
     let fault = |e: String| Failure::input(format!("{}: {e}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| fault(e.to_string()))?;
+    let text = read_text(path)?;
     let report: Value = serde_json::from_str(&text).map_err(|e| fault(e.to_string()))?;
     match report["rows"].is_array() {
         true => Ok(report),

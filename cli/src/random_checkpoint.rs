@@ -5,7 +5,6 @@
 //! ones rounding would drown every comparison. Tensors are made as they are written, so that files larger than memory
 //! can be made. The same configuration and seed give the same bytes.
 
-use crate::Numbers;
 use hadal_models::checkpoint::Expected;
 use hadal_models::config_reader::Config;
 use hadal_models::{BuildOptions, Planned, build};
@@ -123,4 +122,34 @@ fn fill(t: &Expected, dtype: DType, seed: u64, out: &mut impl Write) -> std::io:
         }
     }
     out.write_all(&chunk)
+}
+
+/// Numbers that look random and are the same everywhere (SplitMix64).
+#[derive(Clone, Debug)]
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// The sequence that belongs to `name`.
+    pub fn of(name: &str, seed: u64) -> Numbers {
+        // FNV-1a.
+        Numbers(name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x100_0000_01b3)))
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next_u64() % n as u64) as usize
+    }
+
+    /// Between -1 and 1, evenly.
+    pub fn even(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+    }
 }
