@@ -15,7 +15,7 @@
 //! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
-use super::byte_panels::WIDTH;
+use super::byte_panels::{STRIPE, WIDTH};
 use super::bytes::Bytes;
 use super::desc::{Desc, Role};
 use super::view::{Access, Affine, Var, VarKind};
@@ -117,8 +117,8 @@ const PACKED_TILE: (usize, usize) = (12, 2);
 /// Blocks of packed columns that meet rows which were listed once.
 const LISTED: i64 = 4;
 
-/// Elements of a column that the packed form lays out at a time; chunks are multiples of it.
-pub const STRIPE: i64 = 64;
+/// Chunks of the packed form are multiples of so many elements of a column.
+pub const UNIT: i64 = 64;
 
 /// All schedules that compute `desc`, the preferred one first. Empty where none fits.
 pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
@@ -399,7 +399,7 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
     let group = group.filter(|_| pairs).unwrap_or(0);
     let width = PACKED_TILE.1 as i64 * lanes;
     // A chunk takes half of the second-level cache, rows pass by. Groups are not cut.
-    let unit = if group > 0 && group < size { STRIPE * group / gcd(STRIPE, group) } else { STRIPE };
+    let unit = if group > 0 && group < size { UNIT * group / gcd(UNIT, group) } else { UNIT };
     let most = target.cache / 2 / (width * if pairs { 2 } else { 4 });
     let chunks = if group == size { 1 } else { (size + most - 1) / most };
     let depth = ((size + chunks - 1) / chunks + unit - 1) / unit * unit;
