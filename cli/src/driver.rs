@@ -380,7 +380,8 @@ fn level(
 fn scratch_bytes(kernel: &BuiltKernel, program: &Program) -> Result<u64, Failure> {
     let mut most = 0;
     for plan in program.plans.iter().filter(|p| p.launches.iter().any(|l| l.kernel == kernel.func)) {
-        let bytes = hadal_passes::plan::largest(&kernel.compiled.scratch_bytes, &plan.ranges, plan.max_context);
+        let sizes = hadal_ir::module::sizes(&program.module.definitions, &plan.ranges);
+        let bytes = hadal_passes::plan::largest(&kernel.compiled.scratch_bytes, &sizes, plan.max_context);
         let unbound = |s| Failure::internal("planning scratch memory", format!("@{}: {s} has no range", kernel.func));
         most = most.max(bytes.map_err(unbound)?);
     }
@@ -486,7 +487,7 @@ fn entry(
         (0..plans.first().map_or(0, |p| of(p).len())).map(one).collect()
     };
     let versions: Vec<artifact::Version> =
-        plans.iter().map(|plan| version(plan, stored, optimised, kernels, by_name)).collect();
+        plans.iter().map(|plan| version(plan, (program, stored), optimised, kernels, by_name)).collect();
     let mut symbols = versions.first().map(|v| v.symbols.clone()).unwrap_or_default();
     for v in &versions {
         for (whole, part) in symbols.iter_mut().zip(&v.symbols) {
@@ -514,12 +515,14 @@ fn port(of: &[&hadal_ir::plan::Port]) -> artifact::Port {
 
 fn version(
     plan: &Plan,
-    stored: &[Place],
+    (program, stored): (&Program, &[Place]),
     optimised: &Module,
     kernels: &[BuiltKernel],
     by_name: &dyn Fn(&str) -> usize,
 ) -> artifact::Version {
+    let batching = hadal_passes::plan::batching(program, plan);
     let arg = |place: &Place| match *place {
+        Place::Buffer(i) if batching.as_ref().is_some_and(|b| b.own[i]) => artifact::Arg::own(plan.buffers[i].offset),
         Place::Buffer(i) => artifact::Arg::arena(plan.buffers[i].offset),
         Place::Weight(_) | Place::Fold(_) => {
             let at = stored.binary_search(place).expect("what launches read is stored");
@@ -529,12 +532,13 @@ fn version(
         Place::Input(i) => artifact::Arg::of(artifact::Space::Input(i as u32)),
         Place::Output(i) => artifact::Arg::of(artifact::Space::Output(i as u32)),
     };
-    let launches = plan.launches.iter().map(|l| {
+    let launches = plan.launches.iter().enumerate().map(|(i, l)| {
         let kernel = by_name(&l.kernel);
         artifact::Launch {
             kernel: kernel as u32,
             args: l.args.iter().map(arg).collect(),
             grid: kernels[kernel].generated.kernel.grid.clone(),
+            each: batching.as_ref().is_some_and(|b| b.each[i]),
         }
     });
     let least = |sym| plan.ranges.get(&sym).map_or(0, |r| r.min.max(0)) as usize;
@@ -542,6 +546,7 @@ fn version(
     artifact::Version {
         symbols: plan.ranges.iter().map(|(s, r)| artifact::SymbolRange { sym: *s, lo: r.min, hi: r.max }).collect(),
         launches: launches.collect(),
+        batches: batching.is_some(),
         weight_bytes_read: cost.map(|c| c.weight_bytes as u64),
         flops: cost.map(|c| c.flops as u64),
     }

@@ -155,6 +155,7 @@ impl ActivationsArg {
         match self {
             ActivationsArg::F32 => Activations::F32,
             ActivationsArg::Bf16 => Activations::Bf16,
+            ActivationsArg::Int8 => Activations::Int8,
             ActivationsArg::Cache => Activations::Cache,
             ActivationsArg::Fp8 => Activations::Fp8,
         }
@@ -190,6 +191,9 @@ pub enum ActivationsArg {
     F32,
     /// Inputs of products with narrow weights are rounded to bf16, which processors with such instructions multiply faster.
     Bf16,
+    /// Inputs of products with weights of eight bits or four (--quantize, GGUF) are rounded to integers of eight bits with a
+    /// scale for each 32 neighbours, which processors with such instructions multiply faster; of others, as with bf16.
+    Int8,
     /// What states keep is kept in the formats of the release, where it has any.
     Cache,
     /// Rounded to e4m3 with a scale for each row and block, as the releases' own code does.

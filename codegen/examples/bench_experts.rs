@@ -6,6 +6,7 @@
 mod runner;
 
 use hadal_codegen::kernels::{Ranges, Target, contract};
+use hadal_ir::kernel::Kernel;
 use hadal_ir::module::STEP;
 use hadal_ir::{Bindings, DType, Func, Range, Sym, text};
 use runner::{Backend, Runner};
@@ -16,20 +17,23 @@ fn function(params: &str, body: &str, result: &str) -> Func {
     text::parse_module(&source).expect("well formed").funcs.remove(0)
 }
 
-/// Weights in a format: parameters, and what makes `%w` of them.
-fn weights(format: &str, e: i64, n: i64, k: i64) -> (String, String) {
-    let (shape, scales, block) = match format {
-        "bf16" => return (format!("%w: bf16[{e}, {n}, {k}]"), String::new()),
-        "f8e4m3" => ("f8e4m3", "f32", [128, 128]),
-        "i4" => ("i4", "f16", [1, 32]),
-        "i8" => ("i8", "f16", [1, 32]),
-        _ => ("f4e2m1", "f8e8m0", [1, 32]),
+/// Weights in a format, of so many experts or just one matrix: parameters, and what makes `%w` of them.
+fn weights(format: &str, experts: Option<i64>, n: i64, k: i64) -> (String, String) {
+    let shape = |block: [i64; 2]| {
+        let sizes = [n, k].into_iter().zip(block).map(|(size, block)| (size + block - 1) / block);
+        experts.into_iter().chain(sizes).map(|n| n.to_string()).collect::<Vec<_>>().join(", ")
     };
-    let [bn, bk] = block;
-    let (sn, sk) = ((n + bn - 1) / bn, (k + bk - 1) / bk);
+    let all = shape([1, 1]);
+    let (scales, block) = match format {
+        "bf16" => return (format!("%w: bf16[{all}]"), String::new()),
+        "f8e4m3" => ("f32", [128, 128]),
+        "f4e2m1" => ("f8e8m0", [1, 32]),
+        _ => ("f16", [1, 32]),
+    };
+    let blocks = if experts.is_some() { format!("1, {}, {}", block[0], block[1]) } else { format!("{}, {}", block[0], block[1]) };
     (
-        format!("%q: {shape}[{e}, {n}, {k}], %s: {scales}[{e}, {sn}, {sk}]"),
-        format!("  %w = dequantize %q, %s {{block = [1, {bn}, {bk}]}} : f32[{e}, {n}, {k}]\n"),
+        format!("%q: {format}[{all}], %s: {scales}[{}]", shape(block)),
+        format!("  %w = dequantize %q, %s {{block = [{blocks}]}} : f32[{all}]\n"),
     )
 }
 
@@ -57,13 +61,13 @@ fn main() {
     let target = if backend.llvm { Target::of(&backend.target) } else { Target::default() };
     let step = Ranges::from([(Sym::T, Range { min: 1, max: STEP })]);
     println!("{:46} {:>10} {:>9} {:>9}", "kernel", "µs", "GFLOP/s", "GB/s");
-    let mut report = |name: String, func: &Func, ids: Option<Vec<u8>>, t: i64, flops: f64, bytes: f64| {
+    let report = |name: String, func: &Func, ids: Option<Vec<u8>>, t: i64, flops: f64, bytes: f64| {
         if !name.contains(&filter) {
             return;
         }
         let bindings = Bindings::from([(Sym::T, t)]);
         let ranges = if t <= STEP { step.clone() } else { Ranges::new() };
-        let mut time = |kernel| {
+        let time = |kernel: &Kernel| {
             let mut runner = Runner::new(&backend, kernel, &bindings);
             ids.iter().for_each(|ids| runner.set(DType::I32, ids));
             runner.time()
@@ -102,7 +106,7 @@ fn main() {
                         if what == "down" && (format != "bf16" || t != 512) {
                             continue;
                         }
-                        let (params, made) = weights(format, e, n, k);
+                        let (params, made) = weights(format, Some(e), n, k);
                         let given = if what == "up" { format!("{tokens}, {k}") } else { format!("{tokens}, {chosen}, {k}") };
                         let made_type = if made.is_empty() { "bf16" } else { "f32" };
                         let body = format!(
@@ -118,10 +122,7 @@ fn main() {
                     // All weights, for as many rows as an expert has on average.
                     let rows = t * chosen / e;
                     if t > STEP && rows > 0 {
-                        let (params, made) = weights(format, 1, e * f, d);
-                        let dense = |text: String| text.replace("f32[1, ", "f32[").replace("16[1, ", "16[").replace("= [1, ", "= [");
-                        let (params, made) = (dense(params), dense(made));
-                        let (params, made) = (params.replace("m3[1, ", "m3[").replace("m1[1, ", "m1[").replace("m0[1, ", "m0[").replace("i8[1, ", "i8[").replace("i4[1, ", "i4["), made);
+                        let (params, made) = weights(format, None, e * f, d);
                         let body = format!("{made}  %y = contract %x, %w {{spec = \"td,fd->tf\"}} : f32[T, {}]", e * f);
                         let func = function(&format!("%x: {x}[T, {d}], {params}"), &body, &format!("f32[T, {}]", e * f));
                         let name = format!("dense {name} {x} by {format} rows={rows}");

@@ -175,7 +175,9 @@ impl Func {
 }
 
 /// Most new tokens of a *step*. An entry whose calls never have more is one for steps: all its sizes are computed in one
-/// form and in one order, so that a token has the same bits alone and among others. Drafts are verified in such calls.
+/// form and in one order, so that a token has the same bits alone and among others. Drafts are verified in such calls, and
+/// tokens of several sequences computed together: then what is not apart for each token runs for one sequence after the other, with
+/// one new token. So a version for several tokens must be right for any number of them from one on, whatever its range: see [`sizes`].
 pub const STEP: i64 = 8;
 
 /// A way into a module: a function with ranges for its symbols.
@@ -313,6 +315,17 @@ pub fn follow(definitions: &Definitions, ranges: &mut BTreeMap<Sym, Range>) {
             ranges.insert(*sym, Range { min, max });
         }
     }
+}
+
+/// The values of symbols for which code and memory of a version with these `ranges` must do: one new token too, where it is for
+/// several of a step. What is concluded from a size is concluded from these.
+pub fn sizes(definitions: &Definitions, ranges: &BTreeMap<Sym, Range>) -> BTreeMap<Sym, Range> {
+    let mut out = ranges.clone();
+    if let Some(tokens) = out.get_mut(&Sym::T).filter(|t| 1 < t.min && t.min < t.max && t.max <= STEP) {
+        tokens.min = 1;
+        follow(definitions, &mut out);
+    }
+    out
 }
 
 /// Whether every value that is given is in its range.

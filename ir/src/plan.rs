@@ -1,7 +1,7 @@
 //! Plans: an entry flattened into kernel launches over planned memory. Plain data, made by passes, turned into an
 //! artefact by the command. See `docs/src/design/program.md`.
 
-use crate::module::{Module, Range, within};
+use crate::module::{Module, Range, sizes, within};
 use hadal_types::{Bindings, Dim, Sym, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -182,12 +182,12 @@ impl Program {
         self.versions(entry).find(|p| within(&p.ranges, values))
     }
 
-    /// The values that symbols take in the calls that launch `kernel`.
+    /// The values that symbols take where `kernel` is launched (see [`sizes`]).
     pub fn ranges(&self, kernel: &str) -> BTreeMap<Sym, Range> {
         let mut all: BTreeMap<Sym, Range> = BTreeMap::new();
         for plan in self.plans.iter().filter(|p| p.launches.iter().any(|l| l.kernel == kernel)) {
-            for (sym, range) in &plan.ranges {
-                let known = all.entry(*sym).or_insert(*range);
+            for (sym, range) in sizes(&self.module.definitions, &plan.ranges) {
+                let known = all.entry(sym).or_insert(range);
                 *known = Range { min: known.min.min(range.min), max: known.max.max(range.max) };
             }
         }

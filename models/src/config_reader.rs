@@ -286,6 +286,15 @@ impl<'a> Object<'a> {
         self.list(key, &whole(&(0..=MAX_SIZE)), |v| usize_of(v, &(0..=MAX_SIZE)))
     }
 
+    /// Rising numbers below `layers`, which may be none.
+    pub fn rising(&self, key: &str, layers: usize) -> Result<Vec<usize>> {
+        let numbers = self.usize_list(key)?.unwrap_or_default();
+        match numbers.is_sorted_by(|a, b| a < b) && numbers.iter().all(|n| *n < layers) {
+            true => Ok(numbers),
+            false => Err(self.error(key, format!("rising numbers of layers below {layers}"))),
+        }
+    }
+
     /// Ids of tokens of a vocabulary of `vocab`, if there are any; a single id is a list of one.
     pub fn token_ids(&self, key: &str, vocab: usize) -> Result<Option<Vec<usize>>> {
         let below = |ids: &Vec<usize>| ids.iter().all(|id| *id < vocab);

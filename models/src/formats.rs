@@ -46,6 +46,30 @@ pub static PROJECTIONS: Scheme = Scheme {
     narrow_scales: false,
 };
 
+/// The names of V4 and V4.1.
+pub static SHORT_NAMES: Scheme = Scheme {
+    fp8: &[
+        "attn.wq_a.",
+        "attn.wq_b.",
+        "attn.wkv.",
+        "attn.wo_a.",
+        "attn.wo_b.",
+        "indexer.wq_b.",
+        "shared_experts.",
+        ".e_proj.",
+        ".h_proj.",
+        "main_proj.",
+        "engram.wkv.",
+        "engram.embed.",
+    ],
+    not_fp8: &[],
+    fp4: &["ffn.experts."],
+    wide: &["hc_", ".ape", "attn_sink", "gate.bias"],
+    integers: &["tid2eid"],
+    scale: ".scale",
+    narrow_scales: true,
+};
+
 impl Scheme {
     /// The name of the scales of the weight `name`.
     pub fn scales_of(&self, name: &str) -> String {
@@ -215,6 +239,10 @@ pub enum Activations {
     /// The inputs of products with narrow weights: to bf16, as engines do that compute in bf16. Where a processor has
     /// instructions for pairs of bf16, products run by them.
     Bf16,
+    /// The same, but for products with weights of eight bits or four that have scales for groups of a row: their inputs are
+    /// rounded to `i8`, with a scale for each 32 neighbours. Where a processor has instructions for bytes, products run by
+    /// them.
+    Int8,
     /// What states keep, where a release defines how: stored in those formats.
     Cache,
     /// That, and the inputs of products with block-scaled weights: to e4m3, with a scale for every row and block of channels
@@ -223,14 +251,29 @@ pub enum Activations {
     Fp8,
 }
 
-/// How a row is rounded to e4m3.
+/// How a row is rounded, with a scale for each few neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rounding {
     /// Neighbours that share a scale.
     pub block: usize,
-    /// Whether scales are rounded up to powers of two.
-    pub pow2: bool,
+    /// To what.
+    pub to: Code,
 }
+
+/// What elements are rounded to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Code {
+    /// e4m3.
+    E4M3 {
+        /// Whether scales are rounded up to powers of two.
+        pow2: bool,
+    },
+    /// Integers from -127 to 127.
+    I8,
+}
+
+/// Neighbours that share a scale in rows of integers: so many as in most formats of weights that are met with such rows.
+const INT8_BLOCK: usize = 32;
 
 /// The formats of a model's weights: the oracle's answers, completed by the plan. And of what they are multiplied with.
 #[derive(Clone, Copy)]
@@ -298,13 +341,23 @@ impl Formats<'_> {
     /// Whether the input of products with the weight `name` is rounded to bf16.
     pub fn halves(&self, name: &str) -> bool {
         let narrow = || self.packed(name).is_some() || self.of(name) != DType::F32;
-        self.activations == Activations::Bf16 && narrow()
+        matches!(self.activations, Activations::Bf16 | Activations::Int8) && narrow()
     }
 
-    /// How the input of products with the weight `name` is rounded to e4m3, where it is.
+    /// How the input of products with the weight `name` is rounded in blocks, where it is.
     pub fn rounding(&self, name: &str) -> Option<Rounding> {
-        self.block(name).filter(|_| self.activations == Activations::Fp8)?;
-        let [_, block] = self.plan.block.unwrap_or([128, 128]);
-        Some(Rounding { block, pow2: self.plan.pow2 })
+        match self.activations {
+            Activations::Fp8 => {
+                self.block(name)?;
+                let [_, block] = self.plan.block.unwrap_or([128, 128]);
+                Some(Rounding { block, to: Code::E4M3 { pow2: self.plan.pow2 } })
+            }
+            Activations::Int8 => {
+                let codes = self.packed(name).map_or_else(|| self.of(name), |packed| packed.codes);
+                let few = matches!(codes, DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::F4E2M1);
+                few.then_some(Rounding { block: INT8_BLOCK, to: Code::I8 })
+            }
+            _ => None,
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! else is known of a function from outside comes along: which inputs hold a choice.
 
 use crate::{Options, chosen};
-use hadal_ir::module::follow;
+use hadal_ir::module::{follow, sizes};
 use hadal_ir::{Bindings, Definition, Definitions, Dim, Entry, Func, InstKind, Module, Range, Sym};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +27,7 @@ impl Bounds {
     fn hull(module: &Module, entries: &[&Entry], options: &Options) -> Bounds {
         let mut hull: Option<BTreeMap<Sym, Range>> = None;
         for entry in entries {
-            let more = module.ranges(entry);
+            let more = sizes(&module.definitions, &module.ranges(entry));
             let Some(known) = &mut hull else {
                 hull = Some(more);
                 continue;

@@ -17,6 +17,7 @@ pub mod fuse;
 pub mod pass;
 pub mod pipeline;
 pub mod plan;
+pub mod rows;
 pub mod rule;
 pub mod rules;
 pub mod share;

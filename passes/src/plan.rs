@@ -6,9 +6,11 @@
 //! are placed first, each at the lowest offset that is free for its whole life. The result of `append` is the state's
 //! own memory. [`check`] proves all that again from the finished plan, and `crate::simulate` runs it.
 
+mod batch;
 mod check;
 mod size;
 
+pub use batch::{Batching, batching};
 pub use check::check;
 pub use size::{largest, largest_bytes};
 
@@ -50,6 +52,8 @@ struct Planner<'a> {
     program: &'a mut Program,
     entry: &'a Entry,
     plan: Plan,
+    /// Values of symbols that there must be room for.
+    sizes: Ranges,
     /// States that this entry has appended to.
     appended: BTreeMap<usize, usize>,
     /// Buffers whose memory the caller provides.
@@ -69,7 +73,8 @@ impl<'a> Planner<'a> {
             lower_bound: 0,
             launches: vec![],
         };
-        Planner { module, program, entry, plan, appended: BTreeMap::new(), given: BTreeMap::new() }
+        let sizes = hadal_ir::module::sizes(&module.definitions, &plan.ranges);
+        Planner { module, program, entry, plan, sizes, appended: BTreeMap::new(), given: BTreeMap::new() }
     }
 
     fn run(mut self) -> Result<Plan, Error> {
@@ -195,7 +200,7 @@ impl<'a> Planner<'a> {
     }
 
     fn buffer(&mut self, ty: &TensorType, launch: usize) -> Result<Place, Error> {
-        let bytes = largest_bytes(ty, &self.plan.ranges, self.plan.max_context)?;
+        let bytes = largest_bytes(ty, &self.sizes, self.plan.max_context)?;
         self.plan.buffers.push(Buffer { ty: ty.clone(), offset: 0, bytes, first: launch, last: launch });
         Ok(Place::Buffer(self.plan.buffers.len() - 1))
     }

@@ -134,6 +134,35 @@ pub enum Error {
         /// Size of the vocabulary.
         vocab: u64,
     },
+    /// No version of an entry runs for several sequences.
+    #[error(
+        "entry `{entry}` takes one token a call, so that several sequences cannot share it; compile the model with a \
+         --max-chunk above 2"
+    )]
+    NoBatch {
+        /// The entry.
+        entry: String,
+    },
+    /// A session that runs another program than its batch.
+    #[error("sequence {number} of the batch is of another program")]
+    OtherProgram {
+        /// Its position in the batch.
+        number: usize,
+    },
+    /// A batch needs a token and logits for each sequence.
+    #[error(
+        "{sequences} sequences with {tokens} tokens and room for {logits} logits: one and {vocab} are needed for each"
+    )]
+    Batch {
+        /// Sequences given.
+        sequences: usize,
+        /// Tokens given.
+        tokens: usize,
+        /// Logits that there is room for.
+        logits: usize,
+        /// Logits of one sequence.
+        vocab: usize,
+    },
     /// A buffer handed to a call is missing or has the wrong size or alignment.
     #[error("entry `{entry}`, `{port}`: {found} bytes given, {expected} expected (aligned to the element)")]
     Buffer {

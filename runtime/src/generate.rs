@@ -360,7 +360,7 @@ impl Generator {
 
 /// Checks that an entry takes tokens and gives logits, of the last one or of each; returns the elements of a row of
 /// `hidden`, 0 where it has none.
-fn check_ports(entry: &Entry, vocab: u64) -> Result<usize, Error> {
+pub(crate) fn check_ports(entry: &Entry, vocab: u64) -> Result<usize, Error> {
     let refuse = |port| Error::NoPort { entry: entry.name.clone(), port };
     let tokens = entry.inputs.len() == 1 && entry.inputs[0].ty.dtype == DType::I32;
     if !tokens {

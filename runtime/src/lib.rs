@@ -9,6 +9,7 @@
 //! | `program` | map a file, check the machine, find kernels and weights |
 //! | `pool` | persistent threads that share out the grid of each launch |
 //! | `session` | states, arena and scratch of one sequence; one call of an entry |
+//! | `batch` | one token for each of several sequences, in one step |
 //! | `sample` | temperature, top-k, top-p, min-p, and a generator of random numbers that is the same everywhere |
 //! | `generate` | prompt in chunks, then token by token |
 //! | `text` | tokens to text and back, chat templates |
@@ -28,6 +29,7 @@
 //! # }
 //! ```
 
+mod batch;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod cpu;
@@ -44,6 +46,7 @@ mod states;
 pub mod text;
 mod watch;
 
+pub use batch::Batch;
 pub use error::Error;
 pub use generate::{Generator, Stop};
 pub use hadal_artifact as artifact;

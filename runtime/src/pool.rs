@@ -6,6 +6,8 @@
 //! thread that the system has put aside between pieces (a busy neighbour on a shared machine) delays nobody, and a run
 //! of small one-piece steps stays on the thread that began it, with no hand-over in between.
 //!
+//! Steps that do not depend on each other may be run *together*: then their pieces are taken like those of one step.
+//!
 //! Threads without work spin briefly, then yield, then sleep. Which thread runs which piece is left to chance, which is
 //! harmless because kernels promise that grid indices are independent and each is computed in the same way wherever it
 //! runs.
@@ -34,8 +36,10 @@ pub(crate) struct Step {
     pub symbols: *const i64,
     /// Grid indices.
     pub grid: i64,
-    /// Whether there is enough work to be worth sharing.
+    /// Whether there is enough work to be worth sharing; of steps that run together the first says it for all.
     pub large: bool,
+    /// How many of the steps behind it run together with it.
+    pub more: u16,
 }
 
 /// Where every worker finds scratch memory of its own: worker `i` at `start + i * stride`.
@@ -151,7 +155,8 @@ impl Pool {
         extern "C" fn nothing(_: *const *mut u8, _: *const i64, _: i64, _: i64, _: *mut u8) {}
         const STEPS: usize = 500;
         let grid = (self.threads() * PIECES_PER_THREAD) as i64;
-        let step = Step { kernel: nothing, args: std::ptr::null(), symbols: std::ptr::null(), grid, large: true };
+        let (args, symbols) = (std::ptr::null(), std::ptr::null());
+        let step = Step { kernel: nothing, args, symbols, grid, large: true, more: 0 };
         let scratch = Scratch { start: std::ptr::null_mut(), stride: 0 };
         let start = std::time::Instant::now();
         // SAFETY: the kernel touches none of its arguments.
@@ -164,8 +169,8 @@ impl Pool {
     ///
     /// # Safety
     ///
-    /// Every step's kernel must be sound to call with its arguments and symbols for any part of `0..grid`, on any
-    /// thread, different parts at the same time; `scratch` must have room for [`Pool::threads`] workers.
+    /// No step may have more steps together with it than there are behind it. Every step's kernel must be sound to call with its arguments and symbols for any part of `0..grid`, on any
+    /// thread, different parts, and those of steps that run together, at the same time; `scratch` must have room for [`Pool::threads`] workers.
     pub(crate) unsafe fn run(&self, steps: &[Step], scratch: Scratch, mut clock: Option<&mut [Instant]>) {
         assert!(clock.as_ref().is_none_or(|c| c.len() == steps.len() + 1), "a clock with room for each step");
         if self.workers.is_empty() {
@@ -184,7 +189,7 @@ impl Pool {
         let base = Word(shared.word.load(Ordering::Relaxed)).step();
         // SAFETY: no step is open, so no other thread looks at the job.
         unsafe { *shared.job.get() = Job { base, steps: steps.as_ptr(), len: steps.len(), scratch, clock } };
-        shared.open(base);
+        shared.open(base, 1);
         let end = base.wrapping_add(steps.len() as u32);
         let mut idle = 0;
         while Word(shared.word.load(Ordering::Acquire)).step() != end {
@@ -229,32 +234,43 @@ impl Shared {
         if self.word.compare_exchange(word.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return true;
         }
-        // SAFETY: we hold a piece, so the job stays as it is until we have finished it.
-        let (step, scratch) = unsafe {
+        // SAFETY: we hold a piece, so the job stays as it is until we have finished it; steps that run together are inside.
+        let (steps, scratch) = unsafe {
             let job = &*self.job.get();
-            (*job.steps.add(word.step().wrapping_sub(job.base) as usize), job.scratch)
+            let first = job.steps.add(word.step().wrapping_sub(job.base) as usize);
+            (std::slice::from_raw_parts(first, 1 + (*first).more as usize), job.scratch)
         };
-        let cut = |piece: u16| (step.grid as i128 * piece as i128 / word.pieces() as i128) as i64;
-        let (lo, hi) = (cut(word.taken()), cut(word.taken() + 1));
-        // SAFETY: the promise made to `run`; the pieces of a step are disjoint and no two workers share scratch.
-        unsafe { (step.kernel)(step.args, step.symbols, lo, hi, scratch.start.add(worker * scratch.stride)) };
+        let run = |step: &Step, part: usize, parts: usize| {
+            let cut = |part: usize| (step.grid as i128 * part as i128 / parts as i128) as i64;
+            let scratch = scratch.start.wrapping_add(worker * scratch.stride);
+            // SAFETY: the promise made to `run`; the pieces of steps are disjoint and no two workers share scratch.
+            unsafe { (step.kernel)(step.args, step.symbols, cut(part), cut(part + 1), scratch) };
+        };
+        let (taken, parts) = (word.taken() as usize, word.pieces() as usize / steps.len());
+        match parts {
+            0 => steps.iter().for_each(|s| run(s, 0, 1)),
+            _ => run(&steps[taken / parts], taken % parts, parts),
+        }
         if self.done.fetch_add(1, Ordering::AcqRel) + 1 == word.pieces() as u32 {
             self.done.store(0, Ordering::Relaxed);
-            self.open(word.step().wrapping_add(1));
+            self.open(word.step().wrapping_add(steps.len() as u32), steps.len());
         }
         true
     }
 
-    /// Makes step number `step` the current one. Only for the thread that finished the step before, or starts a job.
-    fn open(&self, step: u32) {
+    /// Makes step number `step` the current one. Only for the thread that finished the `ended` steps before, or starts a job.
+    fn open(&self, step: u32, ended: usize) {
         // SAFETY: the job was written by this thread, or before the piece it just finished was opened.
         let (index, len, steps, clock) = unsafe {
             let job = &*self.job.get();
             (step.wrapping_sub(job.base) as usize, job.len, job.steps, job.clock)
         };
         if !clock.is_null() {
-            // SAFETY: one longer than the steps, as was checked, and only who opens a step writes.
-            unsafe { clock.add(index).write(Instant::now()) };
+            let now = Instant::now();
+            for i in (index + 1).saturating_sub(ended)..=index {
+                // SAFETY: one longer than the steps, as was checked, and only who opens a step writes.
+                unsafe { clock.add(i).write(now) };
+            }
         }
         if index == len {
             self.word.store(Word::new(step, 0, 0).0, Ordering::SeqCst);
@@ -265,8 +281,11 @@ impl Shared {
         }
         // SAFETY: the index is inside the job.
         let s = unsafe { *steps.add(index) };
-        let most = if s.large { self.threads * PIECES_PER_THREAD } else { 1 };
-        let pieces = s.grid.clamp(1, most as i64) as u16;
+        let most = (self.threads * PIECES_PER_THREAD) as i64;
+        let together = 1 + s.more as i64;
+        // Each step is cut into as many, or all are one piece. Those that are there for each sequence have grids much alike.
+        let parts = (most / together).max(1).min(s.grid.max(1));
+        let pieces = if s.large { (together * parts) as u16 } else { 1 };
         self.word.store(Word::new(step, pieces, 0).0, Ordering::SeqCst);
         if pieces > 1 && self.sleepers.load(Ordering::SeqCst) > 0 {
             self.wake_all();
@@ -337,6 +356,7 @@ mod tests {
             symbols: symbols.as_ptr(),
             grid: grid as i64,
             large: !i.is_multiple_of(3),
+            more: 0,
         };
         let steps: Vec<Step> = (0..steps).map(step).collect();
         let mut scratch = vec![0i64; 8 * pool.threads()];

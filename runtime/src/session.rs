@@ -17,13 +17,13 @@ use crate::program::{KernelFn, Program};
 use crate::region::Region;
 use crate::states::{Mark, States};
 use crate::watch::Watch;
-use hadal_artifact::{Entry, Port, Space, Version};
+use hadal_artifact::{Entry, Manifest, Port, Space, Version};
 use hadal_types::{Definition, Definitions, Dim, Sym, TensorType};
 use std::sync::Arc;
 
 /// A step whose buffers together have fewer bytes than this is not worth sharing: waking another core's attention
 /// takes about a microsecond, in which one core streams some tens of kilobytes.
-const SMALL_STEP_BYTES: i64 = 32 * 1024;
+pub(crate) const SMALL_STEP_BYTES: i64 = 32 * 1024;
 
 /// Memory of one sequence, and the means to run entries on it.
 pub struct Session {
@@ -31,11 +31,10 @@ pub struct Session {
     pool: Arc<Pool>,
     calls: Vec<Call>,
     states: States,
-    scratch: Region,
-    scratch_stride: usize,
+    scratch: ScratchRegion,
     watch: Option<Box<Watch>>,
     /// Referred to by address in `calls`.
-    _arena: Region,
+    arena: Region,
 }
 
 /// An entry with its addresses.
@@ -101,13 +100,13 @@ struct Patch {
 }
 
 /// `constant + Σ k · values[i]`: a [`Dim`] whose symbols have been looked up.
-struct Affine {
+pub(crate) struct Affine {
     constant: i64,
     terms: Vec<(usize, i64)>,
 }
 
 impl Affine {
-    fn new(dim: &Dim, symbols: &[Sym]) -> Affine {
+    pub fn new(dim: &Dim, symbols: &[Sym]) -> Affine {
         let place =
             |s: &Sym| symbols.iter().position(|x| x == s).expect("the manifest was checked for unknown symbols");
         Affine { constant: dim.constant(), terms: dim.terms().iter().map(|(s, k)| (place(s), *k)).collect() }
@@ -119,23 +118,23 @@ impl Affine {
 }
 
 /// A tensor type whose symbols have been looked up.
-struct Affines {
+pub(crate) struct Affines {
     bits: i64,
     shape: Vec<Affine>,
 }
 
 impl Affines {
-    fn new(ty: &TensorType, symbols: &[Sym]) -> Affines {
+    pub fn new(ty: &TensorType, symbols: &[Sym]) -> Affines {
         Affines { bits: ty.dtype.bits() as i64, shape: ty.shape.iter().map(|d| Affine::new(d, symbols)).collect() }
     }
 
-    fn bytes(&self, values: &[i64]) -> i64 {
+    pub fn bytes(&self, values: &[i64]) -> i64 {
         let count = product(&self.shape, values);
         count.saturating_mul(self.bits).saturating_add(7) / 8
     }
 }
 
-fn product(dims: &[Affine], values: &[i64]) -> i64 {
+pub(crate) fn product(dims: &[Affine], values: &[i64]) -> i64 {
     dims.iter().fold(1, |n, d| n.saturating_mul(d.at(values)))
 }
 
@@ -152,28 +151,16 @@ impl Session {
         }
         let states = States::new(&m.states)?;
         let arena = Region::new("working space", m.arena_bytes)?;
-        // A worker's scratch ends on a cache line of its own.
-        let stride = m.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0);
-        let stride = stride.checked_next_multiple_of(128).unwrap_or(u64::MAX);
-        let scratch = Region::new("scratch", stride.saturating_mul(pool.threads() as u64))?;
+        let scratch = ScratchRegion::new(m, &pool)?;
 
         let place = |space: Space, offset: u64| match space {
-            Space::Arena => arena.start().wrapping_add(offset as usize),
+            Space::Arena | Space::Own => arena.start().wrapping_add(offset as usize),
             Space::Weight(i) => program.weight(i as usize).cast_mut().wrapping_add(offset as usize),
             Space::State(i) => states.start(i as usize).wrapping_add(offset as usize),
             Space::Input(_) | Space::Output(_) => std::ptr::null_mut(),
         };
         let calls = m.entries.iter().map(|e| Call::new(&program, e, &place)).collect();
-        Ok(Session {
-            program,
-            pool,
-            calls,
-            states,
-            scratch,
-            scratch_stride: stride as usize,
-            watch: None,
-            _arena: arena,
-        })
+        Ok(Session { program, pool, calls, states, scratch, watch: None, arena })
     }
 
     /// The program.
@@ -237,7 +224,7 @@ impl Session {
 
     /// Bytes of the states, and of working memory.
     pub fn memory(&self) -> (usize, usize) {
-        (self.states.bytes(), self._arena.bytes + self.scratch.bytes)
+        (self.states.bytes(), self.arena.bytes + self.scratch.region.bytes)
     }
 
     /// The rows that state `index` holds, as bytes; of a window those it keeps.
@@ -265,18 +252,9 @@ impl Session {
         inputs: &[&[u8]],
         outputs: &mut [&mut [u8]],
     ) -> Result<(), Error> {
-        let manifest = self.program.manifest();
-        let described = &manifest.entries[entry];
-        let held = self.held(entry);
+        let number = self.bind(entry, new_tokens)?;
+        let described = &self.program.manifest().entries[entry];
         let call = &mut self.calls[entry];
-        if call.states.iter().any(|s| self.states.tokens(*s) != held) {
-            return Err(Error::Uneven { entry: described.name.clone() });
-        }
-        let max = manifest.model.max_context;
-        if held.saturating_add(new_tokens as u64) > max {
-            return Err(Error::Context { held, new: new_tokens as u64, max });
-        }
-        let number = call.bind(described, &manifest.definitions, held, new_tokens)?;
         let given = inputs.iter().map(|b| (b.as_ptr().cast_mut(), b.len()));
         check_buffers(described, &described.inputs, &call.inputs, &call.values, given)?;
         let given = outputs.iter_mut().map(|b| (b.as_mut_ptr(), b.len()));
@@ -291,7 +269,7 @@ impl Session {
             version.args[w.arg] = start.wrapping_add(w.offset);
         }
         version.prepare(&call.values);
-        let scratch = Scratch { start: self.scratch.start(), stride: self.scratch_stride };
+        let scratch = self.scratch.place();
         let clock = self.watch.as_mut().map(|w| w.start(version.steps.len()));
         // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter at all
         // values of the symbols for which `bind` gives this version, and none that is written is read-only. The buffers of the caller
@@ -300,10 +278,69 @@ impl Session {
         if let Some(watch) = &mut self.watch {
             watch.add(entry, number);
         }
+        self.advance(entry, new_tokens);
+        Ok(())
+    }
+
+    /// Gives the symbols of an entry their values for a call, which [`Session::values`] then has, and tells the version to run.
+    pub(crate) fn bind(&mut self, entry: usize, new_tokens: usize) -> Result<usize, Error> {
+        let manifest = self.program.manifest();
+        let described = &manifest.entries[entry];
+        let held = self.held(entry);
+        let call = &mut self.calls[entry];
+        if call.states.iter().any(|s| self.states.tokens(*s) != held) {
+            return Err(Error::Uneven { entry: described.name.clone() });
+        }
+        let max = manifest.model.max_context;
+        if held.saturating_add(new_tokens as u64) > max {
+            return Err(Error::Context { held, new: new_tokens as u64, max });
+        }
+        call.bind(described, &manifest.definitions, held, new_tokens)
+    }
+
+    /// Values of the entry's symbols, in its order, at the last call.
+    pub(crate) fn values(&self, entry: usize) -> &[i64] {
+        &self.calls[entry].values
+    }
+
+    /// Where a state's rows are, with room behind them for `new_tokens` more.
+    pub(crate) fn rows(&mut self, state: usize, new_tokens: usize) -> *mut u8 {
+        self.states.front(state, new_tokens as u64)
+    }
+
+    /// The first byte of working memory.
+    pub(crate) fn arena(&self) -> *mut u8 {
+        self.arena.start()
+    }
+
+    /// Counts the tokens of a call in the states that the entry writes.
+    pub(crate) fn advance(&mut self, entry: usize, new_tokens: usize) {
+        let call = &self.calls[entry];
         if call.advances {
             call.states.iter().for_each(|s| self.states.advance(*s, new_tokens as u64));
         }
-        Ok(())
+    }
+}
+
+/// Scratch memory for all threads of a pool.
+pub(crate) struct ScratchRegion {
+    region: Region,
+    stride: usize,
+}
+
+impl ScratchRegion {
+    /// As much as any kernel of the program wants.
+    pub fn new(manifest: &Manifest, pool: &Pool) -> Result<ScratchRegion, Error> {
+        // A worker's scratch ends on a cache line of its own.
+        let stride = manifest.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0);
+        let stride = stride.checked_next_multiple_of(128).unwrap_or(u64::MAX);
+        let region = Region::new("scratch", stride.saturating_mul(pool.threads() as u64))?;
+        Ok(ScratchRegion { region, stride: stride as usize })
+    }
+
+    /// Where it is.
+    pub fn place(&self) -> Scratch {
+        Scratch { start: self.region.start(), stride: self.stride }
     }
 }
 
@@ -337,7 +374,7 @@ impl Call {
                 match arg.space {
                     Space::State(i) if param.access.writes() => written.push(i as usize),
                     Space::State(i) => read.push(i as usize),
-                    Space::Arena | Space::Weight(_) | Space::Input(_) | Space::Output(_) => {}
+                    Space::Arena | Space::Own | Space::Weight(_) | Space::Input(_) | Space::Output(_) => {}
                 }
             }
         }
@@ -451,6 +488,7 @@ impl VersionCall {
                 symbols: symbols.wrapping_add(kernel.first_symbol),
                 grid: product(&l.grid, values),
                 large: kernel.bytes >= SMALL_STEP_BYTES,
+                more: 0,
             }
         }));
     }

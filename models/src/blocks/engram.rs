@@ -12,7 +12,9 @@
 //! ([`mixed`]) passes what is gated through a short convolution, DeepSeek-V4.1 ([`gated`]) does not.
 
 use super::Block;
+use super::assembly::Frame;
 use super::mlp::silu;
+use crate::config_reader::{Object, Spelling};
 use crate::error::{Error, Result};
 use crate::ngram::{Hashing, Vocabulary};
 use crate::weights::Made;
@@ -76,6 +78,14 @@ pub struct Chosen {
     pub rows: ValueId,
     /// Rows that the table has.
     pub of: usize,
+}
+
+impl Chosen {
+    /// Rows of a table of `of` that the caller passes as `name`.
+    pub fn param(f: &mut Block<'_>, name: &str, h: &Hashing, of: usize) -> Chosen {
+        let rows = f.param(name, TensorType::new(DType::I64, [Dim::from(Sym::T), h.columns().into()]));
+        Chosen { hashes: rows, rows, of }
+    }
 }
 
 /// The rows of the table of `h.layers[index]`, from the classes that [`ngrams`] gives.
@@ -212,7 +222,57 @@ fn convolution(f: &mut Block<'_>, e: &Mixed, x: ValueId) -> ValueId {
     })
 }
 
-/// DeepSeek-V4.1's sizes.
+/// DeepSeek-V4.1's tables.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Tables {
+    /// How they are addressed, and the layers that have one.
+    pub hashing: Hashing,
+    /// Rows of each.
+    pub rows: Vec<usize>,
+    /// How a row is read.
+    pub gate: Gated,
+}
+
+impl Tables {
+    /// Reads the tables of a model with `frame`, if there are any.
+    pub fn read(o: &Object<'_>, frame: &Frame, spelling: Spelling) -> Result<Option<Tables>> {
+        let key = |published, own| spelling.key(published, own);
+        let layers = o.rising(key("engram_layer_ids", "engram_layers"), frame.layers)?;
+        if layers.is_empty() {
+            return Ok(None);
+        }
+        let longest = o.require_usize_in("engram_max_ngram_size", 2..=16)?;
+        let size = o.require_usize_in("engram_vocab_size", 1..=1 << 31)? as u64;
+        let hashing = Hashing {
+            layers,
+            sizes: vec![size; longest - 1],
+            heads: o.require_usize_in("engram_n_heads", 1..=256)?,
+            pad: o.require_usize_in(key("engram_pad_token_id", "engram_pad_id"), 0..=frame.vocab - 1)?,
+            seed: 0,
+            classes: o.optional_usize("engram_compressed_vocab_size")?,
+        };
+        let rows: Vec<usize> = hashing.primes().iter().map(|p| p.iter().sum::<u64>() as usize).collect();
+        if o.usize_list("engram_num_embeddings")?.is_some_and(|given| given != rows) {
+            let expected = format!("{rows:?}, the sums of the primes that hashes are taken by");
+            return Err(o.error("engram_num_embeddings", expected));
+        }
+        let width = o.require_usize_in("engram_head_dim", 1..=1 << 16)?;
+        Ok(Some(Tables { hashing, rows, gate: Gated { width, block: 32, eps: frame.eps } }))
+    }
+
+    /// The number of each table, and of its layer.
+    pub fn layers(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.hashing.layers.iter().copied().enumerate()
+    }
+
+    /// What `tokens` read from each.
+    pub fn choose(&self, f: &mut Block<'_>, vocab: usize, tokens: ValueId) -> Vec<Chosen> {
+        let ngrams = ngrams(f, &self.hashing, vocab, tokens);
+        (0..self.rows.len()).map(|i| choose(f, &self.hashing, i, &ngrams)).collect()
+    }
+}
+
+/// What is read from a row.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Gated {
     /// Width of a row.

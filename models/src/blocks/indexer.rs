@@ -18,7 +18,7 @@ use super::rope::Angles;
 use super::rounding::{Quantised, dequantise, quantise, rounded};
 use crate::config_reader::Object;
 use crate::error::Result;
-use crate::formats::{Activations, Rounding};
+use crate::formats::{Activations, Code, Rounding};
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{CausalMask, Constant, Member, Rope as RopeOp, TopK};
@@ -72,9 +72,9 @@ pub fn indexer(f: &mut Block<'_>, ix: &Indexer, x: ValueId, from: ValueId, angle
         let k = f.layer_norm(k, "k_norm", KEY_EPS);
         let k = turn(f, ix, k, angles);
         let (q, k) = match f.formats().activations {
-            Activations::F32 | Activations::Bf16 => (q, f.remember("index_k", k)),
+            Activations::F32 | Activations::Bf16 | Activations::Int8 => (q, f.remember("index_k", k)),
             Activations::Cache | Activations::Fp8 => {
-                let to = Rounding { block: d, pow2: f.formats().plan.pow2 };
+                let to = Rounding { block: d, to: Code::E4M3 { pow2: f.formats().plan.pow2 } };
                 let (q, k) = (rotate(f, q), rotate(f, k));
                 let k = quantise(f, k, to);
                 let values = f.remember_as("index_k", k.values, DType::F8E4M3);

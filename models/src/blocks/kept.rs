@@ -23,6 +23,8 @@ pub struct Narrow {
     pub block: usize,
     /// Of the scales: powers of two are rounded up.
     pub scales: DType,
+    /// The scales of a row that a state keeps take a multiple of so many columns.
+    pub aligned: usize,
 }
 
 impl Narrow {
@@ -92,7 +94,8 @@ impl Kept {
     }
 
     /// The rows of the state `name` so far, with `rows` behind them. It holds `held` rows: as many as tokens or groups of
-    /// them, or a number, which makes a window. Scales are a state of their own, `name_scale`.
+    /// them, or a number, which makes a window. Scales are a state of their own, `name_scale`, whose columns behind the last
+    /// scale mean nothing.
     pub fn append(f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId, to: Option<Narrow>) -> Kept {
         let (held, name) = (held.into(), format!("{}{name}", f.path));
         let Some(to) = to else {
@@ -101,63 +104,48 @@ impl Kept {
         };
         let new = Kept::round(f, rows, to);
         let values = f.append_to(&name, held.clone(), new.values, to.values);
-        let append = |(scales, block)| (f.append_to(&format!("{name}_scale"), held, scales, to.scales), block);
-        Kept { values, scales: new.scales.map(append) }
-    }
-
-    /// The same with scales in a multiple of `aligned` columns, of which those behind the last scale mean nothing.
-    pub fn append_aligned(
-        f: &mut Block<'_>,
-        name: &str,
-        held: impl Into<Dim>,
-        rows: ValueId,
-        to: Narrow,
-        aligned: usize,
-    ) -> Kept {
-        let (held, name) = (held.into(), format!("{}{name}", f.path));
-        let new = Kept::round(f, rows, to);
-        let values = f.append_to(&name, held.clone(), new.values, to.values);
         let append = |(scales, block)| {
             let (count, new_rows) = (f.size(scales, 1), f.shape(scales)[0].clone());
-            let missing = count.next_multiple_of(aligned) - count;
-            let one = f.op(Constant::scalar(1.0, to.scales), &[]);
-            let ones = f.broadcast(one, &[new_rows, missing.into()], &[]);
-            let scales = if missing == 0 { scales } else { f.concat(&[scales, ones], 1) };
+            let scales = match count.next_multiple_of(to.aligned) - count {
+                0 => scales,
+                missing => {
+                    let one = f.op(Constant::scalar(1.0, to.scales), &[]);
+                    let ones = f.broadcast(one, &[new_rows, missing.into()], &[]);
+                    f.concat(&[scales, ones], 1)
+                }
+            };
             let all = f.append_to(&format!("{name}_scale"), held, scales, to.scales);
-            (f.slice(all, 1, 0, count, 1), block)
+            (first(f, all, count), block)
         };
         Kept { values, scales: new.scales.map(append) }
     }
 
     /// The rows of a state that stays as it is.
     pub fn held(f: &mut Block<'_>, name: &str, held: impl Into<Dim>, n: usize, to: Option<Narrow>) -> Kept {
-        let name = format!("{}{name}", f.path);
-        let types = Kept::types(f, held.into(), n, to);
-        let values = f.state(&name, types.0);
-        Kept { values, scales: types.1.map(|(ty, block)| (f.state(&format!("{name}_scale"), ty), block)) }
+        let (held, name) = (held.into(), format!("{}{name}", f.path));
+        let values = TensorType::new(to.map_or(f.state_dtype, |to| to.values), [held.clone(), n.into()]);
+        let values = f.state(&name, values);
+        let scales = to.map(|to| {
+            let block = to.block.min(n);
+            let count = n.div_ceil(block);
+            let stored = TensorType::new(to.scales, [held, count.next_multiple_of(to.aligned).into()]);
+            let all = f.state(&format!("{name}_scale"), stored);
+            (first(f, all, count), block)
+        });
+        Kept { values, scales }
     }
 
     /// Rows of `n` channels that the caller passes.
     pub fn param(f: &mut Block<'_>, name: &str, rows: impl Into<Dim>, n: usize, to: Option<Narrow>) -> Kept {
-        let types = Kept::types(f, rows.into(), n, to);
-        let values = f.param(name, types.0);
-        Kept { values, scales: types.1.map(|(ty, block)| (f.param(&format!("{name}_scale"), ty), block)) }
-    }
-
-    fn types(f: &Block<'_>, rows: Dim, n: usize, to: Option<Narrow>) -> (TensorType, Option<(TensorType, usize)>) {
-        let of = |dtype, n: usize| TensorType::new(dtype, [rows.clone(), n.into()]);
-        match to {
-            None => (of(f.state_dtype, n), None),
-            Some(to) => {
-                let block = to.block.min(n);
-                (of(to.values, n), Some((of(to.scales, n.div_ceil(block)), block)))
-            }
-        }
-    }
-
-    /// Its parts, to be passed on.
-    pub fn parts(&self) -> impl Iterator<Item = ValueId> + use<> {
-        [Some(self.values), self.scales.map(|(s, _)| s)].into_iter().flatten()
+        let rows = rows.into();
+        let values = TensorType::new(to.map_or(f.state_dtype, |to| to.values), [rows.clone(), n.into()]);
+        let values = f.param(name, values);
+        let scales = to.map(|to| {
+            let block = to.block.min(n);
+            let scales = TensorType::new(to.scales, [rows, n.div_ceil(block).into()]);
+            (f.param(&format!("{name}_scale"), scales), block)
+        });
+        Kept { values, scales }
     }
 
     /// Gives the parts out under the names that [`Kept::param`] has for them.
@@ -181,6 +169,11 @@ impl Kept {
     }
 }
 
+/// The first `count` columns.
+fn first(f: &mut Block<'_>, x: ValueId, count: usize) -> ValueId {
+    if f.size(x, 1) == count { x } else { f.slice(x, 1, 0, count, 1) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,7 +187,7 @@ mod tests {
 
     #[test]
     fn scales_are_powers_of_two_or_not() {
-        let pow2 = Narrow { values: DType::F4E2M1, block: 4, scales: DType::F8E8M0 };
+        let pow2 = Narrow { values: DType::F4E2M1, block: 4, scales: DType::F8E8M0, aligned: 1 };
         // The largest is 12, so the scale is 2: ties go to the even code, the short last block has a scale of its own.
         assert_eq!(rounded(&[12.0, 0.5, 1.5, -5.0, 3.0], pow2), [12.0, 0.0, 2.0, -4.0, 3.0]);
         let fine = Narrow { scales: DType::F8E4M3, ..pow2 };
@@ -207,7 +200,7 @@ mod tests {
         for (values, scales) in
             [(DType::F4E2M1, DType::F8E8M0), (DType::F4E2M1, DType::F8E4M3), (DType::F8E4M3, DType::F8E8M0)]
         {
-            assert_eq!(rounded(&[0.0; 3], Narrow { values, block: 2, scales }), [0.0; 3]);
+            assert_eq!(rounded(&[0.0; 3], Narrow { values, block: 2, scales, aligned: 1 }), [0.0; 3]);
         }
     }
 }

@@ -7,6 +7,7 @@ pub mod assembly;
 pub mod attention;
 pub mod compressor;
 pub mod decoder;
+pub mod drafts;
 pub mod engram;
 pub mod indexer;
 pub mod kept;
@@ -18,6 +19,8 @@ pub mod rope;
 pub mod rounding;
 pub mod selection;
 pub mod shared_kv;
+pub mod sharing;
+pub mod streams;
 
 use crate::checkpoint::{Packed, Plane};
 use crate::formats::{Activations, Formats, Rounding};

@@ -14,6 +14,7 @@ use super::mlp::{Gated, PROJECTIONS, mlp};
 use super::rounding::rounded;
 use crate::config_reader::{Object, Spelling};
 use crate::error::Result;
+use crate::formats::Code;
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
@@ -375,16 +376,16 @@ fn experts(f: &mut Block<'_>, m: &Moe, x: ValueId, chosen: ValueId, weights: Val
     let into = |f: &mut Block<'_>, name: &str| {
         let w = of(f, name, [inner, d]);
         match f.rounding(&stack(name)) {
-            None => {
-                let x = f.halved(x, &stack(name));
-                f.contract("td,tkfd->tkf", &[x, w])
-            }
             // Every expert rounds what it is given.
-            Some(to) => {
+            Some(to) if to.to != Code::I8 => {
                 let tokens = f.shape(x)[0].clone();
                 let given = f.broadcast(x, &[tokens, m.per_token.into(), d.into()], &[0, 2]);
                 let given = rounded(f, given, to);
                 f.contract("tkd,tkfd->tkf", &[given, w])
+            }
+            _ => {
+                let x = f.operand(x, &stack(name));
+                f.contract("td,tkfd->tkf", &[x, w])
             }
         }
     };

@@ -213,6 +213,17 @@ impl Scaling {
         })
     }
 
+    /// YaRN as `o` describes it, which must be all that it does; a factor of 1 also says that magnitudes are left alone.
+    pub fn only_yarn(o: &Object<'_>) -> Result<Scaling> {
+        o.ignore(&["type"]);
+        if o.optional_f64("attention_factor")?.is_some_and(|f| f != 1.0) {
+            return Err(o.error("attention_factor", "1"));
+        }
+        o.require_str_in(if o.has("rope_type") { "rope_type" } else { "type" }, &["yarn"])?;
+        let original = o.require_usize("original_max_position_embeddings")?;
+        Scaling::yarn(o, o.require_positive("factor")?, original)
+    }
+
     /// The same in the spelling of the repositories' own code.
     pub fn own_yarn(o: &Object<'_>) -> Result<Scaling> {
         Scaling::yarn(o, o.require_positive("rope_factor")?, o.require_usize("original_seq_len")?)

@@ -1,16 +1,19 @@
-//! Rounding of activations to e4m3, one scale for every row and block of neighbouring channels (sheet `deepseek-v3`,
-//! "Quantised form"):
+//! Rounding of activations, one scale for every row and block of neighbouring channels. To e4m3 (sheet `deepseek-v3`,
+//! "Quantised form") or to integers:
 //!
 //! ```text
 //! s = max(max |x|, 1e-4) / 448       over a block, perhaps up to the next power of two
 //! q = e4m3(x / s),   x ≈ q · s
+//!
+//! s = max(max |x|, 1e-30) / 127      over a block
+//! q = ⌊x / s + 1/2⌋,   x ≈ q · s
 //! ```
 //!
 //! Written at each product, of whatever that product reads: of `K` experts each has a rounded copy of its own. That
 //! copies of a row round alike, and that rounding may move to where a value is made, is for the optimiser to find.
 
 use super::Block;
-use crate::formats::Rounding;
+use crate::formats::{Code, Rounding};
 use hadal_ir::module::ValueId;
 use hadal_ir::ops::Dequantize;
 use hadal_ir::ops::map::MapFn;
@@ -20,10 +23,16 @@ use hadal_types::{DType, Dim};
 /// The largest value of e4m3.
 const E4M3_MAX: f64 = 448.0;
 
+/// The largest integer: the least one has no opposite.
+const INT8_MAX: f64 = 127.0;
+
 /// The least magnitude that a scale is made for, so that rows of zeros have one.
 const FLOOR: f64 = 1e-4;
 
-/// A value as it is multiplied: elements in e4m3, and the scale of each block of the last axis in f32.
+/// The same for integers: their inverse is still a number.
+const INT8_FLOOR: f64 = 1e-30;
+
+/// A value as it is multiplied: elements in e4m3 or integers, and the scale of each block of the last axis in f32.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantised {
     /// The elements.
@@ -32,7 +41,7 @@ pub struct Quantised {
     pub scales: ValueId,
 }
 
-/// `x` with the blocks of its last axis scaled to e4m3 and rounded. The last block may be short.
+/// `x` with the blocks of its last axis scaled and rounded. The last block may be short.
 pub fn quantise(f: &mut Block<'_>, x: ValueId, to: Rounding) -> Quantised {
     let shape = f.shape(x).to_vec();
     let last = shape.len() - 1;
@@ -58,11 +67,12 @@ pub fn quantise(f: &mut Block<'_>, x: ValueId, to: Rounding) -> Quantised {
     let grouped = f.reshape(whole, &grouped_shape);
     let sizes = f.map(MapFn::Abs, &[grouped]);
     let largest = f.reduce(ReduceKind::Max, &[last + 1], sizes);
-    let floor = f.scalar_like(largest, FLOOR);
+    let (floor, limit) = if to.to == Code::I8 { (INT8_FLOOR, INT8_MAX) } else { (FLOOR, E4M3_MAX) };
+    let floor = f.scalar_like(largest, floor);
     let largest = f.map(MapFn::Max, &[largest, floor]);
-    let limit = f.scalar_like(largest, E4M3_MAX);
+    let limit = f.scalar_like(largest, limit);
     let mut scales = f.map(MapFn::Div, &[largest, limit]);
-    if to.pow2 {
+    if to.to == (Code::E4M3 { pow2: true }) {
         scales = f.map(MapFn::Pow2Ceil, &[scales]);
     }
 
@@ -71,7 +81,16 @@ pub fn quantise(f: &mut Block<'_>, x: ValueId, to: Rounding) -> Quantised {
     let each = f.reshape(each, &with_last(&[blocks * block]));
     let each = if missing == 0 { each } else { f.slice(each, last, 0, n, 1) };
     let scaled = f.map(MapFn::Div, &[x, each]);
-    Quantised { values: f.cast(scaled, DType::F8E4M3), scales }
+    let values = match to.to {
+        Code::E4M3 { .. } => f.cast(scaled, DType::F8E4M3),
+        Code::I8 => {
+            let half = f.scalar_like(scaled, 0.5);
+            let above = f.add(scaled, half);
+            let nearest = f.map(MapFn::Floor, &[above]);
+            f.cast(nearest, DType::I8)
+        }
+    };
+    Quantised { values, scales }
 }
 
 /// The value that `q` stands for, with `block` neighbours of its last axis under one scale.
@@ -119,11 +138,11 @@ mod tests {
     #[test]
     fn every_block_has_its_scale_the_short_last_one_too() {
         let x = Tensor::real(DType::F32, &[2, 5], vec![448.0, 1.0, 17.0, -0.5, 100.0, 0.0, 0.0, 1e-5, -896.0, 4.48]);
-        let scales = |pow2| evaluate(&x, |f, x| quantise(f, x, Rounding { block: 2, pow2 }).scales);
+        let scales = |pow2| evaluate(&x, |f, x| quantise(f, x, Rounding { block: 2, to: Code::E4M3 { pow2 } }).scales);
         assert_eq!(scales(false).reals(), [1.0, 17.0 / 448.0, 100.0 / 448.0, 1e-4 / 448.0, 2.0, 4.48 / 448.0]);
         assert_eq!(scales(true).reals(), [1.0, 2f64.powi(-4), 0.25, 2f64.powi(-22), 2.0, 2f64.powi(-6)]);
         // 17 · 16 = 272 lies half-way between 256 and 288, 100 · 4 between 384 and 416: both go to the even one.
-        let y = evaluate(&x, |f, x| rounded(f, x, Rounding { block: 2, pow2: true }));
+        let y = evaluate(&x, |f, x| rounded(f, x, Rounding { block: 2, to: Code::E4M3 { pow2: true } }));
         assert_eq!(y.reals()[..5], [448.0, 1.0, 16.0, -0.5, 96.0]);
         assert_eq!(y.reals()[5..], [0.0, 0.0, 0.0, -896.0, 4.5]);
     }
@@ -131,7 +150,18 @@ mod tests {
     #[test]
     fn a_block_may_be_longer_than_the_row() {
         let x = Tensor::real(DType::F32, &[1, 2, 3], vec![1.0, 2.0, 7.0, 0.0, -3.5, 0.875]);
-        let y = evaluate(&x, |f, x| rounded(f, x, Rounding { block: 128, pow2: true }));
+        let y = evaluate(&x, |f, x| rounded(f, x, Rounding { block: 128, to: Code::E4M3 { pow2: true } }));
         assert_eq!(y, x);
+    }
+
+    #[test]
+    fn integers_reach_127_on_both_sides() {
+        let x = Tensor::real(DType::F32, &[1, 6], vec![254.0, -254.0, 1.0, 2.9, 0.0, 0.0]);
+        let to = Rounding { block: 2, to: Code::I8 };
+        let codes = evaluate(&x, |f, x| quantise(f, x, to).values);
+        assert_eq!((0..6).map(|i| codes.at(i)).collect::<Vec<_>>(), [127.0, -127.0, 44.0, 127.0, 0.0, 0.0]);
+        let y = evaluate(&x, |f, x| rounded(f, x, to));
+        assert_eq!(y.reals()[..2], [254.0, -254.0]);
+        assert!((y.at(3) - 2.9).abs() < 1e-6 && (y.at(2) - 1.0).abs() < 0.5 * 2.9 / 127.0);
     }
 }

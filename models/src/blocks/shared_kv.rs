@@ -19,12 +19,16 @@ use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{Constant, Softmax};
 use hadal_types::{DType, Dim, Sym, TensorType};
+use std::ops::Range;
 
-/// How the channels of a kept row that do not turn are rounded.
-const STILL: Narrow = Narrow { values: DType::F8E4M3, block: 64, scales: DType::F8E8M0 };
-
-/// The scales of a kept row take a multiple of so many bytes, so that rows are aligned.
-const SCALES: usize = 8;
+/// What of a row is rounded where states are narrow, and how.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rounded {
+    /// The channels that do not turn; the others are kept apart from them, in the format of states.
+    Still(Narrow),
+    /// All.
+    Whole(Narrow),
+}
 
 /// Sizes of the attention.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,6 +45,8 @@ pub struct SharedKv {
     pub window: usize,
     /// Whether the heads of queries are normalised.
     pub unit: bool,
+    /// How rows are rounded.
+    pub rounded: Rounded,
     /// Epsilon of the norms.
     pub eps: f64,
     /// Rotation of trailing channels in layers with a window only.
@@ -95,9 +101,18 @@ impl<'a> Turn<'a> {
 }
 
 impl SharedKv {
-    /// Reads the sizes. The heads of queries are normalised where they are `unit`; `stretch` is that of layers with
-    /// compressed rows.
-    pub fn read(o: &Object<'_>, spelling: Spelling, eps: f64, unit: bool, stretch: Scaling) -> Result<SharedKv> {
+    /// Reads the sizes. `stretch` is that of layers with compressed rows.
+    pub fn read(
+        o: &Object<'_>,
+        spelling: Spelling,
+        eps: f64,
+        unit: bool,
+        rounded: Rounded,
+        stretch: Scaling,
+    ) -> Result<SharedKv> {
+        if o.bool_or("attention_bias", false)? {
+            return Err(o.error("attention_bias", "false"));
+        }
         let key = |published, own| spelling.key(published, own);
         let head_dim = o.require_usize_in("head_dim", 2..=1 << 14)?;
         let turning_key = key("qk_rope_head_dim", "rope_head_dim");
@@ -132,9 +147,31 @@ impl SharedKv {
             groups: [groups, o.require_usize_in("o_lora_rank", 1..=1 << 18)?],
             window: o.require_usize_in(key("sliding_window", "window_size"), 1..=1 << 20)?,
             unit,
+            rounded,
             eps,
             near: rope(o.positive_or("rope_theta", 10_000.0)?, Scaling::None),
             far: rope(far, stretch),
+        })
+    }
+
+    /// Every new token's answer, of what its window says and what the rows that `far` gives say. State: `window`.
+    pub fn attention<'b>(
+        &self,
+        f: &mut Block<'b>,
+        x: ValueId,
+        turn: Turn<'_>,
+        far: impl FnOnce(&mut Block<'b>, ValueId) -> Option<Set>,
+    ) -> ValueId {
+        f.within("attn", |f| {
+            let latent = self.latent(f, x);
+            let q = self.query(f, latent, turn);
+            let row = self.row(f, x, turn);
+            let window = self.keep(f, "window", self.window, row);
+            let mut sets = vec![self.recent(f, window)];
+            sets.extend(far(f, latent));
+            let o = self.attend(f, q, &sets);
+            let d = f.size(x, 1);
+            self.project(f, o, turn, d)
         })
     }
 
@@ -165,18 +202,54 @@ impl SharedKv {
         turn.there(f, row)
     }
 
-    /// All rows of the state `name`, `rows` behind those before; it holds `held` rows. Where states are narrow, channels that
-    /// do not turn are in e4m3, with scales in a state of their own, and the others in another.
+    /// All rows of the state `name`, `rows` behind those before; it holds `held` rows.
     pub fn keep(&self, f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId) -> ValueId {
-        let (held, turning) = (held.into(), self.near.dim);
-        let still = self.head_dim - turning;
-        let Some(to) = f.kept(STILL).filter(|_| still > 0) else {
-            return Kept::append(f, name, held, rows, None).read(f);
-        };
-        let (plain, turned) = (f.slice(rows, 1, 0, still, 1), f.slice(rows, 1, still, turning, 1));
-        let narrow = Kept::append_aligned(f, name, held.clone(), plain, to, SCALES).read(f);
-        let turned = Kept::append(f, &format!("{name}_rope"), held, turned, None).read(f);
-        f.concat(&[narrow, turned], 1)
+        let held = held.into();
+        self.in_parts(f, |f, at, suffix, to| {
+            let part = self.part(f, rows, at);
+            Kept::append(f, &format!("{name}{suffix}"), held.clone(), part, to).read(f)
+        })
+    }
+
+    /// The rows of a state that stays as it is.
+    pub fn held(&self, f: &mut Block<'_>, name: &str, held: impl Into<Dim>) -> ValueId {
+        let held = held.into();
+        self.in_parts(f, |f, at, suffix, to| {
+            Kept::held(f, &format!("{name}{suffix}"), held.clone(), at.len(), to).read(f)
+        })
+    }
+
+    /// `rows` as a state would keep them.
+    pub fn as_kept(&self, f: &mut Block<'_>, rows: ValueId) -> ValueId {
+        self.in_parts(f, |f, at, _, to| {
+            let part = self.part(f, rows, at);
+            to.map_or(part, |to| Kept::round(f, part, to).read(f))
+        })
+    }
+
+    /// The parts of rows that are kept alike, joined: their channels, what is added to the names of their states, and their
+    /// format.
+    fn in_parts(
+        &self,
+        f: &mut Block<'_>,
+        part: impl Fn(&mut Block<'_>, Range<usize>, &str, Option<Narrow>) -> ValueId,
+    ) -> ValueId {
+        let (all, still) = (self.head_dim, self.head_dim - self.near.dim);
+        match self.rounded {
+            Rounded::Still(to) if still > 0 && f.kept(to).is_some() => {
+                let parts = [part(f, 0..still, "", Some(to)), part(f, still..all, "_rope", None)];
+                f.concat(&parts, 1)
+            }
+            Rounded::Still(_) => part(f, 0..all, "", None),
+            Rounded::Whole(to) => {
+                let to = f.kept(to);
+                part(f, 0..all, "", to)
+            }
+        }
+    }
+
+    fn part(&self, f: &mut Block<'_>, rows: ValueId, at: Range<usize>) -> ValueId {
+        if at.len() == self.head_dim { rows } else { f.slice(rows, 1, at.start, at.len(), 1) }
     }
 
     /// What every query sees of its window: of `rows`, the last `W` before this call and those of new tokens.

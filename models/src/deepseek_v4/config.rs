@@ -2,51 +2,31 @@
 //! repository's own code.
 
 use crate::blocks::assembly::Frame;
+use crate::blocks::drafts::Drafter;
+use crate::blocks::kept::Narrow;
 use crate::blocks::mhc::Hyper;
 use crate::blocks::moe::{Moe, Score};
 use crate::blocks::rope::Scaling;
 use crate::blocks::selection::Selection;
-use crate::blocks::shared_kv::SharedKv;
+use crate::blocks::shared_kv::{Rounded, SharedKv};
+use crate::blocks::streams::Trunk;
 use crate::config_reader::{Object, Spelling};
 use crate::error::Result;
-use crate::formats::{Own, Plan, Scheme};
-
-/// What is quantised, in the names of the releases.
-static SCHEME: Scheme = Scheme {
-    fp8: &[
-        "attn.wq_a.",
-        "attn.wq_b.",
-        "attn.wkv.",
-        "attn.wo_a.",
-        "attn.wo_b.",
-        "indexer.wq_b.",
-        "shared_experts.",
-        ".e_proj.",
-        ".h_proj.",
-    ],
-    not_fp8: &[],
-    fp4: &["ffn.experts."],
-    wide: &["hc_", ".ape", "attn_sink", "gate.bias"],
-    integers: &["tid2eid"],
-    scale: ".scale",
-    narrow_scales: true,
-};
+use crate::formats::{Own, Plan, SHORT_NAMES};
+use hadal_types::DType;
 
 /// What the repository's own code takes for granted.
-static OWN: Own = Own { dtype: "fp8", block: 128, fp4: false, scheme: &SCHEME, eps: 1e-6, max_position: 1 << 20 };
+static OWN: Own = Own { dtype: "fp8", block: 128, fp4: false, scheme: &SHORT_NAMES, eps: 1e-6, max_position: 1 << 20 };
+
+/// How the channels of a row that do not turn are rounded; eight bytes hold the scales of a row of the releases.
+const STILL: Narrow = Narrow { values: DType::F8E4M3, block: 64, scales: DType::F8E8M0, aligned: 8 };
 
 /// A DeepSeek-V4 model.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
-    pub(super) frame: Frame,
-    pub(super) attention: SharedKv,
-    /// Tokens in a compressed row of each layer, 0 where there are none; those of layers for multi-token prediction follow.
-    pub(super) ratios: Vec<usize>,
+    pub(super) trunk: Trunk,
+    /// Of layers whose compressed rows overlap.
     pub(super) selection: Option<Selection>,
-    pub(super) moe: Moe,
-    /// The first layers, whose experts a table chooses by token.
-    pub(super) hashed: usize,
-    pub(super) hyper: Hyper,
 }
 
 /// The ratio of layers that select among their compressed rows, which overlap; others see all of them.
@@ -60,25 +40,15 @@ pub(crate) fn is_reference(o: &Object<'_>) -> bool {
 impl Config {
     /// Reads it strictly.
     pub fn read(o: &Object<'_>) -> Result<Config> {
-        if o.bool_or("attention_bias", false)? {
-            return Err(o.error("attention_bias", "false"));
-        }
         // Copies of one release disagree; entries of `compress_ratios` behind the last layer count.
         o.ignore(&["num_nextn_predict_layers", "router_jitter_noise"]);
         if o.bool_or("mlp_bias", false)? {
             return Err(o.error("mlp_bias", "false"));
         }
-        let frame = Frame { plan: Plan::read_with(o, &SCHEME)?, ..Frame::read_sizes(o)? };
-        let yarn = stretch(o)?;
-        // Magnitudes are left alone, which transformers says by a factor of 1.
-        yarn.ignore(&["type", "rope_theta", "partial_rotary_factor"]);
-        if yarn.optional_f64("attention_factor")?.is_some_and(|f| f != 1.0) {
-            return Err(yarn.error("attention_factor", "1"));
-        }
-        yarn.require_str_in(if yarn.has("rope_type") { "rope_type" } else { "type" }, &["yarn"])?;
-        let original = yarn.require_usize("original_max_position_embeddings")?;
-        let scaling = Scaling::yarn(&yarn, yarn.require_positive("factor")?, original)?;
-        Config::sizes(o, Spelling::Published, frame, scaling)
+        let frame = Frame { plan: Plan::read_with(o, &SHORT_NAMES)?, ..Frame::read_sizes(o)? };
+        let stretch = stretch(o)?;
+        stretch.ignore(&["rope_theta", "partial_rotary_factor"]);
+        Config::sizes(o, Spelling::Published, frame, Scaling::only_yarn(&stretch)?)
     }
 
     /// Reads a configuration of the repository's own code.
@@ -88,26 +58,48 @@ impl Config {
 
     /// Reads what both forms have.
     fn sizes(o: &Object<'_>, spelling: Spelling, frame: Frame, stretch: Scaling) -> Result<Config> {
-        let attention = SharedKv::read(o, spelling, frame.eps, true, stretch)?;
+        let attention = SharedKv::read(o, spelling, frame.eps, true, Rounded::Still(STILL), stretch)?;
         let ratios = ratios(o, frame.layers)?;
         let moe = Moe::read_everywhere(o, spelling)?;
         if !moe.normalise {
             return Err(o.error("norm_topk_prob", "true, as the weights of chosen experts are divided by their sum"));
         }
+        // Those of a softmax are shares already.
+        let moe = Moe { normalise: moe.score != Score::Softmax, ..moe };
         Ok(Config {
             selection: match ratios.contains(&SELECTED) {
                 false => None,
                 true => Some(Selection::read(o, attention.far.dim, true)?),
             },
-            attention,
-            ratios,
-            // Those of a softmax are shares already.
-            moe: Moe { normalise: moe.score != Score::Softmax, ..moe },
-            hashed: hashed(o, spelling.key("num_hash_layers", "n_hash_layers"), frame.layers)?,
-            hyper: Hyper::read(o, frame.eps)?,
-            frame,
+            trunk: Trunk {
+                hyper: Hyper::read(o, frame.eps, false)?,
+                hashed: hashed(o, spelling.key("num_hash_layers", "n_hash_layers"), frame.layers)?,
+                drafter: drafter(o, &frame, &moe, &ratios[frame.layers..], spelling)?,
+                memory: None,
+                attention,
+                ratios,
+                moe,
+                frame,
+            },
         })
     }
+}
+
+/// The draft head, if there is one, with a stage for each ratio `behind` the last layer. It reads what its target layers leave.
+fn drafter(o: &Object<'_>, frame: &Frame, moe: &Moe, behind: &[usize], spelling: Spelling) -> Result<Option<Drafter>> {
+    if !o.has("dspark_block_size") || behind.is_empty() {
+        return Ok(None);
+    }
+    if behind.iter().any(|m| *m != 0) {
+        return Err(o.error("compress_ratios", "0 for the stages of the draft head, which have windows only"));
+    }
+    let drafter = Drafter::read(o, frame, moe, behind.len(), spelling)?;
+    Ok(Some(Drafter {
+        before: drafter.before.iter().map(|layer| layer + 1).collect(),
+        experts: Moe { normalise: moe.normalise, ..drafter.experts },
+        markov: ["markov_w1", "markov_w2"],
+        ..drafter
+    }))
 }
 
 /// Where the stretch of compressed rows is: `rope_scaling`, or what transformers makes of it.

@@ -10,7 +10,7 @@ use crate::blocks::engram::{Chosen, choose, mixed, ngrams};
 use crate::ngram::Hashing;
 use hadal_ir::builder::BuildError;
 use hadal_ir::module::Func;
-use hadal_types::{DType, Dim, Sym, TensorType};
+use hadal_types::Sym;
 
 impl Architecture for Config {
     fn frame(&self) -> &Frame {
@@ -38,8 +38,7 @@ impl Config {
     fn memory(&self, a: &mut Assembly<'_>, l: usize, of: usize) -> Result<Func, Box<BuildError>> {
         let mut f = a.block("engram", &prefix(l));
         let streams = f.rows("streams", &[self.streams, self.frame.hidden]);
-        let rows = f.param("rows", TensorType::new(DType::I64, [Dim::from(Sym::T), self.hashing.columns().into()]));
-        let chosen = Chosen { hashes: rows, rows, of };
+        let chosen = Chosen::param(&mut f, "rows", &self.hashing, of);
         let y = f.within("engram", |f| mixed(f, &self.engram, streams, chosen));
         f.result("y", y);
         a.share(f)

@@ -2,6 +2,8 @@
 //! all values of the symbols, nothing read-only is written, each call fits one version. Done by the writer, so that a compiler's mistake is found
 //! before a file exists, and by the reader, so that nothing has to be checked again per launch.
 
+mod batch;
+
 use crate::manifest::{byte_count, tensor_bytes};
 use crate::{ALIGN, ArgFault, Entry, Fault, Launch, Manifest, Place, Space, State, SymbolRange, Version, VersionFault};
 use hadal_types::{Bindings, Definitions, Dim, Sym, TensorType};
@@ -124,7 +126,10 @@ fn check_entry(manifest: &Manifest, entry: &Entry, faults: &mut Vec<Fault>) {
     if let Some(what) = check_versions(manifest, entry) {
         return faults.push(Fault::Versions { entry: named(), what });
     }
-    for version in &entry.versions {
+    for (number, version) in entry.versions.iter().enumerate() {
+        if let Some((launch, what)) = batch::check(manifest, entry, version) {
+            faults.push(Fault::Batch { entry: named(), version: number, launch, what });
+        }
         check_launches(manifest, entry, version, &known, faults);
     }
 }
@@ -197,7 +202,8 @@ fn check_launches(
 ) {
     let named = || entry.name.clone();
     let corners = version.corners(manifest.model.max_context, &manifest.definitions);
-    let sizes = Sizes::new(manifest, entry, version, &corners);
+    let ranges = version.sizes(&manifest.definitions);
+    let sizes = Sizes::new(manifest, entry, &ranges, &corners);
     // Kernels are few and launches many, so what depends on the kernel alone is worked out once.
     let mut params: HashMap<u32, Vec<Option<Vec<u64>>>> = HashMap::new();
     for (launch, l) in version.launches.iter().enumerate() {
@@ -218,7 +224,7 @@ fn check_launches(
             if !known(&symbols) || !kernel.params.iter().all(|p| known(&p.ty.shape)) {
                 faults.push(Fault::UnknownSymbol { entry: named(), place: kernel.name.clone() });
             }
-            kernel.params.iter().map(|p| most_bytes(&p.ty, &version.symbols, &corners)).collect()
+            kernel.params.iter().map(|p| most_bytes(&p.ty, &ranges, &corners)).collect()
         });
         if !known(&l.grid) {
             faults.push(Fault::UnknownSymbol { entry: named(), place: format!("the grid of `{}`", kernel.name) });
@@ -312,10 +318,10 @@ impl Room<'_> {
 }
 
 impl<'a> Sizes<'a> {
-    fn new(manifest: &'a Manifest, entry: &'a Entry, version: &Version, corners: &[Bindings]) -> Self {
+    fn new(manifest: &'a Manifest, entry: &'a Entry, symbols: &[SymbolRange], corners: &[Bindings]) -> Self {
         // Of a port as little as it can be, where symbols follow from others and are at their largest in corners.
         let least = |c: &Bindings| -> Bindings {
-            let low = |s: &Sym| version.symbols.iter().find(|r| r.sym == *s).map(|r| r.lo);
+            let low = |s: &Sym| symbols.iter().find(|r| r.sym == *s).map(|r| r.lo);
             let at = |(s, v): (&Sym, &i64)| match manifest.definitions.has(*s) {
                 true => (*s, low(s).unwrap_or(*v)),
                 false => (*s, *v),
@@ -325,7 +331,7 @@ impl<'a> Sizes<'a> {
         let low: Vec<Bindings> = corners.iter().map(least).collect();
         let at = |p: &crate::Port| bytes_at(&p.ty, &low).filter(|_| grows(&p.ty));
         let all = |ports: &[crate::Port]| ports.iter().map(at).collect();
-        let most_new = version.symbols.iter().find(|r| r.sym == Sym::T).map_or(1, |r| r.hi.max(0) as u64);
+        let most_new = symbols.iter().find(|r| r.sym == Sym::T).map_or(1, |r| r.hi.max(0) as u64);
         let window = |s: &State| {
             let (kept, row) = (s.window()?, s.row_bytes().unwrap_or(0));
             // Room for nothing where a call's rows would not fit behind those kept.
@@ -352,7 +358,7 @@ impl<'a> Sizes<'a> {
 
     fn of(&self, space: Space) -> Option<Room<'_>> {
         match space {
-            Space::Arena => Some(Room::Fixed(self.manifest.arena_bytes)),
+            Space::Arena | Space::Own => Some(Room::Fixed(self.manifest.arena_bytes)),
             Space::Weight(i) => self.manifest.weights.get(i as usize).map(|w| Room::Fixed(w.bytes)),
             Space::State(i) => match self.windows.get(i as usize)? {
                 Some(rows) => Some(Room::AtCorners(rows)),

@@ -216,6 +216,21 @@ pub enum Fault {
         /// What is wrong with it.
         what: ArgFault,
     },
+    /// A version is said to run for batches, but could not.
+    #[error(
+        "entry `{entry}`, version {version}{}: {what}",
+        launch.map_or(String::new(), |l| format!(", launch {l}"))
+    )]
+    Batch {
+        /// The entry.
+        entry: String,
+        /// Position of the version.
+        version: usize,
+        /// Position of the launch, if it is one that is wrong.
+        launch: Option<usize>,
+        /// What is wrong with it.
+        what: BatchFault,
+    },
 }
 
 impl Fault {
@@ -258,4 +273,21 @@ pub enum ArgFault {
     /// Past the end for some values of the symbols.
     #[error("the kernel would reach past the end of the buffer")]
     OutOfBounds,
+}
+
+/// What keeps a version from running for a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchFault {
+    /// It runs for none, but says what each sequence has.
+    #[error("something is each sequence's, but it does not run for batches")]
+    Stray,
+    /// No number of tokens, or one that nobody would compute at once.
+    #[error("it runs for batches, but not for several tokens")]
+    Tokens,
+    /// Something shared is not a row for each sequence.
+    #[error("what sequences share is not a row for each")]
+    Rows,
+    /// A launch for all sequences uses what each has: states, memory, numbers other than that of tokens.
+    #[error("a launch for all sequences uses what each has for itself")]
+    Shared,
 }

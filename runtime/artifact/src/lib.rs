@@ -17,13 +17,13 @@ mod read;
 mod write;
 
 pub use check::check;
-pub use error::{ArgFault, Error, Fault, Part, VersionFault};
+pub use error::{ArgFault, BatchFault, Error, Fault, Part, VersionFault};
 pub use manifest::*;
 pub use read::{Artifact, parse};
 pub use write::{Parts, WeightWriter, write, write_to};
 
 /// Version of the file format and of the kernel ABI; a reader takes exactly its own.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the blobs the runtime looks for, bytes as in the checkpoint.
 pub mod blob {

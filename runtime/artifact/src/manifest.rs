@@ -236,6 +236,11 @@ pub struct Version {
     pub symbols: Vec<SymbolRange>,
     /// Kernels to run, in order.
     pub launches: Vec<Launch>,
+    /// Whether it also runs for a batch: one new token for each of several sequences, at most as many as the version has tokens.
+    ///
+    /// Then row `b` of what is shared belongs to sequence `b`: inputs, outputs and [`Space::Arena`]. Launches run once, `T` being
+    /// the number of sequences, or for [each](Launch::each) of them.
+    pub batches: bool,
     /// Weight bytes that one call with the fewest new tokens reads, for bandwidth figures (experts not chosen do not
     /// count).
     pub weight_bytes_read: Option<u64>,
@@ -282,6 +287,9 @@ pub struct Launch {
     pub args: Vec<Arg>,
     /// Extents; the product is the number of grid indices.
     pub grid: Vec<Dim>,
+    /// Whether it runs in a batch for each sequence alone: with one new token, its own symbols and states, and the sequence's row of
+    /// what is shared.
+    pub each: bool,
 }
 
 /// The address a kernel gets for one parameter: `offset` bytes into `space`.
@@ -297,6 +305,11 @@ impl Arg {
     /// The start of `space`.
     pub fn of(space: Space) -> Arg {
         Arg { space, offset: 0 }
+    }
+
+    /// `offset` bytes into the arena, in memory that each sequence has for itself.
+    pub fn own(offset: u64) -> Arg {
+        Arg { space: Space::Own, offset }
     }
 
     /// `offset` bytes into the arena.
@@ -318,6 +331,8 @@ pub enum Space {
     Input(u32),
     /// One of the entry's outputs.
     Output(u32),
+    /// Working memory of the call like [`Space::Arena`], in the same bytes; in a batch, memory that each sequence has for itself.
+    Own,
 }
 
 impl Manifest {
@@ -414,13 +429,31 @@ impl Entry {
 }
 
 impl Version {
-    /// The corner points of the values the symbols can take together, with `P + T <= max_context`; none where that
+    /// The symbols with their values in calls and in batches, where there is one new token too.
+    pub fn sizes(&self, definitions: &Definitions) -> Vec<SymbolRange> {
+        let mut symbols = self.symbols.clone();
+        let Some(tokens) = symbols.iter_mut().find(|r| self.batches && r.sym == Sym::T && r.lo > 1) else {
+            return symbols;
+        };
+        tokens.lo = 1;
+        for (sym, definition) in definitions.iter() {
+            let of = |sym| symbols.iter().find(|r| r.sym == sym).map(|r| (r.lo, r.hi));
+            let range = definitions.range(definition, of);
+            if let Some(((lo, hi), r)) = range.zip(symbols.iter_mut().find(|r| r.sym == *sym)) {
+                (r.lo, r.hi) = (lo, hi);
+            }
+        }
+        symbols
+    }
+
+    /// The corner points of the [values](Version::sizes) the symbols can take together, with `P + T <= max_context`; none where that
     /// leaves nothing. Symbols that follow from others are taken at their largest. A size that grows with every symbol is
     /// largest at one of them.
     pub fn corners(&self, max_context: u64, definitions: &Definitions) -> Vec<Bindings> {
         let context = i64::try_from(max_context).unwrap_or(i64::MAX);
+        let symbols = self.sizes(definitions);
         let mut corners = vec![Bindings::new()];
-        for r in &self.symbols {
+        for r in &symbols {
             let ends = if definitions.has(r.sym) { [r.hi, r.hi] } else { [r.lo, r.hi] };
             let ends = &ends[usize::from(ends[0] == ends[1])..];
             let split = |b: &Bindings| -> Vec<Bindings> {
@@ -428,7 +461,7 @@ impl Version {
             };
             corners = corners.iter().flat_map(split).collect();
         }
-        let least = |sym| self.symbols.iter().find(|r| r.sym == sym).map(|r| r.lo);
+        let least = |sym| symbols.iter().find(|r| r.sym == sym).map(|r| r.lo);
         if let (Some(least_p), Some(least_t)) = (least(Sym::P), least(Sym::T)) {
             // A corner outside the context gives way to the points where its two edges meet the limit.
             let within = |b: Bindings| -> Vec<Bindings> {
@@ -449,6 +482,17 @@ impl Version {
         corners.dedup();
         corners
     }
+}
+
+/// Bytes of each token's row, where a tensor of type `ty` has as many rows as there are new tokens, and no other symbol.
+pub fn row_bytes(ty: &TensorType) -> Option<u64> {
+    let symbolic: Vec<&Dim> = ty.shape.iter().filter(|d| d.as_const().is_none()).collect();
+    let [size] = symbolic[..] else { return None };
+    let ([(Sym::T, 1..)], 0) = (size.terms(), size.constant()) else { return None };
+    let one = Bindings::from([(Sym::T, 1)]);
+    let shape: Option<Vec<u64>> = ty.shape.iter().map(|d| u64::try_from(d.eval(&one).ok()?).ok()).collect();
+    let bits = shape?.iter().try_fold(ty.dtype.bits(), |n, d| n.checked_mul(*d))?;
+    bits.is_multiple_of(8).then_some(bits / 8)
 }
 
 /// Bytes of a tensor, `None` where that overflows.

@@ -84,6 +84,7 @@ fn version(lo: i64, hi: i64, t: &Dim) -> Version {
                     Arg::arena(64),
                 ],
                 grid: vec![t.clone(), Dim::from(2)],
+                each: false,
             },
             Launch {
                 kernel: 0,
@@ -94,8 +95,10 @@ fn version(lo: i64, hi: i64, t: &Dim) -> Version {
                     Arg::of(Space::Output(0)),
                 ],
                 grid: vec![t.clone()],
+                each: false,
             },
         ],
+        batches: false,
         weight_bytes_read: Some(40),
         flops: None,
     }

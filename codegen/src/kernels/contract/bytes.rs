@@ -40,7 +40,7 @@ pub struct Bytes {
     /// Format of the streamed codes.
     codes: DType,
     /// Groups of the rows.
-    x: Groups,
+    pub x: Groups,
     /// Groups of the streamed operand.
     pub w: Groups,
     /// Groups of its scales, and of its offsets, where these have scales themselves: the variable and summed elements.
@@ -78,7 +78,7 @@ impl Groups {
     }
 
     /// With the letter and what numbers groups at the beginning of group `at`.
-    fn bind<'a>(&self, b: &mut Builder, env: &Env<'a>, k: Var, at: Value) -> Env<'a> {
+    pub fn bind<'a>(&self, b: &mut Builder, env: &Env<'a>, k: Var, at: Value) -> Env<'a> {
         let size = b.const_i64(self.size);
         let first = b.mul(at, size);
         let env = env.with(k, first);
@@ -126,6 +126,18 @@ impl Bytes {
         self.size >= v && by_x && groups && by_w
     }
 
+    /// Summed elements that share all scales.
+    pub fn fine(&self) -> i64 {
+        self.x.size.min(self.w.size)
+    }
+
+    /// Whether panels of them can be laid out: groups begin where others do, and codes are bytes with a sign.
+    pub fn in_panels(&self) -> bool {
+        let (fine, most) = (self.fine(), self.x.size.max(self.w.size));
+        let whole = most % fine == 0 && self.size % fine == 0 && 64 % fine == 0;
+        whole && self.codes != DType::U8 && (!self.offsets || self.w.size == fine)
+    }
+
     /// Weights of a register.
     fn vector(&self) -> i64 {
         if self.codes.is_packed() { 8 * LANES } else { 4 * LANES }
@@ -142,7 +154,7 @@ impl Bytes {
     }
 
     /// What a code of this many units stands for is so many times less.
-    fn unit(&self) -> f32 {
+    pub fn unit(&self) -> f32 {
         if self.codes == DType::F4E2M1 { 0.5 } else { 1.0 }
     }
 
@@ -287,7 +299,7 @@ impl<'a> Rows<'a> {
         }
         let to = self.times(b, slot, LANES);
         let total = |b: &mut Builder, by: i32| {
-            let (by, none) = (b.const_i32(by * 0x0101_0101), b.const_i32(0));
+            let (by, none) = (b.const_i32(i32::from_ne_bytes([by as u8; 4])), b.const_i32(0));
             let by = b.splat(by, lanes);
             let (by, none) = (b.bitcast(by, DType::U8), b.splat(none, lanes));
             (halves.iter().fold(none, |sum, half| b.dot(by, *half, sum)), none)

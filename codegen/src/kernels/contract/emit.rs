@@ -1,5 +1,6 @@
 //! Kernel IR for a product-sum under a schedule.
 
+use super::byte_panels;
 use super::bytes::{self, Bytes};
 use super::desc::Desc;
 pub use super::env::{Env, Step, declare, in_vectors, load_f32};
@@ -57,7 +58,8 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
 /// What a grid index computes: `total` rows of these columns.
 fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
     if s.form == Form::Packed {
-        return packed::cell(b, desc, s, env, (lo, hi), total);
+        let cell = if s.quads { byte_panels::cell } else { packed::cell };
+        return cell(b, desc, s, env, (lo, hi), total);
     }
     let size = |n: Var| desc.size(n).as_const();
     let lanes = if s.form == Form::Outer { s.lanes as i64 } else { 1 };

@@ -23,6 +23,7 @@
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:
 //! `docs/perf/kernels-cpu.md`.
 
+mod byte_panels;
 mod bytes;
 pub mod desc;
 pub mod emit;

@@ -9,10 +9,16 @@
 use super::desc::Desc;
 use super::emit::{Env, finish};
 use super::epilogue::on_vectors;
-use super::schedule::{STRIPE, Schedule, plain, steps};
+use super::schedule::{Schedule, UNIT, plain, steps};
 use super::view::{Access, Var};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, Value};
 use hadal_types::DType;
+
+/// Elements of a column that are laid out at a time: so many that a column is read in a stream.
+const STRIPE: i64 = 256;
+
+/// Words between columns of a stripe, which would share few places of the nearest cache otherwise.
+const PAD: i64 = 16;
 
 /// All columns and rows of one grid index.
 pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
@@ -22,11 +28,11 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi):
     let word = if s.pairs { DType::I32 } else { DType::F32 };
     let width = s.tile.1 as i64 * i64::from(s.lanes);
     let whole = desc.size(s.lane).as_const().is_some_and(|n| n % width == 0);
-    let (depth, height) = (s.depth.min((size + STRIPE - 1) / STRIPE * STRIPE), s.tile.0 as i64);
+    let (depth, height) = (s.depth.min((size + UNIT - 1) / UNIT * UNIT), s.tile.0 as i64);
     let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
     let turned = desc.vars.stride(&w.at, k).is_some_and(|s| s.is(1));
     let panel = b.alloc("panel", word, [depth / group * width]);
-    let stripe = turned.then(|| b.alloc("stripe", word, [STRIPE / group * width]));
+    let stripe = turned.then(|| (b.alloc("stripe", word, [(STRIPE.min(depth) / group + PAD) * width]), STRIPE.min(depth)));
     let staged = (!s.pairs && !plain(desc, x)).then(|| b.alloc("rows", DType::F32, [height * depth]));
     let scales = (s.group > 0).then(|| b.alloc("scales", DType::F32, [(depth + s.group - 1) / s.group * width]));
     let sums = b.alloc("sums", DType::F32, [desc.size(rows).clone() * width]);
@@ -85,8 +91,8 @@ struct Cell<'e, 'a> {
     whole: bool,
     columns: (Value, Value),
     panel: Buf,
-    /// Columns as they are stored, which are turned then.
-    stripe: Option<Buf>,
+    /// So many elements of columns as they are stored, which are turned then.
+    stripe: Option<(Buf, i64)>,
     /// A tile's rows in f32.
     staged: Option<Buf>,
     /// Scales of the columns, group by group, where they multiply sums.
@@ -115,10 +121,10 @@ impl<'a> Cell<'_, 'a> {
     /// So many summed elements.
     fn chunk(&self, b: &mut Builder, from: Value, length: i64, size: i64) {
         let zero = b.const_i64(0);
-        if self.stripe.is_some() {
-            let (whole, rest) = (length / STRIPE * STRIPE, length % STRIPE);
+        if let Some((_, stripe)) = self.stripe {
+            let (whole, rest) = (length / stripe * stripe, length % stripe);
             let end = b.const_i64(whole);
-            b.for_each(zero, end, STRIPE, LoopKind::Serial, |b, at| self.pack_turned(b, from, at, STRIPE));
+            b.for_each(zero, end, stripe, LoopKind::Serial, |b, at| self.pack_turned(b, from, at, stripe));
             if rest > 0 {
                 self.pack_turned(b, from, end, rest);
             }
@@ -127,7 +133,8 @@ impl<'a> Cell<'_, 'a> {
         }
         self.lay_scales(b, from, length);
         let mut first = zero;
-        for height in [self.s.tile.0 as i64, 4, 1] {
+        // Fewer than four rows wait for their sums, so one tile takes all that are left.
+        for height in [self.s.tile.0 as i64, 4, 3, 2, 1] {
             let left = b.sub(self.total, first);
             let unit = b.const_i64(height);
             let tiles = b.div(left, unit);
@@ -142,14 +149,14 @@ impl<'a> Cell<'_, 'a> {
 
     /// Lays out columns that are stored one after the other: converts a stripe of each, then turns it.
     fn pack_turned(&self, b: &mut Builder, from: Value, at: Value, length: i64) {
-        let Some(stripe) = self.stripe else { return };
+        let Some((stripe, most)) = self.stripe else { return };
         let block = self.w.scale.as_deref().and_then(|scale| {
             self.desc.vars.reads(scale, self.k).then(|| steps(self.desc, scale, self.k, &[])).flatten()
         });
         let lanes = [64, 32].into_iter().find(|l| block.as_ref().is_none_or(|s| s.block % l == 0)).unwrap_or(16);
         let (zero, width) = (b.const_i64(0), b.const_i64(self.width));
         let start = b.add(from, at);
-        let line = STRIPE / self.group;
+        let line = most / self.group + PAD;
         b.for_each(zero, width, 1, LoopKind::Serial, |b, c| {
             let n = b.add(self.columns.0, c);
             let n = self.column(b, n);

@@ -15,6 +15,7 @@
 //! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
+use super::byte_panels::{STRIPE, WIDTH};
 use super::bytes::Bytes;
 use super::desc::{Desc, Role};
 use super::view::{Access, Affine, Var, VarKind};
@@ -116,8 +117,8 @@ const PACKED_TILE: (usize, usize) = (12, 2);
 /// Blocks of packed columns that meet rows which were listed once.
 const LISTED: i64 = 4;
 
-/// Elements of a column that the packed form lays out at a time; chunks are multiples of it.
-pub const STRIPE: i64 = 64;
+/// Chunks of the packed form are multiples of so many elements of a column.
+pub const UNIT: i64 = 64;
 
 /// All schedules that compute `desc`, the preferred one first. Empty where none fits.
 pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
@@ -180,6 +181,7 @@ fn wide(desc: &Desc, target: &Target) -> Vec<Schedule> {
                 all.extend(steps);
             }
             all.extend(desc.of_role(own).filter_map(|n| packed(desc, streamed, k, n, target)));
+            all.extend(desc.of_role(own).filter_map(|n| packed_bytes(desc, streamed, k, n, target)));
             all.extend([4, 2, 8].into_iter().filter_map(|strip| step_of_bytes(desc, streamed, k, strip, target)));
         }
         all.extend(desc.of_role(own).filter_map(|v| outer(desc, streamed, v, register, register)));
@@ -397,7 +399,7 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
     let group = group.filter(|_| pairs).unwrap_or(0);
     let width = PACKED_TILE.1 as i64 * lanes;
     // A chunk takes half of the second-level cache, rows pass by. Groups are not cut.
-    let unit = if group > 0 && group < size { STRIPE * group / gcd(STRIPE, group) } else { STRIPE };
+    let unit = if group > 0 && group < size { UNIT * group / gcd(UNIT, group) } else { UNIT };
     let most = target.cache / 2 / (width * if pairs { 2 } else { 4 });
     let chunks = if group == size { 1 } else { (size + most - 1) / most };
     let depth = ((size + chunks - 1) / chunks + unit - 1) / unit * unit;
@@ -425,6 +427,47 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
         grid,
     })
     .filter(|s| s.block.is_some())
+}
+
+/// The packed form of bytes, in fours.
+fn packed_bytes(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Option<Schedule> {
+    let bytes = Bytes::of(desc, streamed, k).filter(|bytes| target.dots && bytes.in_panels())?;
+    let (rows, cols, grid) = tile_letters(desc, streamed, Some(n));
+    let (m, size, sums, count) = (rows?, desc.size(k).as_const()?, sums(desc, k), desc.size(n).as_const()?);
+    let alone = desc.operands.iter().all(|a| desc.vars.gathers(a).is_empty());
+    if desc.is_few(m) || desc.in_steps() || sums.len() != 1 || !alone {
+        return None;
+    }
+    // Several blocks share what is written of a row, where there are enough of them for many processors.
+    let width = WIDTH * (count / WIDTH / CELLS).clamp(1, 4);
+    let group = bytes.w.size.max(bytes.x.size);
+    let unit = if group < size { STRIPE * group / gcd(STRIPE, group) } else { STRIPE };
+    let most = (target.cache / 2 / width).max(unit);
+    let chunks = (size + most - 1) / most;
+    let depth = ((size + chunks - 1) / chunks + unit - 1) / unit * unit;
+    Some(Schedule {
+        form: Form::Packed,
+        streamed,
+        lanes: 16,
+        lane: n,
+        sums,
+        rows,
+        cols,
+        tile: PACKED_TILE,
+        strip: PACKED_TILE.1,
+        apart: 1,
+        block: Some(width),
+        convert: None,
+        fold: false,
+        step: false,
+        shared: 1,
+        pairs: false,
+        quads: true,
+        register: 16,
+        depth,
+        group: bytes.w.size,
+        grid,
+    })
 }
 
 fn gcd(a: i64, b: i64) -> i64 {

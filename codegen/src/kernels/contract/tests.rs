@@ -212,6 +212,60 @@ fn many_rows_meet_packed_columns() {
     }
 }
 
+/// A product of rows of bytes by codes with these groups; `over` elements share a scale of scales.
+fn of_bytes(codes: &str, group: usize, over: Option<usize>, offsets: bool, n: usize, k: usize) -> String {
+    let groups = k.div_ceil(group);
+    let mut params = format!("%x: i8[T, {k}], %xs: f32[T, {}], %q: {codes}[{n}, {k}]", k / 32);
+    let mut body = format!("  %0 = dequantize %x, %xs {{block = [1, 32]}} : f32[T, {k}]\n");
+    let mut part = |name: &str| {
+        let Some(over) = over else {
+            params += &format!(", %{name}: f16[{n}, {groups}]");
+            return format!("%{name}");
+        };
+        params += &format!(", %{name}: u8[{n}, {groups}], %{name}d: f16[{n}, {}]", k.div_ceil(over));
+        let block = over / group;
+        body += &format!("  %{name}s = dequantize %{name}, %{name}d {{block = [1, {block}]}} : f32[{n}, {groups}]\n");
+        format!("%{name}s")
+    };
+    let scales = part("s");
+    let offsets = if offsets { format!(", {}", part("m")) } else { String::new() };
+    body += &format!("  %w = dequantize %q, {scales}{offsets} {{block = [1, {group}]}} : f32[{n}, {k}]\n");
+    body += &format!("  %y = contract %0, %w {{spec = \"td,fd->tf\"}} : f32[T, {n}]");
+    kernel(&params, &body, &format!("f32[T, {n}]"))
+}
+
+/// Forms that sum in f32 add up to a thousand products of magnitudes up to 64.
+const OF_BYTES_TOLERANCE: f64 = 1e-3;
+
+/// Formats of weights, with the widths of rows that they are tried with.
+const OF_BYTES: [(&str, usize, Option<usize>, bool, &[usize]); 12] = [
+    ("i8", 128, None, false, &[256, 320]),
+    ("i8", 64, None, false, &[64, 160]),
+    ("i8", 32, None, false, &[128, 544]),
+    ("i8", 16, Some(256), false, &[256]),
+    ("i8", 576, None, false, &[576]),
+    ("i4", 128, None, false, &[384, 224]),
+    ("i4", 64, None, false, &[1088]),
+    ("i4", 32, None, false, &[256, 576]),
+    ("u4", 32, None, true, &[128, 672]),
+    ("u4", 32, Some(256), true, &[768]),
+    ("f4e2m1", 32, None, false, &[544]),
+    ("i4", 16, None, true, &[256, 320]),
+];
+
+#[test]
+fn rows_of_bytes_meet_bytes_and_nibbles() {
+    for (codes, group, over, offsets, widths) in OF_BYTES {
+        for (i, k) in widths.iter().enumerate() {
+            let n = [42, 64][i % 2];
+            let text = of_bytes(codes, group, over, offsets, n, *k);
+            let preferred = &candidates(&Desc::of(&function(&text)).unwrap(), &wide())[0];
+            assert!(preferred.form == Form::Packed && preferred.quads, "{codes} {group} {k}: {preferred:?}");
+            check(&text, &[(Sym::T, 17)], OF_BYTES_TOLERANCE);
+        }
+    }
+}
+
 /// A step's rows have the same bits whatever their number, in streams of columns and in pairs of bf16.
 #[test]
 fn rows_of_a_step_have_the_same_bits() {
@@ -231,28 +285,54 @@ fn rows_of_a_step_have_the_same_bits() {
         let body = format!("{dequantize}  %y = contract %x, {w} {{spec = \"td,fd->tf\"}} : f32[T, 71]");
         let func = function(&kernel(&format!("%x: {x}[T, 84], {params}"), &body, "f32[T, 71]"));
         let desc = Desc::of(&func).unwrap().within(&step);
-        for s in candidates(&desc, &wide()).into_iter().filter(|s| s.step) {
-            let made = emit::emit(&desc, &s);
-            let run = |t: usize| {
-                let bindings = Bindings::from([(Sym::T, t as i64)]);
-                let mut args = arguments(&func, &Bindings::from([(Sym::T, 8)]), 3);
-                args[0] = Tensor::real(args[0].dtype, &[t, 84], args[0].reals()[..t * 84].to_vec());
-                let found = interpreted(&made, &func, &args, &bindings);
-                let expected = interpret::eval_func(&func, &args, &bindings).unwrap();
-                close(&found[0], &expected[0], 1e-5, &|| s.show(&desc));
-                if t == 8 {
-                    compiled(&made, &func, &args, &bindings, &found, false);
-                }
-                found[0].bytes.clone()
-            };
-            let all = run(8);
-            for t in [1, 3] {
-                let some = run(t);
-                assert_eq!(all[..some.len()], some, "{}", s.show(&desc));
-            }
-        }
+        in_every_step(&func, &desc, 1e-5);
         let preferred = &candidates(&desc, &wide())[0];
         assert!(preferred.step && preferred.pairs == (x == "bf16"), "{}", preferred.show(&desc));
+    }
+}
+
+#[test]
+fn rows_of_bytes_have_the_same_bits_in_a_step() {
+    let step = Ranges::from([(Sym::T, Range { min: 1, max: 8 })]);
+    for (codes, group, over, offsets, widths) in OF_BYTES {
+        for k in widths {
+            let func = function(&of_bytes(codes, group, over, offsets, 19, *k));
+            let desc = Desc::of(&func).unwrap().within(&step);
+            let preferred = &candidates(&desc, &wide())[0];
+            assert!(preferred.step && preferred.quads, "{codes} {group} {k}: {}", preferred.show(&desc));
+            in_every_step(&func, &desc, OF_BYTES_TOLERANCE);
+        }
+    }
+}
+
+/// All steps of up to eight rows agree with the graph interpreter, and to the last bit with each other.
+fn in_every_step(func: &Func, desc: &Desc, tolerance: f64) {
+    for s in candidates(desc, &wide()).into_iter().filter(|s| s.step) {
+        let made = emit::emit(desc, &s);
+        let errors = hadal_ir::kernel::verify::verify(&made);
+        assert!(errors.is_empty(), "{errors:?}\n{made}");
+        let run = |t: usize| {
+            let bindings = Bindings::from([(Sym::T, t as i64)]);
+            let mut args = arguments(func, &Bindings::from([(Sym::T, 8)]), 3);
+            for (arg, param) in args.iter_mut().zip(&func.params) {
+                if func.ty(*param).shape[0] == Dim::from(Sym::T) {
+                    let (shape, bytes) = ([&[t], &arg.shape[1..]].concat(), arg.to_bytes());
+                    *arg = Tensor::from_bytes(arg.dtype, &shape, &bytes[..bytes.len() / 8 * t]).unwrap();
+                }
+            }
+            let found = interpreted(&made, func, &args, &bindings);
+            let expected = interpret::eval_func(func, &args, &bindings).unwrap();
+            close(&found[0], &expected[0], tolerance, &|| s.show(desc));
+            if t == 8 {
+                compiled(&made, func, &args, &bindings, &found, false);
+            }
+            found[0].bytes.clone()
+        };
+        let all = run(8);
+        for t in [1, 3] {
+            let some = run(t);
+            assert_eq!(all[..some.len()], some, "{}", s.show(desc));
+        }
     }
 }
 
