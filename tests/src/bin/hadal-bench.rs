@@ -97,9 +97,9 @@ fn compiled(args: &Args) -> Result<PathBuf> {
     let (activations, weights) = match args.dtype.trim_start_matches("gguf:") {
         "f32" => (Activations::F32, None),
         "bf16" | "f16" => (Activations::Bf16, None),
-        "int8" | "q8_0" if folder => (Activations::Bf16, Some(DType::I8)),
-        "int4" | "q4_k_m" | "q4_1" if folder => (Activations::Bf16, Some(DType::I4)),
-        _ => (Activations::Bf16, None),
+        "int8" | "q8_0" if folder => (Activations::Int8, Some(DType::I8)),
+        "int4" | "q4_k_m" | "q4_1" if folder => (Activations::Int8, Some(DType::I4)),
+        _ => (Activations::Int8, None),
     };
     let input = Input::open(&args.model)?.quantized(weights.map(|codes| WeightOnly { codes, group: 128 }))?;
     let options = Options { activations, external_weights: true, max_context: Some(longest), ..Options::default() };
