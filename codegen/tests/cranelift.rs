@@ -353,3 +353,10 @@ fn a_load_stays_behind_the_store_that_it_reads() {
     let numbers = [7i64, -3, 0, 2].iter().flat_map(|v| v.to_le_bytes()).collect();
     agree(&b.finish(), &Bindings::new(), &[Buffer::from_bytes(DType::I64, numbers), Buffer::uninit(DType::I64, 4)]);
 }
+
+/// Every test here also runs code for ARM, in an emulator.
+#[test]
+#[cfg(feature = "llvm-backend")]
+fn the_emulator_is_there() {
+    assert!(kernels::emulated::is_there(), "qemu-aarch64 is missing: `cargo xtask setup` installs it");
+}

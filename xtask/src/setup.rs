@@ -1,13 +1,16 @@
 //! Installing what cargo does not bring.
 //!
 //! Cargo brings every Rust crate. Beyond that a C linker is needed to build at all, and LLVM 19 for the optional
-//! feature `llvm`. Where apt-get and the right to use it are at hand they are installed; elsewhere the line to run is
+//! feature `llvm`, with an emulator of ARM processors for its tests. Where apt-get and the right to use it are at hand they are installed; elsewhere the line to run is
 //! printed.
 
 use crate::Result;
 use std::process::{Command, Stdio};
 
 const PACKAGES: [&str; 4] = ["llvm-19-dev", "libpolly-19-dev", "zlib1g-dev", "libzstd-dev"];
+
+/// Runs code for ARM in the tests of the LLVM code generator.
+const EMULATOR: &str = "qemu-aarch64";
 
 /// Installs what is missing, or says how to.
 pub fn run(without_llvm: bool) -> Result {
@@ -21,9 +24,14 @@ pub fn run(without_llvm: bool) -> Result {
     let found = works("llvm-config-19", &["--version"]) || works("/usr/lib/llvm-19/bin/llvm-config", &["--version"]);
     if found {
         println!("== setup: LLVM 19 is installed");
+    } else {
+        install(&PACKAGES, "LLVM 19, for the feature `llvm`")?;
+    }
+    if works(EMULATOR, &["--version"]) {
+        println!("== setup: {EMULATOR} is installed");
         return Ok(());
     }
-    install(&PACKAGES, "LLVM 19, for the feature `llvm`")
+    install(&["qemu-user"], "an emulator, for tests of code for ARM")
 }
 
 fn works(program: &str, args: &[&str]) -> bool {

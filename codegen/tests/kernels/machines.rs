@@ -46,5 +46,25 @@ pub fn run_all(kernel: &Kernel, symbols: &Bindings, args: &[Buffer], cuts: &[i64
         jit::run_compiled(kernel, &code, symbols, &mut buffers, cuts).unwrap_or_else(|e| fail(e));
         (machine.name, buffers)
     };
-    machines().into_iter().map(run).collect()
+    machines().into_iter().map(run).chain(emulated(kernel, symbols, args)).collect()
+}
+
+#[cfg(not(feature = "llvm-backend"))]
+fn emulated(_: &Kernel, _: &Bindings, _: &[Buffer]) -> Option<(&'static str, Vec<Buffer>)> {
+    None
+}
+
+/// The same for the processor that this machine is not, where it can be emulated.
+#[cfg(feature = "llvm-backend")]
+fn emulated(kernel: &Kernel, symbols: &Bindings, args: &[Buffer]) -> Option<(&'static str, Vec<Buffer>)> {
+    static THERE: std::sync::LazyLock<bool> = std::sync::LazyLock::new(super::emulated::is_there);
+    if !*THERE {
+        return None;
+    }
+    let (target, mut buffers) = (CpuTarget::AARCH64_NEON, args.to_vec());
+    let code = hadal_codegen::llvm::compile(kernel, &target, Default::default());
+    let code = code.unwrap_or_else(|e| panic!("{}: {e}\n{kernel}", target.name));
+    let ran = super::emulated::run(kernel, &code, symbols, &mut buffers);
+    ran.unwrap_or_else(|e| panic!("{}: {e}\n{kernel}", target.name));
+    Some((target.name, buffers))
 }

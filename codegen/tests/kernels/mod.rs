@@ -1,6 +1,8 @@
 //! Runs kernel functions through the graph interpreter, the kernel interpreter and machine code, and compares.
 #![allow(dead_code, reason = "shared by several test programs")]
 
+#[cfg(feature = "llvm-backend")]
+pub mod emulated;
 pub mod machines;
 pub mod random;
 

@@ -1,4 +1,4 @@
-//! The commands of a compiled file: `generate`, `logits`, `bench`, `info`.
+//! The commands of a compiled file: `generate`, `logits`, `perplexity`, `bench`, `info`.
 //!
 //! Results go to standard output, timings and complaints to standard error, and the exit status tells what kind of
 //! failure it was (see [`Failure`]). The compiler's own `run` uses the same commands on a program in memory.
@@ -8,11 +8,13 @@ mod generate;
 mod info;
 mod kernels;
 mod logits;
+mod perplexity;
 
 pub use bench::BenchArgs;
 pub use generate::{GenerateArgs, SamplingArgs};
 pub use info::InfoArgs;
 pub use logits::LogitsArgs;
+pub use perplexity::PerplexityArgs;
 
 use crate::{Error, Program};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -31,6 +33,7 @@ use std::time::Instant;
   ./model generate --prompt 'Once upon a time' -n 64
   ./model generate --chat 'Why is the sky blue?' --temperature 0.6 --seed 1
   ./model logits --tokens 0,17,42 --out logits.safetensors
+  ./model perplexity book.txt
   ./model bench --prompt-len 128 -n 64 --json
   ./model info --verify
 
@@ -51,6 +54,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Write the logits of every token of a sequence to a safetensors file
     Logits(LogitsArgs),
+    /// Say how well the model foresees a text
+    Perplexity(PerplexityArgs),
     /// Measure the speed of prompts and of generation
     Bench(BenchArgs),
     /// Say what is in this file
@@ -152,6 +157,7 @@ pub fn execute(program: Arc<Program>, command: Command, started: Instant) -> Res
     match command {
         Command::Generate(args) => generate::run(program, &args, started),
         Command::Logits(args) => logits::run(program, &args),
+        Command::Perplexity(args) => perplexity::run(program, &args),
         Command::Bench(args) => bench::run(program, &args, started),
         Command::Info(args) => info::run(&program, &args),
     }
