@@ -115,11 +115,12 @@ pub trait Architecture {
     /// Adds its functions and entries:
     ///
     /// - `logits`: tokens to the logits of every position, and what drafts are made from;
-    /// - `prefill`: tokens to the logits of the last one; `decode`: the same of one token.
+    /// - `prefill`: tokens to the logits of the last one;
+    /// - `decode`: the tokens of a step, at most [`STEP`], to the `logits` of each.
     ///
     /// A model that drafts ([`Assembly::drafted_entries`]) has more:
     ///
-    /// - `decode` takes the tokens of a step, at most [`STEP`], and gives `logits` of each and a row of `hidden` for each;
+    /// - `decode` also gives a row of `hidden` for each;
     /// - `prefill_hidden`: as `prefill`, with such a row for every token, where `prefill` has none;
     /// - `draft_fill`: rows of `hidden`, with `tokens` those after them where it takes any, to nothing but what it keeps;
     /// - `draft` of multi-token prediction: the same, for a step, to the `logits` of the token after the last one's, and
@@ -296,11 +297,11 @@ impl<'a> Assembly<'a> {
         self.entry(name, func, Range { min: 1, max: STEP.min(most) });
     }
 
-    /// Adds the entries that every model has: `logits`, which calls `all`, and `prefill` and `decode`, which call `last`.
+    /// Adds the entries that every model has: `logits` and `decode`, which call `all`, and `prefill`, which calls `last`.
     pub fn main_entries(&mut self, all: &Func, last: &Func) {
         self.chunk_entry("logits", all);
         self.chunk_entry("prefill", last);
-        self.entry("decode", last, Range { min: 1, max: 1 });
+        self.step_entry("decode", all);
     }
 }
 

@@ -202,3 +202,162 @@ impl Grouped {
         if self.each_row { self.all(vars) } else { vars.size(self.group) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::schedule::{Form, candidates};
+    use super::super::tests::{arguments, close, compiled, function, interpreted, kernel};
+    use super::super::{Desc, emit};
+    use crate::kernels::{Ranges, Target};
+    use hadal_ir::{Bindings, Func, Range, Tensor, interpret};
+    use hadal_types::{DType, Sym};
+
+    const WIDE: Target = Target { lanes: 16, registers: 32, dots: true, cache: 4 * 32 * 64 };
+
+    /// Which experts rows choose.
+    const CHOICES: [(&str, fn(i64, i64) -> i64); 6] = [
+        ("all the same", |_, e| e / 2),
+        ("none that is there", |i, e| if i % 2 == 0 { -1 } else { e + i }),
+        ("each another", |i, e| i % e),
+        ("most the first", |i, e| if i % 7 == 3 { i * 5 % e } else { 0 }),
+        ("some nobody", |i, e| i * 11 % (e + 2) - 1),
+        ("neighbours alike", |i, e| i / 5 % e),
+    ];
+
+    /// A format of weights, and the format and block of their scales.
+    type Weights = (&'static str, Option<(&'static str, [i64; 2])>);
+
+    const BF16: Weights = ("bf16", None);
+    const F8: Weights = ("f8e4m3", Some(("f32", [16, 32])));
+    const F4: Weights = ("f4e2m1", Some(("f8e8m0", [1, 32])));
+    const I8: Weights = ("i8", Some(("f16", [1, 32])));
+    const I4: Weights = ("i4", Some(("f16", [1, 32])));
+
+    /// `y[t, k, f] = x w[e]` of rows and weights in these formats; each choice has a row of its own where `own` says so.
+    fn experts(x: &str, (format, scales): Weights, own: bool, [e, k, f, d]: [i64; 4]) -> Func {
+        let (given, spec) = match own {
+            true => (format!("T, {k}, {d}"), "tkd,tkfd->tkf"),
+            false => (format!("T, {d}"), "td,tkfd->tkf"),
+        };
+        let (stored, scaled) = if scales.is_some() { ("f32", "%0") } else { (format, "%w") };
+        let (param, dequantize) = scales.map_or_else(Default::default, |(s, [m, n])| {
+            (
+                format!(", %s: {s}[{e}, {}, {}]", (f + m - 1) / m, (d + n - 1) / n),
+                format!("  %0 = dequantize %w, %s {{block = [1, {m}, {n}]}} : f32[{e}, {f}, {d}]\n"),
+            )
+        });
+        let body = format!(
+            "{dequantize}  %1 = gather {scaled}, %e {{axis = 0}} : {stored}[T, {k}, {f}, {d}]
+  %2 = contract %x, %1 {{spec = \"{spec}\"}} : f32[T, {k}, {f}]
+  %3 = sigmoid %2 : f32[T, {k}, {f}]
+  %y = mul %3, %g : f32[T, {k}, {f}]"
+        );
+        let params =
+            format!("%x: {x}[{given}], %w: {format}[{e}, {f}, {d}]{param}, %e: i32[T, {k}], %g: f32[T, {k}, {f}]");
+        function(&kernel(&params, &body, &format!("f32[T, {k}, {f}]")))
+    }
+
+    /// The function's arguments with these choices.
+    fn chosen(func: &Func, t: i64, choose: impl Fn(i64) -> i64) -> Vec<Tensor> {
+        let mut args = arguments(func, &Bindings::from([(Sym::T, t)]), 5);
+        let e = args.iter().position(|a| a.dtype == DType::I32).unwrap();
+        let shape = args[e].shape.clone();
+        let count: usize = shape.iter().product();
+        args[e] = Tensor::int(DType::I32, &shape, (0..count as i64).map(choose).collect());
+        args
+    }
+
+    /// All grouped schedules give what the graph interpreter does, whoever chooses what.
+    fn check(func: &Func, experts: i64, t: i64, step: bool) {
+        let ranges = if step { Ranges::from([(Sym::T, Range { min: 1, max: 8 })]) } else { Ranges::new() };
+        let desc = Desc::of(func).unwrap().within(&ranges);
+        let desc = desc.grouped().expect("rows that can be grouped");
+        let bindings = Bindings::from([(Sym::T, t)]);
+        let all: Vec<_> = [Target::default(), WIDE].iter().flat_map(|target| candidates(&desc, target)).collect();
+        assert!(!all.is_empty() && step == all.iter().any(|s| s.step));
+        assert_eq!(!step, all.iter().any(|s| s.form == Form::Packed));
+        for s in &all {
+            let made = emit::emit(&desc, s);
+            let errors = hadal_ir::kernel::verify::verify(&made);
+            assert!(errors.is_empty(), "{errors:?}\n{made}");
+            for (i, (what, choose)) in CHOICES.into_iter().enumerate() {
+                let args = chosen(func, t, |i| choose(i, experts));
+                let found = interpreted(&made, func, &args, &bindings);
+                let expected = interpret::eval_func(func, &args, &bindings).unwrap();
+                let written = found[0].initialised.iter().all(|i| *i);
+                assert!(written, "{what}: rows are missing\n{}", s.show(&desc));
+                close(&found[0], &expected[0], 1e-5, &|| format!("{what}: {}\n{desc}\n{made}", s.show(&desc)));
+                // Code is made anew each time.
+                if i + 2 == CHOICES.len() {
+                    compiled(&made, func, &args, &bindings, &found, true);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_meet_what_they_choose() {
+        for (x, weights, own, t, sizes) in [
+            ("f32", BF16, false, 13, [5, 3, 36, 70]),
+            ("bf16", BF16, true, 9, [16, 2, 40, 64]),
+            ("bf16", F8, false, 15, [1, 1, 40, 96]),
+            ("f32", F4, true, 5, [3, 4, 33, 64]),
+            ("bf16", I8, false, 40, [3, 1, 33, 64]),
+            ("f32", I4, false, 1, [4, 2, 32, 64]),
+            ("f32", BF16, false, 8, [128, 8, 4, 16]),
+        ] {
+            check(&experts(x, weights, own, sizes), sizes[0], t, false);
+            check(&experts(x, weights, own, sizes), sizes[0], t.min(7), true);
+        }
+    }
+
+    /// A row has the same bits alone and with others, whatever these choose, in steps and in chunks.
+    #[test]
+    fn a_row_has_the_same_bits_in_every_company() {
+        let steps = Ranges::from([(Sym::T, Range { min: 1, max: 8 })]);
+        for (x, weights, own) in [("f32", BF16, false), ("bf16", BF16, true), ("bf16", F8, false), ("f32", I8, false)] {
+            let func = experts(x, weights, own, [4, 2, 36, 72]);
+            for (target, ranges, t) in [
+                (Target::default(), Ranges::new(), 19),
+                (WIDE, Ranges::new(), 19),
+                (Target::default(), steps.clone(), 8),
+                (WIDE, steps.clone(), 8),
+            ] {
+                let run = |func: &Func, args: &[Tensor], t: i64| {
+                    let generated = super::super::generate(func, &ranges, &target).unwrap().unwrap();
+                    let bindings = Bindings::from([(Sym::T, t)]);
+                    (interpreted(&generated.kernel, func, args, &bindings).remove(0).bytes, generated.schedule)
+                };
+                let all = chosen(&func, t, |i| i * i % 4);
+                let (together, shown) = run(&func, &all, t);
+                assert!(shown.contains("choose"), "{shown}");
+                // The first token by itself, as an entry for one token has it.
+                let text = hadal_ir::text::print_func(&func).replace("[T", "[1");
+                let alone = function(&text);
+                let first: Vec<Tensor> = all.iter().map(|a| first_token(a, t as usize)).collect();
+                if ranges.is_empty() {
+                    let (bits, _) = run(&func, &first, 1);
+                    assert_eq!(together[..bits.len()], bits, "{shown}");
+                } else {
+                    let (bits, shown_alone) = run(&alone, &first, 1);
+                    assert!(!shown_alone.contains("choose"), "{shown_alone}");
+                    assert_eq!(together[..bits.len()], bits, "{shown}\n{shown_alone}");
+                }
+            }
+        }
+    }
+
+    /// The part of the first of `t` tokens.
+    fn first_token(a: &Tensor, t: usize) -> Tensor {
+        if a.shape[0] != t {
+            return a.clone();
+        }
+        let mut shape = a.shape.clone();
+        shape[0] = 1;
+        let count = shape.iter().product();
+        match a.dtype {
+            DType::I32 => Tensor::int(a.dtype, &shape, (0..count).map(|i| a.at(i) as i64).collect()),
+            _ => Tensor::real(a.dtype, &shape, a.reals()[..count].to_vec()),
+        }
+    }
+}
