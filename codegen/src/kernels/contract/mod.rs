@@ -3,7 +3,8 @@
 //!
 //! [`Desc`] says what is computed, as addresses in parameters: chains of views, casts, block scales and gathers over
 //! parameters are composed into affine forms of the contraction's letters ([`view`]), never materialised.
-//! [`schedule`] chooses how; [`emit`] writes the kernel.
+//! [`schedule`] chooses how; [`emit`] writes the kernel. Where an index chooses the weights of each row, as a router chooses
+//! experts, rows that choose the same are put together first ([`grouped`]).
 //!
 //! **Numbers.** Products are added by fused multiply-add into f32. The dot form keeps `lanes` partial sums (lane `i`
 //! takes summed elements `i, i + lanes, …`, in order) and combines halves at the end; the outer form adds in order.
