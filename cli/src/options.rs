@@ -192,7 +192,7 @@ pub enum ActivationsArg {
     /// Inputs of products with narrow weights are rounded to bf16, which processors with such instructions multiply faster.
     Bf16,
     /// Inputs of products with weights of eight bits or four (--quantize, GGUF) are rounded to integers of eight bits with a
-    /// scale for each 32 neighbours, which processors with such instructions multiply faster; of others, as with bf16.
+    /// scale for each 32 to 128 neighbours, which processors with such instructions multiply faster; of others, as with bf16.
     Int8,
     /// What states keep is kept in the formats of the release, where it has any.
     Cache,

@@ -1,7 +1,8 @@
 //! Measures products with experts' weights against dense products of as many rows.
 //!
 //! `cargo run --release -p hadal-codegen --features llvm --example bench_experts [-- FILTER]`; `HADAL_BACKEND` as for
-//! `bench_kernels`. Experts are chosen at random, as many for each token as said.
+//! `bench_kernels`. Experts are chosen at random, as many for each token as said; with `HADAL_ALIKE` all tokens choose
+//! the same. `HADAL_ALL` measures all schedules, with rows grouped and not.
 
 mod runner;
 
@@ -12,8 +13,7 @@ use hadal_ir::{Bindings, DType, Func, Range, Sym, text};
 use runner::{Backend, Runner};
 
 fn function(params: &str, body: &str, result: &str) -> Func {
-    let source =
-        format!("symbols T in 1..4096\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n");
+    let source = format!("symbols T in 1..4096\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n");
     text::parse_module(&source).expect("well formed").funcs.remove(0)
 }
 
@@ -30,7 +30,11 @@ fn weights(format: &str, experts: Option<i64>, n: i64, k: i64) -> (String, Strin
         "f4e2m1" => ("f8e8m0", [1, 32]),
         _ => ("f16", [1, 32]),
     };
-    let blocks = if experts.is_some() { format!("1, {}, {}", block[0], block[1]) } else { format!("{}, {}", block[0], block[1]) };
+    let blocks = if experts.is_some() {
+        format!("1, {}, {}", block[0], block[1])
+    } else {
+        format!("{}, {}", block[0], block[1])
+    };
     (
         format!("%q: {format}[{all}], %s: {scales}[{}]", shape(block)),
         format!("  %w = dequantize %q, %s {{block = [{blocks}]}} : f32[{all}]\n"),
@@ -41,7 +45,11 @@ fn weights(format: &str, experts: Option<i64>, n: i64, k: i64) -> (String, Strin
 fn choices(tokens: i64, experts: i64, per_token: i64) -> Vec<u8> {
     let mut state = 1u64;
     let mut bytes = Vec::new();
+    let alike = std::env::var_os("HADAL_ALIKE").is_some();
     for _ in 0..tokens {
+        if alike {
+            state = 1;
+        }
         let mut chosen: Vec<i32> = Vec::new();
         while (chosen.len() as i64) < per_token {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -62,7 +70,7 @@ fn main() {
     let step = Ranges::from([(Sym::T, Range { min: 1, max: STEP })]);
     println!("{:46} {:>10} {:>9} {:>9}", "kernel", "µs", "GFLOP/s", "GB/s");
     let report = |name: String, func: &Func, ids: Option<Vec<u8>>, t: i64, flops: f64, bytes: f64| {
-        if !name.contains(&filter) {
+        if !format!("{name} ").contains(&filter) {
             return;
         }
         let bindings = Bindings::from([(Sym::T, t)]);
@@ -107,7 +115,8 @@ fn main() {
                             continue;
                         }
                         let (params, made) = weights(format, Some(e), n, k);
-                        let given = if what == "up" { format!("{tokens}, {k}") } else { format!("{tokens}, {chosen}, {k}") };
+                        let given =
+                            if what == "up" { format!("{tokens}, {k}") } else { format!("{tokens}, {chosen}, {k}") };
                         let made_type = if made.is_empty() { "bf16" } else { "f32" };
                         let body = format!(
                             "{made}  %1 = gather %w, %e {{axis = 0}} : {made_type}[{tokens}, {chosen}, {n}, {k}]\n  %y = contract %x, %1 {{spec = \"{spec}\"}} : f32[{tokens}, {chosen}, {n}]"
@@ -117,14 +126,22 @@ fn main() {
                             &body,
                             &format!("f32[{tokens}, {chosen}, {n}]"),
                         );
-                        report(format!("experts {name} {what} {x} by {format} T={t}"), &func, Some(ids.clone()), t, flops, streamed);
+                        report(
+                            format!("experts {name} {what} {x} by {format} T={t}"),
+                            &func,
+                            Some(ids.clone()),
+                            t,
+                            flops,
+                            streamed,
+                        );
                     }
                     // All weights, for as many rows as an expert has on average.
                     let rows = t * chosen / e;
                     if t > STEP && rows > 0 {
                         let (params, made) = weights(format, None, e * f, d);
                         let body = format!("{made}  %y = contract %x, %w {{spec = \"td,fd->tf\"}} : f32[T, {}]", e * f);
-                        let func = function(&format!("%x: {x}[T, {d}], {params}"), &body, &format!("f32[T, {}]", e * f));
+                        let func =
+                            function(&format!("%x: {x}[T, {d}], {params}"), &body, &format!("f32[T, {}]", e * f));
                         let name = format!("dense {name} {x} by {format} rows={rows}");
                         report(name, &func, None, rows, 2.0 * (rows * e * f * d) as f64, (e * f * d) as f64 * width);
                     }

@@ -53,6 +53,20 @@ fn grouped(x: &str, codes: &str, scales: &str, offsets: bool, n: i64, k: i64) ->
     function(&params, &body, &format!("f32[T, {n}]"))
 }
 
+/// Rows of bytes by codes, both with a scale for `group` of them.
+fn of_bytes(codes: &str, group: i64, offsets: bool, n: i64, k: i64) -> Func {
+    let groups = k / group;
+    let (param, operand) = if offsets { (format!(", %m: f16[{n}, {groups}]"), ", %m") } else { (String::new(), "") };
+    let params =
+        format!("%x: i8[T, {k}], %xs: f32[T, {}], %q: {codes}[{n}, {k}], %s: f16[{n}, {groups}]{param}", groups);
+    let body = format!(
+        "  %0 = dequantize %x, %xs {{block = [1, {group}]}} : f32[T, {k}]
+  %1 = dequantize %q, %s{operand} {{block = [1, {group}]}} : f32[{n}, {k}]
+  %y = contract %0, %1 {{spec = \"td,fd->tf\"}} : f32[T, {n}]"
+    );
+    function(&params, &body, &format!("f32[T, {n}]"))
+}
+
 /// The same with the rows in bf16.
 fn in_bf16(func: &Func) -> Func {
     let source = text::print_func(func).replacen(": f32", ": bf16", 1);
@@ -173,6 +187,14 @@ fn main() {
                 let func = grouped("f32", codes, scales, offsets, n, k);
                 report(&format!("step T={t} {codes}+{scales} {n}x{k}"), &func, t, 0, flops, bytes);
                 report(&format!("step halves T={t} {codes}+{scales} {n}x{k}"), &in_bf16(&func), t, 0, flops, bytes);
+            }
+            for (codes, group, offsets) in
+                [("i8", 128, false), ("i8", 32, false), ("i4", 128, false), ("i4", 32, false), ("u4", 32, true)]
+            {
+                let scales = if offsets { 4.0 } else { 2.0 };
+                let bytes = nk * if codes == "i8" { 1.0 } else { 0.5 } + nk / group as f64 * scales;
+                let func = of_bytes(codes, group, offsets, n, k);
+                report(&format!("step bytes T={t} {codes}:{group} {n}x{k}"), &func, t, 0, flops, bytes);
             }
         }
     }

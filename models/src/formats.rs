@@ -240,8 +240,8 @@ pub enum Activations {
     /// instructions for pairs of bf16, products run by them.
     Bf16,
     /// The same, but for products with weights of eight bits or four that have scales for groups of a row: their inputs are
-    /// rounded to `i8`, with a scale for each 32 neighbours. Where a processor has instructions for bytes, products run by
-    /// them.
+    /// rounded to `i8`, with a scale for as many neighbours as the weights' scales have, from 32 to 128. Where a processor has
+    /// instructions for bytes, products run by them.
     Int8,
     /// What states keep, where a release defines how: stored in those formats.
     Cache,
@@ -272,8 +272,9 @@ pub enum Code {
     I8,
 }
 
-/// Neighbours that share a scale in rows of integers: so many as in most formats of weights that are met with such rows.
-const INT8_BLOCK: usize = 32;
+/// Neighbours that share a scale in rows of integers, where weights have other groups: fewer cost more than they gain, of
+/// more one is too often much larger than the others.
+const INT8_BLOCKS: [usize; 2] = [32, 128];
 
 /// The formats of a model's weights: the oracle's answers, completed by the plan. And of what they are multiplied with.
 #[derive(Clone, Copy)]
@@ -353,9 +354,11 @@ impl Formats<'_> {
                 Some(Rounding { block, to: Code::E4M3 { pow2: self.plan.pow2 } })
             }
             Activations::Int8 => {
-                let codes = self.packed(name).map_or_else(|| self.of(name), |packed| packed.codes);
+                let planes = self.packed(name).map(|packed| (packed.codes, packed.group));
+                let (codes, group) = planes.unwrap_or((self.of(name), FP4_BLOCK));
                 let few = matches!(codes, DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::F4E2M1);
-                few.then_some(Rounding { block: INT8_BLOCK, to: Code::I8 })
+                let [least, most] = INT8_BLOCKS;
+                few.then_some(Rounding { block: group.clamp(least, most), to: Code::I8 })
             }
             _ => None,
         }

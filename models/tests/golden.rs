@@ -93,6 +93,10 @@ fixtures! {
     nsa_short "variant-nsa-short",
     v4 "v4-flash-like",
     v4_fp4 "v4-fp4",
+    v4_with_a_draft_head "variant-v4-dspark",
+    v4_fp4_with_a_draft_head "variant-v4-dspark-fp4",
+    v3_nvfp4 "variant-v3-nvfp4",
+    llama_nvfp4 "variant-llama-nvfp4",
     the_demo "../../models/demo",
 }
 
@@ -102,6 +106,7 @@ fn activations_in_fp8() {
     rounds_activations("v31-fp8-ue8m0");
     rounds_activations("variant-v32-fp8");
     rounds_activations("v4-fp4");
+    rounds_activations("variant-v4-dspark-fp4");
 }
 
 #[test]

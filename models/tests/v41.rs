@@ -1,14 +1,12 @@
 //! DeepSeek-V4.1 in the graph interpreter, against everything that was recorded of it: logits of prompts whole, in pieces and
-//! token by token; numbers of rows, selections and memories on the way; drafts; and the levels of rounding.
+//! token by token; numbers of rows, selections and memories on the way; and the levels of rounding. Drafts are in `drafts.rs`.
 
 mod common;
 
-use common::{Fixture, Running, argmax, folder, ids};
-use hadal_ir::Tensor;
+use common::{Fixture, Running, argmax, folder};
 use hadal_models::config_reader::Config;
 use hadal_models::stats::stats;
 use hadal_models::{Activations, BuildOptions, Model, Planned, Vocabulary, build};
-use hadal_types::DType;
 
 const FIXTURES: [&str; 2] = ["v41-like", "v41-fp8fp4-like"];
 
@@ -16,15 +14,14 @@ fn open(name: &str, options: BuildOptions) -> Fixture {
     Fixture::open(name, BuildOptions { max_context: Some(128), ..options })
 }
 
-/// The logits and hidden rows of the prompt in pieces of these sizes, which are taken in turn.
-fn pieces(f: &Fixture, it: &mut Running<'_>, sizes: &[usize]) -> [Vec<f64>; 2] {
+/// The logits of the prompt in pieces of these sizes, which are taken in turn.
+fn pieces(f: &Fixture, it: &mut Running<'_>, sizes: &[usize]) -> Vec<f64> {
     let prompt = f.tokens("input_ids");
-    let (mut past, mut all) = (0, [vec![], vec![]]);
+    let (mut past, mut all) = (0, vec![]);
     for size in sizes.iter().cycle() {
         let size = (*size).min(prompt.len() - past);
         let found = f.read(it, "logits", past, &prompt[past..past + size]);
-        all[0].extend(found["logits"].reals());
-        all[1].extend(found["hidden"].reals());
+        all.extend(found["logits"].reals());
         past += size;
         if past == prompt.len() {
             break;
@@ -74,7 +71,7 @@ fn token_by_token_and_in_pieces() {
         let (expected, prompt) = (f.golden("logits"), f.tokens("input_ids"));
         for sizes in [&[1][..], &[7], &[2, 3, 1, 11], &[40, 1], &[13, 4, 9]] {
             let mut it = f.start(&weights);
-            let [logits, _] = pieces(&f, &mut it, sizes);
+            let logits = pieces(&f, &mut it, sizes);
             f.compare(&format!("{name} in pieces of {sizes:?}"), &logits, expected.reals());
         }
         let mut it = f.start(&weights);
@@ -89,52 +86,6 @@ fn token_by_token_and_in_pieces() {
     }
 }
 
-#[test]
-fn drafts() {
-    for (name, sizes) in [("v41-like", &[52][..]), ("v41-like", &[3, 10, 1]), ("v41-fp8fp4-like", &[5])] {
-        let f = open(name, BuildOptions::default());
-        let weights = f.weights();
-        let mut it = f.start(&weights);
-        let [_, hidden] = pieces(&f, &mut it, sizes);
-        let prompt = f.tokens("input_ids");
-        let width = hidden.len() / prompt.len();
-        let mut past = 0;
-        for size in sizes.iter().cycle() {
-            let size = (*size).min(prompt.len() - past);
-            let rows = hidden[past * width..(past + size) * width].to_vec();
-            f.run(&mut it, "draft_fill", [past, size], &[Tensor::real(DType::F32, &[size, width], rows)]);
-            past += size;
-            if past == prompt.len() {
-                break;
-            }
-        }
-        let (logits, confidence) = (f.golden("dspark_logits"), f.golden("dspark_confidence"));
-        let (drafted, greedy) = (f.golden("dspark_ids"), f.golden("greedy"));
-        let (block, vocab, d) = (drafted.shape[1], f.model.vocab, f.model.hidden);
-        for (k, newest) in greedy.ints().iter().enumerate() {
-            if k > 0 {
-                let step = f.read(&mut it, "decode", past, &greedy.ints()[k - 1..k]);
-                f.run(&mut it, "draft_fill", [past, 1], &[step["hidden"].clone()]);
-                past += 1;
-            }
-            let draft = f.run(&mut it, "draft", [past, 1], &[ids(&[*newest])]);
-            let (rows, states) = (&draft["logits"], &draft["states"]);
-            let mut before = *newest;
-            for i in 0..block {
-                let row = |t: &Tensor, n: usize| Tensor::real(DType::F32, &[1, n], t.reals()[i * n..][..n].to_vec());
-                let args = [ids(&[before]), row(rows, vocab), row(states, d)];
-                let chosen = f.run(&mut it, "markov", [0, 1], &args);
-                let at = k * block + i;
-                let found = &chosen["logits"];
-                f.compare("dspark_logits", found.reals(), &logits.reals()[at * vocab..][..vocab]);
-                f.compare("dspark_confidence", chosen["confidence"].reals(), &confidence.reals()[at..=at]);
-                before = argmax(found.reals());
-                assert_eq!(before, drafted.ints()[at], "{name}: dspark_ids[{k}, {i}]");
-            }
-        }
-    }
-}
-
 /// Rounding is discontinuous: that all is close says that every value falls to the same side as in the other code.
 #[test]
 fn levels_of_rounding() {
@@ -144,7 +95,7 @@ fn levels_of_rounding() {
         let expected = f.golden(recorded);
         for sizes in [&[46][..], &[1], &[3, 8]] {
             let mut it = f.start(&weights);
-            let [logits, _] = pieces(&f, &mut it, sizes);
+            let logits = pieces(&f, &mut it, sizes);
             f.compare(recorded, &logits, expected.reals());
         }
     }

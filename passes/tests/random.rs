@@ -4,12 +4,14 @@ mod common;
 
 use common::*;
 use hadal_ir::attr::Real;
+use hadal_ir::interpret::eval_func;
 use hadal_ir::module::{Entry, Range};
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::reduce::ReduceKind;
 use hadal_ir::ops::*;
 use hadal_ir::text::print_module;
-use hadal_ir::{Builder, DType, Dim, Func, Module, Sym, TensorType, ValueId, verify};
+use hadal_ir::{Bindings, Builder, DType, Dim, Func, FuncKind, Module, Sym, Tensor, TensorType, ValueId, verify};
+use hadal_passes::rows::{are_apart, token_axis};
 use hadal_passes::{Options, canonicalise, compile, run_passes};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -218,4 +220,61 @@ proptest! {
         let (_, program) = compile(&module, &cpu(), &plain).unwrap();
         assert_all_close(&before, &planned_sequence(&module, &program), 1e-3, "planned without rewriting");
     }
+}
+
+/// The rows of token `t` of a tensor of type `ty`, or all of one without tokens.
+fn of_token(x: &Tensor, ty: &TensorType, t: usize) -> Tensor {
+    let Some((axis, k)) = token_axis(ty).expect("a type with tokens on one axis") else { return x.clone() };
+    let slice = Op::from(Slice { axis, start: (t as i64 * k).into(), len: k.into(), step: 1 });
+    let out = slice.infer(&[TensorType::new(x.dtype, x.shape.clone())]).expect("inside");
+    slice.eval(&[x], &out, &Bindings::new())
+}
+
+/// Whether every token alone has the values that it has among others.
+fn computed_apart(kernel: &Func, tokens: usize, seed: u64) -> bool {
+    let at = |t: usize| Bindings::from([(Sym::T, t as i64)]);
+    let args: Vec<Tensor> = kernel
+        .params
+        .iter()
+        .enumerate()
+        .map(|(i, p)| {
+            let ty = kernel.ty(*p);
+            noise(ty.dtype, &ty.eval_shape(&at(tokens)).expect("only tokens"), seed + i as u64)
+        })
+        .collect();
+    let together = eval_func(kernel, &args, &at(tokens)).expect("evaluates");
+    (0..tokens).all(|t| {
+        let rows: Vec<Tensor> = kernel.params.iter().zip(&args).map(|(p, x)| of_token(x, kernel.ty(*p), t)).collect();
+        let alone = eval_func(kernel, &rows, &at(1)).expect("evaluates");
+        kernel.results.iter().zip(&together).zip(&alone).all(|(((_, r), all), one)| {
+            let row = of_token(all, kernel.ty(*r), t);
+            row.shape == one.shape && (0..one.len()).all(|i| row.at(i).to_bits() == one.at(i).to_bits())
+        })
+    })
+}
+
+#[test]
+fn tokens_that_are_apart_are_computed_apart() {
+    let (mut apart, mut others, mut seed) = (0, 0, 1u64);
+    for case in 0..150 {
+        let mut next = || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 40) as u16
+        };
+        let drawn: Vec<u16> = (0..40 + case % 100).map(|_| next()).collect();
+        let Some(func) = graph(&drawn) else { continue };
+        let (_, program) = compile(&module(func), &cpu(), &Options::default()).expect("compiles");
+        let kernels = program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel);
+        for kernel in
+            kernels.filter(|k| k.results.iter().any(|(_, r)| !k.ty(*r).shape.iter().all(|d| d.as_const().is_some())))
+        {
+            if are_apart(kernel) {
+                assert!(computed_apart(kernel, 3, case), "{}", hadal_ir::text::print_func(kernel));
+                apart += 1;
+            } else {
+                others += 1;
+            }
+        }
+    }
+    assert!(apart > 100 && others > 30, "{apart} kernels are apart, {others} are not");
 }

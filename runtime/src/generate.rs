@@ -166,6 +166,11 @@ impl Generator {
         &self.session
     }
 
+    /// The sequence itself, to go on with in another way: in a [`Batch`](crate::Batch) with others, say.
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+
     /// Logits of the last token that was run: those from which the last token was drawn, once there is one.
     pub fn logits(&self) -> &[f32] {
         &self.logits[self.given.saturating_sub(1) * self.vocab..][..self.vocab]

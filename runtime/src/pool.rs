@@ -381,6 +381,49 @@ mod tests {
     }
 
     #[test]
+    fn steps_that_run_together_each_run_once_before_what_is_behind_them() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads);
+            for (together, large) in [(1, true), (2, false), (2, true), (5, true), (40, true), (40, false)] {
+                // Each works on numbers of its own, of another size; then one works on all of them.
+                let sizes: Vec<usize> = (0..together).map(|i| 7 * i % 60).collect();
+                let mut y = vec![0i64; sizes.iter().sum()];
+                let starts: Vec<usize> = (0..together).map(|i| sizes[..i].iter().sum()).collect();
+                let args: Vec<*mut u8> = starts.iter().map(|s| y.as_mut_ptr().wrapping_add(*s).cast()).collect();
+                let symbols: Vec<i64> = (0..together as i64).collect();
+                let member = |i: usize| Step {
+                    kernel: add,
+                    args: args.as_ptr().wrapping_add(i),
+                    symbols: symbols.as_ptr().wrapping_add(i),
+                    grid: sizes[i] as i64,
+                    large,
+                    more: if i == 0 { together as u16 - 1 } else { 0 },
+                };
+                let all = Step { kernel: double, grid: y.len() as i64, more: 0, ..member(0) };
+                let round: Vec<Step> = (0..together).map(member).chain([all]).collect();
+                let steps: Vec<Step> = (0..20).flat_map(|_| round.iter().copied()).collect();
+                let mut scratch = vec![0i64; 8 * threads];
+                let mut clock = vec![Instant::now(); steps.len() + 1];
+                let place = Scratch { start: scratch.as_mut_ptr().cast(), stride: 64 };
+                // SAFETY: as in `run`; members work on different numbers.
+                unsafe { pool.run(&steps, place, Some(&mut clock)) };
+                assert!(clock.is_sorted());
+                for (i, (start, size)) in starts.iter().zip(&sizes).enumerate() {
+                    let each = |j: usize| (0..20).fold(0i64, |y, _| 2 * (y + j as i64 + i as i64));
+                    let expected: Vec<i64> = (0..*size).map(each).collect();
+                    assert_eq!(y[*start..][..*size], expected, "{threads} threads, {together} together, {large}");
+                }
+            }
+        }
+    }
+
+    /// `y[i] *= 2`
+    unsafe extern "C" fn double(args: *const *mut u8, _: *const i64, lo: i64, hi: i64, _: *mut u8) {
+        // SAFETY: a buffer of as many i64 as the grid.
+        unsafe { (lo..hi).for_each(|i| *(*args).cast::<i64>().add(i as usize) *= 2) };
+    }
+
+    #[test]
     fn sleeping_threads_wake_up() {
         let pool = Pool::new(4);
         for _ in 0..20 {

@@ -2,8 +2,8 @@
 //! file, so that no other test allocates meanwhile.
 
 use hadal::{Input, Options};
-use hadal_runtime::{Drafts, Generator, Sampling};
-use hadal_tests::{load, session};
+use hadal_runtime::{Batch, Drafts, Generator, Pool, Sampling, Session};
+use hadal_tests::{call, load, session};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -33,9 +33,33 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+// One test: others would be counted too.
 #[test]
 fn a_decoded_token_allocates_nothing() {
     let program = load(&Input::demo().expect("embedded"), &Options::default()).expect("compiles");
+    for threads in [1, 2] {
+        let pool = Pool::new(threads);
+        let mut batch = Batch::new(&program, &pool).expect("it decodes in steps");
+        let mut all: Vec<Session> = (0..10).map(|_| session(&program, 1)).collect();
+        for (i, s) in all.iter_mut().enumerate() {
+            call(s, "prefill", &[300; 9][..=i.min(8)], &[]);
+        }
+        let mut members: Vec<&mut Session> = all.iter_mut().collect();
+        let mut logits = vec![0f32; 10 * program.manifest().model.vocab as usize];
+        let vocab = logits.len() / 10;
+        let mut step =
+            |count: usize| batch.step(&mut members[..count], &[301; 10][..count], &mut logits[..count * vocab]);
+        for _ in 0..4 {
+            step(10).expect("runs");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        let before = ALLOCATIONS.load(Ordering::SeqCst);
+        for count in (1..=10).cycle().take(60) {
+            step(count).expect("runs");
+        }
+        let found = ALLOCATIONS.load(Ordering::SeqCst) - before;
+        assert_eq!(found, 0, "{found} allocations in 60 steps by {threads} threads");
+    }
     for threads in [1, 2] {
         for sampling in [Sampling::greedy(), Sampling { temperature: 0.8, top_k: 50, top_p: 0.9, min_p: 0.01, seed: 3 }]
         {

@@ -25,10 +25,11 @@ fn demo() -> Arc<Program> {
 /// rounded, which are taken back like others, and the trained one.
 fn programs() -> Vec<(String, Arc<Program>)> {
     let plain = ["v3", "v3-fp8", "variant-v3-mtp2", "v32", "v4-flash-like", "v4-fp4", "v41-like", "v41-fp8fp4-like"];
-    let rounded = ["variant-v32-fp8", "v4-fp4", "v41-fp8fp4-like"];
-    let plain = plain.map(|name| (name.to_owned(), program(&open(name), Activations::F32)));
+    let plain = [&plain[..], &["variant-v4-dspark"]].concat();
+    let rounded = ["variant-v32-fp8", "v4-fp4", "variant-v4-dspark-fp4", "v41-fp8fp4-like"];
+    let plain = plain.into_iter().map(|name| (name.to_owned(), program(&open(name), Activations::F32)));
     let rounded = rounded.map(|name| (format!("{name} with rounded states"), program(&open(name), Activations::Cache)));
-    plain.into_iter().chain(rounded).chain([("demo".to_owned(), demo())]).collect()
+    plain.chain(rounded).chain([("demo".to_owned(), demo())]).collect()
 }
 
 fn generator(program: &Arc<Program>, sampling: Sampling, drafts: Drafts) -> Generator {

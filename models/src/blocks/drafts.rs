@@ -21,6 +21,7 @@
 
 use super::Block;
 use super::assembly::{Assembly, Built, Frame, Named};
+use super::kept::Kept;
 use super::mhc::Streams;
 use super::moe::{Moe, moe};
 use super::shared_kv::{Set, Turn};
@@ -150,8 +151,9 @@ impl Drafter {
             let latent = a.latent(f, x);
             let q = a.query(f, latent, turn);
             let own = a.row(f, x, turn);
-            let own = a.as_kept(f, own);
-            let main = a.held(f, "window", a.window);
+            let to = a.kept(f);
+            let own = to.map_or(own, |to| Kept::round(f, own, to).read(f));
+            let main = Kept::held(f, "window", a.window, a.head_dim, to).read(f);
             // Rows of the window before the first token are none.
             let shape = [self.block.into(), a.window.into()];
             let positions = f.iota(a.window, Dim::from(Sym::P) - a.window as i64);

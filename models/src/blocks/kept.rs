@@ -5,6 +5,9 @@
 //! kept: x / s in the narrow format, and s    so x ≈ kept · s
 //! ```
 //!
+//! Channels at the end may stay as they are. Values, scales and the rest are states of their own: `name`, `name_scale`,
+//! `name_rest`.
+//!
 //! What is kept may be read by other functions: its parts are passed to them as they are stored.
 
 use super::Block;
@@ -23,8 +26,10 @@ pub struct Narrow {
     pub block: usize,
     /// Of the scales: powers of two are rounded up.
     pub scales: DType,
-    /// The scales of a row that a state keeps take a multiple of so many columns.
+    /// The scales of a row take a multiple of so many columns, of which those behind the last scale mean nothing.
     pub aligned: usize,
+    /// Channels at the end that are not rounded.
+    pub rest: usize,
 }
 
 impl Narrow {
@@ -49,14 +54,17 @@ pub struct Kept {
     values: ValueId,
     /// The scales, and how many neighbours share one.
     scales: Option<(ValueId, usize)>,
+    rest: Option<ValueId>,
 }
 
 impl Kept {
     /// Rounds `x`, `[.., n]`.
     pub fn round(f: &mut Block<'_>, x: ValueId, to: Narrow) -> Kept {
+        let last = f.shape(x).len() - 1;
+        let n = f.size(x, last) - to.rest;
+        let rest = (to.rest > 0).then(|| f.slice(x, last, n, to.rest, 1));
+        let x = first(f, x, n);
         let shape = f.shape(x).to_vec();
-        let last = shape.len() - 1;
-        let n = f.size(x, last);
         let block = to.block.min(n);
         let blocks = n.div_ceil(block);
         let ending = |sizes: &[usize]| {
@@ -90,88 +98,94 @@ impl Kept {
         let each = f.reshape(each, &ending(&[blocks * block]));
         let each = if blocks * block == n { each } else { f.slice(each, last, 0, n, 1) };
         let scaled = f.map(MapFn::Div, &[x, each]);
-        Kept { values: f.cast(scaled, to.values), scales: Some((scales, block)) }
+        let scales = match blocks.next_multiple_of(to.aligned) - blocks {
+            0 => scales,
+            missing => {
+                let one = f.op(Constant::scalar(1.0, to.scales), &[]);
+                let ones = f.broadcast(one, &ending(&[missing]), &[]);
+                f.concat(&[scales, ones], last)
+            }
+        };
+        Kept { values: f.cast(scaled, to.values), scales: Some((scales, block)), rest }
     }
 
     /// The rows of the state `name` so far, with `rows` behind them. It holds `held` rows: as many as tokens or groups of
-    /// them, or a number, which makes a window. Scales are a state of their own, `name_scale`, whose columns behind the last
-    /// scale mean nothing.
+    /// them, or a number, which makes a window.
     pub fn append(f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId, to: Option<Narrow>) -> Kept {
         let (held, name) = (held.into(), format!("{}{name}", f.path));
-        let Some(to) = to else {
-            let dtype = f.state_dtype;
-            return Kept { values: f.append_to(&name, held, rows, dtype), scales: None };
+        let new = match to {
+            None => Kept { values: rows, scales: None, rest: None },
+            Some(to) => Kept::round(f, rows, to),
         };
-        let new = Kept::round(f, rows, to);
-        let values = f.append_to(&name, held.clone(), new.values, to.values);
-        let append = |(scales, block)| {
-            let (count, new_rows) = (f.size(scales, 1), f.shape(scales)[0].clone());
-            let scales = match count.next_multiple_of(to.aligned) - count {
-                0 => scales,
-                missing => {
-                    let one = f.op(Constant::scalar(1.0, to.scales), &[]);
-                    let ones = f.broadcast(one, &[new_rows, missing.into()], &[]);
-                    f.concat(&[scales, ones], 1)
-                }
-            };
-            let all = f.append_to(&format!("{name}_scale"), held, scales, to.scales);
-            (first(f, all, count), block)
+        let mut append = |of: &str, rows, dtype: Option<DType>| {
+            let dtype = dtype.unwrap_or(f.state_dtype);
+            f.append_to(&format!("{name}{of}"), held.clone(), rows, dtype)
         };
-        Kept { values, scales: new.scales.map(append) }
+        Kept {
+            values: append("", new.values, to.map(|to| to.values)),
+            scales: new.scales.map(|(scales, block)| (append("_scale", scales, to.map(|to| to.scales)), block)),
+            rest: new.rest.map(|rest| append("_rest", rest, None)),
+        }
     }
 
-    /// The rows of a state that stays as it is.
+    /// The rows, of `n` channels, of a state that stays as it is.
     pub fn held(f: &mut Block<'_>, name: &str, held: impl Into<Dim>, n: usize, to: Option<Narrow>) -> Kept {
-        let (held, name) = (held.into(), format!("{}{name}", f.path));
-        let values = TensorType::new(to.map_or(f.state_dtype, |to| to.values), [held.clone(), n.into()]);
-        let values = f.state(&name, values);
-        let scales = to.map(|to| {
-            let block = to.block.min(n);
-            let count = n.div_ceil(block);
-            let stored = TensorType::new(to.scales, [held, count.next_multiple_of(to.aligned).into()]);
-            let all = f.state(&format!("{name}_scale"), stored);
-            (first(f, all, count), block)
-        });
-        Kept { values, scales }
+        let name = format!("{}{name}", f.path);
+        Kept::given(f.state_dtype, held.into(), n, to, |of, ty| f.state(&format!("{name}{of}"), ty))
     }
 
     /// Rows of `n` channels that the caller passes.
     pub fn param(f: &mut Block<'_>, name: &str, rows: impl Into<Dim>, n: usize, to: Option<Narrow>) -> Kept {
-        let rows = rows.into();
-        let values = TensorType::new(to.map_or(f.state_dtype, |to| to.values), [rows.clone(), n.into()]);
-        let values = f.param(name, values);
-        let scales = to.map(|to| {
-            let block = to.block.min(n);
-            let scales = TensorType::new(to.scales, [rows, n.div_ceil(block).into()]);
-            (f.param(&format!("{name}_scale"), scales), block)
-        });
-        Kept { values, scales }
+        Kept::given(f.state_dtype, rows.into(), n, to, |of, ty| f.param(&format!("{name}{of}"), ty))
+    }
+
+    /// Rows whose parts `give` gives, told what is added to their names, and their types.
+    fn given(
+        plain: DType,
+        rows: Dim,
+        n: usize,
+        to: Option<Narrow>,
+        mut give: impl FnMut(&str, TensorType) -> ValueId,
+    ) -> Kept {
+        let ty = |dtype, n: usize| TensorType::new(dtype, [rows.clone(), n.into()]);
+        let Some(to) = to else { return Kept { values: give("", ty(plain, n)), scales: None, rest: None } };
+        let n = n - to.rest;
+        let block = to.block.min(n);
+        let columns = n.div_ceil(block).next_multiple_of(to.aligned);
+        Kept {
+            values: give("", ty(to.values, n)),
+            scales: Some((give("_scale", ty(to.scales, columns)), block)),
+            rest: (to.rest > 0).then(|| give("_rest", ty(plain, to.rest))),
+        }
     }
 
     /// Gives the parts out under the names that [`Kept::param`] has for them.
     pub fn result(&self, f: &mut Block<'_>, name: &str) {
-        f.result(name, self.values);
-        if let Some((scales, _)) = self.scales {
-            f.result(&format!("{name}_scale"), scales);
+        let scales = self.scales.map(|(scales, _)| ("_scale", scales));
+        for (of, part) in [Some(("", self.values)), scales, self.rest.map(|rest| ("_rest", rest))].into_iter().flatten()
+        {
+            f.result(&format!("{name}{of}"), part);
         }
     }
 
     /// The rows in f32.
     pub fn read(&self, f: &mut Block<'_>) -> ValueId {
-        match self.scales {
-            None => f.cast(self.values, DType::F32),
-            Some((scales, of)) => {
-                let mut block = vec![1; f.shape(self.values).len()];
-                *block.last_mut().expect("rows have channels") = of;
-                f.op(Dequantize { block }, &[self.values, scales])
-            }
-        }
+        let Some((scales, of)) = self.scales else { return f.cast(self.values, DType::F32) };
+        let last = f.shape(self.values).len() - 1;
+        let scales = first(f, scales, f.size(self.values, last).div_ceil(of));
+        let mut block = vec![1; last];
+        block.push(of);
+        let values = f.op(Dequantize { block }, &[self.values, scales]);
+        let Some(rest) = self.rest else { return values };
+        let rest = f.cast(rest, DType::F32);
+        f.concat(&[values, rest], last)
     }
 }
 
-/// The first `count` columns.
+/// The first `count` channels.
 fn first(f: &mut Block<'_>, x: ValueId, count: usize) -> ValueId {
-    if f.size(x, 1) == count { x } else { f.slice(x, 1, 0, count, 1) }
+    let last = f.shape(x).len() - 1;
+    if f.size(x, last) == count { x } else { f.slice(x, last, 0, count, 1) }
 }
 
 #[cfg(test)]
@@ -187,7 +201,7 @@ mod tests {
 
     #[test]
     fn scales_are_powers_of_two_or_not() {
-        let pow2 = Narrow { values: DType::F4E2M1, block: 4, scales: DType::F8E8M0, aligned: 1 };
+        let pow2 = Narrow { values: DType::F4E2M1, block: 4, scales: DType::F8E8M0, aligned: 1, rest: 0 };
         // The largest is 12, so the scale is 2: ties go to the even code, the short last block has a scale of its own.
         assert_eq!(rounded(&[12.0, 0.5, 1.5, -5.0, 3.0], pow2), [12.0, 0.0, 2.0, -4.0, 3.0]);
         let fine = Narrow { scales: DType::F8E4M3, ..pow2 };
@@ -196,11 +210,17 @@ mod tests {
     }
 
     #[test]
+    fn channels_at_the_end_may_stay_as_they_are() {
+        let to = Narrow { values: DType::F4E2M1, block: 2, scales: DType::F8E8M0, aligned: 4, rest: 2 };
+        assert_eq!(rounded(&[12.0, 5.0, 2.5, 5.1, -0.3], to), [12.0, 4.0, 2.0, 5.1, -0.3]);
+    }
+
+    #[test]
     fn rows_of_nothing_have_a_scale() {
         for (values, scales) in
             [(DType::F4E2M1, DType::F8E8M0), (DType::F4E2M1, DType::F8E4M3), (DType::F8E4M3, DType::F8E8M0)]
         {
-            assert_eq!(rounded(&[0.0; 3], Narrow { values, block: 2, scales, aligned: 1 }), [0.0; 3]);
+            assert_eq!(rounded(&[0.0; 3], Narrow { values, block: 2, scales, aligned: 1, rest: 0 }), [0.0; 3]);
         }
     }
 }

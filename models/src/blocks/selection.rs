@@ -20,7 +20,7 @@ use hadal_ir::ops::reduce::ReduceKind;
 use hadal_types::{DType, Definition, Dim, Sym};
 
 /// How index queries and keys are rounded, where states are narrow.
-pub const INDEX: Narrow = Narrow { values: DType::F4E2M1, block: 32, scales: DType::F8E8M0, aligned: 1 };
+pub const INDEX: Narrow = Narrow { values: DType::F4E2M1, block: 32, scales: DType::F8E8M0, aligned: 1, rest: 0 };
 
 /// Compressed rows, each of which stands for neighbouring tokens.
 #[derive(Clone, Copy, Debug)]

@@ -19,16 +19,6 @@ use hadal_ir::module::ValueId;
 use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{Constant, Softmax};
 use hadal_types::{DType, Dim, Sym, TensorType};
-use std::ops::Range;
-
-/// What of a row is rounded where states are narrow, and how.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Rounded {
-    /// The channels that do not turn; the others are kept apart from them, in the format of states.
-    Still(Narrow),
-    /// All.
-    Whole(Narrow),
-}
 
 /// Sizes of the attention.
 #[derive(Clone, PartialEq, Debug)]
@@ -45,8 +35,8 @@ pub struct SharedKv {
     pub window: usize,
     /// Whether the heads of queries are normalised.
     pub unit: bool,
-    /// How rows are rounded.
-    pub rounded: Rounded,
+    /// How rows are kept where states are narrow, if that is another way.
+    pub narrow: Option<Narrow>,
     /// Epsilon of the norms.
     pub eps: f64,
     /// Rotation of trailing channels in layers with a window only.
@@ -101,13 +91,14 @@ impl<'a> Turn<'a> {
 }
 
 impl SharedKv {
-    /// Reads the sizes. `stretch` is that of layers with compressed rows.
+    /// Reads the sizes. `narrow` is how rows of which so many channels turn are kept, `stretch` that of layers with compressed
+    /// rows.
     pub fn read(
         o: &Object<'_>,
         spelling: Spelling,
         eps: f64,
         unit: bool,
-        rounded: Rounded,
+        narrow: fn(usize) -> Narrow,
         stretch: Scaling,
     ) -> Result<SharedKv> {
         if o.bool_or("attention_bias", false)? {
@@ -147,7 +138,7 @@ impl SharedKv {
             groups: [groups, o.require_usize_in("o_lora_rank", 1..=1 << 18)?],
             window: o.require_usize_in(key("sliding_window", "window_size"), 1..=1 << 20)?,
             unit,
-            rounded,
+            narrow: Some(narrow(dim)).filter(|to| to.rest < head_dim),
             eps,
             near: rope(o.positive_or("rope_theta", 10_000.0)?, Scaling::None),
             far: rope(far, stretch),
@@ -204,52 +195,13 @@ impl SharedKv {
 
     /// All rows of the state `name`, `rows` behind those before; it holds `held` rows.
     pub fn keep(&self, f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId) -> ValueId {
-        let held = held.into();
-        self.in_parts(f, |f, at, suffix, to| {
-            let part = self.part(f, rows, at);
-            Kept::append(f, &format!("{name}{suffix}"), held.clone(), part, to).read(f)
-        })
+        let to = self.kept(f);
+        Kept::append(f, name, held, rows, to).read(f)
     }
 
-    /// The rows of a state that stays as it is.
-    pub fn held(&self, f: &mut Block<'_>, name: &str, held: impl Into<Dim>) -> ValueId {
-        let held = held.into();
-        self.in_parts(f, |f, at, suffix, to| {
-            Kept::held(f, &format!("{name}{suffix}"), held.clone(), at.len(), to).read(f)
-        })
-    }
-
-    /// `rows` as a state would keep them.
-    pub fn as_kept(&self, f: &mut Block<'_>, rows: ValueId) -> ValueId {
-        self.in_parts(f, |f, at, _, to| {
-            let part = self.part(f, rows, at);
-            to.map_or(part, |to| Kept::round(f, part, to).read(f))
-        })
-    }
-
-    /// The parts of rows that are kept alike, joined: their channels, what is added to the names of their states, and their
-    /// format.
-    fn in_parts(
-        &self,
-        f: &mut Block<'_>,
-        part: impl Fn(&mut Block<'_>, Range<usize>, &str, Option<Narrow>) -> ValueId,
-    ) -> ValueId {
-        let (all, still) = (self.head_dim, self.head_dim - self.near.dim);
-        match self.rounded {
-            Rounded::Still(to) if still > 0 && f.kept(to).is_some() => {
-                let parts = [part(f, 0..still, "", Some(to)), part(f, still..all, "_rope", None)];
-                f.concat(&parts, 1)
-            }
-            Rounded::Still(_) => part(f, 0..all, "", None),
-            Rounded::Whole(to) => {
-                let to = f.kept(to);
-                part(f, 0..all, "", to)
-            }
-        }
-    }
-
-    fn part(&self, f: &mut Block<'_>, rows: ValueId, at: Range<usize>) -> ValueId {
-        if at.len() == self.head_dim { rows } else { f.slice(rows, 1, at.start, at.len(), 1) }
+    /// How rows are kept: so, or as they are.
+    pub fn kept(&self, f: &Block<'_>) -> Option<Narrow> {
+        self.narrow.and_then(|to| f.kept(to))
     }
 
     /// What every query sees of its window: of `rows`, the last `W` before this call and those of new tokens.

@@ -8,7 +8,7 @@ use crate::blocks::mhc::Hyper;
 use crate::blocks::moe::{Moe, Score};
 use crate::blocks::rope::Scaling;
 use crate::blocks::selection::Selection;
-use crate::blocks::shared_kv::{Rounded, SharedKv};
+use crate::blocks::shared_kv::SharedKv;
 use crate::blocks::streams::Trunk;
 use crate::config_reader::{Object, Spelling};
 use crate::error::Result;
@@ -18,8 +18,10 @@ use hadal_types::DType;
 /// What the repository's own code takes for granted.
 static OWN: Own = Own { dtype: "fp8", block: 128, fp4: false, scheme: &SHORT_NAMES, eps: 1e-6, max_position: 1 << 20 };
 
-/// How the channels of a row that do not turn are rounded; eight bytes hold the scales of a row of the releases.
-const STILL: Narrow = Narrow { values: DType::F8E4M3, block: 64, scales: DType::F8E8M0, aligned: 8 };
+/// How rows are rounded of which so many channels turn; eight bytes hold the scales of one.
+fn still(turning: usize) -> Narrow {
+    Narrow { values: DType::F8E4M3, block: 64, scales: DType::F8E8M0, aligned: 8, rest: turning }
+}
 
 /// A DeepSeek-V4 model.
 #[derive(Clone, PartialEq, Debug)]
@@ -58,7 +60,7 @@ impl Config {
 
     /// Reads what both forms have.
     fn sizes(o: &Object<'_>, spelling: Spelling, frame: Frame, stretch: Scaling) -> Result<Config> {
-        let attention = SharedKv::read(o, spelling, frame.eps, true, Rounded::Still(STILL), stretch)?;
+        let attention = SharedKv::read(o, spelling, frame.eps, true, still, stretch)?;
         let ratios = ratios(o, frame.layers)?;
         let moe = Moe::read_everywhere(o, spelling)?;
         if !moe.normalise {

@@ -15,7 +15,7 @@ use hadal_ir::module::ValueId;
 use hadal_types::{DType, Dim, Sym, TensorType};
 
 /// How compressed rows are rounded.
-const ROWS: Narrow = Narrow { values: DType::F4E2M1, block: 16, scales: DType::F8E4M3, aligned: 1 };
+const ROWS: Narrow = Narrow { values: DType::F4E2M1, block: 16, scales: DType::F8E4M3, aligned: 1, rest: 0 };
 
 impl Config {
     /// The compressed rows, and which of them each query sees. States of a source: `rows`, `keys`, and `open` for the tokens

@@ -9,7 +9,7 @@ use crate::blocks::mhc::Hyper;
 use crate::blocks::moe::Moe;
 use crate::blocks::rope::Scaling;
 use crate::blocks::selection::{Blocks, Selection};
-use crate::blocks::shared_kv::{Rounded, SharedKv};
+use crate::blocks::shared_kv::SharedKv;
 use crate::blocks::sharing::{self, Candidates, Shared};
 use crate::blocks::streams::Trunk;
 use crate::config_reader::{Object, Spelling};
@@ -21,7 +21,7 @@ use hadal_types::DType;
 static OWN: Own = Own { dtype: "fp8", block: 32, fp4: true, scheme: &SHORT_NAMES, eps: 1e-20, max_position: 1 << 20 };
 
 /// How rows of windows are rounded.
-const WINDOW: Narrow = Narrow { values: DType::F8E4M3, block: 32, scales: DType::F8E8M0, aligned: 1 };
+const WINDOW: Narrow = Narrow { values: DType::F8E4M3, block: 32, scales: DType::F8E8M0, aligned: 1, rest: 0 };
 
 /// A DeepSeek-V4.1 model.
 #[derive(Clone, PartialEq, Debug)]
@@ -66,7 +66,7 @@ impl Config {
 
     /// Reads what both forms have.
     fn sizes(o: &Object<'_>, spelling: Spelling, frame: Frame, stretch: Scaling) -> Result<Config> {
-        let attention = SharedKv::read(o, spelling, frame.eps, false, Rounded::Whole(WINDOW), stretch)?;
+        let attention = SharedKv::read(o, spelling, frame.eps, false, |_| WINDOW, stretch)?;
         let moe = Moe::read_everywhere(o, spelling)?;
         let stages = spelling.key("num_nextn_predict_layers", "n_mtp_layers");
         let stages = o.optional_usize_in(stages, 0..=16)?.unwrap_or(0);

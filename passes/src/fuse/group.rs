@@ -3,7 +3,7 @@
 use super::emit::kernel;
 use crate::edit::mentions_symbols;
 use hadal_ir::fusion::row_axes;
-use hadal_ir::{Func, InstKind, Op, ValueId};
+use hadal_ir::{DType, Func, InstKind, Op, ValueId};
 use petgraph::algo::has_path_connecting;
 use petgraph::graph::{DiGraph, NodeIndex};
 use std::collections::{BTreeMap, BTreeSet};
@@ -190,6 +190,8 @@ impl<'a> Grouping<'a> {
     fn is_carried(&self, op: &Op, args: &[ValueId]) -> bool {
         match op {
             Op::Constant(_) | Op::Iota(_) => true,
+            // Products multiply integers as they are; for others it is one multiplication.
+            Op::Dequantize(_) if self.func.ty(args[0]).dtype == DType::I8 => true,
             Op::Cast(_) | Op::Dequantize(_) | Op::Gather(_) => self.is_weight(args[0]),
             // Weights are joined once, when compiling.
             Op::Concat(_) => !args.iter().all(|a| self.is_weight(*a)),

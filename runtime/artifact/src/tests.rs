@@ -396,6 +396,89 @@ fn versions_take_each_call_once() {
     bytes_of(&m).unwrap();
 }
 
+/// The sample with a version for three and four tokens that runs for batches: a launch for each sequence, into memory of its
+/// own, and one for all of them, of another kernel.
+fn batched(change: impl FnOnce(&mut Manifest)) -> impl FnOnce(&mut Manifest) {
+    |m| {
+        let t = Dim::from(Sym::T);
+        let rows = |name: &str, access| Param {
+            name: name.into(),
+            access,
+            ty: TensorType::new(DType::F32, [t.clone(), Dim::from(4)]),
+        };
+        m.kernels.push(Kernel {
+            name: "shared".into(),
+            symbols: vec![Sym::T],
+            params: vec![rows("x", Access::Read), rows("y", Access::Write)],
+            ..m.kernels[0].clone()
+        });
+        m.kernels.push(Kernel { name: "each".into(), ..m.kernels[0].clone() });
+        let mut last = version(3, 4, &t);
+        last.batches = true;
+        last.launches[1].each = true;
+        last.launches[1].args[0] = Arg::own(64);
+        last.launches[0].args[3] = Arg::own(64);
+        (last.launches[0].each, last.launches[0].kernel) = (true, 2);
+        last.launches.push(Launch {
+            kernel: 1,
+            args: vec![Arg::of(Space::Input(0)), Arg::arena(0)],
+            grid: vec![t.clone()],
+            each: false,
+        });
+        m.entries[0].versions = vec![version(1, 2, &t), last];
+        change(m);
+    }
+}
+
+#[test]
+fn what_sequences_share_is_rows_and_nothing_else() {
+    let mut m = sample();
+    batched(|_| {})(&mut m);
+    bytes_of(&m).unwrap();
+    let at = |what: &str| format!("entry `prefill`, version 1{what}");
+    let version = |m: &mut Manifest, f: fn(&mut Version)| f(&mut m.entries[0].versions[1]);
+    let said = |f: fn(&mut Version)| complaint(batched(move |m| version(m, f)));
+    let shared = "a launch for all sequences uses what each has for itself";
+    assert_eq!(
+        said(|v| v.batches = false),
+        at(", launch 0: something is each sequence's, but it does not run for batches")
+    );
+    assert_eq!(said(|v| v.launches[0].each = false), at(&format!(", launch 0: {shared}")));
+    assert_eq!(said(|v| v.launches[2].args[1] = Arg::own(0)), at(&format!(", launch 2: {shared}")));
+    assert_eq!(said(|v| v.launches[2].grid.push(Sym::P.into())), at(&format!(", launch 2: {shared}")));
+    assert_eq!(complaint(batched(|m| m.kernels[1].symbols.push(Sym::P))), at(&format!(", launch 2: {shared}")));
+    let rows = "what sequences share is not a row for each";
+    let whole = |m: &mut Manifest, i: usize, n: i64| m.kernels[1].params[i].ty.shape[0] = Dim::from(n);
+    assert_eq!(complaint(batched(|m| whole(m, 1, 1))), at(&format!(", launch 2: {rows}")));
+    let more = |m: &mut Manifest| m.kernels[1].params[1].ty.shape[0] = Dim::from(Sym::T) + 1;
+    assert_eq!(complaint(batched(more)), at(&format!(", launch 2: {rows}")));
+    // Half a byte has no address.
+    let nibbles = |m: &mut Manifest| {
+        m.kernels[1].params[1].ty = TensorType::new(DType::F4E2M1, [Dim::from(Sym::T), Dim::from(3)]);
+    };
+    assert_eq!(complaint(batched(nibbles)), at(&format!(", launch 2: {rows}")));
+    // Every row of a batch must be there, and one token's rows in a sequence's own memory; of states, those of one token too.
+    assert_eq!(
+        said(|v| v.launches[2].args[1] = Arg::arena(68)),
+        "entry `prefill`, launch 2, argument 1: the kernel would reach past the end of the buffer"
+    );
+    let held = |m: &mut Manifest| m.kernels[2].params[2].ty.shape[0] = Dim::from(Sym::P) + 3;
+    assert_eq!(
+        complaint(batched(held)),
+        "entry `prefill`, launch 0, argument 2: the kernel would reach past the end of the buffer",
+        "31 tokens held and one more are a call of a batch"
+    );
+    let mut plain = sample();
+    batched(held)(&mut plain);
+    let version = &mut plain.entries[0].versions[1];
+    version.batches = false;
+    for l in &mut version.launches {
+        l.each = false;
+        l.args.iter_mut().filter(|a| a.space == Space::Own).for_each(|a| a.space = Space::Arena);
+    }
+    bytes_of(&plain).unwrap();
+}
+
 #[test]
 fn files_appear_whole_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();

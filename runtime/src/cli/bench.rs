@@ -1,7 +1,7 @@
 //! `bench`: how fast prompts are read and tokens written, and how near that is to what the memory can do.
 
 use super::generate::{parse_drafts, rate};
-use super::{Failure, kernels, print_json, stdout_failed};
+use super::{Failure, batch, kernels, print_json, stdout_failed};
 use crate::{Acceptance, Drafts, Error, Generator, Pool, Program, Rng, Sampling, Session};
 use clap::Args;
 use hadal_types::Sym;
@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 The prompt is random tokens. Each figure is the best of --repeat runs. The share of read bandwidth compares the weight
 bytes a token needs with a plain sum over memory, by as many threads, measured just before. Where the model drafts, the same
-tokens are generated with drafts too, in turn with plain decoding.")]
+tokens are generated with drafts too, in turn with plain decoding. With --batch several sequences, each behind a prompt
+of its own, get a token in every step, for which weights are read once.")]
 pub struct BenchArgs {
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 128)]
@@ -32,6 +33,10 @@ pub struct BenchArgs {
     /// Runs, of which the best counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
+    /// Measure these numbers of sequences that share steps instead: 1,2,4,8,16
+    #[arg(long, value_name = "N,…", value_delimiter = ',', conflicts_with_all = ["draft", "kernels", "trace"],
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    batch: Vec<usize>,
     /// Threads, 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = super::threads())]
     threads: usize,
@@ -53,6 +58,10 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
         return Err(Failure::Usage(format!("--prompt-len (at least 1) and -n must fit the context of {max} together")));
     }
     let pool = Pool::new(args.threads);
+    if !args.batch.is_empty() {
+        let (sizes, prompt_len, n, repeat) = (&args.batch[..], args.prompt_len, args.n, args.repeat);
+        return batch::run(&program, &pool, &batch::Plan { sizes, prompt_len, n, repeat }, args.json);
+    }
     let threads = pool.threads();
     let loaded = started.elapsed();
     let bandwidth = read_bandwidth(threads);

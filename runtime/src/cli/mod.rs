@@ -3,6 +3,7 @@
 //! Results go to standard output, timings and complaints to standard error, and the exit status tells what kind of
 //! failure it was (see [`Failure`]). The compiler's own `run` uses the same commands on a program in memory.
 
+mod batch;
 mod bench;
 mod generate;
 mod info;

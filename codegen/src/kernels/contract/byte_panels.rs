@@ -13,13 +13,16 @@ use super::bytes::{Bytes, E2M1};
 use super::desc::Desc;
 use super::emit::{Env, finish, in_vectors};
 use super::epilogue::on_vectors;
-use super::schedule::{STRIPE, Schedule};
+use super::schedule::Schedule;
 use super::view::{Access, Var};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, ReduceOp, Value};
 use hadal_types::DType;
 
 /// Columns of a block: two vectors.
 pub const WIDTH: i64 = 32;
+
+/// Elements of a column that are laid out at a time; chunks are multiples of it.
+pub const STRIPE: i64 = 64;
 
 const LANES: u32 = 16;
 
@@ -41,7 +44,7 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: 
     let (groups, parts) = ((depth + group - 1) / group, depth / fine);
     let panel = b.alloc("panel", DType::I32, [depth / 4 * width]);
     let stripe = b.alloc("stripe", DType::I32, [STRIPE / 4 * WIDTH]);
-    let staged = b.alloc("rows", DType::U8, [height * depth]);
+    let staged = b.alloc("rows", DType::U8, [height * apart(depth)]);
     let row_scales = b.alloc("row_scales", DType::F32, [height * stride(depth / bytes.x.size)]);
     let scales = b.alloc("scales", DType::F32, [groups * width]);
     let starts = b.alloc("starts", DType::I32, [parts * width]);
@@ -85,6 +88,11 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: 
 /// Room for so many, in whole vectors.
 fn stride(count: i64) -> i64 {
     (count + i64::from(LANES) - 1) / i64::from(LANES) * i64::from(LANES)
+}
+
+/// How far apart rows of so many bytes are: not a multiple of what all places in a cache are one of.
+fn apart(depth: i64) -> i64 {
+    depth + STRIPE
 }
 
 struct Cell<'e, 'a> {
@@ -310,7 +318,7 @@ impl<'a> Cell<'_, 'a> {
     /// Writes a row of a tile as it is multiplied, and its scales.
     fn stage(&self, b: &mut Builder, env: &Env<'a>, row: i64, from: Value, length: i64) {
         let (zero, end) = (b.const_i64(0), b.const_i64(length));
-        let start = b.const_i64(row * self.depth);
+        let start = b.const_i64(row * apart(self.depth));
         let buf = env.bufs[self.x.param];
         in_vectors(b, STRIPE as u32, (zero, end, Some(length)), Vec::new(), &|b, at, mask, _| {
             let k = b.add(from, at);
@@ -489,7 +497,7 @@ impl<'a> Cell<'_, 'a> {
             let at = self.times(b, at, 4);
             let mut next = Vec::with_capacity(sums.len());
             for (row, sums) in sums.chunks(columns.len()).enumerate() {
-                let offset = b.const_i64(row as i64 * self.depth);
+                let offset = b.const_i64(row as i64 * apart(self.depth));
                 let at = b.add(at, offset);
                 let x = b.load(self.staged, &[at], 4);
                 let x = b.bitcast(x, DType::I32);

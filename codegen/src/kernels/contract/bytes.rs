@@ -134,7 +134,7 @@ impl Bytes {
     /// Whether panels of them can be laid out: groups begin where others do, and codes are bytes with a sign.
     pub fn in_panels(&self) -> bool {
         let (fine, most) = (self.fine(), self.x.size.max(self.w.size));
-        let whole = most % fine == 0 && self.size % fine == 0 && 64 % fine == 0;
+        let whole = most % fine == 0 && self.size % fine == 0 && fine % 16 == 0;
         whole && self.codes != DType::U8 && (!self.offsets || self.w.size == fine)
     }
 

@@ -4,7 +4,8 @@ use super::byte_panels;
 use super::bytes::{self, Bytes};
 use super::desc::Desc;
 pub use super::env::{Env, Step, declare, in_vectors, load_f32};
-use super::epilogue::{Epilogue, Node, emit_map, on_vectors};
+pub use super::epilogue::finish;
+use super::epilogue::on_vectors;
 use super::packed;
 use super::schedule::{Form, Schedule, WIDE_SUMS, steps};
 use super::view::{Access, Var};
@@ -698,47 +699,6 @@ impl<'a> Emitter<'a> {
                     finish(b, &self.desc.epilogue, &env, sum, None, None);
                 }
             }
-        }
-    }
-}
-
-/// From the finished sums to memory. `lane` is the letter along the lanes of `sum`.
-pub fn finish(
-    b: &mut Builder,
-    epilogue: &Epilogue,
-    env: &Env<'_>,
-    sum: Value,
-    lane: Option<(Var, u32)>,
-    mask: Option<Value>,
-) {
-    let mut values: Vec<Value> = Vec::new();
-    for node in &epilogue.nodes {
-        let value = match node {
-            Node::Sum => sum,
-            Node::SumInside(index, last) => {
-                let (inside, none) = (env.inside(b, index, last), b.const_f32(0.0));
-                b.select(inside, sum, none)
-            }
-            Node::Const(x) => b.const_f32(*x),
-            Node::Load(access) => env.read(b, access, lane, mask),
-            Node::Cast(to, x) => {
-                let narrow = b.cast(values[*x], *to);
-                b.cast(narrow, DType::F32)
-            }
-            Node::Map(f, args) => {
-                let args: Vec<Value> = args.iter().map(|a| values[*a]).collect();
-                emit_map(b, *f, &args)
-            }
-        };
-        values.push(value);
-    }
-    for output in &epilogue.outputs {
-        let at = env.at(b, &output.at);
-        let value = values[output.node];
-        let value = b.splat(value, lane.map_or(1, |(_, lanes)| lanes));
-        match mask {
-            Some(mask) => b.store_masked(env.bufs[output.param], &[at], value, mask),
-            None => b.store(env.bufs[output.param], &[at], value),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What happens to each element after the sum: elementwise expressions over the sum, constants and parameters.
 
+use super::env::Env;
 use super::view::{Access, Affine, Tracer, Var, Vars};
 use hadal_ir::kernel::{Builder, Value};
 use hadal_ir::module::ValueId;
@@ -226,6 +227,47 @@ pub fn emit_map(b: &mut Builder, f: MapFn, x: &[Value]) -> Value {
         Xor => b.xor(x[0], x[1]),
         Rem => b.rem(x[0], x[1]),
         Select => b.select(x[0], x[1], x[2]),
+    }
+}
+
+/// From the finished sums to memory. `lane` is the letter along the lanes of `sum`.
+pub fn finish(
+    b: &mut Builder,
+    epilogue: &Epilogue,
+    env: &Env<'_>,
+    sum: Value,
+    lane: Option<(Var, u32)>,
+    mask: Option<Value>,
+) {
+    let mut values: Vec<Value> = Vec::new();
+    for node in &epilogue.nodes {
+        let value = match node {
+            Node::Sum => sum,
+            Node::SumInside(index, last) => {
+                let (inside, none) = (env.inside(b, index, last), b.const_f32(0.0));
+                b.select(inside, sum, none)
+            }
+            Node::Const(x) => b.const_f32(*x),
+            Node::Load(access) => env.read(b, access, lane, mask),
+            Node::Cast(to, x) => {
+                let narrow = b.cast(values[*x], *to);
+                b.cast(narrow, DType::F32)
+            }
+            Node::Map(f, args) => {
+                let args: Vec<Value> = args.iter().map(|a| values[*a]).collect();
+                emit_map(b, *f, &args)
+            }
+        };
+        values.push(value);
+    }
+    for output in &epilogue.outputs {
+        let at = env.at(b, &output.at);
+        let value = values[output.node];
+        let value = b.splat(value, lane.map_or(1, |(_, lanes)| lanes));
+        match mask {
+            Some(mask) => b.store_masked(env.bufs[output.param], &[at], value, mask),
+            None => b.store(env.bufs[output.param], &[at], value),
+        }
     }
 }
 

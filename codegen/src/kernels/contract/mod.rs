@@ -3,7 +3,8 @@
 //!
 //! [`Desc`] says what is computed, as addresses in parameters: chains of views, casts, block scales and gathers over
 //! parameters are composed into affine forms of the contraction's letters ([`view`]), never materialised.
-//! [`schedule`] chooses how; [`emit`] writes the kernel.
+//! [`schedule`] chooses how; [`emit`] writes the kernel. Where an index chooses the weights of each row, as a router chooses
+//! experts, rows that choose the same are put together first ([`grouped`]).
 //!
 //! **Numbers.** Products are added by fused multiply-add into f32. The dot form keeps `lanes` partial sums (lane `i`
 //! takes summed elements `i, i + lanes, …`, in order) and combines halves at the end; the outer form adds in order.
@@ -18,6 +19,10 @@
 //!
 //! Pairs: where both operands are bf16, or the streamed one becomes it exactly, and the level has instructions for it, two
 //! neighbouring products are added at a time, as the kernel IR's `dot` says.
+//!
+//! Quads: where rows are `i8` with scales and the streamed operand has eight bits or four with scales, products of bytes are
+//! added exactly while no scale changes ([`bytes`], [`byte_panels`]); such sums are multiplied with both scales and added in
+//! the order of the groups. A step has sixteen lanes of sums, in which a lane takes four elements of each 64, or eight of each 128.
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:

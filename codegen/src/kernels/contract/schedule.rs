@@ -114,6 +114,12 @@ pub const WIDE_SUMS: usize = 16;
 /// Rows and vectors of the tile of the packed form: 24 sums, two vectors and a factor in 32 registers.
 const PACKED_TILE: (usize, usize) = (12, 2);
 
+/// The same for bytes: 12 sums of a group, and as many of all groups.
+const BYTES_TILE: (usize, usize) = (6, 2);
+
+/// Grid indices that there are at least, where one has several blocks of columns that rows of bytes are written for.
+const SHARES: i64 = 16;
+
 /// Blocks of packed columns that meet rows which were listed once.
 const LISTED: i64 = 4;
 
@@ -438,8 +444,8 @@ fn packed_bytes(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -
     if desc.is_few(m) || desc.in_steps() || sums.len() != 1 || !alone {
         return None;
     }
-    // Several blocks share what is written of a row, where there are enough of them for many processors.
-    let width = WIDTH * (count / WIDTH / CELLS).clamp(1, 4);
+    // Several blocks share what is written of a row.
+    let width = WIDTH * (count / WIDTH / SHARES).clamp(1, 4);
     let group = bytes.w.size.max(bytes.x.size);
     let unit = if group < size { STRIPE * group / gcd(STRIPE, group) } else { STRIPE };
     let most = (target.cache / 2 / width).max(unit);
@@ -453,8 +459,8 @@ fn packed_bytes(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -
         sums,
         rows,
         cols,
-        tile: PACKED_TILE,
-        strip: PACKED_TILE.1,
+        tile: BYTES_TILE,
+        strip: BYTES_TILE.1,
         apart: 1,
         block: Some(width),
         convert: None,

@@ -212,11 +212,14 @@ fn many_rows_meet_packed_columns() {
     }
 }
 
-/// A product of rows of bytes by codes with these groups; `over` elements share a scale of scales.
-fn of_bytes(codes: &str, group: usize, over: Option<usize>, offsets: bool, n: usize, k: usize) -> String {
+/// Codes, elements that share a scale, those that share a scale of scales, and whether there are offsets.
+type Codes = (&'static str, usize, Option<usize>, bool);
+
+/// A product of rows of bytes, of which `block` share a scale, by codes.
+fn of_bytes((codes, group, over, offsets): Codes, n: usize, k: usize, block: usize) -> String {
     let groups = k.div_ceil(group);
-    let mut params = format!("%x: i8[T, {k}], %xs: f32[T, {}], %q: {codes}[{n}, {k}]", k / 32);
-    let mut body = format!("  %0 = dequantize %x, %xs {{block = [1, 32]}} : f32[T, {k}]\n");
+    let mut params = format!("%x: i8[T, {k}], %xs: f32[T, {}], %q: {codes}[{n}, {k}]", k / block);
+    let mut body = format!("  %0 = dequantize %x, %xs {{block = [1, {block}]}} : f32[T, {k}]\n");
     let mut part = |name: &str| {
         let Some(over) = over else {
             params += &format!(", %{name}: f16[{n}, {groups}]");
@@ -237,31 +240,30 @@ fn of_bytes(codes: &str, group: usize, over: Option<usize>, offsets: bool, n: us
 /// Forms that sum in f32 add up to a thousand products of magnitudes up to 64.
 const OF_BYTES_TOLERANCE: f64 = 1e-3;
 
-/// Formats of weights, with the widths of rows that they are tried with.
-const OF_BYTES: [(&str, usize, Option<usize>, bool, &[usize]); 12] = [
-    ("i8", 128, None, false, &[256, 320]),
-    ("i8", 64, None, false, &[64, 160]),
-    ("i8", 32, None, false, &[128, 544]),
-    ("i8", 16, Some(256), false, &[256]),
-    ("i8", 576, None, false, &[576]),
-    ("i4", 128, None, false, &[384, 224]),
-    ("i4", 64, None, false, &[1088]),
-    ("i4", 32, None, false, &[256, 576]),
-    ("u4", 32, None, true, &[128, 672]),
-    ("u4", 32, Some(256), true, &[768]),
-    ("f4e2m1", 32, None, false, &[544]),
-    ("i4", 16, None, true, &[256, 320]),
+/// Formats of weights, with widths of rows, and how many elements of a row share a scale.
+const OF_BYTES: [(Codes, &[[usize; 2]]); 12] = [
+    (("i8", 128, None, false), &[[256, 128], [320, 32]]),
+    (("i8", 64, None, false), &[[64, 64], [160, 32]]),
+    (("i8", 32, None, false), &[[128, 32], [544, 32]]),
+    (("i8", 16, Some(256), false), &[[256, 32]]),
+    (("i8", 576, None, false), &[[576, 64]]),
+    (("i4", 128, None, false), &[[384, 128], [224, 32]]),
+    (("i4", 64, None, false), &[[1088, 64], [256, 32]]),
+    (("i4", 32, None, false), &[[256, 32], [576, 32]]),
+    (("u4", 32, None, true), &[[128, 32], [672, 32]]),
+    (("u4", 32, Some(256), true), &[[768, 32]]),
+    (("f4e2m1", 32, None, false), &[[544, 32]]),
+    (("i4", 16, None, true), &[[256, 32], [320, 64]]),
 ];
 
 #[test]
 fn rows_of_bytes_meet_bytes_and_nibbles() {
-    for (codes, group, over, offsets, widths) in OF_BYTES {
-        for (i, k) in widths.iter().enumerate() {
-            let n = [42, 64][i % 2];
-            let text = of_bytes(codes, group, over, offsets, n, *k);
+    for (codes, widths) in OF_BYTES {
+        for (i, [k, block]) in widths.iter().enumerate() {
+            let text = of_bytes(codes, [42, 64][i % 2], *k, *block);
             let preferred = &candidates(&Desc::of(&function(&text)).unwrap(), &wide())[0];
-            assert!(preferred.form == Form::Packed && preferred.quads, "{codes} {group} {k}: {preferred:?}");
-            check(&text, &[(Sym::T, 17)], OF_BYTES_TOLERANCE);
+            assert!(preferred.form == Form::Packed && preferred.quads, "{codes:?} {k}: {preferred:?}");
+            check(&text, &[(Sym::T, 11)], OF_BYTES_TOLERANCE);
         }
     }
 }
@@ -294,12 +296,12 @@ fn rows_of_a_step_have_the_same_bits() {
 #[test]
 fn rows_of_bytes_have_the_same_bits_in_a_step() {
     let step = Ranges::from([(Sym::T, Range { min: 1, max: 8 })]);
-    for (codes, group, over, offsets, widths) in OF_BYTES {
-        for k in widths {
-            let func = function(&of_bytes(codes, group, over, offsets, 19, *k));
+    for (codes, widths) in OF_BYTES {
+        for [k, block] in widths {
+            let func = function(&of_bytes(codes, 19, *k, *block));
             let desc = Desc::of(&func).unwrap().within(&step);
             let preferred = &candidates(&desc, &wide())[0];
-            assert!(preferred.step && preferred.quads, "{codes} {group} {k}: {}", preferred.show(&desc));
+            assert!(preferred.step && preferred.quads, "{codes:?} {k}: {}", preferred.show(&desc));
             in_every_step(&func, &desc, OF_BYTES_TOLERANCE);
         }
     }
