@@ -32,7 +32,8 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi):
     let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
     let turned = desc.vars.stride(&w.at, k).is_some_and(|s| s.is(1));
     let panel = b.alloc("panel", word, [depth / group * width]);
-    let stripe = turned.then(|| (b.alloc("stripe", word, [(STRIPE.min(depth) / group + PAD) * width]), STRIPE.min(depth)));
+    let stripe =
+        turned.then(|| (b.alloc("stripe", word, [(STRIPE.min(depth) / group + PAD) * width]), STRIPE.min(depth)));
     let staged = (!s.pairs && !plain(desc, x)).then(|| b.alloc("rows", DType::F32, [height * depth]));
     let scales = (s.group > 0).then(|| b.alloc("scales", DType::F32, [(depth + s.group - 1) / s.group * width]));
     let sums = b.alloc("sums", DType::F32, [desc.size(rows).clone() * width]);
