@@ -54,9 +54,12 @@ pub struct Drafter {
 }
 
 impl Drafter {
-    /// Reads a head of `stages` stages, which reads what the layers that the configuration lists are given. Where it says
-    /// nothing of experts, they are the model's.
-    pub fn read(o: &Object<'_>, frame: &Frame, moe: &Moe, stages: usize, spelling: Spelling) -> Result<Drafter> {
+    /// Reads a head, with a stage for each of the ratios `behind` the last layer, which reads what the layers that the
+    /// configuration lists are given. Where it says nothing of experts, they are the model's.
+    pub fn read(o: &Object<'_>, frame: &Frame, moe: &Moe, behind: &[usize], spelling: Spelling) -> Result<Drafter> {
+        if behind.iter().any(|m| *m != 0) {
+            return Err(o.error("compress_ratios", "0 for the stages of the draft head, which have windows only"));
+        }
         let key = |published, own| spelling.key(published, own);
         let targets = key("dspark_target_layer_ids", "dspark_target_layers");
         let before = o.rising(targets, frame.layers)?;
@@ -67,7 +70,7 @@ impl Drafter {
         let per_token = key("dspark_num_experts_per_tok", "dspark_n_activated_experts");
         let per_token = o.optional_usize_in(per_token, 1..=experts)?.unwrap_or(moe.per_token);
         Ok(Drafter {
-            stages,
+            stages: behind.len(),
             before,
             block: o.require_usize_in("dspark_block_size", 1..=256)?,
             noise: o.require_usize_in(key("dspark_noise_token_id", "dspark_noise_id"), 0..=frame.vocab - 1)?,

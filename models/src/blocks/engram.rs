@@ -260,11 +260,6 @@ impl Tables {
         Ok(Some(Tables { hashing, rows, gate: Gated { width, block: 32, eps: frame.eps } }))
     }
 
-    /// The number of each table, and of its layer.
-    pub fn layers(&self) -> impl Iterator<Item = (usize, usize)> {
-        self.hashing.layers.iter().copied().enumerate()
-    }
-
     /// What `tokens` read from each.
     pub fn choose(&self, f: &mut Block<'_>, vocab: usize, tokens: ValueId) -> Vec<Chosen> {
         let ngrams = ngrams(f, &self.hashing, vocab, tokens);

@@ -18,7 +18,6 @@ use super::rope::{Angles, AttnFactor, Rope, mscale, scaling_object};
 use crate::config_reader::Object;
 use crate::error::Result;
 use hadal_ir::module::ValueId;
-use hadal_ir::ops::map::MapFn;
 use hadal_ir::ops::{CausalMask, Softmax};
 use hadal_types::{DType, Dim, Sym};
 
@@ -135,8 +134,7 @@ pub fn attend(f: &mut Block<'_>, a: &Mla, x: ValueId, from: ValueId, angles: Ang
     if let Some(mask) = mask {
         let shape = f.shape(scores).to_vec();
         let mask = f.broadcast(mask, &shape, &[1, 2]);
-        let hidden = f.scalar_like(scores, f64::NEG_INFINITY);
-        scores = f.map(MapFn::Select, &[mask, scores, hidden]);
+        scores = f.only(mask, scores);
     }
     let weights = f.op(Softmax, &[scores]);
     let mixed = f.contract("hts,shv->thv", &[weights, v]);

@@ -249,6 +249,20 @@ impl<'a> Block<'a> {
         matches!(self.formats.activations, Activations::Cache | Activations::Fp8).then_some(to)
     }
 
+    /// `by · x`.
+    pub fn times(&mut self, x: ValueId, by: usize) -> ValueId {
+        if by == 1 { x } else { self.mul_scalar(x, by as f64) }
+    }
+
+    /// `x / by`; of integers, which must not be negative, the whole part.
+    pub fn over(&mut self, x: ValueId, by: usize) -> ValueId {
+        if by == 1 {
+            return x;
+        }
+        let by = self.scalar_like(x, by as f64);
+        self.map(MapFn::Div, &[x, by])
+    }
+
     /// `x` where `seen` is true, else -∞.
     pub fn only(&mut self, seen: ValueId, x: ValueId) -> ValueId {
         let nothing = self.scalar_like(x, f64::NEG_INFINITY);

@@ -11,7 +11,7 @@
 use super::Block;
 use super::indexer::rotate;
 use super::kept::{Kept, Narrow};
-use super::shared_kv::{Turn, divided, times};
+use super::shared_kv::Turn;
 use crate::config_reader::Object;
 use crate::error::Result;
 use hadal_ir::module::{Counter, Module, ValueId};
@@ -35,13 +35,13 @@ impl Compressed {
     /// How many are complete at each new token: `i32 [T]`.
     pub fn complete(&self, f: &mut Block<'_>) -> ValueId {
         let tokens = f.iota(Sym::T, Dim::from(Sym::P) + 1);
-        divided(f, tokens, self.ratio)
+        f.over(tokens, self.ratio)
     }
 
     /// The positions of those that this call adds, which are those of their first tokens: `i32 [N]`.
     pub fn positions(&self, f: &mut Block<'_>) -> ValueId {
         let row = f.iota(self.counter.new, self.counter.held);
-        times(f, row, self.ratio)
+        f.times(row, self.ratio)
     }
 
     /// Which of them are complete at which new token: `bool [T, C]`.
@@ -162,7 +162,7 @@ impl Blocks {
         let newest = rows.complete(f);
         let before = f.scalar_like(newest, size as f64 - 1.0);
         let newest = f.add(newest, before);
-        let newest = divided(f, newest, size);
+        let newest = f.over(newest, size);
         let newest = f.broadcast(newest, &shape, &[0]);
         let next = f.iota(count.clone(), 1);
         let next = f.broadcast(next, &shape, &[1]);

@@ -16,8 +16,8 @@ use super::rope::{Angles, Rope, Scaling};
 use crate::config_reader::{Object, Spelling};
 use crate::error::Result;
 use hadal_ir::module::ValueId;
+use hadal_ir::ops::Softmax;
 use hadal_ir::ops::map::MapFn;
-use hadal_ir::ops::{Constant, Softmax};
 use hadal_types::{DType, Dim, Sym, TensorType};
 
 /// Sizes of the attention.
@@ -263,25 +263,4 @@ impl SharedKv {
         let y = f.reshape(y, &[tokens, (groups * rank).into()]);
         f.linear(y, "wo_b", outputs, false)
     }
-}
-
-/// `w · x` for a constant `x` of integers; none where it is 1.
-pub fn times(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
-    scaled_integer(f, x, by, MapFn::Mul)
-}
-
-/// `⌊x / by⌋` of integers that are not negative.
-pub fn divided(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
-    scaled_integer(f, x, by, MapFn::Div)
-}
-
-fn scaled_integer(f: &mut Block<'_>, x: ValueId, by: usize, op: MapFn) -> ValueId {
-    if by == 1 {
-        return x;
-    }
-    let by = Constant::scalar(by as f64, f.ty(x).dtype);
-    let by = f.op(by, &[]);
-    let shape = f.shape(x).to_vec();
-    let by = f.broadcast(by, &shape, &[]);
-    f.map(op, &[x, by])
 }

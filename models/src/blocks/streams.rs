@@ -100,10 +100,12 @@ impl<'d, D: Streamed> Body<'d, D> {
     pub fn new(decoder: &'d D, a: &mut Assembly<'_>) -> Result<Body<'d, D>, Box<BuildError>> {
         let t = decoder.trunk();
         let layers = (0..t.frame.layers).map(|l| layer(decoder, a, l)).collect::<Result<_, _>>()?;
-        let tables = match &t.memory {
-            None => BTreeMap::new(),
-            Some(m) => m.layers().map(|(i, l)| Ok((l, t.table(a, m, i)?))).collect::<Result<_, Box<BuildError>>>()?,
-        };
+        let mut tables = BTreeMap::new();
+        if let Some(m) = &t.memory {
+            for (index, l) in m.hashing.layers.iter().enumerate() {
+                tables.insert(*l, t.table(a, m, index)?);
+            }
+        }
         Ok(Body { decoder, layers, tables })
     }
 

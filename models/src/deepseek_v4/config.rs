@@ -92,10 +92,7 @@ fn drafter(o: &Object<'_>, frame: &Frame, moe: &Moe, behind: &[usize], spelling:
     if !o.has("dspark_block_size") || behind.is_empty() {
         return Ok(None);
     }
-    if behind.iter().any(|m| *m != 0) {
-        return Err(o.error("compress_ratios", "0 for the stages of the draft head, which have windows only"));
-    }
-    let drafter = Drafter::read(o, frame, moe, behind.len(), spelling)?;
+    let drafter = Drafter::read(o, frame, moe, behind, spelling)?;
     Ok(Some(Drafter {
         before: drafter.before.iter().map(|layer| layer + 1).collect(),
         experts: Moe { normalise: moe.normalise, ..drafter.experts },
@@ -110,13 +107,8 @@ fn stretch<'a>(o: &Object<'a>) -> Result<Object<'a>> {
         return o.require_object("rope_scaling");
     }
     let parameters = o.require_object("rope_parameters")?;
-    match parameters.has("compress") {
-        true => {
-            parameters.ignore(&["main"]);
-            parameters.require_object("compress")
-        }
-        false => Ok(parameters),
-    }
+    parameters.ignore(&["main"]);
+    Ok(parameters.optional_object("compress")?.unwrap_or(parameters))
 }
 
 /// `compress_ratios`; or, as transformers has it, the kind of each layer and the ratio of each kind. Where there are both, they
@@ -152,11 +144,9 @@ fn ratios(o: &Object<'_>, layers: usize) -> Result<Vec<usize>> {
         (Some(ratios), _) => ("compress_ratios", ratios),
         (None, by_kind) => ("layer_types", by_kind.unwrap_or_default()),
     };
-    let further = 0..=8;
-    if !ratios.len().checked_sub(layers).is_some_and(|n| further.contains(&n)) || ratios.iter().any(|r| *r > 1 << 20) {
-        return Err(
-            o.error(key, format!("a ratio for each of {layers} layers, and for those that predict further tokens"))
-        );
+    if !(layers..=layers + 8).contains(&ratios.len()) || ratios.iter().any(|r| *r > 1 << 20) {
+        let expected = format!("a ratio for each of {layers} layers, and for those that predict further tokens");
+        return Err(o.error(key, expected));
     }
     Ok(ratios)
 }
@@ -167,10 +157,9 @@ fn hashed(o: &Object<'_>, key: &str, layers: usize) -> Result<usize> {
         return o.require_usize_in(key, 0..=layers);
     };
     let hashed = kinds.iter().take_while(|k| **k == "hash_moe").count();
-    match kinds.len() == layers && kinds[hashed..].iter().all(|k| *k == "moe") {
-        true => Ok(hashed),
-        false => {
-            Err(o.error("mlp_layer_types", format!("\"hash_moe\" for the first of {layers} layers, then \"moe\"")))
-        }
+    if kinds.len() != layers || kinds[hashed..].iter().any(|k| *k != "moe") {
+        let expected = format!("\"hash_moe\" for the first of {layers} layers, then \"moe\"");
+        return Err(o.error("mlp_layer_types", expected));
     }
+    Ok(hashed)
 }

@@ -71,12 +71,9 @@ impl Config {
         let stages = spelling.key("num_nextn_predict_layers", "n_mtp_layers");
         let stages = o.optional_usize_in(stages, 0..=16)?.unwrap_or(0);
         let ratios = o.usize_list("compress_ratios")?.unwrap_or_default();
-        let windows = |behind: &[usize]| behind.len() == stages && behind.iter().all(|m| *m == 0);
-        if !ratios.split_at_checked(frame.layers).is_some_and(|(_, behind)| windows(behind))
-            || ratios.iter().any(|m| *m > 1024)
-        {
-            let layers = frame.layers;
-            let expected = format!("{layers} ratios of at most 1024, then 0 for each of {stages} draft stages");
+        if ratios.len() != frame.layers + stages || ratios.iter().any(|m| *m > 1024) {
+            let expected =
+                format!("{} ratios of at most 1024, then one for each of {stages} draft stages", frame.layers);
             return Err(o.error("compress_ratios", expected));
         }
         let shared = sharing::read(o, spelling, &ratios[..frame.layers])?;
@@ -93,7 +90,7 @@ impl Config {
                 memory: Tables::read(o, &frame, spelling)?,
                 drafter: match stages {
                     0 => None,
-                    _ => Some(Drafter::read(o, &frame, &moe, stages, spelling)?),
+                    _ => Some(Drafter::read(o, &frame, &moe, &ratios[frame.layers..], spelling)?),
                 },
                 moe: moe.among(moe.experts, moe.per_token),
                 hashed: 0,

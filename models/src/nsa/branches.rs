@@ -103,7 +103,7 @@ fn compress(f: &mut Block<'_>, b: &Branches, kind: &str, rows: ValueId) -> Value
     // The tokens of the blocks that end in this call, counted from the first row at hand.
     let shape: [Dim; 2] = [new.clone(), l.into()];
     let blocks = f.iota(new.clone(), b.rows().held);
-    let blocks = scaled(f, blocks, b.stride);
+    let blocks = f.times(blocks, b.stride);
     let blocks = f.broadcast(blocks, &shape, &[0]);
     let inside = f.iota(l, Dim::from((l - 1) as i64) - Sym::P - (b.reach() - 1) * b.stride);
     let inside = f.broadcast(inside, &shape, &[1]);
@@ -142,7 +142,7 @@ fn closed(f: &mut Block<'_>, b: &Branches, at: ValueId) -> ValueId {
     let whole = f.map(MapFn::Le, &[first, rows]);
     let whole = f.broadcast(whole, &shape, &[1]);
     let ended = f.add_scalar(at, (1 + b.short()) as f64);
-    let ended = over(f, ended, b.stride);
+    let ended = f.over(ended, b.stride);
     let ended = compare(f, MapFn::Lt, [(rows, 1), (ended, 0)], &shape);
     f.map(MapFn::And, &[whole, ended])
 }
@@ -156,16 +156,16 @@ fn select(f: &mut Block<'_>, b: &Branches, weights: ValueId, at: ValueId) -> Val
     let width = (b.selected + b.block).div_ceil(b.stride);
     let near: [Dim; 2] = [blocks.clone(), width.into()];
     let numbers = f.iota(blocks.clone(), 0);
-    let begins = scaled(f, numbers, b.selected);
+    let begins = f.times(numbers, b.selected);
     let first = f.add_scalar(begins, b.short() as f64);
-    let first = over(f, first, b.stride);
+    let first = f.over(first, b.stride);
     let first = f.broadcast(first, &near, &[0]);
     let next = f.iota(width, 0);
     let next = f.broadcast(next, &near, &[1]);
     let rows = f.add(first, next);
     // Where what row g is made of begins and ends, within the block.
     let from = f.add_scalar(rows, 1.0 - b.reach() as f64);
-    let from = scaled(f, from, b.stride);
+    let from = f.times(from, b.stride);
     let until = f.add_scalar(from, b.block as f64);
     let begins = f.broadcast(begins, &near, &[0]);
     let ends = f.add_scalar(begins, b.selected as f64);
@@ -175,14 +175,14 @@ fn select(f: &mut Block<'_>, b: &Branches, weights: ValueId, at: ValueId) -> Val
     let none = f.scalar_like(shared, 0.0);
     let shared = f.map(MapFn::Max, &[shared, none]);
     let shared = f.cast(shared, DType::F32);
-    let shared = over(f, shared, b.stride);
+    let shared = f.over(shared, b.stride);
     let weights = f.reduce(ReduceKind::Sum, &[2], weights);
     let weights = f.gather(weights, rows, 2, 0);
     let importance = f.contract("tgkn,kn->tgk", &[weights, shared]);
 
     // Blocks from the query's own on back may be selected; the first and the newest ones always are.
     let pairs: [Dim; 2] = [t, blocks];
-    let own = over(f, at, b.selected);
+    let own = f.over(at, b.selected);
     let open = compare(f, MapFn::Le, [(numbers, 1), (own, 0)], &pairs);
     let initial = f.scalar_like(numbers, b.initial as f64);
     let initial = f.map(MapFn::Lt, &[numbers, initial]);
@@ -201,7 +201,7 @@ fn select(f: &mut Block<'_>, b: &Branches, weights: ValueId, at: ValueId) -> Val
     let t = Dim::from(Sym::T);
     let g = f.shape(chosen)[1].clone();
     let shape = [t.clone(), g.clone(), b.count.into(), b.selected.into()];
-    let chosen = scaled(f, chosen, b.selected);
+    let chosen = f.times(chosen, b.selected);
     let chosen = f.broadcast(chosen, &shape, &[0, 1, 2]);
     let inside = f.iota(b.selected, 0);
     let inside = f.broadcast(inside, &shape, &[3]);
@@ -230,15 +230,4 @@ fn in_window(f: &mut Block<'_>, b: &Branches, at: ValueId) -> ValueId {
 fn compare(f: &mut Block<'_>, how: MapFn, of: [(ValueId, usize); 2], shape: &[Dim]) -> ValueId {
     let of = of.map(|(vector, axis)| f.broadcast(vector, shape, &[axis]));
     f.map(how, &of)
-}
-
-/// Integers times a number.
-fn scaled(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
-    f.mul_scalar(x, by as f64)
-}
-
-/// Numbers over a number.
-fn over(f: &mut Block<'_>, x: ValueId, by: usize) -> ValueId {
-    let by = f.scalar_like(x, by as f64);
-    f.map(MapFn::Div, &[x, by])
 }
