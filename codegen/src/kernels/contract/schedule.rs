@@ -332,7 +332,9 @@ fn step(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32, strip: 
     let s = dot(desc, streamed, k, lanes, register)?;
     let other = if streamed == 0 { Role::Right } else { Role::Left };
     // All letters of rows, so that the answer is the same where the tokens' letter is gone because it is one.
-    let few = s.rows.is_none() || desc.in_steps() && desc.of_role(other).all(|m| desc.is_few(m));
+    // One row of bytes is always one: there is no call in which it is among others.
+    let single = desc.operands[1 - streamed].dtype == DType::I8 && desc.of_role(other).all(|m| desc.size(m).is(1));
+    let few = s.rows.is_none() || single || desc.in_steps() && desc.of_role(other).all(|m| desc.is_few(m));
     if !few || strip > 1 && s.block.is_none() {
         return None;
     }
