@@ -148,6 +148,8 @@ fn what_cannot_be_run_is_refused_at_once() {
     // SAFETY: there is nothing to run.
     let none = unsafe { hadal_runtime::Program::from_parts(toy::manifest(), functions, &[]) };
     assert_eq!(none.err().unwrap().to_string(), "the manifest has 4 kernels, 0 were given");
+    let alone = hadal_runtime::Batch::new(&toy::with(|_| {}), &Pool::new(1)).err().unwrap().to_string();
+    assert!(alone.starts_with("entry `decode` takes one token a call, so that several sequences"), "{alone}");
     let huge = toy::with(|m| m.arena_bytes = u64::MAX / 2);
     assert!(matches!(Session::new(huge, Pool::new(1)), Err(Error::Memory { .. })));
 }
