@@ -258,6 +258,34 @@ fn dequantized_product() {
     insta::assert_snapshot!(text);
 }
 
+/// Rows in groups of which the last is short: the largest magnitude of each, then integers.
+#[test]
+fn rounded_rows() {
+    both(
+        "kernel @scales(%x: f32[T, 6, 22]) -> (s: f32[T, 2]) {
+          %0 = reshape %x {shape = [T, 132]} : f32[T, 132]
+          %1 = constant {value = 0.0, dtype = f32} : f32[]
+          %2 = broadcast %1 {shape = [T, 124], dims = []} : f32[T, 124]
+          %3 = concat %0, %2 {axis = 1} : f32[T, 256]
+          %4 = reshape %3 {shape = [T, 2, 128]} : f32[T, 2, 128]
+          %5 = abs %4 : f32[T, 2, 128]
+          %6 = reduce %5 {kind = max, axes = [2]} : f32[T, 2]
+          return %6
+        }",
+    );
+    both(
+        "kernel @codes(%x: f32[T, 132], %s: f32[T, 2]) -> (q: i8[T, 132]) {
+          %1 = broadcast %s {shape = [T, 2, 128], dims = [0, 1]} : f32[T, 2, 128]
+          %2 = reshape %1 {shape = [T, 256]} : f32[T, 256]
+          %3 = slice %2 {axis = 1, start = 0, len = 132} : f32[T, 132]
+          %4 = div %x, %3 : f32[T, 132]
+          %5 = floor %4 : f32[T, 132]
+          %6 = cast %5 {to = i8} : i8[T, 132]
+          return %6
+        }",
+    );
+}
+
 #[test]
 fn attention() {
     let text = text_of(
