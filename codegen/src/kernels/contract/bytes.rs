@@ -397,16 +397,15 @@ impl<'a> Rows<'a> {
         let each = if single { main / v } else { groups.size / v };
         let group = |b: &mut Builder, g: Value, (place, at): (Value, Value), count: i64, sums: &[Value]| {
             let mut next = sums.to_vec();
-            let lines = rows.len();
             let totals: Vec<Value> = rows.iter().filter_map(|row| self.total(b, *row, place, count)).collect();
             for (c, env) in columns.iter().enumerate() {
                 let parts = self.parts(b, rows, env, (place, at), count);
                 let by = groups.bind(b, env, bytes.k, g);
                 let (scale, offset) = (by.scale(b, self.streamed()), by.offset(b, self.streamed()));
-                for r in 0..lines {
+                for (r, part) in parts.into_iter().enumerate() {
                     let i = r * columns.len() + c;
                     if let Some(scale) = scale {
-                        next[i] = b.fma(parts[r], scale, next[i]);
+                        next[i] = b.fma(part, scale, next[i]);
                     }
                     if let (Some(offset), Some(total)) = (offset, totals.get(r)) {
                         next[i] = b.fma(*total, offset, next[i]);

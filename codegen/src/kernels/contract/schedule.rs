@@ -259,13 +259,13 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Optio
     let (mut stepped, mut even) = (Vec::new(), true);
     for a in [w, x] {
         let scale = a.scale.as_deref().filter(|s| desc.vars.reads(s, k));
-        let steps = scale.map(|s| steps(desc, s, k, &[rows, cols]));
-        if let Some(steps) = &steps {
-            if steps.as_ref()?.block < i64::from(lanes) {
-                return None;
-            }
+        let steps = match scale {
+            Some(scale) => Some(steps(desc, scale, k, &[rows, cols])?),
+            None => None,
+        };
+        if steps.as_ref().is_some_and(|s| s.block < i64::from(lanes)) {
+            return None;
         }
-        let steps = steps.flatten();
         even &= steps.as_ref().is_none_or(|s| s.aligned && s.block % 2 == 0);
         stepped.extend(steps);
         let offset_steps = a.offset.as_ref().is_none_or(|m| scale.is_some() || !desc.vars.reads(m, k));
