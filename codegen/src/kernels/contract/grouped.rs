@@ -214,8 +214,11 @@ mod tests {
 
     const WIDE: Target = Target { lanes: 16, registers: 32, dots: true, cache: 4 * 32 * 64 };
 
+    /// Which expert the n-th choice of all is, of so many.
+    type Choice = fn(i64, i64) -> i64;
+
     /// Which experts rows choose.
-    const CHOICES: [(&str, fn(i64, i64) -> i64); 6] = [
+    const CHOICES: [(&str, Choice); 6] = [
         ("all the same", |_, e| e / 2),
         ("none that is there", |i, e| if i % 2 == 0 { -1 } else { e + i }),
         ("each another", |i, e| i % e),
