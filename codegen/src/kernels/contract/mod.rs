@@ -4,7 +4,7 @@
 //! [`Desc`] says what is computed, as addresses in parameters: chains of views, casts, block scales and gathers over
 //! parameters are composed into affine forms of the contraction's letters ([`view`]), never materialised.
 //! [`schedule`] chooses how; [`emit`] writes the kernel. Where an index chooses the weights of each row, as a router chooses
-//! experts, rows that choose the same are put together first ([`grouped`]).
+//! experts, rows that choose the same are put together first (`grouped.rs`).
 //!
 //! **Numbers.** Products are added by fused multiply-add into f32. The dot form keeps `lanes` partial sums (lane `i`
 //! takes summed elements `i, i + lanes, …`, in order) and combines halves at the end; the outer form adds in order.
@@ -21,7 +21,7 @@
 //! neighbouring products are added at a time, as the kernel IR's `dot` says.
 //!
 //! Quads: where rows are `i8` with scales and the streamed operand has eight bits or four with scales, products of bytes are
-//! added exactly while no scale changes ([`bytes`], [`byte_panels`]); such sums are multiplied with both scales and added in
+//! added exactly while no scale changes (`bytes.rs`, `byte_panels.rs`); such sums are multiplied with both scales and added in
 //! the order of the groups. A step has sixteen lanes of sums, in which a lane takes four elements of each 64, or eight of each 128.
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
