@@ -268,7 +268,9 @@ impl Kernel<'_> {
             let (InstKind::Op(op), result) = (&inst.kind, inst.results[0].index()) else { continue };
             let carried = op.is_view() || matches!(op, Op::Cast(_) | Op::Dequantize(_) | Op::Gather(_));
             let Some(source) = inst.args.first().filter(|_| carried).map(|a| out[a.index()]) else { continue };
-            if source.bits() < out[result].bits() && source.is_float() {
+            // Codes of few bits are numbers too; wider integers are of rows.
+            let number = source.is_float() || source.bits() <= 8 && source != DType::Bool;
+            if number && source.bits() < out[result].bits() {
                 out[result] = source;
             }
         }
