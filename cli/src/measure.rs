@@ -71,14 +71,18 @@ impl Meter {
     fn call(&self, session: &mut Session, entry: usize, tokens: usize) -> Result<f64, Failure> {
         let m = self.program.manifest();
         let mut rng = Rng::new(session.held(entry));
-        let input: Vec<u8> =
-            (0..tokens).flat_map(|_| ((rng.next_u64() % m.model.vocab) as i32).to_le_bytes()).collect();
+        let input: Vec<i32> = (0..tokens).map(|_| (rng.next_u64() % m.model.vocab) as i32).collect();
         let sizes = [(Sym::T, tokens as i64)].into();
-        let size = |ty: &hadal_types::TensorType| ty.dtype.bytes(ty.count(&sizes).unwrap_or(0.0) as u64) as usize;
-        let mut outputs: Vec<Vec<u8>> = m.entries[entry].outputs.iter().map(|p| vec![0; size(&p.ty)]).collect();
-        let mut outputs: Vec<&mut [u8]> = outputs.iter_mut().map(Vec::as_mut_slice).collect();
+        // Held as u64 so that any element is aligned.
+        let room = |p: &hadal_artifact::Port| {
+            let bytes = hadal_artifact::tensor_bytes(&p.ty, &sizes).unwrap_or(0) as usize;
+            (vec![0u64; bytes.div_ceil(8)], bytes)
+        };
+        let mut outputs: Vec<(Vec<u64>, usize)> = m.entries[entry].outputs.iter().map(room).collect();
+        let mut outputs: Vec<&mut [u8]> =
+            outputs.iter_mut().map(|(b, n)| &mut bytemuck::cast_slice_mut(b)[..*n]).collect();
         let begun = Instant::now();
-        session.run(entry, tokens, &[&input], &mut outputs)?;
+        session.run(entry, tokens, &[bytemuck::cast_slice(&input)], &mut outputs)?;
         Ok(begun.elapsed().as_secs_f64())
     }
 }

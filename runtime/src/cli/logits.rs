@@ -66,14 +66,14 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// One output of [`evaluate`].
-struct Output {
+pub(super) struct Output {
     shape: Vec<usize>,
-    bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 /// Runs `tokens` through an entry in chunks as large as it takes. Outputs with one row per token are joined; of others
 /// the last chunk's stays.
-fn evaluate(session: &mut Session, name: &str, tokens: &[u32]) -> Result<Vec<Output>, Failure> {
+pub(super) fn evaluate(session: &mut Session, name: &str, tokens: &[u32]) -> Result<Vec<Output>, Failure> {
     let program = session.program().clone();
     let entry = session.entry(name)?;
     let described = &program.manifest().entries[entry];

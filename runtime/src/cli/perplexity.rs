@@ -1,5 +1,6 @@
 //! `perplexity`: how well the model foresees a text, which is what rounding its weights costs.
 
+use super::logits::evaluate;
 use super::{Failure, print_json, stdout_failed};
 use crate::text::Text;
 use crate::{Error, Pool, Program, Session};
@@ -52,21 +53,20 @@ pub(super) fn run(program: Arc<Program>, args: &PerplexityArgs) -> Result<(), Fa
         return Err(unreadable(format!("{} tokens, expected at least 2", tokens.len())));
     }
     let mut session = Session::new(program.clone(), Pool::new(args.threads))?;
-    let entry = session.entry("logits")?;
-    let described = &program.manifest().entries[entry];
-    let first = described.outputs.first().is_some_and(|p| p.ty.dtype == DType::F32 && p.ty.shape[0] == Sym::T.into());
-    if described.inputs.len() != 1 || !first {
+    let described = &program.manifest().entries[session.entry("logits")?];
+    if !described.outputs.first().is_some_and(|p| p.ty.dtype == DType::F32 && p.ty.shape[0] == Sym::T.into()) {
         let entry = described.name.clone();
         return Err(Error::NoPort { entry, port: "output `logits` of type f32[T, V]" }.into());
     }
-    let chunk = described.range(Sym::T).map_or(1, |r| r.hi.max(1) as usize).min(ROWS);
     let (mut nats, mut foreseen, mut bytes) = (0.0, 0usize, 0usize);
     for window in tokens.chunks(window) {
         session.truncate(0)?;
         // What the last token of a window would foresee is in the next one.
         let given = &window[..window.len() - 1];
-        for (rows, next) in given.chunks(chunk).zip(window[1..].chunks(chunk)) {
-            let logits = logits(&mut session, entry, rows, vocab)?;
+        for (rows, next) in given.chunks(ROWS).zip(window[1..].chunks(ROWS)) {
+            let outputs = evaluate(&mut session, "logits", rows)?;
+            let logits = outputs[0].bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let logits: Vec<f32> = logits.collect();
             for (row, token) in logits.chunks_exact(vocab).zip(next) {
                 nats += surprise(row, *token as usize);
                 foreseen += 1;
@@ -85,23 +85,6 @@ pub(super) fn run(program: Arc<Program>, args: &PerplexityArgs) -> Result<(), Fa
     let line =
         format!("perplexity {:.4} over {foreseen} tokens in windows of {window}; {bits:.4} bits per byte", mean.exp());
     writeln!(std::io::stdout(), "{line}").map_err(stdout_failed)
-}
-
-/// The logits of each of some tokens.
-fn logits(session: &mut Session, entry: usize, tokens: &[u32], vocab: usize) -> Result<Vec<f32>, Failure> {
-    let program = session.program().clone();
-    let ids: Vec<i32> = tokens.iter().map(|t| *t as i32).collect();
-    let bindings = [(Sym::P, session.held(entry) as i64), (Sym::T, ids.len() as i64)].into();
-    let ports = &program.manifest().entries[entry].outputs;
-    let mut rows = vec![0f32; ids.len() * vocab];
-    // Besides logits there may be other outputs, which nobody wants. Held as u64 so that any element is aligned.
-    let size = |p: &hadal_artifact::Port| hadal_artifact::tensor_bytes(&p.ty, &bindings).unwrap_or(0) as usize;
-    let mut others: Vec<(Vec<u64>, usize)> =
-        ports[1..].iter().map(size).map(|n| (vec![0u64; n.div_ceil(8)], n)).collect();
-    let mut outputs = vec![bytemuck::cast_slice_mut(&mut rows)];
-    outputs.extend(others.iter_mut().map(|(b, n)| &mut bytemuck::cast_slice_mut(b)[..*n]));
-    session.run(entry, ids.len(), &[bytemuck::cast_slice(&ids)], &mut outputs)?;
-    Ok(rows)
 }
 
 /// -ln of the probability that a row of logits gives a token.
