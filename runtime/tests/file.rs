@@ -315,6 +315,7 @@ fn wrong_usage_is_status_2() {
         &["logits", "--tokens", "1,x", "--out", "/dev/null"],
         &["bench", "--prompt-len", "90", "-n", "20"],
         &["bench", "--repeat", "0"],
+        &["bench", "--prompt", "a", "--prompt-len", "3"],
         &["sing"],
     ] {
         let (status, complaint) = m.complains(args);

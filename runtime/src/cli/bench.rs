@@ -2,6 +2,7 @@
 
 use super::generate::{parse_drafts, rate};
 use super::{Failure, batch, kernels, print_json, stdout_failed};
+use crate::text::Text;
 use crate::{Acceptance, Drafts, Error, Generator, Pool, Program, Rng, Sampling, Session};
 use clap::Args;
 use hadal_types::Sym;
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Example:
   ./model bench --prompt-len 128 -n 64 --threads 2 --json
 
-The prompt is random tokens. Each figure is the best of --repeat runs. The share of read bandwidth compares the weight
+The prompt is random tokens, unless --prompt gives one, by which the share of drafts that are right can be told. Each figure is the best of --repeat runs. The share of read bandwidth compares the weight
 bytes a token needs with a plain sum over memory, by as many threads, measured just before. Where the model drafts, the same
 tokens are generated with drafts too, in turn with plain decoding. With --batch several sequences, each behind a prompt
 of its own, get a token in every step, for which weights are read once.")]
@@ -24,6 +25,9 @@ pub struct BenchArgs {
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 128)]
     prompt_len: usize,
+    /// Text to continue, in place of random tokens
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompt_len", "batch"])]
+    prompt: Option<String>,
     /// Tokens to generate
     #[arg(short, long, value_name = "N", default_value_t = 64)]
     n: usize,
@@ -53,9 +57,20 @@ pub struct BenchArgs {
 
 pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> Result<(), Failure> {
     let model = program.manifest().model.clone();
-    if args.prompt_len == 0 || args.prompt_len as u64 + args.n as u64 > model.max_context {
-        let max = model.max_context;
-        return Err(Failure::Usage(format!("--prompt-len (at least 1) and -n must fit the context of {max} together")));
+    let prompt: Vec<u32> = match &args.prompt {
+        Some(text) => Text::of(&program)?.encode(text)?,
+        // Longer ones are refused below.
+        None => {
+            let mut rng = Rng::new(1);
+            let len = args.prompt_len.min(model.max_context as usize + 1);
+            (0..len).map(|_| (rng.next_u64() % model.vocab) as u32).collect()
+        }
+    };
+    let max = model.max_context;
+    if prompt.is_empty() || prompt.len() as u64 + args.n as u64 > max {
+        return Err(Failure::Usage(format!(
+            "the prompt (at least 1 token) and -n must fit the context of {max} together"
+        )));
     }
     let pool = Pool::new(args.threads);
     if !args.batch.is_empty() {
@@ -78,8 +93,6 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
         _ if !generator.can_draft() => None,
         drafts => Some(make(drafts)?),
     };
-    let mut rng = Rng::new(1);
-    let prompt: Vec<u32> = (0..args.prompt_len).map(|_| (rng.next_u64() % model.vocab) as u32).collect();
     let (mut plain, mut drafted) = (Measured::default(), Measured::default());
     for _ in 0..args.repeat {
         plain.run(&mut generator, &prompt, args.n)?;
@@ -105,7 +118,7 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
     let decode_rate = rate(decoded, decode);
     // The version that the first decoded token takes.
     let m = program.manifest();
-    let at = [(Sym::P, args.prompt_len as i64), (Sym::T, 1)].into();
+    let at = [(Sym::P, prompt.len() as i64), (Sym::T, 1)].into();
     let at = m.definitions.complete(&at);
     let version = m.entry("decode").and_then(|e| {
         let values: Vec<i64> = e.symbols.iter().map(|r| at.get(&r.sym).copied().unwrap_or(r.lo)).collect();
@@ -119,11 +132,11 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
         return print_json(&json!({
             "model": model.name,
             "threads": threads,
-            "prompt_tokens": args.prompt_len,
+            "prompt_tokens": prompt.len(),
             "generated_tokens": args.n,
             "load_seconds": loaded.as_secs_f64(),
             "prefill_seconds": prefill.as_secs_f64(),
-            "prefill_tokens_per_second": rate(args.prompt_len, prefill),
+            "prefill_tokens_per_second": rate(prompt.len(), prefill),
             "first_token_seconds": first.as_secs_f64(),
             "first_token_seconds_cold": cold.unwrap_or_default().as_secs_f64(),
             "decode_tokens_per_second": decode_rate,
@@ -146,8 +159,8 @@ pub(super) fn run(program: Arc<Program>, args: &BenchArgs, started: Instant) -> 
             "prefill",
             format!(
                 "{} tokens/s ({} tokens in {:.2} ms)",
-                show(rate(args.prompt_len, prefill)),
-                args.prompt_len,
+                show(rate(prompt.len(), prefill)),
+                prompt.len(),
                 ms(prefill)
             ),
         ),
