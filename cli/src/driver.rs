@@ -3,6 +3,7 @@
 
 use crate::failure::Failure;
 use crate::input::Input;
+use crate::tuning::{self, Choice, Database, Tuning};
 use hadal_artifact as artifact;
 use hadal_codegen::cpu::{self, CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
@@ -11,7 +12,7 @@ use hadal_ir::layout_fold;
 use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::{Target, TargetKind};
-use hadal_ir::{Bindings, DType, Module, Sym, Tensor, TensorType};
+use hadal_ir::{Bindings, DType, Func, Module, Sym, Tensor, TensorType};
 use hadal_models::checkpoint::{Checkpoint, WeightOnly, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
@@ -52,6 +53,8 @@ pub struct Options {
     pub batch: u64,
     /// Processors that the file holds code for, those to be preferred first.
     pub levels: Vec<CpuTarget>,
+    /// Where measurements that choose among kernels of equal bits are kept; `None` for the generators' own choice.
+    pub tuning: Option<Tuning>,
 }
 
 impl Options {
@@ -86,6 +89,7 @@ impl Default for Options {
             laws: hadal_passes::LawSet::default(),
             batch: 1,
             levels: levels_like_here(),
+            tuning: None,
         }
     }
 }
@@ -109,6 +113,8 @@ pub struct BuiltKernel {
     pub generated: Generated,
     /// Its code.
     pub compiled: CompiledKernel,
+    /// The measurements by which it was chosen, where there are any.
+    pub tuned: Option<tuning::Entry>,
 }
 
 /// Code for one level.
@@ -179,9 +185,22 @@ pub fn compile_model(
     timed("passes", start);
 
     let start = Instant::now();
-    let build =
-        |cpu: &CpuTarget| Ok(Level { cpu: cpu.clone(), kernels: build_kernels(&program, cpu, options.disassembly)? });
-    let levels = options.levels.iter().map(build).collect::<Result<Vec<Level>, Failure>>()?;
+    let kernels = choose(&program, options)?;
+    if options.tuning.is_some() {
+        timed("tuning", start);
+    }
+
+    let start = Instant::now();
+    let build = |(cpu, kernels): (&CpuTarget, Vec<Choice>)| {
+        let build = |choice: &Choice| {
+            let generated = choice.best().clone();
+            let compiled = hadal_codegen::compile(&generated.kernel, cpu, options.disassembly)
+                .map_err(|e| Failure::internal("compiling a kernel", e))?;
+            Ok(BuiltKernel { func: choice.func.clone(), generated, compiled, tuned: choice.entry.clone() })
+        };
+        Ok(Level { cpu: cpu.clone(), kernels: on_all_cores(&kernels, build)? })
+    };
+    let levels = options.levels.iter().zip(kernels).map(build).collect::<Result<Vec<Level>, Failure>>()?;
     timed("code", start);
 
     let stored = stored(&program);
@@ -242,28 +261,39 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
     Ok(model)
 }
 
-/// Compiles every kernel function, on all cores.
-fn build_kernels(program: &Program, cpu: &CpuTarget, disassembly: bool) -> Result<Vec<BuiltKernel>, Failure> {
-    let funcs: Vec<_> = program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).collect();
-    let target = kernels::Target::of(cpu);
-    let one = |func: &&hadal_ir::Func| -> Result<BuiltKernel, Failure> {
-        let generated = kernels::select(func, &program.ranges(&func.name), &target)
-            .map_err(|e| Failure::internal("generating a kernel", e))?;
-        let compiled = hadal_codegen::compile(&generated.kernel, cpu, disassembly)
-            .map_err(|e| Failure::internal("compiling a kernel", e))?;
-        Ok(BuiltKernel { func: func.name.clone(), generated, compiled })
+/// The kernels to compile, by level and in the module's order.
+fn choose(program: &Program, options: &Options) -> Result<Vec<Vec<Choice>>, Failure> {
+    let Some(tuning) = &options.tuning else {
+        let funcs: Vec<&Func> = program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).collect();
+        let level = |cpu: &CpuTarget| {
+            let target = kernels::Target::of(cpu);
+            on_all_cores(&funcs, |func| Choice::first(func, program, &target))
+        };
+        return options.levels.iter().map(level).collect();
     };
+    let mut database = Database::open(&tuning.file)?;
+    // What this machine would run is measured here.
+    let here = options.levels.iter().position(CpuTarget::is_here).filter(|_| tuning.measure);
+    let level = |(i, cpu)| tuning::choose(program, cpu, &mut database, here == Some(i));
+    options.levels.iter().enumerate().map(level).collect()
+}
+
+/// Does something with each item on all cores; results in order, or the first error.
+pub(crate) fn on_all_cores<T: Sync, R: Send>(
+    items: &[T],
+    one: impl Fn(&T) -> Result<R, Failure> + Sync,
+) -> Result<Vec<R>, Failure> {
     let workers = std::thread::available_parallelism().map_or(1, |n| n.get());
     let next = std::sync::atomic::AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
         loop {
             let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let Some(func) = funcs.get(i) else { return done };
-            done.push((i, one(func)));
+            let Some(item) = items.get(i) else { return done };
+            done.push((i, one(item)));
         }
     };
-    let mut all: Vec<(usize, Result<BuiltKernel, Failure>)> = std::thread::scope(|scope| {
+    let mut all: Vec<(usize, Result<R, Failure>)> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         handles.into_iter().flat_map(|h| h.join().expect("workers return their errors")).collect()
     });

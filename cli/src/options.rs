@@ -3,6 +3,7 @@
 use crate::driver::Options;
 use crate::failure::Failure;
 use crate::input::Input;
+use crate::tuning::{self, Tuning};
 use crate::units;
 use hadal_codegen::cpu::CpuTarget;
 use hadal_models::checkpoint::{Checkpoint, WeightOnly};
@@ -33,9 +34,25 @@ pub struct CompileArgs {
     /// this machine only, or names as `x86-64-v3`. The best one that a processor has is taken when the file starts.
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',', default_value = "all", value_parser = levels)]
     pub cpu: Vec<Levels>,
+    /// Choose among kernels that give the same bits by measurements: `quick` takes those that are missing on this machine, a
+    /// minute or so, `stored` takes what the database has [default: the generators' own choice].
+    #[arg(long, value_enum)]
+    pub tune: Option<TuneArg>,
+    /// The database of measurements; by itself it means `--tune stored` [default: hadal/tuning.json in the user's cache folder].
+    #[arg(long, value_name = "FILE")]
+    pub tuning: Option<PathBuf>,
     /// Which laws may be used.
     #[command(flatten)]
     pub laws: LawArgs,
+}
+
+/// Where measurements come from.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TuneArg {
+    /// What the database does not hold is measured.
+    Quick,
+    /// Only the database.
+    Stored,
 }
 
 /// Levels of processors that go by one name.
@@ -228,6 +245,10 @@ impl CompileArgs {
             activations: self.activations.activations(),
             laws: self.laws.set(),
             levels: self.levels(),
+            tuning: (self.tune.is_some() || self.tuning.is_some()).then(|| Tuning {
+                file: self.tuning.clone().unwrap_or_else(tuning::default_file),
+                measure: self.tune == Some(TuneArg::Quick),
+            }),
             ..Options::default()
         }
     }

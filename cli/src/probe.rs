@@ -296,7 +296,8 @@ fn memory_bytes() -> u64 {
     kib.map_or(8 << 30, |k| k << 10)
 }
 
-fn processor() -> String {
+/// The processor, as the system calls it.
+pub(crate) fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, n)| n.trim()));
     name.filter(|n| !n.is_empty()).unwrap_or("an unnamed processor").to_owned()

@@ -8,6 +8,7 @@ use crate::options::{AdapterArgs, CompileArgs};
 use crate::units;
 use hadal_artifact::blob;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -138,6 +139,15 @@ pub fn report(c: &Compiled) -> String {
         units::bytes(c.code.len() as f64),
         time("code")
     );
+    let tuned: Vec<_> = c.levels.iter().flat_map(|l| &l.kernels).filter_map(|k| k.tuned.as_ref()).collect();
+    if !tuned.is_empty() {
+        let others = tuned.iter().filter(|e| e.best() > 0).count();
+        out += &format!(
+            "  tuning     {others} of {} kernels measured are others than the generators choose ({})\n",
+            tuned.len(),
+            time("tuning")
+        );
+    }
     for e in &m.entries {
         for v in &e.versions {
             let ranges = m.free_ranges(&v.symbols);
@@ -174,20 +184,21 @@ pub fn rules_fired(c: &Compiled) -> Vec<(String, usize)> {
 
 fn report_json(c: &Compiled, size: Option<u64>, seconds: f64) -> serde_json::Value {
     let m = &c.manifest;
-    serde_json::json!({
+    json!({
         "architecture": m.model.architecture,
         "layers": c.model.layers,
         "functions": c.model.module.funcs.len(),
         "rules": rules_fired(c).into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-        "kernels": c.kernels().iter().map(|k| serde_json::json!({
+        "kernels": c.kernels().iter().map(|k| json!({
             "name": k.func,
             "generator": k.generated.generator,
             "schedule": k.generated.schedule,
             "code_bytes": k.compiled.code.len(),
+            "tuned": k.tuned.as_ref().map(|e| json!({"gain": e.gain(), "candidates": e.candidates.len()})),
         })).collect::<Vec<_>>(),
-        "entries": m.entries.iter().map(|e| serde_json::json!({
+        "entries": m.entries.iter().map(|e| json!({
             "name": e.name,
-            "versions": e.versions.iter().map(|v| serde_json::json!({
+            "versions": e.versions.iter().map(|v| json!({
                 "symbols": m.free_ranges(&v.symbols),
                 "launches": v.launches.len(),
             })).collect::<Vec<_>>(),

@@ -19,6 +19,7 @@ pub mod predict;
 pub mod report;
 pub mod run;
 pub mod target;
+pub mod tune;
 pub mod verify;
 
 use crate::failure::Failure;
@@ -47,6 +48,7 @@ enum Command {
     Report(report::Args),
     Target(target::Args),
     Compile(compile::Args),
+    Tune(tune::Args),
     Bench(bench::Args),
     Run(run::Args),
     Verify(verify::Args),
@@ -66,6 +68,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(&args),
         Command::Target(args) => target::run(&args),
         Command::Compile(args) => compile::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Verify(args) => verify::run(&args),

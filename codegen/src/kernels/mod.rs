@@ -115,16 +115,27 @@ pub enum Error {
     },
 }
 
-/// A special generator: `None` where it does not know the function.
-type Special = fn(&Func, &Ranges, &Target) -> Option<Result<Generated, Error>>;
+/// A special generator: the kernels it can make, which all give the same bits, the preferred one first; `None` where it
+/// does not know the function.
+type Special = fn(&Func, &Ranges, &Target) -> Option<Box<dyn Iterator<Item = Generated>>>;
 
 /// The special generators, in the order they are asked.
 const SPECIAL: &[Special] = &[attention::generate, contract::generate];
 
 /// The kernel of a kernel function, by the first generator that knows it.
 pub fn select(func: &Func, ranges: &Ranges, target: &Target) -> Result<Generated, Error> {
-    match SPECIAL.iter().find_map(|generator| generator(func, ranges, target)) {
-        Some(generated) => generated,
+    match SPECIAL.iter().find_map(|generator| generator(func, ranges, target)?.next()) {
+        Some(generated) => Ok(generated),
         None => loops::emit(func, target),
     }
+}
+
+/// The kernel that [`select`] gives, and others that give the same bits in another time.
+pub fn variants(func: &Func, ranges: &Ranges, target: &Target) -> Result<Vec<Generated>, Error> {
+    let known = SPECIAL.iter().find_map(|generator| {
+        let mut all = generator(func, ranges, target)?.peekable();
+        all.peek()?;
+        Some(all.collect())
+    });
+    known.map_or_else(|| Ok(vec![loops::emit(func, target)?]), Ok)
 }

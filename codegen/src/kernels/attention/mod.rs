@@ -51,13 +51,15 @@ mod tests;
 pub use desc::Desc;
 pub use schedule::Schedule;
 
-use super::{Error, Generated, Ranges, Target};
+use super::{Generated, Ranges, Target};
 use hadal_ir::Func;
 
-/// The kernel of an attention; `None` for other functions.
-pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Result<Generated, Error>> {
+/// The kernels of an attention, which give the same bits, the preferred one first; `None` for other functions.
+pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Box<dyn Iterator<Item = Generated>>> {
     let desc = Desc::of(func)?;
-    let schedule = schedule::select(&desc, ranges, target)?;
-    let kernel = emit::emit(&desc, &schedule);
-    Some(Ok(Generated { kernel, generator: "attention", schedule: schedule.show(&desc) }))
+    let schedules = schedule::candidates(&desc, ranges, target);
+    Some(Box::new(schedules.into_iter().map(move |s| {
+        let kernel = emit::emit(&desc, &s);
+        Generated { kernel, generator: "attention", schedule: s.show(&desc) }
+    })))
 }

@@ -327,7 +327,7 @@ mod tests {
                 (WIDE, steps.clone(), 8),
             ] {
                 let run = |func: &Func, args: &[Tensor], t: i64| {
-                    let generated = super::super::generate(func, &ranges, &target).unwrap().unwrap();
+                    let generated = super::super::generate(func, &ranges, &target).unwrap().next().unwrap();
                     let bindings = Bindings::from([(Sym::T, t)]);
                     (interpreted(&generated.kernel, func, args, &bindings).remove(0).bytes, generated.schedule)
                 };

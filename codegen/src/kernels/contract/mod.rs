@@ -37,6 +37,7 @@ pub mod epilogue;
 mod grouped;
 mod packed;
 pub mod schedule;
+pub mod variants;
 pub mod view;
 
 #[cfg(test)]
@@ -45,17 +46,24 @@ pub(crate) mod tests;
 pub use desc::Desc;
 pub use schedule::Schedule;
 
-use super::{Error, Generated, Ranges, Target};
+use super::{Generated, Ranges, Target};
 use hadal_ir::Func;
 
-/// The kernel of a product-sum; `None` for other functions.
-pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Result<Generated, Error>> {
+/// The kernels of a product-sum that give the same bits, the preferred one first; `None` for other functions.
+pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Box<dyn Iterator<Item = Generated>>> {
     let desc = Desc::of(func)?.within(ranges);
     let grouped = desc.grouped().and_then(|grouped| Some((schedule::select(&grouped, target)?, grouped)));
-    let (schedule, desc) = match grouped {
+    let (chosen, desc) = match grouped {
         Some(grouped) => grouped,
         None => (schedule::select(&desc, target)?, desc),
     };
-    let kernel = emit::emit(&desc, &schedule);
-    Some(Ok(Generated { kernel, generator: "contract", schedule: schedule.show(&desc) }))
+    let (first, target) = (chosen.clone(), target.clone());
+    let others = std::iter::once_with({
+        let desc = desc.clone();
+        move || variants::variants(&desc, &chosen, &target)
+    });
+    Some(Box::new(std::iter::once(first).chain(others.flatten()).map(move |s| {
+        let kernel = emit::emit(&desc, &s);
+        Generated { kernel, generator: "contract", schedule: s.show(&desc) }
+    })))
 }

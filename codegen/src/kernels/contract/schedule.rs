@@ -478,7 +478,8 @@ fn packed_bytes(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -
     })
 }
 
-fn gcd(a: i64, b: i64) -> i64 {
+/// The greatest common divisor.
+pub fn gcd(a: i64, b: i64) -> i64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
@@ -489,7 +490,7 @@ pub fn plain(desc: &Desc, a: &Access) -> bool {
 
 /// Whether all columns of a grid index have the same scales, which change at known places, so that a row can be multiplied
 /// with them before it meets the columns.
-fn folds(desc: &Desc, s: &Schedule) -> bool {
+pub fn folds(desc: &Desc, s: &Schedule) -> bool {
     let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
     let Some(scale) = w.scale.as_deref().filter(|scale| scale.parts().next().is_none()) else { return false };
     let shared = |v: Var, block: i64| {

@@ -1,4 +1,5 @@
 use super::schedule::{Form, candidates};
+use super::variants::variants;
 use super::{Desc, emit};
 use crate::cpu::{CompiledKernel, CpuTarget};
 use crate::cranelift::jit::run_compiled;
@@ -81,6 +82,25 @@ fn check_func(func: &Func, bindings: &Bindings, tolerance: f64, seed: u64) -> Ve
                 close(buffer, expected, tolerance, &|| format!("{}\n{desc}\n{kernel}", s.show(desc)));
             }
             compiled(&kernel, func, &args, bindings, &results, desc.epilogue.is_heavy());
+        }
+        for target in [Target::default(), wide()] {
+            let all = candidates(desc, &target);
+            let Some(chosen) = all.first() else { continue };
+            let mut variants = variants(desc, chosen, &target);
+            // Of many, another few each time.
+            while variants.len() > 2 {
+                variants.swap_remove(seed as usize % variants.len());
+            }
+            let expected = interpreted(&emit::emit(desc, chosen), func, &args, bindings);
+            for s in variants {
+                let kernel = emit::emit(desc, &s);
+                let errors = hadal_ir::kernel::verify::verify(&kernel);
+                assert!(errors.is_empty(), "{errors:?}\n{kernel}");
+                let results = interpreted(&kernel, func, &args, bindings);
+                let same = results.iter().zip(&expected).all(|(a, b)| a.bytes == b.bytes);
+                assert!(same, "{} has other bits than {}\n{desc}\n{kernel}", s.show(desc), chosen.show(desc));
+                compiled(&kernel, func, &args, bindings, &results, desc.epilogue.is_heavy());
+            }
         }
     }
     schedules.iter().map(|s| s.show(&desc)).collect()
