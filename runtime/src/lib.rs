@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `program` | map a file, check the machine, find kernels and weights |
 //! | `pool` | persistent threads that share out the grid of each launch |
+//! | `topology` | cores and memory nodes, and how threads are shared out to them |
 //! | `session` | states, arena and scratch of one sequence; one call of an entry |
 //! | `batch` | one token for each of several sequences, in one step |
 //! | `sample` | temperature, top-k, top-p, min-p, and a generator of random numbers that is the same everywhere |
@@ -44,6 +45,7 @@ mod speculate;
 mod states;
 #[cfg(feature = "text")]
 pub mod text;
+mod topology;
 mod watch;
 
 pub use batch::Batch;
@@ -56,4 +58,5 @@ pub use sample::{Rng, Sampler, Sampling};
 pub use session::Session;
 pub use speculate::{Acceptance, Drafts};
 pub use states::{Mark, TAKE_BACK};
+pub use topology::Topology;
 pub use watch::{Watch, Watched};

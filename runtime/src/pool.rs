@@ -1,10 +1,12 @@
 //! Persistent threads that run a list of steps, sharing out the grid of each.
 //!
-//! A step is cut into *pieces*, contiguous ranges of its grid. One 64-bit word says which step is current, how many
-//! pieces it has and how many are taken; a thread takes a piece by adding one to it. Whoever finishes the last piece of
-//! a step opens the next one by writing the word anew. So there is no barrier that waits for threads, only for work: a
-//! thread that the system has put aside between pieces (a busy neighbour on a shared machine) delays nobody, and a run
-//! of small one-piece steps stays on the thread that began it, with no hand-over in between.
+//! A step is cut into *pieces*, contiguous ranges of its grid, and pieces are shared out to groups of threads
+//! ([`Topology`]). A group's 64-bit word says which step is current, how many pieces of it the group has and how many are taken;
+//! a thread takes a piece by adding one to its group's word, or to another's where there is none left. Whoever finishes the
+//! last piece of a step opens the next one by writing the words anew. So there is no barrier that waits for threads, only for work:
+//! a thread that the system has put aside between pieces (a busy neighbour on a shared machine) delays nobody, and a run
+//! of small one-piece steps stays on the thread that began it, with no hand-over in between. Up to eight threads are one
+//! group; with more, few take from the same word, and those near the same memory take neighbouring pieces.
 //!
 //! Steps that do not depend on each other may be run *together*: then their pieces are taken like those of one step.
 //!
@@ -13,8 +15,10 @@
 //! runs.
 
 use crate::program::KernelFn;
+use crate::topology::{self, Topology};
 use std::cell::UnsafeCell;
 use std::hint::spin_loop;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -57,8 +61,11 @@ pub struct Pool {
 }
 
 struct Shared {
-    /// [`Word`].
-    word: AtomicU64,
+    groups: Box<[Line]>,
+    /// By thread: its group.
+    group_of: Box<[usize]>,
+    /// Pieces of the current step, of all groups. Written only while no step is open; read only by holders of a piece.
+    pieces: AtomicU32,
     /// Pieces of the current step that are finished.
     done: AtomicU32,
     /// Written only while no step is open; read only by holders of a piece.
@@ -83,6 +90,20 @@ struct Job {
     clock: *mut Instant,
 }
 
+/// What the threads of a group take pieces from, with no other data near it.
+#[repr(align(128))]
+struct Line {
+    /// [`Word`].
+    word: AtomicU64,
+    threads: Range<usize>,
+}
+
+impl Line {
+    fn load(&self, order: Ordering) -> Word {
+        Word(self.word.load(order))
+    }
+}
+
 // SAFETY: `job` and what it points to are written by the caller before it opens the first step (a release store of
 // `word`) and read by threads that took a piece of an open step (an acquire of the same word); the caller does not
 // return, and so nothing moves, until all pieces are finished.
@@ -90,7 +111,7 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-/// Step number (32 bits, wrapping), pieces (16), pieces taken (16). A stale word could be mistaken for a new one only
+/// Step number (32 bits, wrapping), the group's pieces (16), pieces taken (16). A stale word could be mistaken for a new one only
 /// if a thread were stopped between two instructions for exactly 2^32 steps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Word(u64);
@@ -114,13 +135,20 @@ impl Word {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the calling one included; 0 takes as many as the system offers.
+    /// A pool of `threads` threads, the calling one included; 0 takes one for each core that this process may use.
     pub fn new(threads: usize) -> Arc<Pool> {
-        let offered = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = if threads == 0 { offered() } else { threads }.min(u16::MAX as usize / PIECES_PER_THREAD);
+        Pool::on(&Topology::here(), threads)
+    }
+
+    /// The same on these cores.
+    pub fn on(topology: &Topology, threads: usize) -> Arc<Pool> {
+        let threads = if threads == 0 { topology.cores() } else { threads }.min(u16::MAX as usize / PIECES_PER_THREAD);
+        let groups = topology.groups(threads);
         let scratch = Scratch { start: std::ptr::null_mut(), stride: 0 };
         let shared = Arc::new(Shared {
-            word: AtomicU64::new(0),
+            group_of: groups.iter().enumerate().flat_map(|(i, g)| g.threads.clone().map(move |_| i)).collect(),
+            groups: groups.iter().map(|g| Line { word: AtomicU64::new(0), threads: g.threads.clone() }).collect(),
+            pieces: AtomicU32::new(0),
             done: AtomicU32::new(0),
             job: UnsafeCell::new(Job {
                 base: 0,
@@ -138,8 +166,13 @@ impl Pool {
         });
         let start = |worker: usize| {
             let shared = Arc::clone(&shared);
+            let cpus = groups[shared.group_of[worker]].cpus.clone();
+            let work = move || {
+                topology::stay_on(&cpus);
+                shared.work_forever(worker);
+            };
             // Fewer threads than asked for still give right results, so a refusal by the system is not an error.
-            std::thread::Builder::new().name(format!("hadal-{worker}")).spawn(move || shared.work_forever(worker)).ok()
+            std::thread::Builder::new().name(format!("hadal-{worker}")).spawn(work).ok()
         };
         let workers = (1..threads).map_while(start).collect();
         Arc::new(Pool { shared, workers, turn: Mutex::new(()) })
@@ -186,13 +219,14 @@ impl Pool {
         let clock = clock.map_or(std::ptr::null_mut(), <[Instant]>::as_mut_ptr);
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
-        let base = Word(shared.word.load(Ordering::Relaxed)).step();
+        let base = shared.groups[0].load(Ordering::Relaxed).step();
         // SAFETY: no step is open, so no other thread looks at the job.
         unsafe { *shared.job.get() = Job { base, steps: steps.as_ptr(), len: steps.len(), scratch, clock } };
         shared.open(base, 1);
         let end = base.wrapping_add(steps.len() as u32);
         let mut idle = 0;
-        while Word(shared.word.load(Ordering::Acquire)).step() != end {
+        // The word that is written last when a job ends.
+        while shared.groups[0].load(Ordering::Acquire).step() != end {
             if shared.work_on(0) {
                 idle = 0;
             } else {
@@ -219,21 +253,35 @@ impl Shared {
             if self.work_on(worker) {
                 idle = 0;
             } else {
-                self.wait(&mut idle, || self.sleep(|word| word.has_pieces() || self.stop.load(Ordering::SeqCst)));
+                self.wait(&mut idle, || self.sleep(|| self.has_pieces() || self.stop.load(Ordering::SeqCst)));
             }
         }
     }
 
-    /// Takes and runs one piece of the current step, if one is left. Opens the next step where it was the last.
+    fn has_pieces(&self) -> bool {
+        self.groups.iter().any(|g| g.load(Ordering::SeqCst).has_pieces())
+    }
+
+    /// Where a group's pieces begin, of so many of all groups; they end where the next one's begin. The first group has the
+    /// only one.
+    fn share(&self, pieces: usize, threads: usize) -> usize {
+        (pieces * threads).div_ceil(self.threads)
+    }
+
+    /// Takes and runs one piece of the current step, if one is left: of its own group, or else of the next ones. Opens the next
+    /// step where it was the last.
     fn work_on(&self, worker: usize) -> bool {
-        let word = Word(self.word.load(Ordering::Acquire));
-        if !word.has_pieces() {
-            return false;
-        }
+        let own = self.group_of[worker];
+        let found = (0..self.groups.len()).find_map(|i| {
+            let group = &self.groups[(own + i) % self.groups.len()];
+            Some((group, group.load(Ordering::Acquire))).filter(|(_, word)| word.has_pieces())
+        });
+        let Some((group, word)) = found else { return false };
         let next = Word::new(word.step(), word.pieces(), word.taken() + 1);
-        if self.word.compare_exchange(word.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        if group.word.compare_exchange(word.0, next.0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return true;
         }
+        let pieces = self.pieces.load(Ordering::Relaxed) as usize;
         // SAFETY: we hold a piece, so the job stays as it is until we have finished it; steps that run together are inside.
         let (steps, scratch) = unsafe {
             let job = &*self.job.get();
@@ -246,12 +294,12 @@ impl Shared {
             // SAFETY: the promise made to `run`; the pieces of steps are disjoint and no two workers share scratch.
             unsafe { (step.kernel)(step.args, step.symbols, cut(part), cut(part + 1), scratch) };
         };
-        let (taken, parts) = (word.taken() as usize, word.pieces() as usize / steps.len());
+        let (taken, parts) = (self.share(pieces, group.threads.start) + word.taken() as usize, pieces / steps.len());
         match parts {
             0 => steps.iter().for_each(|s| run(s, 0, 1)),
             _ => run(&steps[taken / parts], taken % parts, parts),
         }
-        if self.done.fetch_add(1, Ordering::AcqRel) + 1 == word.pieces() as u32 {
+        if self.done.fetch_add(1, Ordering::AcqRel) + 1 == pieces as u32 {
             self.done.store(0, Ordering::Relaxed);
             self.open(word.step().wrapping_add(steps.len() as u32), steps.len());
         }
@@ -273,7 +321,8 @@ impl Shared {
             }
         }
         if index == len {
-            self.word.store(Word::new(step, 0, 0).0, Ordering::SeqCst);
+            // The first one last: then the caller goes on, and may begin another job.
+            self.groups.iter().rev().for_each(|g| g.word.store(Word::new(step, 0, 0).0, Ordering::SeqCst));
             if self.caller_sleeps.load(Ordering::SeqCst) {
                 self.wake_all();
             }
@@ -285,8 +334,16 @@ impl Shared {
         let together = 1 + s.more as i64;
         // Each step is cut into as many, or all are one piece. Those that are there for each sequence have grids much alike.
         let parts = (most / together).max(1).min(s.grid.max(1));
-        let pieces = if s.large { (together * parts) as u16 } else { 1 };
-        self.word.store(Word::new(step, pieces, 0).0, Ordering::SeqCst);
+        let pieces = if s.large { (together * parts) as usize } else { 1 };
+        self.pieces.store(pieces as u32, Ordering::Relaxed);
+        // Groups without pieces first: once the last word with pieces is written, others may finish all of them and open the step
+        // behind, while this thread must write no more.
+        let of = |g: &Line| self.share(pieces, g.threads.end) - self.share(pieces, g.threads.start);
+        for some in [false, true] {
+            for group in self.groups.iter().filter(|g| (of(g) > 0) == some) {
+                group.word.store(Word::new(step, of(group) as u16, 0).0, Ordering::SeqCst);
+            }
+        }
         if pieces > 1 && self.sleepers.load(Ordering::SeqCst) > 0 {
             self.wake_all();
         }
@@ -306,10 +363,10 @@ impl Shared {
 
     /// Sleeps until `wanted`. Registering before looking (here) and looking after storing (in `open`), both sequentially
     /// consistent, means that one of the two sees the other.
-    fn sleep(&self, wanted: impl Fn(Word) -> bool) {
+    fn sleep(&self, wanted: impl Fn() -> bool) {
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
-        while !wanted(Word(self.word.load(Ordering::SeqCst))) {
+        while !wanted() {
             guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
@@ -318,7 +375,7 @@ impl Shared {
     /// The calling thread's sleep: until the job is finished or there is a piece to take.
     fn caller_sleep(&self, end: u32) {
         self.caller_sleeps.store(true, Ordering::SeqCst);
-        self.sleep(|word| word.has_pieces() || word.step() == end);
+        self.sleep(|| self.has_pieces() || self.groups[0].load(Ordering::SeqCst).step() == end);
         self.caller_sleeps.store(false, Ordering::SeqCst);
     }
 
@@ -381,9 +438,22 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_many_threads_share_the_pieces() {
+        for (nodes, threads) in [(&[9][..], 9), (&[4, 4], 8), (&[2, 1, 20], 23), (&[16, 16], 5), (&[1, 1, 1, 1], 4)] {
+            let pool = Pool::on(&topology::tests::fake(nodes), threads);
+            assert_eq!(pool.threads(), threads);
+            for grid in [0, 1, 3, 40, 1000] {
+                let expected: Vec<i64> = (0..grid as i64).map(|i| (i + 5) * 200).collect();
+                assert_eq!(run(&pool, grid, 200), expected, "{nodes:?}, {threads} threads, {grid}");
+            }
+        }
+    }
+
+    #[test]
     fn steps_that_run_together_each_run_once_before_what_is_behind_them() {
-        for threads in [1, 2, 3, 7] {
-            let pool = Pool::new(threads);
+        let pools = [1, 2, 3, 7].map(Pool::new).into_iter().chain([Pool::on(&topology::tests::fake(&[3, 9]), 12)]);
+        for pool in pools {
+            let threads = pool.threads();
             for (together, large) in [(1, true), (2, false), (2, true), (5, true), (40, true), (40, false)] {
                 // Each works on numbers of its own, of another size; then one works on all of them.
                 let sizes: Vec<usize> = (0..together).map(|i| 7 * i % 60).collect();
