@@ -12,7 +12,7 @@ use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::target::{Target, TargetKind};
 use hadal_ir::{Bindings, DType, Module, Sym, Tensor, TensorType};
-use hadal_models::checkpoint::{Checkpoint, WeightOnly, check};
+use hadal_models::checkpoint::{Checkpoint, Quantize, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
 use hadal_passes::PassReport;
@@ -45,7 +45,7 @@ pub struct Options {
     /// Format of the states.
     pub state_dtype: DType,
     /// To what verification rounds weights first; elsewhere an input is opened so.
-    pub quantize: Option<WeightOnly>,
+    pub quantize: Option<Quantize>,
     /// The laws that the optimiser may use.
     pub laws: hadal_passes::LawSet,
     /// Sequences that a call is costed for.

@@ -80,6 +80,23 @@ impl WeightOnly {
     }
 }
 
+/// Which weights of a model are rounded, and to what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Quantize {
+    /// Matrices of products.
+    pub matrices: WeightOnly,
+    /// What has a row for every word: embeddings, of which a token takes one, and output heads, whose products decide
+    /// between words. `None` where they stay as they are.
+    pub words: Option<WeightOnly>,
+}
+
+impl From<WeightOnly> for Quantize {
+    /// Words in eight bits, whatever the others have.
+    fn from(matrices: WeightOnly) -> Quantize {
+        Quantize { matrices, words: Some(WeightOnly { codes: DType::I8, ..matrices }) }
+    }
+}
+
 /// What the scales of a weight in e4m3 may be called.
 fn scales_of(name: &str) -> [String; 2] {
     [format!("{name}_scale_inv"), format!("{}.scale", name.strip_suffix(".weight").unwrap_or(name))]
@@ -89,18 +106,17 @@ fn scales_of(name: &str) -> [String; 2] {
 pub const LEAST: usize = 16;
 
 impl Checkpoint {
-    /// This checkpoint with its matrices readable in the planes of `to`. Not those with as many rows as the vocabulary has
-    /// words, which are looked up row by row or decide between words; nor what has fewer bits already. Scales that lie beside
-    /// a matrix in e4m3 are for `block` rows and columns each. With the number of matrices that this concerns.
-    pub fn rounded(mut self, to: WeightOnly, vocab: Option<usize>, block: [usize; 2]) -> (Checkpoint, usize) {
+    /// This checkpoint with its matrices readable in the planes of `to`. What has as many rows as the vocabulary has words
+    /// is for words. What has fewer bits already stays as it is. Scales that lie beside a matrix in e4m3 are for `block` rows
+    /// and columns each. With the number of matrices that this concerns.
+    pub fn rounded(mut self, to: Quantize, vocab: Option<usize>, block: [usize; 2]) -> (Checkpoint, usize) {
         let before = self.packed.len();
         let mut planes: Vec<(String, Located)> = Vec::new();
         let scales: HashSet<String> = self.tensors.keys().flat_map(|name| scales_of(name)).collect();
         for (name, t) in self.tensors.iter().filter(|(name, _)| !scales.contains(*name)) {
             let [rows, columns] = t.shape[..] else { continue };
-            let (Some(to), false) = (to.fitting(columns), Some(rows) == vocab || name.contains("norm")) else {
-                continue;
-            };
+            let to = if Some(rows) == vocab { to.words } else { Some(to.matrices) };
+            let (Some(to), false) = (to.and_then(|to| to.fitting(columns)), name.contains("norm")) else { continue };
             let (Some(matrix), false) = (self.matrix(name), t.of.is_some()) else { continue };
             let scales = scales_of(name).iter().find_map(|s| self.matrix(s)).map(|m| (m, block));
             let wide = matches!(matrix.layout, Layout::Plain(DType::F32 | DType::BF16 | DType::F16));
@@ -177,8 +193,8 @@ mod tests {
 
     #[test]
     fn every_weight_is_within_half_a_step() {
-        for (codes, names) in [(DType::I8, &["a", "b", "c"][..]), (DType::I4, &["a", "b"])] {
-            let (c, count) = checkpoint().rounded(WeightOnly { codes, group: 64 }, Some(7), [2, 16]);
+        for (codes, names) in [(DType::I8, &["a", "b", "c", "embed"][..]), (DType::I4, &["a", "b", "embed"])] {
+            let (c, count) = checkpoint().rounded(WeightOnly { codes, group: 64 }.into(), Some(7), [2, 16]);
             assert_eq!(count, names.len());
             for name in names {
                 let name = format!("{name}.weight");
@@ -200,9 +216,17 @@ mod tests {
                     assert!(off <= step * 0.57, "{name} {i}: off by {off}, step {step}");
                 }
             }
-            assert!(c.packed("embed.weight").is_none() && c.packed("norm.weight").is_none());
+            assert!(c.packed("norm.weight").is_none());
+            assert_eq!(c.packed("embed.weight").map(|p| p.codes), Some(DType::I8));
             assert_eq!(c.origin("b.weight_scale_inv"), "b.weight");
         }
+    }
+
+    #[test]
+    fn words_may_stay_as_they_are() {
+        let to = Quantize { words: None, ..WeightOnly { codes: DType::I8, group: 64 }.into() };
+        let (c, count) = checkpoint().rounded(to, Some(7), [2, 16]);
+        assert!(count == 3 && c.packed("embed.weight").is_none());
     }
 
     #[test]
