@@ -21,6 +21,7 @@ mod overlay;
 mod packed;
 pub(crate) mod recipe;
 mod renamed;
+mod copies;
 mod rounding;
 mod source;
 
