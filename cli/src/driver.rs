@@ -8,16 +8,16 @@ use hadal_artifact as artifact;
 use hadal_codegen::cpu::{self, CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
 use hadal_ir::interpret::{WeightSource, eval_func};
-use hadal_ir::layout_fold;
+use hadal_ir::layout_fold::{self, Piece, pieces};
 use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
+use hadal_ir::storage::Storage;
 use hadal_ir::target::{Target, TargetKind};
 use hadal_ir::{Bindings, DType, Func, Module, Sym, Tensor, TensorType};
-use hadal_models::checkpoint::{Checkpoint, WeightOnly, check};
+use hadal_models::checkpoint::{Checkpoint, Quantize, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
 use hadal_passes::PassReport;
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ pub struct Options {
     /// Format of the states.
     pub state_dtype: DType,
     /// To what verification rounds weights first; elsewhere an input is opened so.
-    pub quantize: Option<WeightOnly>,
+    pub quantize: Option<Quantize>,
     /// The laws that the optimiser may use.
     pub laws: hadal_passes::LawSet,
     /// Sequences that a call is costed for.
@@ -143,8 +143,8 @@ pub struct Compiled {
     pub times: Vec<(&'static str, Duration)>,
     /// The plan of the compiled file.
     pub manifest: artifact::Manifest,
-    /// The constants that the file holds, in the manifest's order.
-    pub stored: Vec<Place>,
+    /// The constants that the file holds, in the manifest's order, and those that lie inside of them.
+    pub stored: Storage,
     /// Machine code of all kernels.
     pub code: Vec<u8>,
 }
@@ -203,7 +203,9 @@ pub fn compile_model(
     let levels = options.levels.iter().zip(kernels).map(build).collect::<Result<Vec<Level>, Failure>>()?;
     timed("code", start);
 
-    let stored = stored(&program);
+    let mut copies = input.checkpoint.as_ref().map(Checkpoint::copies).unwrap_or_default();
+    copies.retain(|name, _| !model.made.contains_key(*name));
+    let stored = Storage::of(&program, &|name| copies.get(name).copied().unwrap_or(name).to_owned());
     let packed = cpu::pack(levels.iter().flat_map(|l| &l.kernels).map(|k| &k.compiled));
     let manifest = manifest(input, &model, (&fused.optimised, &program, &stored), &levels, &packed.offsets, options)?;
     let (optimised, passes) = (fused.optimised, fused.reports);
@@ -305,13 +307,13 @@ pub(crate) fn on_all_cores<T: Sync, R: Send>(
 fn manifest(
     input: &Input,
     model: &Model,
-    (optimised, program, stored): (&Module, &Program, &[Place]),
+    (optimised, program, stored): (&Module, &Program, &Storage),
     levels: &[Level],
     offsets: &[usize],
     options: &Options,
 ) -> Result<artifact::Manifest, Failure> {
     let mut files = Vec::new();
-    let weights = stored.iter().map(|place| match *place {
+    let weights = stored.kept.iter().map(|place| match *place {
         Place::Fold(i) => Ok(embedded(format!("fold{i} @{}", program.folds[i].func), &program.folds[i].ty)),
         Place::Weight(i) => weight(&program.weights[i], input.checkpoint.as_ref(), options, &mut files),
         _ => unreachable!("only constants are stored"),
@@ -377,7 +379,7 @@ fn manifest(
 fn level(
     level: &Level,
     offsets: &[usize],
-    (optimised, program, stored): (&Module, &Program, &[Place]),
+    (optimised, program, stored): (&Module, &Program, &Storage),
 ) -> Result<artifact::Level, Failure> {
     let Level { cpu, kernels } = level;
     let scratch = kernels.iter().map(|k| scratch_bytes(k, program)).collect::<Result<Vec<_>, _>>()?;
@@ -442,13 +444,6 @@ fn kernel_origins(program: &Program) -> std::collections::BTreeMap<&str, String>
     all.into_iter().map(|(k, v)| (k, v.join(", "))).collect()
 }
 
-/// The constants that launches read, in order: what only goes into folds is not needed afterwards.
-fn stored(program: &Program) -> Vec<Place> {
-    let args = program.plans.iter().flat_map(|p| &p.launches).flat_map(|l| &l.args);
-    let constants = args.copied().filter(|a| matches!(a, Place::Weight(_) | Place::Fold(_)));
-    constants.collect::<BTreeSet<Place>>().into_iter().collect()
-}
-
 fn embedded(name: String, ty: &TensorType) -> artifact::Weight {
     let shape: Vec<u64> = ty.shape.iter().map(|d| d.as_const().unwrap_or(0).max(0) as u64).collect();
     let bytes = ty.dtype.bytes(shape.iter().product());
@@ -506,7 +501,7 @@ fn external_file(path: String, file: &Path) -> Result<artifact::ExternalFile, Fa
 
 fn entry(
     name: &str,
-    (program, stored): (&Program, &[Place]),
+    (program, stored): (&Program, &Storage),
     optimised: &Module,
     kernels: &[BuiltKernel],
     by_name: &dyn Fn(&str) -> usize,
@@ -545,7 +540,7 @@ fn port(of: &[&hadal_ir::plan::Port]) -> artifact::Port {
 
 fn version(
     plan: &Plan,
-    (program, stored): (&Program, &[Place]),
+    (program, stored): (&Program, &Storage),
     optimised: &Module,
     kernels: &[BuiltKernel],
     by_name: &dyn Fn(&str) -> usize,
@@ -555,8 +550,8 @@ fn version(
         Place::Buffer(i) if batching.as_ref().is_some_and(|b| b.own[i]) => artifact::Arg::own(plan.buffers[i].offset),
         Place::Buffer(i) => artifact::Arg::arena(plan.buffers[i].offset),
         Place::Weight(_) | Place::Fold(_) => {
-            let at = stored.binary_search(place).expect("what launches read is stored");
-            artifact::Arg::of(artifact::Space::Weight(at as u32))
+            let (at, offset) = stored.find(*place).expect("what launches read is stored");
+            artifact::Arg { space: artifact::Space::Weight(at as u32), offset }
         }
         Place::State(i) => artifact::Arg::of(artifact::Space::State(i as u32)),
         Place::Input(i) => artifact::Arg::of(artifact::Space::Input(i as u32)),
@@ -636,9 +631,11 @@ impl Compiled {
     /// The bytes of such a tensor. Where elements are only moved, they are never looked at.
     fn fold_bytes(&self, index: usize, source: &ModelWeights<'_>) -> Result<Vec<u8>, String> {
         let fold = &self.program.folds[index];
-        let Some(func) = self.program.module.func(&fold.func).filter(|f| layout_fold::is_layout(f)) else {
+        let func = self.program.module.func(&fold.func).ok_or_else(|| format!("@{} does not exist", fold.func))?;
+        let pieces = pieces(func, fold.result);
+        if pieces.is_none() && !layout_fold::is_layout(func) {
             return Ok(self.fold(index, source)?.to_bytes());
-        };
+        }
         let arg = |place: &Place| match *place {
             Place::Weight(i) => {
                 let (w, mut bytes) = (&self.program.weights[i], Vec::new());
@@ -649,7 +646,14 @@ impl Compiled {
             _ => Err(format!("{place} is not known when compiling")),
         };
         let args = fold.args.iter().map(arg).collect::<Result<Vec<_>, _>>()?;
-        layout_fold::eval(func, args, fold.result).ok_or_else(|| format!("@{}: wrong sizes", fold.func))
+        let moved = match pieces {
+            Some(pieces) => {
+                let of = |p: &Piece<usize>| args.get(p.of)?.get(p.bytes.start as usize..p.bytes.end as usize);
+                pieces.iter().map(of).collect::<Option<Vec<&[u8]>>>().map(|parts| parts.concat())
+            }
+            None => layout_fold::eval(func, args, fold.result),
+        };
+        moved.ok_or_else(|| format!("@{}: wrong sizes", fold.func))
     }
 
     /// Writes the bytes of one embedded weight.
@@ -663,7 +667,7 @@ impl Compiled {
         let other = |e: String| std::io::Error::other(e);
         let checkpoint = input.checkpoint.as_ref().ok_or_else(|| other("there are no weights".into()))?;
         let source = self.model.weights(checkpoint);
-        match self.stored[index] {
+        match self.stored.kept[index] {
             Place::Fold(i) => out.write_all(&self.fold_bytes(i, &source).map_err(other)?)?,
             Place::Weight(i) => {
                 let w = &self.program.weights[i];

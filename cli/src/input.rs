@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use hadal_artifact::{SamplingDefaults, blob};
 use hadal_models::Vocabulary;
-use hadal_models::checkpoint::{Checkpoint, WeightOnly};
+use hadal_models::checkpoint::{Checkpoint, Quantize};
 use hadal_models::config_reader::{Config, Object};
 use hadal_models::gguf::{self, Gguf};
 use std::io::Read;
@@ -80,7 +80,7 @@ impl Input {
     }
 
     /// This model with its matrices rounded to few bits, where asked for.
-    pub fn quantized(self, to: Option<WeightOnly>) -> Result<Input, Failure> {
+    pub fn quantized(self, to: Option<Quantize>) -> Result<Input, Failure> {
         let Some(to) = to else { return Ok(self) };
         let Some(checkpoint) = self.checkpoint else {
             return Err(Failure::usage("--quantize needs a checkpoint, and a configuration has no weights"));

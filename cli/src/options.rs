@@ -6,7 +6,7 @@ use crate::input::Input;
 use crate::tuning::{self, Tuning};
 use crate::units;
 use hadal_codegen::cpu::CpuTarget;
-use hadal_models::checkpoint::{Checkpoint, WeightOnly};
+use hadal_models::checkpoint::{Checkpoint, Quantize, WeightOnly};
 use hadal_models::{Activations, AttnFactor, Model};
 use hadal_passes::{LawSet, rules};
 use hadal_types::DType;
@@ -123,10 +123,21 @@ pub struct AdapterArgs {
 /// How weights are rounded.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct QuantizeArgs {
-    /// Round the weights of products to int8 or int4, with a scale for every GROUP neighbours of a row. Embeddings, output
-    /// heads, norms and routers stay as they are.
+    /// Round the weights of products to int8 or int4, with a scale for every GROUP neighbours of a row. Embeddings and output
+    /// heads are rounded to int8 with either; norms and routers stay as they are.
     #[arg(long, value_name = "int8|int4[:GROUP]", value_parser = weight_only)]
     pub quantize: Option<WeightOnly>,
+    /// With --quantize: embeddings and output heads stay as they are.
+    #[arg(long, requires = "quantize")]
+    pub keep_embeddings: bool,
+}
+
+impl QuantizeArgs {
+    /// What is rounded, if anything is.
+    pub fn choice(&self) -> Option<Quantize> {
+        let all = Quantize::from(self.quantize?);
+        Some(if self.keep_embeddings { Quantize { words: None, ..all } } else { all })
+    }
 }
 
 /// Neighbours that share a scale where nobody says.
@@ -148,12 +159,12 @@ impl AdapterArgs {
     /// Opens `path`, with the adapter's tensors in place where one is given, and weights rounded where asked for.
     pub fn open(&self, path: &Path) -> Result<Input, Failure> {
         let input = Input::open(path)?;
-        let Some(folder) = &self.adapter else { return input.quantized(self.rounding.quantize) };
+        let Some(folder) = &self.adapter else { return input.quantized(self.rounding.choice()) };
         let Some(checkpoint) = input.checkpoint else {
             return Err(Failure::usage(format!("--adapter needs a checkpoint, and {} has no weights", path.display())));
         };
         let checkpoint = checkpoint.with_adapter(Checkpoint::open(folder)?)?;
-        Input { checkpoint: Some(checkpoint), ..input }.quantized(self.rounding.quantize)
+        Input { checkpoint: Some(checkpoint), ..input }.quantized(self.rounding.choice())
     }
 }
 

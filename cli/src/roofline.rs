@@ -9,9 +9,10 @@
 use hadal_ir::ops::Attention;
 use hadal_ir::ops::attention::{Operand, Role};
 use hadal_ir::plan::{Place, Plan, Program};
+use hadal_ir::storage::{Known, Run, Storage, nested, runs};
 use hadal_ir::target::Target;
-use hadal_ir::{Bindings, DType, Func, InstKind, Op, ValueId, text};
-use std::collections::{BTreeMap, BTreeSet};
+use hadal_ir::{Bindings, DType, Func, InstKind, Op, ValueId};
+use std::collections::BTreeSet;
 
 /// One call of an entry.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -158,46 +159,13 @@ pub fn state_elements(program: &Program, entry: &str, rows: usize) -> Vec<(DType
 }
 
 /// Bytes of the weights and folds that any launch of any plan reads: what has to be kept. What several programs of one
-/// model read alike is there once.
+/// model read alike, or as part of something larger, is there once.
 pub fn stored_bytes(programs: &[&Program]) -> u64 {
-    let mut kept: BTreeMap<String, u64> = BTreeMap::new();
-    let bytes = |ty: &hadal_ir::TensorType| ty.dtype.bytes(ty.count(&Bindings::new()).unwrap_or(0.0) as u64);
-    for program in programs {
-        let launches = program.plans.iter().flat_map(|p| &p.launches);
-        for place in launches.flat_map(|l| &l.args).collect::<BTreeSet<_>>() {
-            let ty = match place {
-                Place::Weight(i) => &program.weights[*i].ty,
-                Place::Fold(i) => &program.folds[*i].ty,
-                _ => continue,
-            };
-            kept.entry(constant(program, *place)).or_insert_with(|| bytes(ty));
-        }
-    }
-    kept.values().sum()
-}
-
-/// What a weight or a fold is, in words: the same in every program that has it.
-fn constant(program: &Program, place: Place) -> String {
-    match place {
-        Place::Weight(i) => program.weights[i].name.clone(),
-        Place::Fold(i) => {
-            let fold = &program.folds[i];
-            let args: Vec<String> = fold.args.iter().map(|a| constant(program, *a)).collect();
-            let func = program.module.func(&fold.func).map(|f| text::print_func(&plain(f))).unwrap_or_default();
-            format!("{func}({})#{}", args.join(", "), fold.result)
-        }
-        _ => String::new(),
-    }
-}
-
-/// A function without its name, and without what its ops remember.
-fn plain(func: &Func) -> Func {
-    let mut out = Func { name: String::new(), ..func.clone() };
-    for inst in &mut out.insts {
-        inst.laws.clear();
-        inst.origin.clear();
-    }
-    out
+    let known: Known<'_> = &str::to_owned;
+    let kept = programs.iter().flat_map(|p| Storage::of(p, known).kept.into_iter().map(|at| runs(p, known, at)));
+    let kept: Vec<Vec<Run>> = kept.collect();
+    let alone = nested(&kept).into_iter().zip(&kept).filter(|(inside, _)| inside.is_none());
+    alone.flat_map(|(_, runs)| runs).map(Run::length).sum()
 }
 
 /// A kernel as one launch uses it.

@@ -7,8 +7,9 @@
 use crate::module::{Func, InstKind, ValueId};
 use crate::ops::Op;
 use crate::tensor::strides;
-use hadal_types::{Bindings, TensorType};
+use hadal_types::{Bindings, Dim, TensorType};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Whether [`eval`] can do it: a function of nothing but concat, slice, reshape and transpose, of elements that are
 /// whole bytes.
@@ -17,6 +18,72 @@ pub fn is_layout(func: &Func) -> bool {
     let ops = func.insts.iter().all(|i| matches!(&i.kind, InstKind::Op(op) if moves(op)));
     let known = |ty: &TensorType| ty.dtype.bits().is_multiple_of(8) && ty.shape.iter().all(|d| d.as_const().is_some());
     ops && func.weights.is_empty() && func.states.is_empty() && func.values.iter().all(|v| known(&v.ty))
+}
+
+/// Bytes that lie together in something larger.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece<L> {
+    /// In what.
+    pub of: L,
+    /// Which of its bytes.
+    pub bytes: Range<u64>,
+}
+
+impl<L> Piece<L> {
+    /// How many.
+    pub fn length(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
+}
+
+/// The result at position `result` as pieces of the parameters' bytes, end to end: where a function only joins and cuts
+/// along axes that nothing larger stands before. Elements may be smaller than bytes, pieces may not begin or end inside one.
+pub fn pieces(func: &Func, result: usize) -> Option<Vec<Piece<usize>>> {
+    let bytes = |ty: &TensorType, shape: &[Dim]| {
+        let count = shape.iter().try_fold(1u64, |n, d| n.checked_mul(u64::try_from(d.as_const()?).ok()?))?;
+        let bits = count.checked_mul(ty.dtype.bits())?;
+        bits.is_multiple_of(8).then_some(bits / 8)
+    };
+    let outermost = |ty: &TensorType, axis: usize| ty.shape[..axis].iter().all(|d| d.as_const() == Some(1));
+    let mut values: BTreeMap<ValueId, Vec<Piece<usize>>> = BTreeMap::new();
+    for (i, p) in func.params.iter().enumerate() {
+        let ty = func.ty(*p);
+        values.insert(*p, vec![Piece { of: i, bytes: 0..bytes(ty, &ty.shape)? }]);
+    }
+    for inst in &func.insts {
+        let InstKind::Op(op) = &inst.kind else { return None };
+        let ty = func.ty(inst.results[0]);
+        let mut parts = inst.args.iter().map(|a| values.get(a).cloned()).collect::<Option<Vec<_>>>()?;
+        let made = match op {
+            Op::Reshape(_) => parts.swap_remove(0),
+            Op::Concat(c) if outermost(ty, c.axis) => parts.concat(),
+            Op::Slice(s) if outermost(ty, s.axis) && s.step == 1 => {
+                let row = &ty.shape[s.axis + 1..];
+                let with = |n: &Dim| bytes(ty, &[std::slice::from_ref(n), row].concat());
+                let start = with(&s.start)?;
+                cut(&parts[0], start..start.checked_add(with(&s.len)?)?)?
+            }
+            _ => return None,
+        };
+        values.insert(inst.results[0], made);
+    }
+    values.remove(&func.results.get(result)?.1)
+}
+
+/// The bytes `wanted` of what pieces make up, if they have them all.
+pub fn cut<L: Clone>(pieces: &[Piece<L>], wanted: Range<u64>) -> Option<Vec<Piece<L>>> {
+    let mut at = 0;
+    let mut out = Vec::new();
+    for piece in pieces {
+        let end = at + piece.length();
+        let (from, to) = (wanted.start.max(at), wanted.end.min(end));
+        if from < to {
+            let first = piece.bytes.start + (from - at);
+            out.push(Piece { of: piece.of.clone(), bytes: first..first + (to - from) });
+        }
+        at = end;
+    }
+    (wanted.end <= at).then_some(out)
 }
 
 /// Row-major bytes with their shape.

@@ -10,6 +10,7 @@ pub mod layout_fold;
 pub mod module;
 pub mod ops;
 pub mod plan;
+pub mod storage;
 pub mod target;
 pub mod tensor;
 pub mod text;

@@ -131,7 +131,7 @@ pub struct Launch {
 }
 
 /// What one version of an entry runs.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Plan {
     /// The entry's name.
     pub entry: String,

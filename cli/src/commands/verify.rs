@@ -31,7 +31,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let mut outcomes = Vec::new();
     let mut failure = None;
-    let options = Options { quantize: args.rounding.quantize, ..args.compile.options() };
+    let options = Options { quantize: args.rounding.choice(), ..args.compile.options() };
     for folder in &args.folders {
         match golden::verify(folder, &options, args.threads) {
             Ok(outcome) => {

@@ -21,6 +21,7 @@ mod overlay;
 mod packed;
 pub(crate) mod recipe;
 mod renamed;
+mod copies;
 mod rounding;
 mod source;
 
@@ -28,7 +29,7 @@ pub use blocks::BlockFormat;
 pub use check::{Expected, Found, Report, Wanted, Wrong, check};
 pub use header::{Entry, MAX_HEADER, parse_header};
 pub use packed::{Level, Over, Packed, Plane};
-pub use rounding::WeightOnly;
+pub use rounding::{Quantize, WeightOnly};
 pub use source::TensorSource;
 
 use crate::error::{Error, Result};

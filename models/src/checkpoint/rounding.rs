@@ -1,13 +1,17 @@
-//! Weights rounded to few bits when compiling (`--quantize`): symmetric, to the nearest, with a scale for each group of
-//! neighbouring columns of a row.
+//! Weights rounded to few bits when compiling (`--quantize`): to the nearest, with a scale for each group of neighbouring
+//! columns of a row.
 //!
 //! ```text
-//! s = max |w| / 7 or 127,  rounded to f16;   q = round(w / s)
+//! s = -w* / e,  rounded to f16;   q = round(w / s)       w*: the element of the largest magnitude
 //! ```
 //!
-//! Codes go from -7 to 7 or -127 to 127: one value is left unused, so that the grid is symmetric and the largest magnitude of
-//! a group is met on both sides. Where f16 is so coarse, near zero, that the largest would be half a step or more outside of
-//! the grid, the next scale is taken. Magnitudes whose scale f16 cannot hold are refused while they are written.
+//! Codes of eight bits go from -127 to 127 and `e` is 127: one value is left unused, so that the grid is symmetric. Of four
+//! bits all sixteen values are used, from -8 to 7, and `w*` lies on the longer side; `e` is what leaves the least sum of
+//! squares of those in [`ENDS`], as a finer grid is worth more to most groups than its largest element (a third less than
+//! with codes from -7 to 7 and `e = 7`, on weights of a real model and on normal ones).
+//!
+//! Where f16 is so coarse, near zero, that the largest would be half a step or more outside of the grid, the next scale is
+//! taken. Magnitudes whose scale f16 cannot hold are refused while they are written.
 
 use super::packed::{Level, Packed, Plane};
 use super::recipe::{Layout, Matrix, Order, Reals, Recipe, push_codes};
@@ -40,24 +44,38 @@ impl WeightOnly {
         (columns as u64 * self.codes.bits()).is_multiple_of(8).then_some(WeightOnly { group, ..self })
     }
 
-    fn largest(self) -> f32 {
-        if self.codes == DType::I4 { 7.0 } else { 127.0 }
+    /// Where the largest magnitude of a group may lie, in steps.
+    fn ends(self) -> &'static [f32] {
+        if self.codes == DType::I4 { &ENDS } else { &[127.0] }
+    }
+
+    /// The least and the largest code.
+    fn codes(self) -> [f32; 2] {
+        if self.codes == DType::I4 { [-8.0, 7.0] } else { [-127.0, 127.0] }
     }
 
     /// The scale of a group, if f16 has it.
     fn scale(self, group: &[f32]) -> io::Result<half::f16> {
-        let refused = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        let refused = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
         if group.iter().any(|w| !w.is_finite()) {
-            return refused("an element that is no finite number cannot be rounded".into());
+            return Err(refused("an element that is no finite number cannot be rounded".into()));
         }
-        let most = group.iter().fold(0.0f32, |m, w| m.max(w.abs()));
-        let nearest = half::f16::from_f32(most / self.largest());
-        if nearest.is_infinite() {
-            let limit = half::f16::MAX.to_f32() * self.largest();
-            return refused(format!("an element of magnitude {most:e} cannot be rounded, as scales end at {limit:e}"));
+        let far = group.iter().fold(0.0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
+        let mut best: Option<(f32, half::f16)> = None;
+        for end in self.ends() {
+            let nearest = half::f16::from_f32(-far / end);
+            let outside = far.abs() > (end + 0.5) * nearest.to_f32().abs();
+            let scale = if outside { half::f16::from_bits(nearest.to_bits() + 1) } else { nearest };
+            let off = if self.ends().len() > 1 { squares(group, scale.to_f32(), self.codes()) } else { 0.0 };
+            if scale.is_finite() && best.is_none_or(|(least, _)| off < least) {
+                best = Some((off, scale));
+            }
         }
-        let outside = most > (self.largest() + 0.5) * nearest.to_f32();
-        Ok(if outside { half::f16::from_bits(nearest.to_bits() + 1) } else { nearest })
+        best.map(|(_, scale)| scale).ok_or_else(|| {
+            let limit = half::f16::MAX.to_f32() * self.ends().iter().fold(0.0f32, |m, e| m.max(*e));
+            let most = far.abs();
+            refused(format!("an element of magnitude {most:e} cannot be rounded, as scales end at {limit:e}"))
+        })
     }
 
     /// Appends what a row has in a plane.
@@ -70,13 +88,54 @@ impl WeightOnly {
                 continue;
             }
             let scale = scale.to_f32();
-            let limit = self.largest();
-            let code = |w: &f32| if scale > 0.0 { (w / scale).round_ties_even().clamp(-limit, limit) as i8 } else { 0 };
+            let [least, most] = self.codes();
+            let code = |w: &f32| if scale != 0.0 { (w / scale).round_ties_even().clamp(least, most) as i8 } else { 0 };
             codes.clear();
             codes.extend(group.iter().map(code));
             push_codes(self.codes, &codes, out);
         }
         Ok(())
+    }
+}
+
+/// Where the largest magnitude of a group may lie on a grid of four bits. The first of equally good ones is taken.
+const ENDS: [f32; 6] = [8.0, 7.0, 7.5, 8.5, 9.0, 10.0];
+
+/// The sum of squares of what rounding with this scale leaves of a group.
+fn squares(group: &[f32], scale: f32, [least, most]: [f32; 2]) -> f32 {
+    if scale == 0.0 {
+        return group.iter().map(|w| w * w).sum();
+    }
+    let inverse = scale.recip();
+    // The nearest integer of a small number: larger ones than this have no others. What makes vectors of it.
+    const INTEGERS: f32 = 1.5 * (1 << 23) as f32;
+    let off = |w: &f32| {
+        let code = ((w * inverse).clamp(least, most) + INTEGERS) - INTEGERS;
+        let off = w - code * scale;
+        off * off
+    };
+    let (eights, rest) = group.as_chunks::<8>();
+    let mut sums = [0.0; 8];
+    for eight in eights {
+        sums.iter_mut().zip(eight).for_each(|(sum, w)| *sum += off(w));
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(off).sum::<f32>()
+}
+
+/// Which weights of a model are rounded, and to what.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Quantize {
+    /// Matrices of products.
+    pub matrices: WeightOnly,
+    /// What has a row for every word: embeddings, of which a token takes one, and output heads, whose products decide
+    /// between words. `None` where they stay as they are.
+    pub words: Option<WeightOnly>,
+}
+
+impl From<WeightOnly> for Quantize {
+    /// Words in eight bits, whatever the others have.
+    fn from(matrices: WeightOnly) -> Quantize {
+        Quantize { matrices, words: Some(WeightOnly { codes: DType::I8, ..matrices }) }
     }
 }
 
@@ -89,18 +148,17 @@ fn scales_of(name: &str) -> [String; 2] {
 pub const LEAST: usize = 16;
 
 impl Checkpoint {
-    /// This checkpoint with its matrices readable in the planes of `to`. Not those with as many rows as the vocabulary has
-    /// words, which are looked up row by row or decide between words; nor what has fewer bits already. Scales that lie beside
-    /// a matrix in e4m3 are for `block` rows and columns each. With the number of matrices that this concerns.
-    pub fn rounded(mut self, to: WeightOnly, vocab: Option<usize>, block: [usize; 2]) -> (Checkpoint, usize) {
+    /// This checkpoint with its matrices readable in the planes of `to`. What has as many rows as the vocabulary has words
+    /// is for words. What has fewer bits already stays as it is. Scales that lie beside a matrix in e4m3 are for `block` rows
+    /// and columns each. With the number of matrices that this concerns.
+    pub fn rounded(mut self, to: Quantize, vocab: Option<usize>, block: [usize; 2]) -> (Checkpoint, usize) {
         let before = self.packed.len();
         let mut planes: Vec<(String, Located)> = Vec::new();
         let scales: HashSet<String> = self.tensors.keys().flat_map(|name| scales_of(name)).collect();
         for (name, t) in self.tensors.iter().filter(|(name, _)| !scales.contains(*name)) {
             let [rows, columns] = t.shape[..] else { continue };
-            let (Some(to), false) = (to.fitting(columns), Some(rows) == vocab || name.contains("norm")) else {
-                continue;
-            };
+            let to = if Some(rows) == vocab { to.words } else { Some(to.matrices) };
+            let (Some(to), false) = (to.and_then(|to| to.fitting(columns)), name.contains("norm")) else { continue };
             let (Some(matrix), false) = (self.matrix(name), t.of.is_some()) else { continue };
             let scales = scales_of(name).iter().find_map(|s| self.matrix(s)).map(|m| (m, block));
             let wide = matches!(matrix.layout, Layout::Plain(DType::F32 | DType::BF16 | DType::F16));
@@ -176,9 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn every_weight_is_within_half_a_step() {
-        for (codes, names) in [(DType::I8, &["a", "b", "c"][..]), (DType::I4, &["a", "b"])] {
-            let (c, count) = checkpoint().rounded(WeightOnly { codes, group: 64 }, Some(7), [2, 16]);
+    fn every_weight_is_within_half_a_step_or_at_an_end_of_the_grid() {
+        for (codes, names) in [(DType::I8, &["a", "b", "c", "embed"][..]), (DType::I4, &["a", "b", "embed"])] {
+            let (c, count) = checkpoint().rounded(WeightOnly { codes, group: 64 }.into(), Some(7), [2, 16]);
             assert_eq!(count, names.len());
             for name in names {
                 let name = format!("{name}.weight");
@@ -197,12 +255,21 @@ mod tests {
                     let step = s.at(row * s.shape[1] + column / packed.group);
                     let off = (q.at(i) * step - w.at(i) * by).abs();
                     // A scale that was rounded down leaves the largest a little outside.
-                    assert!(off <= step * 0.57, "{name} {i}: off by {off}, step {step}");
+                    let end = q.dtype == DType::I4 && [-8.0, 7.0].contains(&q.at(i));
+                    assert!(off <= step.abs() * 0.57 || end, "{name} {i}: off by {off}, step {step}");
                 }
             }
-            assert!(c.packed("embed.weight").is_none() && c.packed("norm.weight").is_none());
+            assert!(c.packed("norm.weight").is_none());
+            assert_eq!(c.packed("embed.weight").map(|p| p.codes), Some(DType::I8));
             assert_eq!(c.origin("b.weight_scale_inv"), "b.weight");
         }
+    }
+
+    #[test]
+    fn words_may_stay_as_they_are() {
+        let to = Quantize { words: None, ..WeightOnly { codes: DType::I8, group: 64 }.into() };
+        let (c, count) = checkpoint().rounded(to, Some(7), [2, 16]);
+        assert!(count == 3 && c.packed("embed.weight").is_none());
     }
 
     #[test]
@@ -213,20 +280,22 @@ mod tests {
                 let mut out = Vec::new();
                 to.round_row(row, plane, &mut out).map(|()| out).map_err(|e| e.to_string())
             };
+            let largest = if to.codes == DType::I4 { 10.0 } else { 127.0 };
             // All the groups with scales of few bits, some between two of them, and those without any.
-            for most in (1..4000).map(|n| tiny * n as f32 * to.largest() / 37.0).chain([0.0, 1e-30]) {
+            for most in (1..4000).map(|n| tiny * n as f32 * largest / 37.0).chain([0.0, 1e-30]) {
                 let row = [most, -most, most / 3.0, 0.0];
                 let scale = round(&row, Plane::Scales).unwrap();
                 let scale = half::f16::from_le_bytes([scale[0], scale[1]]).to_f32();
-                assert_eq!(scale > 0.0, most > 0.0, "{to:?} {most:e}");
+                assert_eq!(scale != 0.0, most > 0.0, "{to:?} {most:e}");
                 let bytes = round(&row, Plane::Codes).unwrap();
                 let codes = Tensor::from_bytes(to.codes, &[4], &bytes).unwrap();
                 for (i, w) in row.iter().enumerate() {
                     let off = (codes.at(i) as f32 * scale - w).abs();
-                    assert!(off <= scale * 0.5001, "{to:?} {w:e}: off by {off:e}, step {scale:e}");
+                    let end = to.codes == DType::I4 && [-8.0, 7.0].contains(&codes.at(i));
+                    assert!(off <= scale.abs() * 0.5001 || end, "{to:?} {w:e}: off by {off:e}, step {scale:e}");
                 }
             }
-            let limit = 65504.0 * to.largest();
+            let limit = 65504.0 * largest;
             assert!(round(&[limit, 0.0, 0.0, 0.0], Plane::Scales).is_ok());
             for plane in [Plane::Codes, Plane::Scales] {
                 let error = round(&[0.0, limit * 1.001, 0.0, 0.0], plane).unwrap_err();
@@ -236,6 +305,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What is left of `w`, rounded in groups of 32, as a sum of squares.
+    fn left(w: &[f32], to: WeightOnly) -> f32 {
+        let rounded = |plane| {
+            let mut out = Vec::new();
+            to.round_row(w, plane, &mut out).unwrap();
+            out
+        };
+        let codes = Tensor::from_bytes(to.codes, &[w.len()], &rounded(Plane::Codes)).unwrap();
+        let scales = Tensor::from_bytes(DType::F16, &[w.len() / to.group], &rounded(Plane::Scales)).unwrap();
+        let off = |i: usize| codes.at(i) as f32 * scales.at(i / to.group) as f32 - w[i];
+        (0..w.len()).map(|i| off(i).powi(2)).sum()
+    }
+
+    #[test]
+    fn four_bits_leave_least_where_the_largest_may_lie_off_the_grid() {
+        let to = WeightOnly { codes: DType::I4, group: 32 };
+        // Sums of several waves are spread much as weights are.
+        let at = |i: usize| [0.37, 0.91, 1.73, 2.57].map(|k| ((i * i) as f32 * k).sin()).iter().sum::<f32>();
+        let w: Vec<f32> = (0..32 * 64).map(at).collect();
+        let (mut symmetric, mut whole) = (0.0, 0.0);
+        for group in w.chunks(32) {
+            let far = group.iter().fold(0.0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
+            let at = |end: f32| squares(group, half::f16::from_f32(-far / end).to_f32(), to.codes());
+            let least = ENDS.map(at).into_iter().fold(f32::INFINITY, f32::min);
+            let found = left(group, to);
+            assert!((found - least).abs() <= 1e-3 * least, "{found} left, could be {least}");
+            (symmetric, whole) = (symmetric + at(7.0), whole + found);
+        }
+        assert!(whole < 0.9 * symmetric, "{whole} of {symmetric}");
     }
 
     #[test]

@@ -101,7 +101,7 @@ fn compiled(args: &Args) -> Result<PathBuf> {
         "int4" | "q4_k_m" | "q4_1" if folder => (Activations::Int8, Some(DType::I4)),
         _ => (Activations::Int8, None),
     };
-    let input = Input::open(&args.model)?.quantized(weights.map(|codes| WeightOnly { codes, group: 128 }))?;
+    let input = Input::open(&args.model)?.quantized(weights.map(|codes| WeightOnly { codes, group: 128 }.into()))?;
     let options = Options { activations, external_weights: true, max_context: Some(longest), ..Options::default() };
     compile(&input, &options.here())?.write(&input, &file, &mut |_| {})?;
     Ok(file)
