@@ -1,8 +1,11 @@
 //! How long calls of a compiled program take, in this process.
 
+use crate::driver::Compiled;
 use crate::failure::Failure;
 use crate::probe::Sample;
+use crate::roofline::{Call, Step};
 use hadal_ir::Sym;
+use hadal_ir::target::Target;
 use hadal_runtime::{Pool, Program, Rng, Session};
 use std::path::Path;
 use std::sync::Arc;
@@ -85,4 +88,19 @@ impl Meter {
         session.run(entry, tokens, &[bytemuck::cast_slice(&input)], &mut outputs)?;
         Ok(begun.elapsed().as_secs_f64())
     }
+}
+
+/// What the machine would allow for a call of an entry, of `tokens` that are the last of `context`.
+pub fn limit(
+    compiled: &Compiled,
+    target: &Target,
+    entry: &str,
+    context: usize,
+    tokens: usize,
+) -> Result<Step, Failure> {
+    let program = &compiled.program;
+    let call = [(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)].into();
+    let bindings = program.module.complete(&call);
+    let plan = program.plan_for(entry, &bindings).ok_or_else(|| Failure::internal("no plan for", entry))?;
+    Ok(Call { program, plan, target, bindings: &bindings, batch: 1 }.step())
 }

@@ -5,6 +5,7 @@
 //! ones rounding would drown every comparison. Tensors are made as they are written, so that files larger than memory
 //! can be made. The same configuration and seed give the same bytes.
 
+use crate::failure::{Failure, read_text};
 use hadal_models::checkpoint::Expected;
 use hadal_models::config_reader::Config;
 use hadal_models::{BuildOptions, Planned, build};
@@ -26,6 +27,17 @@ pub enum Stored {
     Announced,
     /// Each in any format that a model reads: the experts of a layer differ, and no two layers are alike.
     Mixed,
+}
+
+/// Writes a checkpoint for the configuration in the file `config` into the folder `dir`, of as many layers as it says
+/// or as are given. Returns the bytes of the weights.
+pub fn write_for(config: &Path, layers: Option<u32>, dir: &Path) -> Result<u64, Failure> {
+    let fault = |e: String| Failure::input(format!("{}: {e}", config.display()));
+    let mut json: Value = serde_json::from_str(&read_text(config)?).map_err(|e| fault(e.to_string()))?;
+    if let (Some(n), Some(object)) = (layers, json.as_object_mut()) {
+        object.insert("num_hidden_layers".into(), n.into());
+    }
+    write(dir, &json, Stored::Announced, 1).map_err(|e| fault(e.to_string()))
 }
 
 /// Writes `config.json` and `model.safetensors` into the folder `dir`. Returns the bytes of the weights.

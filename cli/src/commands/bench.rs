@@ -1,15 +1,14 @@
 //! `hadal bench`: what a compiled model takes, beside what the machine's limits, measured in the same run, would allow.
 
-use crate::driver::{Compiled, compile};
+use crate::driver::compile;
 use crate::failure::{Failure, read_text};
 use crate::input::Input;
-use crate::measure::Meter;
+use crate::measure::{Meter, limit};
 use crate::options::{AdapterArgs, CompileArgs};
 use crate::probe::{Sample, probe};
-use crate::random_checkpoint::{Stored, write};
-use crate::roofline::{Call, Step};
+use crate::random_checkpoint::write_for;
+use crate::roofline::Step;
 use crate::units::{self, bytes, count, percent, seconds};
-use hadal_ir::Sym;
 use hadal_ir::target::Target;
 use hadal_runtime::Program;
 use serde_json::{Value, json};
@@ -215,26 +214,11 @@ fn print(machines: &[&Target], rows: &[Row]) -> Result<(), Failure> {
 
 /// A folder with random weights for a configuration.
 fn random_weights(path: &Path, layers: Option<u32>) -> Result<tempfile::TempDir, Failure> {
-    let fault = |e: String| Failure::input(format!("{}: {e}", path.display()));
-    let text = read_text(path)?;
-    let mut config: Value = serde_json::from_str(&text).map_err(|e| fault(e.to_string()))?;
-    if let Some(n) = layers {
-        config["num_hidden_layers"] = n.into();
-    }
     let dir = tempfile::tempdir().map_err(|e| Failure::failed(format!("no temporary folder: {e}")))?;
     eprintln!("writing random weights into {}", dir.path().display());
-    let bytes = write(dir.path(), &config, Stored::Announced, 1).map_err(|e| fault(e.to_string()))?;
+    let bytes = write_for(path, layers, dir.path())?;
     eprintln!("{} written", units::bytes(bytes as f64));
     Ok(dir)
-}
-
-/// The limit of a call of an entry.
-fn limit(compiled: &Compiled, target: &Target, entry: &str, context: usize, tokens: usize) -> Result<Step, Failure> {
-    let program = &compiled.program;
-    let call = [(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)].into();
-    let bindings = program.module.complete(&call);
-    let plan = program.plan_for(entry, &bindings).ok_or_else(|| Failure::internal("no plan for", entry))?;
-    Ok(Call { program, plan, target, bindings: &bindings, batch: 1 }.step())
 }
 
 fn read_report(path: &Path) -> Result<Value, Failure> {

@@ -2,11 +2,12 @@
 //!
 //! `hadal-bench MODEL --threads 1 --prefill 512 --ctx 128,2048` compiles for this machine and prints rates;
 //! `hadal-bench MODEL --threads 1 --ttft 128` starts a compiled file, which is kept in the temporary folder, and ends with
-//! its first token.
+//! its first token. `hadal-bench CONFIG --random FOLDER` writes the checkpoint that all are measured on.
 
 use clap::Parser;
-use hadal::measure::Meter;
-use hadal::{Input, Options, compile};
+use hadal::measure::{Meter, limit};
+use hadal::probe::probe;
+use hadal::{Compiled, Input, Options, compile, random_checkpoint};
 use hadal_models::Activations;
 use hadal_models::checkpoint::WeightOnly;
 use hadal_types::DType;
@@ -19,7 +20,7 @@ use std::time::{Instant, SystemTime};
 #[derive(Parser)]
 #[command(about = "Measures a model as tests/peers measures others")]
 struct Args {
-    /// A checkpoint folder or GGUF file.
+    /// A checkpoint folder or GGUF file, or a bare configuration for --random.
     model: PathBuf,
     /// Threads.
     #[arg(long, default_value_t = 1)]
@@ -43,14 +44,32 @@ struct Args {
     /// Starts a file instead, with a prompt of so many tokens.
     #[arg(long, default_value_t = 0)]
     ttft: usize,
+    /// Adds to each line what the machine, measured first, would allow.
+    #[arg(long)]
+    limits: bool,
+    /// Only compiles, and prints how long that takes and how large the file is.
+    #[arg(long)]
+    compile: bool,
+    /// Only writes random weights into a new folder.
+    #[arg(long, value_name = "FOLDER")]
+    random: Option<PathBuf>,
+    /// Layers, for --random.
+    #[arg(long)]
+    layers: Option<u32>,
 }
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-fn line(metric: &str, value: f64, at: Option<(&str, usize)>) {
+/// What a line says besides its value: at how many tokens it was measured, and what the machine would allow.
+type At<'a> = Option<(&'a str, usize, Option<f64>)>;
+
+fn line(metric: &str, value: f64, at: At) {
     let mut line = json!({"metric": metric, "value": value});
-    if let Some((name, n)) = at {
+    if let Some((name, n, limit)) = at {
         line[name] = n.into();
+        if let Some(limit) = limit {
+            line["limit"] = limit.into();
+        }
     }
     println!("{line}");
 }
@@ -58,7 +77,27 @@ fn line(metric: &str, value: f64, at: Option<(&str, usize)>) {
 fn main() -> Result {
     let begun = Instant::now();
     let args = Args::parse();
-    let file = compiled(&args)?;
+    if let Some(dir) = &args.random {
+        random_checkpoint::write_for(&args.model, args.layers, dir)?;
+        return Ok(());
+    }
+    let input = || args.input();
+    let file = args.file()?;
+    if args.compile {
+        let (input, options) = (input()?, args.options());
+        let compiled = compile(&input, &options)?;
+        for (stage, took) in &compiled.times {
+            line(&format!("compile_{stage}_s"), took.as_secs_f64(), None);
+        }
+        let bytes = compiled.write(&input, &file, &mut |_| {})?;
+        line("compile_s", begun.elapsed().as_secs_f64(), None);
+        line("file_bytes", bytes as f64, None);
+        return Ok(());
+    }
+    if !file.exists() {
+        let input = input()?;
+        compile(&input, &args.options())?.write(&input, &file, &mut |_| {})?;
+    }
     if args.ttft > 0 {
         // The same process goes on, so that whoever started it waits for all of it.
         let prompt = vec!["7"; args.ttft].join(",");
@@ -67,44 +106,68 @@ fn main() -> Result {
             ["generate", "--tokens", &prompt, "-n", "1", "--temperature", "0", "--ignore-stop", "--threads", &threads];
         return Err(Command::new(file).args(words).exec().into());
     }
+    let opened = Instant::now();
     let meter = Meter::open(&file, args.threads, args.reps)?;
-    line("load_s", begun.elapsed().as_secs_f64(), None);
+    line("load_s", opened.elapsed().as_secs_f64(), None);
+    let limits = match args.limits {
+        true => Some((compile(&input()?, &args.options())?, probe(args.threads, &|_| {})?.target("here"))),
+        false => None,
+    };
+    let limit = |entry, context, tokens| -> Result<Option<f64>> {
+        let Some((compiled, target)): &Option<(Compiled, _)> = &limits else { return Ok(None) };
+        Ok(Some(tokens as f64 / limit(compiled, target, entry, context, tokens)?.seconds()))
+    };
     if args.prefill > 0
         && let Some((n, took)) = meter.prompt(args.prefill, args.prefill)?
     {
-        took.runs().for_each(|s| line("prefill_tps", n as f64 / s, Some(("n", n))));
+        let limit = limit("prefill", args.prefill, n)?;
+        took.runs().for_each(|s| line("prefill_tps", n as f64 / s, Some(("n", n, limit))));
     }
     for ctx in args.ctx.iter().copied().filter(|c| *c > 0) {
-        meter.decode(ctx, args.tokens)?.runs().for_each(|s| line("decode_tps", 1.0 / s, Some(("ctx", ctx))));
+        let took = meter.decode(ctx, args.tokens)?;
+        let limit = limit("decode", ctx, 1)?;
+        took.runs().for_each(|s| line("decode_tps", 1.0 / s, Some(("ctx", ctx, limit))));
     }
     Ok(())
 }
 
-/// A compiled file for the arguments, made unless it is there. It reads the weights where they are.
-fn compiled(args: &Args) -> Result<PathBuf> {
-    let program = std::env::current_exe()?;
-    let longest = args.ctx.iter().map(|c| c + args.tokens as usize).chain([args.prefill, args.ttft + 1]).max();
-    let longest = longest.unwrap_or(0).next_power_of_two().max(1024);
-    let stem = args.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let stamp = stamp(&args.model)?.max(stamp(&program)?);
-    let dir = std::env::temp_dir().join("hadal-bench");
-    let file = dir.join(format!("{stem}-{}-{longest}-{stamp}", args.dtype.replace([':', '/'], "-")));
-    if file.exists() {
-        return Ok(file);
+impl Args {
+    fn input(&self) -> Result<Input> {
+        let weights = match self.dtype.as_str() {
+            "int8" | "q8_0" if self.model.is_dir() => Some(DType::I8),
+            "int4" | "q4_k_m" | "q4_1" if self.model.is_dir() => Some(DType::I4),
+            _ => None,
+        };
+        Ok(Input::open(&self.model)?.quantized(weights.map(|codes| WeightOnly { codes, group: 128 }.into()))?)
     }
-    std::fs::create_dir_all(&dir)?;
-    let folder = args.model.is_dir();
-    let (activations, weights) = match args.dtype.trim_start_matches("gguf:") {
-        "f32" => (Activations::F32, None),
-        "bf16" | "f16" => (Activations::Bf16, None),
-        "int8" | "q8_0" if folder => (Activations::Int8, Some(DType::I8)),
-        "int4" | "q4_k_m" | "q4_1" if folder => (Activations::Int8, Some(DType::I4)),
-        _ => (Activations::Int8, None),
-    };
-    let input = Input::open(&args.model)?.quantized(weights.map(|codes| WeightOnly { codes, group: 128 }.into()))?;
-    let options = Options { activations, external_weights: true, max_context: Some(longest), ..Options::default() };
-    compile(&input, &options.here())?.write(&input, &file, &mut |_| {})?;
-    Ok(file)
+
+    /// Weights are read where they are, but for what is asked to be written.
+    fn options(&self) -> Options {
+        let activations = match self.dtype.trim_start_matches("gguf:") {
+            "f32" => Activations::F32,
+            "bf16" | "f16" => Activations::Bf16,
+            _ => Activations::Int8,
+        };
+        let external_weights = !self.compile;
+        Options { activations, external_weights, max_context: Some(self.longest()), ..Options::default() }.here()
+    }
+
+    fn longest(&self) -> usize {
+        let contexts = self.ctx.iter().map(|c| c + self.tokens as usize);
+        contexts.chain([self.prefill, self.ttft + 1, 1024]).max().unwrap_or(0).next_power_of_two()
+    }
+
+    /// Where the compiled file for these arguments is, or will be.
+    fn file(&self) -> Result<PathBuf> {
+        let program = std::env::current_exe()?;
+        let stem = self.model.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stamp = stamp(&self.model)?.max(stamp(&program)?);
+        let dir = std::env::temp_dir().join("hadal-bench");
+        std::fs::create_dir_all(&dir)?;
+        let dtype = self.dtype.replace([':', '/'], "-");
+        let whole = if self.compile { "-whole" } else { "" };
+        Ok(dir.join(format!("{stem}-{dtype}-{}-{stamp}{whole}", self.longest())))
+    }
 }
 
 /// When a file, or the newest of a folder, was written.
