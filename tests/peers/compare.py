@@ -6,8 +6,9 @@
 
 Each round runs every system once, one after the other, pinned to as many cores as threads; so what disturbs the machine
 disturbs all of them. The table has medians over all rounds, and the median of the ratios to hadal within a round.
-A system that is not installed, or that fails, is left out and said so. Interpreters: --python llama.cpp=/some/venv/bin/python.
-`hadal` is target/release/hadal-bench, which `cargo build --release --features llvm -p hadal-tests` makes.
+A system that is not installed, or that fails, is left out and said so. Interpreters: --python llama.cpp=/some/venv/bin/python;
+LLAMA_BENCH=/some/llama-bench is taken for llama.cpp. `hadal` is target/release/hadal-bench, which
+`cargo build --release --features llvm -p hadal-tests` makes. For all rows at once: table.py.
 """
 
 import argparse
@@ -16,36 +17,112 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DRIVERS = {"torch": "torch_driver.py", "llama.cpp": "llama_driver.py", "openvino": "openvino_driver.py"}
+HADAL = HERE.parent.parent / "target/release/hadal-bench"
+# What a run has besides its samples: the cores that other programs used meanwhile.
+OTHERS = "others"
 
 
-def command(system, given):
-    model = given.folder if system == "torch" or not given.gguf else given.gguf
-    if system == "hadal":
-        return [given.hadal, given.gguf or given.folder]
-    return [given.pythons.get(system, sys.executable), str(HERE / DRIVERS[system]), model]
+def command(system, model, threads, pythons, hadal):
+    """The words that start a system on a model, to which what is measured is added."""
+    words = [str(hadal)] if system == "hadal" else [pythons.get(system, sys.executable), str(HERE / DRIVERS[system])]
+    return words + [str(model), "--threads", str(threads)]
 
 
-def run(system, given):
-    words = command(system, given) + ["--threads", str(given.threads), "--dtype", given.dtype, "--prefill", str(given.prefill)]
-    words += ["--ctx", given.ctx, "--gen", str(given.gen), "--reps", str(given.reps)]
-    cores = sorted(os.sched_getaffinity(0))[-given.threads :]
-    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, cores))
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        print(f"{system}: left out: {last}", file=sys.stderr)
-        return None
-    samples = defaultdict(list)
-    for line in done.stdout.splitlines():
+def busy():
+    """Seconds that all cores have been busy."""
+    user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def timed(words, threads):
+    """Runs a command on the last cores: its output, why it failed, its seconds, its bytes of memory at most, and how many
+    cores other programs used meanwhile."""
+    cores = sorted(os.sched_getaffinity(0))[-threads:]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        busy_before, begun = busy(), time.monotonic()
+        child = subprocess.Popen(words, stdout=out, stderr=err, preexec_fn=lambda: os.sched_setaffinity(0, cores))
+        _, status, used = os.wait4(child.pid, 0)
+        took = time.monotonic() - begun
+        child.returncode = os.waitstatus_to_exitcode(status)
+        others = busy() - busy_before - used.ru_utime - used.ru_stime
+        out.seek(0)
+        err.seek(0)
+        said = err.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        return {
+            "out": out.read().decode(errors="replace"),
+            "error": said[-1] if child.returncode else None,
+            "seconds": took,
+            "memory": used.ru_maxrss * 1024,
+            OTHERS: max(0.0, others / max(took, 0.01)),
+        }
+
+
+def run(words, threads):
+    """What a driver prints: for each metric the median of its samples and of the limits beside them."""
+    done = timed(words, threads)
+    if done["error"]:
+        return None, done["error"]
+    samples, limits = defaultdict(list), {}
+    for line in done["out"].splitlines():
         if line.startswith("{"):
             found = json.loads(line)
             at = found.get("n", found.get("ctx"))
-            samples[found["metric"] + (f" {at}" if at else "")].append(found["value"])
-    return {name: statistics.median(values) for name, values in samples.items()}
+            name = found["metric"] + (f" {at}" if at else "")
+            samples[name].append(found["value"])
+            if "limit" in found:
+                limits[name] = found["limit"]
+    values = {name: statistics.median(all) for name, all in samples.items()}
+    return {"values": values, "limits": limits, "seconds": done["seconds"], OTHERS: done[OTHERS]}, None
+
+
+def rounds(number, commands, say=lambda text: print(text, file=sys.stderr)):
+    """Runs each of `commands` (system to words and threads) once a round. A system that fails is left out from then on."""
+    left, all = dict(commands), []
+    for n in range(number):
+        results = {}
+        for system, (words, threads) in list(left.items()):
+            found, fault = run(words, threads)
+            if fault:
+                say(f"{system}: left out: {fault}")
+                del left[system]
+                continue
+            results[system] = found
+            say(f"round {n + 1}: {system}: " + ", ".join(f"{m} {v:.2f}" for m, v in found["values"].items()))
+        all.append(results)
+    return all
+
+
+def rows(rounds):
+    """For each metric and system the median, its share of the limit, and the ratio of hadal to it within a round."""
+    metrics = dict.fromkeys(m for r in rounds for s in r.values() for m in s["values"])
+    out = []
+    for metric in metrics:
+        for system in dict.fromkeys(s for r in rounds for s in r):
+            with_it = [r for r in rounds if metric in r.get(system, {}).get("values", {})]
+            if not with_it:
+                continue
+            both = [r for r in with_it if metric in r.get("hadal", {}).get("values", {})]
+            limited = [r for r in both if metric in r["hadal"]["limits"]]
+
+            def middle(values):
+                return statistics.median(values) if values else None
+
+            out.append({
+                "metric": metric,
+                "system": system,
+                "median": middle([r[system]["values"][metric] for r in with_it]),
+                "hadal_to_it": middle([r["hadal"]["values"][metric] / r[system]["values"][metric] for r in both]),
+                "of_limit": middle([r[system]["values"][metric] / r["hadal"]["limits"][metric] for r in limited]),
+                OTHERS: middle([r[system][OTHERS] for r in with_it]),
+            })
+    return out
 
 
 def main():
@@ -54,7 +131,7 @@ def main():
     parser.add_argument("--gguf", help="a GGUF file")
     parser.add_argument("--systems", default="hadal,llama.cpp,torch,openvino")
     parser.add_argument("--python", action="append", default=[], metavar="SYSTEM=PATH")
-    parser.add_argument("--hadal", default=str(HERE.parent.parent / "target/release/hadal-bench"))
+    parser.add_argument("--hadal", default=str(HADAL))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--prefill", type=int, default=512)
@@ -66,34 +143,23 @@ def main():
     given = parser.parse_args()
     if not (given.folder or given.gguf):
         parser.error("give --folder or --gguf")
-    given.pythons = dict(word.split("=", 1) for word in given.python)
-    systems = given.systems.split(",")
-    rounds = []
-    for number in range(given.rounds):
-        results = {}
-        for system in list(systems):
-            found = run(system, given)
-            if found is None:
-                systems.remove(system)
-            else:
-                results[system] = found
-            print(f"round {number + 1}: {system}: {found}", file=sys.stderr)
-        rounds.append(results)
-    rows = []
-    for metric in dict.fromkeys(m for r in rounds for s in r.values() for m in s):
-        for system in systems:
-            values = [r[system][metric] for r in rounds if metric in r.get(system, {})]
-            both = [r for r in rounds if metric in r.get(system, {}) and metric in r.get("hadal", {})]
-            ratios = [r["hadal"][metric] / r[system][metric] for r in both]
-            if values:
-                ratio = statistics.median(ratios) if ratios else None
-                rows.append({"metric": metric, "system": system, "median": statistics.median(values), "hadal_to_it": ratio})
+    pythons = dict(word.split("=", 1) for word in given.python)
+    measured = ["--dtype", given.dtype, "--prefill", str(given.prefill), "--ctx", given.ctx]
+    measured += ["--gen", str(given.gen), "--reps", str(given.reps)]
+    commands = {}
+    for system in given.systems.split(","):
+        model = given.folder if system == "torch" or not given.gguf else given.gguf
+        words = command(system, model, given.threads, pythons, given.hadal) + measured
+        commands[system] = (words + ["--limits"] if system == "hadal" else words, given.threads)
+    found = rows(rounds(given.rounds, commands))
     if given.json:
-        print(json.dumps({"threads": given.threads, "rounds": len(rounds), "rows": rows}, indent=1))
+        print(json.dumps({"threads": given.threads, "rounds": given.rounds, "rows": found}, indent=1))
         return
-    for row in rows:
+    for row in found:
         ratio = f"{row['hadal_to_it']:.2f}" if row["hadal_to_it"] else "-"
-        print(f"{row['metric']:18} {row['system']:10} {row['median']:10.2f}   hadal / it {ratio}")
+        share = f"{row['of_limit']:4.0%}" if row["of_limit"] else "   -"
+        print(f"{row['metric']:18} {row['system']:10} {row['median']:10.2f}  of the limit {share}   hadal / it {ratio}")
 
 
-main()
+if __name__ == "__main__":
+    main()
