@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p hadal-codegen --features llvm --example bench_experts [-- FILTER]`; `HADAL_BACKEND` as for
 //! `bench_kernels`. Experts are chosen at random, as many for each token as said; with `HADAL_ALIKE` all tokens choose
-//! the same. `HADAL_ALL` measures all schedules, with rows grouped and not.
+//! the same. `HADAL_ALL` measures all schedules, with rows grouped and not; with
+//! `HADAL_PANELS` weights that can be are stored as panels.
 
 mod runner;
 
@@ -73,6 +74,9 @@ fn main() {
         if !format!("{name} ").contains(&filter) {
             return;
         }
+        let panels = func.params.iter().position(|p| func.values[p.index()].name.as_deref() == Some("w"));
+        let panels = panels.filter(|_| std::env::var_os("HADAL_PANELS").is_some());
+        let func = &panels.and_then(|w| hadal_ir::panels::reading(func, w)).unwrap_or(func.clone());
         let bindings = Bindings::from([(Sym::T, t)]);
         let ranges = if t <= STEP { step.clone() } else { Ranges::new() };
         let time = |kernel: &Kernel| {

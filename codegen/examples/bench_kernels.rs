@@ -2,7 +2,8 @@
 //! rate, both measured in the same run.
 //!
 //! `cargo run --release -p hadal-codegen --example bench_kernels [-- FILTER]`, with `--features llvm` and
-//! `HADAL_BACKEND=llvm` through LLVM for the best level that the machine has.
+//! `HADAL_BACKEND=llvm` through LLVM for the best level that the machine has; with `HADAL_PANELS` weights that can be are
+//! stored as panels.
 
 mod runner;
 
@@ -100,9 +101,12 @@ fn main() {
         }
         // As in an entry for decoding, where T is one for good, or in a step of two.
         let mut func = func.clone();
+        let panels = func.params.iter().position(|p| func.values[p.index()].name.as_deref() == Some("w"));
+        let panels = panels.filter(|_| std::env::var_os("HADAL_PANELS").is_some());
         if t == 1 || t == 2 {
             func = with_tokens(&func, t);
         }
+        func = panels.and_then(|w| hadal_ir::panels::reading(&func, w)).unwrap_or(func);
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
         let target = if backend.llvm { Target::of(&backend.target) } else { Target::default() };
         let ranges = if t == 1 || name.starts_with("step") && t <= STEP { step.clone() } else { Ranges::new() };

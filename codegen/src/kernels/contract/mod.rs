@@ -35,6 +35,7 @@ pub mod emit;
 pub mod env;
 pub mod epilogue;
 mod grouped;
+mod laid;
 mod packed;
 pub mod schedule;
 pub mod view;
