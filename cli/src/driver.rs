@@ -15,7 +15,7 @@ use hadal_ir::{Bindings, DType, Module, Sym, Tensor, TensorType};
 use hadal_models::checkpoint::{Checkpoint, WeightOnly, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
-use hadal_passes::PassReport;
+use hadal_passes::{Fused, PassReport};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -176,6 +176,10 @@ pub fn compile_model(
         choices.laws = choices.laws.without(joining.map(|r| r.name)).expect("names of laws");
     }
     let (fused, program) = hadal_passes::compile(&model.module, &target, &choices).map_err(Failure::optimising)?;
+    let (fused, program) = match options.external_weights {
+        true => (fused, program),
+        false => lay_out(fused, program, choices.context(&model.module), &options.levels)?,
+    };
     timed("passes", start);
 
     let start = Instant::now();
@@ -269,6 +273,20 @@ fn build_kernels(program: &Program, cpu: &CpuTarget, disassembly: bool) -> Resul
     });
     all.sort_by_key(|(i, _)| *i);
     all.into_iter().map(|(_, built)| built).collect()
+}
+
+/// Stores weights as panels where all levels' kernels read them in place.
+fn lay_out(
+    fused: Fused,
+    program: Program,
+    max_context: i64,
+    levels: &[CpuTarget],
+) -> Result<(Fused, Program), Failure> {
+    let targets: Vec<kernels::Target> = levels.iter().map(kernels::Target::of).collect();
+    let reads = |func: &hadal_ir::Func, ranges: &kernels::Ranges| {
+        targets.iter().all(|target| kernels::reads_panels(func, ranges, target))
+    };
+    hadal_passes::panels::run(fused, program, max_context, &reads).map_err(Failure::optimising)
 }
 
 /// The compiled file's plan.

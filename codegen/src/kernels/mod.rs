@@ -121,6 +121,11 @@ type Special = fn(&Func, &Ranges, &Target) -> Option<Result<Generated, Error>>;
 /// The special generators, in the order they are asked.
 const SPECIAL: &[Special] = &[attention::generate, contract::generate];
 
+/// Whether a kernel function reads weights that are stored as panels in place, one line after the other.
+pub fn reads_panels(func: &Func, ranges: &Ranges, target: &Target) -> bool {
+    attention::generate(func, ranges, target).is_none() && contract::reads_panels(func, ranges, target)
+}
+
 /// The kernel of a kernel function, by the first generator that knows it.
 pub fn select(func: &Func, ranges: &Ranges, target: &Target) -> Result<Generated, Error> {
     match SPECIAL.iter().find_map(|generator| generator(func, ranges, target)) {

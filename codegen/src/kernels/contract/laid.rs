@@ -94,7 +94,12 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
         (false, Some(1)) => &[2, 1],
         (false, _) => &[1],
     };
-    vectors.iter().filter_map(|v| schedule(desc, target, streamed, laid, *v)).collect()
+    let mut all: Vec<Schedule> =
+        vectors.iter().filter_map(|v| schedule(desc, target, streamed, laid, *v)).collect();
+    // Those with work for several processors first, the widest of these first.
+    let indices = |s: &Schedule| desc.size(laid.panel).as_const().zip(s.block).map_or(0, |(n, block)| n / block);
+    all.sort_by_key(|s| indices(s) < SHARES / 4);
+    all
 }
 
 /// How many rows meet each other at most, where they are few.

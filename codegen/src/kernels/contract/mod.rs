@@ -49,14 +49,21 @@ pub use schedule::Schedule;
 use super::{Error, Generated, Ranges, Target};
 use hadal_ir::Func;
 
-/// The kernel of a product-sum; `None` for other functions.
-pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Result<Generated, Error>> {
+/// What a function computes and how, if it is a product-sum.
+fn select(func: &Func, ranges: &Ranges, target: &Target) -> Option<(Schedule, Desc)> {
     let desc = Desc::of(func)?.within(ranges);
     let grouped = desc.grouped().and_then(|grouped| Some((schedule::select(&grouped, target)?, grouped)));
-    let (schedule, desc) = match grouped {
-        Some(grouped) => grouped,
-        None => (schedule::select(&desc, target)?, desc),
-    };
+    grouped.or_else(|| Some((schedule::select(&desc, target)?, desc)))
+}
+
+/// Whether a function is a product-sum that reads panels in place.
+pub fn reads_panels(func: &Func, ranges: &Ranges, target: &Target) -> bool {
+    select(func, ranges, target).is_some_and(|(s, _)| s.form == schedule::Form::Laid)
+}
+
+/// The kernel of a product-sum; `None` for other functions.
+pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Result<Generated, Error>> {
+    let (schedule, desc) = select(func, ranges, target)?;
     let kernel = emit::emit(&desc, &schedule);
     Some(Ok(Generated { kernel, generator: "contract", schedule: schedule.show(&desc) }))
 }
