@@ -283,10 +283,12 @@ fn lay_out(
     levels: &[CpuTarget],
 ) -> Result<(Fused, Program), Failure> {
     let targets: Vec<kernels::Target> = levels.iter().map(kernels::Target::of).collect();
-    let reads = |func: &hadal_ir::Func, ranges: &kernels::Ranges| {
-        targets.iter().all(|target| kernels::reads_panels(func, ranges, target))
+    let wants = |func: &hadal_ir::Func, ranges: &kernels::Ranges| {
+        let mut all = targets.iter().map(|target| kernels::panels(func, ranges, target));
+        let first = all.next().unwrap_or_default();
+        if all.all(|other| other == first) { first } else { Vec::new() }
     };
-    hadal_passes::panels::run(fused, program, max_context, &reads).map_err(Failure::optimising)
+    hadal_passes::panels::run(fused, program, max_context, &wants).map_err(Failure::optimising)
 }
 
 /// The compiled file's plan.

@@ -101,15 +101,17 @@ fn main() {
         }
         // As in an entry for decoding, where T is one for good, or in a step of two.
         let mut func = func.clone();
-        let panels = func.params.iter().position(|p| func.values[p.index()].name.as_deref() == Some("w"));
-        let panels = panels.filter(|_| std::env::var_os("HADAL_PANELS").is_some());
         if t == 1 || t == 2 {
             func = with_tokens(&func, t);
         }
-        func = panels.and_then(|w| hadal_ir::panels::reading(&func, w)).unwrap_or(func);
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
         let target = if backend.llvm { Target::of(&backend.target) } else { Target::default() };
         let ranges = if t == 1 || name.starts_with("step") && t <= STEP { step.clone() } else { Ranges::new() };
+        if std::env::var_os("HADAL_PANELS").is_some() {
+            for (param, group) in contract::panels(&func, &ranges, &target) {
+                func = hadal_ir::panels::reading(&func, param, group).expect("it was asked for");
+            }
+        }
         let contraction = contract::Desc::of(&func).map(|d| d.within(&ranges));
         if std::env::var_os("HADAL_ALL").is_some() {
             for (desc, s) in contraction

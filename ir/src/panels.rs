@@ -4,7 +4,8 @@
 //! W[.., n, k]  is stored as  W'[.., n / 16, k / g, n % 16, k % g]
 //! ```
 //!
-//! with so many neighbours `g` along `k` as make up a word of 32 bits. This is no format: what is stored is a tensor of two
+//! with some neighbours `g` along `k` kept together: as many as make up a word of 32 bits, of what is multiplied; one, of
+//! scales and the like. This is no format: what is stored is a tensor of two
 //! more axes, and a function that had `W` for a parameter has `W'` and begins by transposing and reshaping it. Who knows
 //! panels reads them in place (`contract/laid.rs` of the code generators); for everybody else nothing has changed.
 
@@ -15,16 +16,13 @@ use hadal_types::{Dim, TensorType};
 /// Columns of a panel.
 pub const COLUMNS: i64 = 16;
 
-/// Bits of what lies together of a column.
-const WORD: u32 = 32;
-
-/// The type of a tensor's panels; `None` where its last two axes have none: columns are whole pairs of panels, so that no
-/// reader meets a half of what it takes at a time.
-pub fn stored(ty: &TensorType) -> Option<TensorType> {
+/// The type of a tensor's panels with so many neighbours together; `None` where its last two axes have none: columns are
+/// whole pairs of panels, so that no reader meets a half of what it takes at a time.
+pub fn stored(ty: &TensorType, group: i64) -> Option<TensorType> {
     let [outer @ .., n, k] = &ty.shape[..] else { return None };
-    let (n, k, bits) = (n.as_const()?, k.as_const()?, ty.dtype.bits() as u32);
-    let group = i64::from(WORD.checked_div(bits).filter(|g| *g > 0 && g * bits == WORD)?);
-    let fits = bits >= 8 && n > 0 && n % (2 * COLUMNS) == 0 && k > 0 && k % group == 0;
+    let (n, k) = (n.as_const()?, k.as_const()?);
+    let whole = ty.dtype.bits() % 8 == 0 && group > 0;
+    let fits = whole && n > 0 && n % (2 * COLUMNS) == 0 && k > 0 && k % group == 0;
     let inner = [n / COLUMNS, k / group, COLUMNS, group].map(Dim::from);
     fits.then(|| TensorType { dtype: ty.dtype, shape: outer.iter().cloned().chain(inner).collect() })
 }
@@ -51,8 +49,8 @@ fn turned(ty: &TensorType) -> TensorType {
 }
 
 /// The fold that lays a tensor out; `None` where it has no panels.
-pub fn fold(name: &str, ty: &TensorType) -> Option<Func> {
-    let to = stored(ty)?;
+pub fn fold(name: &str, ty: &TensorType, group: i64) -> Option<Func> {
+    let to = stored(ty, group)?;
     let mut func = Func { kind: FuncKind::Fold, name: name.to_owned(), ..Func::default() };
     let x = func.add_value(ty.clone(), Some("w".to_owned()));
     func.params.push(x);
@@ -64,10 +62,10 @@ pub fn fold(name: &str, ty: &TensorType) -> Option<Func> {
 }
 
 /// A function that is given panels for its parameter at this position; `None` where that has none.
-pub fn reading(func: &Func, param: usize) -> Option<Func> {
+pub fn reading(func: &Func, param: usize, group: i64) -> Option<Func> {
     let (mut out, old) = (func.clone(), *func.params.get(param)?);
     let ty = func.ty(old).clone();
-    let from = stored(&ty)?;
+    let from = stored(&ty, group)?;
     let name = out.values[old.index()].name.take();
     let mut insts = std::mem::take(&mut out.insts);
     let x = out.add_value(from.clone(), name);
@@ -100,12 +98,12 @@ mod tests {
             Tensor::real(dtype, shape, (0..n).map(|i| dtype.round((i * 37 % 101) as f64 / 50.0 - 1.0)).collect())
         };
         let (x, w) = (wave(DType::F32, &[3, 6]), wave(DType::BF16, &[2, 32, 6]));
-        let laying = fold("lay", func.ty(func.params[1])).unwrap();
+        let laying = fold("lay", func.ty(func.params[1]), 2).unwrap();
         assert!(crate::layout_fold::is_layout(&laying));
         let panels = eval_func(&laying, std::slice::from_ref(&w), &Bindings::new()).unwrap().remove(0);
         assert_eq!(panels.shape, [2, 2, 3, 16, 2]);
         assert_eq!(panels.at(2 * 2 + 1), w.at(2 * 6 + 1), "column 2 of the first line");
-        let reading = reading(&func, 1).unwrap();
+        let reading = reading(&func, 1, 2).unwrap();
         let text = crate::text::print_func(&reading);
         crate::verify::module(&parse_module(&text).unwrap()).unwrap();
         let plain = eval_func(&func, &[x.clone(), w], &Bindings::new()).unwrap();
@@ -115,16 +113,17 @@ mod tests {
     #[test]
     fn what_has_no_panels_is_refused() {
         let ty = |dtype, shape: &[i64]| TensorType { dtype, shape: shape.iter().map(|n| Dim::from(*n)).collect() };
-        for (dtype, shape) in [
-            (DType::BF16, &[48, 6][..]),
-            (DType::BF16, &[32, 5]),
-            (DType::BF16, &[32]),
-            (DType::I4, &[32, 8]),
-            (DType::I8, &[32, 6]),
-            (DType::F32, &[0, 6]),
+        for (dtype, shape, group) in [
+            (DType::BF16, &[48, 6][..], 2),
+            (DType::BF16, &[32, 5], 2),
+            (DType::BF16, &[32], 2),
+            (DType::BF16, &[32, 6], 0),
+            (DType::I4, &[32, 8], 8),
+            (DType::I8, &[32, 6], 4),
+            (DType::F32, &[0, 6], 1),
         ] {
-            assert!(stored(&ty(dtype, shape)).is_none(), "{dtype} {shape:?}");
+            assert!(stored(&ty(dtype, shape), group).is_none(), "{dtype} {shape:?}");
         }
-        assert!(stored(&ty(DType::F32, &[32, 5])).is_some());
+        assert!(stored(&ty(DType::F32, &[32, 5]), 1).is_some());
     }
 }

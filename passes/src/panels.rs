@@ -22,12 +22,13 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A kernel's parameter.
 type Reader = (String, usize);
 
-/// Whether a kernel that is given panels, launched with these values of the symbols, reads them as well as rows.
-pub type Reads<'a> = &'a dyn Fn(&Func, &BTreeMap<Sym, Range>) -> bool;
+/// The parameters of which a kernel, launched with these values of the symbols, reads panels as well as rows, if it is given
+/// panels of all of them; and the neighbours that each keeps together.
+pub type Wants<'a> = &'a dyn Fn(&Func, &BTreeMap<Sym, Range>) -> Vec<(usize, i64)>;
 
 /// Lays out what all readers want so.
-pub fn run(fused: Fused, program: Program, max_context: i64, reads: Reads<'_>) -> Result<(Fused, Program), Error> {
-    let chosen = choose(&program, reads);
+pub fn run(fused: Fused, program: Program, max_context: i64, wants: Wants<'_>) -> Result<(Fused, Program), Error> {
+    let chosen = choose(&program, wants);
     if chosen.is_empty() {
         return Ok((fused, program));
     }
@@ -36,11 +37,16 @@ pub fn run(fused: Fused, program: Program, max_context: i64, reads: Reads<'_>) -
     Ok((fused, program))
 }
 
-/// The parameters that are given panels.
-fn choose(program: &Program, reads: Reads<'_>) -> BTreeSet<Reader> {
+/// The parameters that are given panels, and of how many neighbours.
+fn choose(program: &Program, wants: Wants<'_>) -> BTreeMap<Reader, i64> {
     let mut readers: BTreeMap<Place, BTreeSet<Reader>> = BTreeMap::new();
     let mut given: BTreeMap<Reader, BTreeSet<Place>> = BTreeMap::new();
+    let mut wanted: BTreeMap<&str, BTreeMap<usize, i64>> = BTreeMap::new();
     for launch in program.plans.iter().flat_map(|p| &p.launches) {
+        wanted.entry(&launch.kernel).or_insert_with(|| {
+            let func = program.module.func(&launch.kernel);
+            func.map(|f| wants(f, &program.ranges(&launch.kernel)).into_iter().collect()).unwrap_or_default()
+        });
         for (i, place) in launch.args.iter().enumerate() {
             if matches!(place, Place::Weight(_) | Place::Fold(_)) {
                 let reader = (launch.kernel.clone(), i);
@@ -49,19 +55,29 @@ fn choose(program: &Program, reads: Reads<'_>) -> BTreeSet<Reader> {
             }
         }
     }
-    let mut chosen = BTreeSet::new();
+    let mut chosen = BTreeMap::new();
     while let Some((first, _)) = given.first_key_value() {
-        let (mut together, mut open) = (BTreeSet::new(), vec![first.clone()]);
+        let (mut together, mut groups) = (BTreeMap::new(), BTreeMap::new());
+        let (mut open, mut all) = (vec![first.clone()], true);
         while let Some(reader) = open.pop() {
-            let places = given.remove(&reader).unwrap_or_default();
-            open.extend(places.iter().filter_map(|p| readers.remove(p)).flatten());
-            together.insert(reader);
+            let Some(places) = given.remove(&reader) else {
+                // Seen before, or not a constant.
+                all &= together.contains_key(&reader);
+                continue;
+            };
+            let siblings = &wanted[reader.0.as_str()];
+            let group = siblings.get(&reader.1).copied();
+            all &= group.is_some();
+            for place in places {
+                open.extend(readers.remove(&place).into_iter().flatten());
+                all &= *groups.entry(place).or_insert(group) == group;
+            }
+            if group.is_some() {
+                open.extend(siblings.keys().map(|i| (reader.0.clone(), *i)));
+            }
+            together.insert(reader, group.unwrap_or_default());
         }
-        let knows = |(kernel, param): &Reader| {
-            let func = program.module.func(kernel).and_then(|f| panels::reading(f, *param));
-            func.is_some_and(|f| reads(&f, &program.ranges(kernel)))
-        };
-        if together.iter().all(knows) {
+        if all {
             chosen.append(&mut together);
         }
     }
@@ -69,14 +85,14 @@ fn choose(program: &Program, reads: Reads<'_>) -> BTreeSet<Reader> {
 }
 
 /// The module with panels for these parameters.
-fn apply(module: &Module, chosen: &BTreeSet<Reader>) -> Module {
+fn apply(module: &Module, chosen: &BTreeMap<Reader, i64>) -> Module {
     let mut out = module.clone();
     let mut folds: Vec<Func> = Vec::new();
     for func in &mut out.funcs {
         if func.kind == FuncKind::Kernel {
             for param in 0..func.params.len() {
-                if chosen.contains(&(func.name.clone(), param)) {
-                    *func = panels::reading(func, param).expect("it was asked for");
+                if let Some(group) = chosen.get(&(func.name.clone(), param)) {
+                    *func = panels::reading(func, param, *group).expect("it was asked for");
                 }
             }
             continue;
@@ -85,13 +101,11 @@ fn apply(module: &Module, chosen: &BTreeSet<Reader>) -> Module {
         for mut inst in std::mem::take(&mut func.insts) {
             if let InstKind::Call(call) = &inst.kind {
                 for i in 0..inst.args.len() {
-                    if !chosen.contains(&(call.func.clone(), i)) {
-                        continue;
-                    }
+                    let Some(group) = chosen.get(&(call.func.clone(), i)) else { continue };
                     let arg = inst.args[i];
                     inst.args[i] = *laid.entry(arg).or_insert_with(|| {
-                        let name = fold(&mut folds, module, func.ty(arg));
-                        lay_out(func, arg, name, &inst)
+                        let fold = fold(&mut folds, module, func.ty(arg), *group);
+                        lay_out(func, arg, fold, &inst)
                     });
                 }
             }
@@ -102,20 +116,20 @@ fn apply(module: &Module, chosen: &BTreeSet<Reader>) -> Module {
     Module { funcs: folds, ..out }
 }
 
-/// The fold for tensors of a type: its name.
-fn fold(folds: &mut Vec<Func>, module: &Module, ty: &TensorType) -> String {
-    if let Some(known) = folds.iter().find(|f| f.ty(f.params[0]) == ty) {
-        return known.name.clone();
+/// The fold for tensors of a type: its name, and the type of what it gives.
+fn fold(folds: &mut Vec<Func>, module: &Module, ty: &TensorType, group: i64) -> (String, TensorType) {
+    let to = panels::stored(ty, group).expect("a type with panels");
+    if let Some(known) = folds.iter().find(|f| f.ty(f.params[0]) == ty && *f.ty(f.results[0].1) == to) {
+        return (known.name.clone(), to);
     }
     let taken = |name: &String| module.func(name).is_some() || folds.iter().any(|f| f.name == *name);
     let name = (0..).map(|i| format!("panels{i}")).find(|n| !taken(n)).expect("numbers do not end");
-    folds.push(panels::fold(&name, ty).expect("a type with panels"));
-    name
+    folds.push(panels::fold(&name, ty, group).expect("a type with panels"));
+    (name, to)
 }
 
 /// Calls the fold.
-fn lay_out(func: &mut Func, arg: ValueId, fold: String, at: &Inst) -> ValueId {
-    let ty = panels::stored(func.ty(arg)).expect("a type with panels");
+fn lay_out(func: &mut Func, arg: ValueId, (fold, ty): (String, TensorType), at: &Inst) -> ValueId {
     let to = func.add_value(ty, None);
     let kind = InstKind::Call(Call { func: fold, prefix: String::new() });
     func.insts.push(Inst { kind, args: vec![arg], results: vec![to], origin: at.origin.clone(), laws: Vec::new() });

@@ -121,9 +121,11 @@ type Special = fn(&Func, &Ranges, &Target) -> Option<Result<Generated, Error>>;
 /// The special generators, in the order they are asked.
 const SPECIAL: &[Special] = &[attention::generate, contract::generate];
 
-/// Whether a kernel function reads weights that are stored as panels in place, one line after the other.
-pub fn reads_panels(func: &Func, ranges: &Ranges, target: &Target) -> bool {
-    attention::generate(func, ranges, target).is_none() && contract::reads_panels(func, ranges, target)
+/// The parameters of a kernel function of which it reads [panels](hadal_ir::panels) in place, all of them or none, and how
+/// many neighbours these keep together.
+pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<(usize, i64)> {
+    let known = attention::generate(func, ranges, target).is_none();
+    known.then(|| contract::panels(func, ranges, target)).unwrap_or_default()
 }
 
 /// The kernel of a kernel function, by the first generator that knows it.

@@ -59,11 +59,7 @@ impl Laid {
     fn of(desc: &Desc, streamed: usize) -> Option<Laid> {
         let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
         let own = if streamed == 0 { Role::Left } else { Role::Right };
-        let group = match w.dtype {
-            DType::F32 => 1,
-            DType::BF16 => 2,
-            _ => return None,
-        };
+        let group = group(w.dtype)?;
         let moves = |a: &Access, v: Var, by: i64| desc.vars.stride(&a.at, v).is_some_and(|s| s.is(by));
         let sized = |v: Var, n: i64| desc.size(v).is(n);
         let lane = desc.of_role(own).find(|v| sized(*v, LANES) && moves(w, *v, group))?;
@@ -80,6 +76,21 @@ impl Laid {
         let plain_w = w.parts().next().is_none();
         let readable = x.parts().next().is_none() && !x.dtype.is_packed() && plain_w && in_lines;
         (readable && desc.size(panel).as_const().is_some()).then_some(Laid { panel, lane, line, part, group })
+    }
+}
+
+/// The parameters behind an operand that would be laid out, and how many neighbours each keeps together.
+pub fn wanted(w: &Access) -> Option<Vec<(usize, i64)>> {
+    let group = group(w.dtype)?;
+    w.parts().next().is_none().then(|| vec![(w.param, group)])
+}
+
+/// Summed elements of a column that are multiplied together.
+fn group(dtype: DType) -> Option<i64> {
+    match dtype {
+        DType::F32 => Some(1),
+        DType::BF16 => Some(2),
+        _ => None,
     }
 }
 
@@ -439,25 +450,34 @@ mod tests {
     const WIDE: Target = Target { lanes: 16, registers: 32, dots: true, cache: 4 * 32 * 64 };
     const NO_DOTS: Target = Target { dots: false, ..WIDE };
 
-    /// The arguments with the one at `param` laid out.
-    fn laid_out(func: &Func, args: &[Tensor], param: usize) -> Vec<Tensor> {
-        let fold = panels::fold("lay", func.ty(func.params[param])).unwrap();
-        let panels = interpret::eval_func(&fold, &args[param..=param], &Bindings::new()).unwrap().remove(0);
-        args.iter().enumerate().map(|(i, a)| if i == param { panels.clone() } else { a.clone() }).collect()
+    /// The function that reads panels of all parameters of which it wants them, and how to lay out its arguments.
+    fn reading(func: &Func, target: &Target) -> (Func, impl Fn(&[Tensor]) -> Vec<Tensor>) {
+        let wanted = super::super::panels(func, &Ranges::new(), target);
+        assert!(!wanted.is_empty());
+        let reading = wanted.iter().fold(func.clone(), |f, (p, group)| panels::reading(&f, *p, *group).unwrap());
+        let func = func.clone();
+        let lay_out = move |args: &[Tensor]| {
+            let mut args = args.to_vec();
+            for (p, group) in &wanted {
+                let fold = panels::fold("lay", func.ty(func.params[*p]), *group).unwrap();
+                args[*p] = interpret::eval_func(&fold, &args[*p..=*p], &Bindings::new()).unwrap().remove(0);
+            }
+            args
+        };
+        (reading, lay_out)
     }
 
     /// Every schedule of every target is the laid form and gives what the graph interpreter gives of weights as they were;
     /// and those of one target agree to the bit, whatever the ranges.
     fn check(text: &str, tokens: &[i64], tolerance: f64) {
         let func = function(text);
-        let param = func.params.iter().position(|p| func.values[p.index()].name.as_deref() == Some("w")).unwrap();
-        let reading = panels::reading(&func, param).unwrap();
         let step = Ranges::from([(Sym::T, Range { min: 1, max: 8 })]);
         for (t, target) in tokens.iter().flat_map(|t| [Target::default(), WIDE, NO_DOTS].map(|target| (*t, target))) {
             let bindings = Bindings::from([(Sym::T, t)]);
             let args = arguments(&func, &bindings, 7 + t as u64);
             let expected = interpret::eval_func(&func, &args, &bindings).unwrap();
-            let args = laid_out(&func, &args, param);
+            let (reading, lay_out) = reading(&func, &target);
+            let args = lay_out(&args);
             let desc = Desc::of(&reading).expect("a product-sum");
             let stepped = desc.clone().within(&step);
             let mut descs = vec![desc.grouped(), Some(desc)];
@@ -538,6 +558,15 @@ mod tests {
         check(&kernel(params, body, "f32[3, T, 32]"), &[1, 5, 14], 1e-5);
     }
 
+    /// Some columns of each of several heads.
+    #[test]
+    fn panels_may_be_of_a_part_of_the_columns() {
+        let body = "  %0 = reshape %w {shape = [3, 96, 34]} : bf16[3, 96, 34]
+  %1 = slice %0 {axis = 1, start = 64, len = 32} : bf16[3, 32, 34]
+  %y = contract %x, %1 {spec = \"td,hfd->thf\"} : f32[T, 3, 32]";
+        check(&kernel("%x: bf16[T, 34], %w: bf16[288, 34]", body, "f32[T, 3, 32]"), &[1, 5, 14], 1e-5);
+    }
+
     /// The first row has the same bits alone, as an entry for one token has it, as among others.
     #[test]
     fn a_row_has_the_same_bits_in_every_company() {
@@ -546,11 +575,11 @@ mod tests {
             let text = dense(x, "bf16", 64, 134);
             let run = |text: &str, ranges: &Ranges, args: &dyn Fn(&Func) -> Vec<Tensor>, t: i64| {
                 let func = function(text);
-                let reading = panels::reading(&func, 1).unwrap();
+                let (reading, lay_out) = reading(&func, &target);
                 let made = generate(&reading, ranges, &target).unwrap().unwrap();
                 assert!(made.schedule.starts_with("laid"), "{}", made.schedule);
                 let bindings = Bindings::from([(Sym::T, t)]);
-                interpreted(&made.kernel, &reading, &laid_out(&func, &args(&func), 1), &bindings).remove(0).bytes
+                interpreted(&made.kernel, &reading, &lay_out(&args(&func)), &bindings).remove(0).bytes
             };
             let all = |func: &Func| arguments(func, &Bindings::from([(Sym::T, 29)]), 3);
             let many = run(&text, &Ranges::new(), &all, 29);

@@ -56,9 +56,16 @@ fn select(func: &Func, ranges: &Ranges, target: &Target) -> Option<(Schedule, De
     grouped.or_else(|| Some((schedule::select(&desc, target)?, desc)))
 }
 
-/// Whether a function is a product-sum that reads panels in place.
-pub fn reads_panels(func: &Func, ranges: &Ranges, target: &Target) -> bool {
-    select(func, ranges, target).is_some_and(|(s, _)| s.form == schedule::Form::Laid)
+/// The parameters of which a product-sum reads panels in place, and how many neighbours these keep together.
+pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<(usize, i64)> {
+    let Some(desc) = Desc::of(func) else { return Vec::new() };
+    let wanted = [1, 0].into_iter().find_map(|streamed| {
+        let wanted = laid::wanted(&desc.operands[streamed])?;
+        let reading = wanted.iter().try_fold(func.clone(), |f, (p, group)| hadal_ir::panels::reading(&f, *p, *group));
+        let (schedule, _) = select(&reading?, ranges, target)?;
+        (schedule.form == schedule::Form::Laid).then_some(wanted)
+    });
+    wanted.unwrap_or_default()
 }
 
 /// The kernel of a product-sum; `None` for other functions.
