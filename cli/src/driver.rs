@@ -650,18 +650,28 @@ impl Compiled {
         out: &mut dyn Write,
         progress: &mut dyn FnMut(u64),
     ) -> std::io::Result<()> {
-        let other = |e: String| std::io::Error::other(e);
-        let checkpoint = input.checkpoint.as_ref().ok_or_else(|| other("there are no weights".into()))?;
-        let source = self.model.weights(checkpoint);
-        match self.stored[index] {
-            Place::Fold(i) => out.write_all(&self.fold_bytes(i, &source).map_err(other)?)?,
+        let checkpoint = input.checkpoint.as_ref().ok_or_else(|| std::io::Error::other("there are no weights"))?;
+        self.write_constant(self.stored[index], &self.model.weights(checkpoint), out)?;
+        progress(self.manifest.weights[index].bytes);
+        Ok(())
+    }
+
+    fn write_constant(&self, place: Place, source: &ModelWeights<'_>, out: &mut dyn Write) -> std::io::Result<()> {
+        match place {
+            Place::Fold(i) => {
+                let fold = &self.program.folds[i];
+                // Panels are laid out on the way.
+                let func = self.program.module.func(&fold.func);
+                match func.and_then(|func| hadal_ir::panels::Writer::new(func, &mut *out)) {
+                    Some(mut panels) => self.write_constant(fold.args[0], source, &mut panels),
+                    None => out.write_all(&self.fold_bytes(i, source).map_err(std::io::Error::other)?),
+                }
+            }
             Place::Weight(i) => {
                 let w = &self.program.weights[i];
-                source.write_to(&w.name, &w.ty, &mut &mut *out).map_err(other)?;
+                source.write_to(&w.name, &w.ty, &mut &mut *out).map_err(std::io::Error::other)
             }
             _ => unreachable!("only constants are stored"),
         }
-        progress(self.manifest.weights[index].bytes);
-        Ok(())
     }
 }

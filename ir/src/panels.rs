@@ -12,6 +12,7 @@
 use crate::module::{Func, FuncKind, Inst, InstKind, ValueId};
 use crate::ops::{Op, Reshape, Transpose};
 use hadal_types::{Dim, TensorType};
+use std::io::{self, Write};
 
 /// Columns of a panel.
 pub const COLUMNS: i64 = 16;
@@ -61,6 +62,67 @@ pub fn fold(name: &str, ty: &TensorType, group: i64) -> Option<Func> {
     Some(func)
 }
 
+/// Takes a tensor's bytes as rows and passes them on as panels. Sixteen rows become one panel, so no more are held.
+pub struct Writer<'a> {
+    out: &'a mut dyn Write,
+    /// Rows of a panel, not all of them yet.
+    rows: Vec<u8>,
+    panel: Vec<u8>,
+    /// Bytes of a row, and of what is kept together of it.
+    row: usize,
+    word: usize,
+}
+
+impl<'a> Writer<'a> {
+    /// For a function that is a [`fold`]; `None` for others.
+    pub fn new(func: &Func, out: &'a mut dyn Write) -> Option<Writer<'a>> {
+        let from = func.ty(*func.params.first()?);
+        let [.., group] = &func.ty(func.results.first()?.1).shape[..] else { return None };
+        (*func == fold(&func.name, from, group.as_const()?)?).then_some(())?;
+        let bytes = |n: &Dim| Some(usize::try_from(n.as_const()?).ok()? * (from.dtype.bits() / 8) as usize);
+        let (row, word) = (bytes(from.shape.last()?)?, bytes(group)?);
+        let panel = vec![0; row * COLUMNS as usize];
+        Some(Writer { out, rows: Vec::with_capacity(panel.len()), panel, row, word })
+    }
+
+    fn pass_on(&mut self) -> io::Result<()> {
+        fn turn<const N: usize>(rows: &[u8], panel: &mut [u8], row: usize) {
+            for (line, words) in panel.chunks_exact_mut(N * COLUMNS as usize).enumerate() {
+                for (column, word) in words.chunks_exact_mut(N).enumerate() {
+                    let from = column * row + line * N;
+                    word.copy_from_slice(&rows[from..from + N]);
+                }
+            }
+        }
+        match self.word {
+            4 => turn::<4>(&self.rows, &mut self.panel, self.row),
+            word => {
+                for (i, to) in self.panel.chunks_exact_mut(word).enumerate() {
+                    let from = i % COLUMNS as usize * self.row + i / COLUMNS as usize * word;
+                    to.copy_from_slice(&self.rows[from..from + word]);
+                }
+            }
+        }
+        self.rows.clear();
+        self.out.write_all(&self.panel)
+    }
+}
+
+impl Write for Writer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(self.panel.len() - self.rows.len());
+        self.rows.extend_from_slice(&bytes[..taken]);
+        if self.rows.len() == self.panel.len() {
+            self.pass_on()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
 /// A function that is given panels for its parameter at this position; `None` where that has none.
 pub fn reading(func: &Func, param: usize, group: i64) -> Option<Func> {
     let (mut out, old) = (func.clone(), *func.params.get(param)?);
@@ -108,6 +170,28 @@ mod tests {
         crate::verify::module(&parse_module(&text).unwrap()).unwrap();
         let plain = eval_func(&func, &[x.clone(), w], &Bindings::new()).unwrap();
         assert_eq!(eval_func(&reading, &[x, panels], &Bindings::new()).unwrap()[0].to_bytes(), plain[0].to_bytes());
+    }
+
+    #[test]
+    fn writing_rows_gives_the_panels_of_the_fold() {
+        let ty = |dtype, shape: &[i64]| TensorType { dtype, shape: shape.iter().map(|n| Dim::from(*n)).collect() };
+        for (dtype, shape, group) in [
+            (DType::BF16, &[2, 64, 6][..], 2),
+            (DType::F32, &[32, 5], 1),
+            (DType::I8, &[3, 32, 8], 4),
+            (DType::F16, &[32, 3], 1),
+        ] {
+            let ty = ty(dtype, shape);
+            let func = fold("lay", &ty, group).unwrap();
+            let count = shape.iter().product::<i64>() * (dtype.bits() / 8) as i64;
+            let bytes: Vec<u8> = (0..count).map(|i| (i * 89 % 251) as u8).collect();
+            let mut found = Vec::new();
+            let mut writer = Writer::new(&func, &mut found).unwrap();
+            bytes.chunks(37).for_each(|part| writer.write_all(part).unwrap());
+            assert_eq!(found, crate::layout_fold::eval(&func, vec![bytes], 0).unwrap(), "{ty}");
+            let other = Func { insts: func.insts[..1].to_vec(), ..func.clone() };
+            assert!(Writer::new(&other, &mut Vec::new()).is_none());
+        }
     }
 
     #[test]

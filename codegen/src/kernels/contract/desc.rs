@@ -77,8 +77,11 @@ impl Desc {
                 let inside = matches!(desc.vars.list[v].kind, VarKind::Rem(..)).then(|| a.at.coefficient(v));
                 let laid = || inside.is_some_and(|group| desc.is_line(a, &(group * *by)));
                 let whole = *of == Affine::var(var) && size % by == 0 && (2..size).contains(by);
-                (whole && (desc.roles.get(var) == Some(&Role::Summed) || laid()))
-                    .then_some((*letters.get(var)?, size / by, *by))
+                (whole && (desc.roles.get(var) == Some(&Role::Summed) || laid())).then_some((
+                    *letters.get(var)?,
+                    size / by,
+                    *by,
+                ))
             };
             let cut = desc.operands.iter().find_map(|a| a.at.terms.keys().find_map(|v| cut(a, *v)));
             let Some(((letter, place), high, low)) = cut else { return Some(desc) };

@@ -105,8 +105,7 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
         (false, Some(1)) => &[2, 1],
         (false, _) => &[1],
     };
-    let mut all: Vec<Schedule> =
-        vectors.iter().filter_map(|v| schedule(desc, target, streamed, laid, *v)).collect();
+    let mut all: Vec<Schedule> = vectors.iter().filter_map(|v| schedule(desc, target, streamed, laid, *v)).collect();
     // Those with work for several processors first, the widest of these first.
     let indices = |s: &Schedule| desc.size(laid.panel).as_const().zip(s.block).map_or(0, |(n, block)| n / block);
     all.sort_by_key(|s| indices(s) < SHARES / 4);
@@ -137,9 +136,14 @@ fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: 
         None if target.is_wide() => MANY[0],
         None => NARROW[0],
     };
-    // More panels for a grid index, as long as they divide all and there are enough grid indices.
-    let longer = |block: &i64| panels % block == 0 && panels / block >= SHARES && block * lines * line <= STREAM;
-    let block = [8, 4, 2].map(|n| n * vectors).into_iter().find(longer).filter(|_| few.is_some()).unwrap_or(vectors);
+    // More panels for a grid index: long streams for few rows, as long as there are enough grid indices; and where rows are
+    // listed first, so that this is done for several.
+    let listed = desc.grouped.is_some() && few.is_none();
+    let longer = |block: &i64| {
+        let enough = panels / block >= SHARES && block * lines * line <= STREAM;
+        panels % block == 0 && (listed || few.is_some() && enough)
+    };
+    let block = [8, 4, 2].map(|n| n * vectors).into_iter().find(longer).unwrap_or(vectors);
     let most = (target.cache / 2 / (vectors * line)).max(1);
     let chunks = if few.is_some() { 1 } else { (lines + most - 1) / most };
     let depth = (lines + chunks - 1) / chunks;
