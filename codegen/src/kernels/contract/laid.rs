@@ -37,9 +37,6 @@ const NARROW: [i64; 3] = [3, 2, 1];
 /// Panels that lie side by side in a grid index at most, times their bytes: long streams, few starts.
 const STREAM: i64 = 256 << 10;
 
-/// Panels that many rows meet, which are staged for all of them.
-const SPAN: i64 = 8;
-
 /// Grid indices that there are at least, where one has more panels than a tile.
 const SHARES: i64 = 32;
 
@@ -139,16 +136,15 @@ fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: 
         None if target.is_wide() => MANY[0],
         None => NARROW[0],
     };
-    // Several panels for a grid index, as long as there are enough indices: few rows read long streams, and many are staged,
-    // and listed where they are, once for all of them.
+    // More panels for a grid index: long streams for few rows, as long as there are enough grid indices; and where rows are
+    // listed first, so that this is done for several.
+    let listed = desc.grouped.is_some() && few.is_none();
     let longer = |block: &i64| {
-        let enough = panels / block >= SHARES || few.is_none() && desc.grouped.is_some();
-        panels % block == 0 && enough && (few.is_none() || block * lines * line <= STREAM)
+        let enough = panels / block >= SHARES && block * lines * line <= STREAM;
+        panels % block == 0 && (listed || few.is_some() && enough)
     };
-    let most = if few.is_some() { 8 * vectors } else { SPAN.max(vectors) };
-    let blocks = [most, most / 2, most / 4].into_iter().filter(|n| n % vectors == 0);
-    let block = blocks.into_iter().find(longer).unwrap_or(vectors);
-    let most = (target.cache / 2 / (block * line)).max(1);
+    let block = [8, 4, 2].map(|n| n * vectors).into_iter().find(longer).unwrap_or(vectors);
+    let most = (target.cache / 2 / (vectors * line)).max(1);
     let chunks = if few.is_some() { 1 } else { (lines + most - 1) / most };
     let depth = (lines + chunks - 1) / chunks;
     Some(Schedule {
@@ -182,18 +178,13 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi):
     let Some(lines) = desc.size(laid.line).as_const() else { return };
     let x = &desc.operands[1 - s.streamed];
     let rows = s.rows.map_or(1i64.into(), |m| desc.size(m).clone());
-    // Few rows have tiles of panels one after the other, many meet all of a grid index.
-    let span = if s.step { s.strip as i64 } else { s.block.unwrap_or(1) };
-    let staged = (!s.step || !s.pairs && !plain(desc, x)).then(|| {
-        let format = if s.pairs { DType::BF16 } else { DType::F32 };
-        // Rows of a tile begin in different places of a cache.
-        let room = (s.depth + 2 * LANES - 1) / (2 * LANES) * (2 * LANES) + 2 * LANES;
-        (b.alloc("rows", format, [s.tile.0 as i64 * room]), room)
-    });
-    let width = span * LANES;
+    let width = s.strip as i64 * LANES;
+    let staged = !s.pairs && !plain(desc, x);
+    let room = (s.depth + LANES - 1) / LANES * LANES;
+    let staged = staged.then(|| (b.alloc("rows", DType::F32, [s.tile.0 as i64 * room]), room));
     let sums = b.alloc("sums", DType::F32, [rows * width]);
-    let cell = Cell { desc, s, laid, env, w: &desc.operands[s.streamed], x, total, span, width, staged, sums };
-    b.for_each(lo, hi, span, LoopKind::Serial, |b, panel| cell.run(b, panel, lines));
+    let cell = Cell { desc, s, laid, env, w: &desc.operands[s.streamed], x, total, width, staged, sums };
+    b.for_each(lo, hi, s.strip as i64, LoopKind::Serial, |b, panel| cell.run(b, panel, lines));
 }
 
 struct Cell<'e, 'a> {
@@ -207,10 +198,9 @@ struct Cell<'e, 'a> {
     x: &'a Access,
     /// How many rows there are.
     total: Value,
-    /// Panels that rows meet, and their columns.
-    span: i64,
+    /// Columns of a tile.
     width: i64,
-    /// A tile's rows as they are multiplied, where they are copied, and the room of one.
+    /// A tile's rows in f32, where they are not, and the room of one.
     staged: Option<(Buf, i64)>,
     /// Rows of `width` sums.
     sums: Buf,
@@ -279,9 +269,10 @@ impl<'a> Cell<'_, 'a> {
         i64::from(self.s.register) == LANES
     }
 
-    /// Adds the products of `length` lines to the sums of `height` rows, for all panels.
+    /// Adds the products of `length` lines to the sums of `height` rows.
     #[allow(clippy::too_many_arguments)]
     fn tile(&self, b: &mut Builder, panel: Value, first: Value, height: i64, from: Value, length: i64, only: bool) {
+        let (laid, vectors) = (self.laid, self.s.strip as i64);
         let envs: Vec<Env<'a>> = (0..height)
             .map(|i| {
                 let i = b.const_i64(i);
@@ -290,40 +281,11 @@ impl<'a> Cell<'_, 'a> {
             })
             .collect();
         let rows = self.factors(b, &envs, from, length);
-        let start = self.times(b, first, self.width);
-        self.vectors(b, |b, offset| {
-            let columns = self.times(b, offset, LANES);
-            let (panel, start) = (b.add(panel, offset), b.add(start, columns));
-            self.products(b, &rows, (panel, from), start, length, only);
-        });
-    }
-
-    /// Calls `f` with the number of the first panel of each tile.
-    fn vectors(&self, b: &mut Builder, f: impl FnOnce(&mut Builder, Value)) {
-        let zero = b.const_i64(0);
-        if self.span == self.s.strip as i64 {
-            return f(b, zero);
-        }
-        let end = b.const_i64(self.span);
-        b.for_each(zero, end, self.s.strip as i64, LoopKind::Serial, f);
-    }
-
-    /// The same for the panels of a tile, whose sums begin at `start`.
-    fn products(
-        &self,
-        b: &mut Builder,
-        rows: &[Row],
-        (panel, from): (Value, Value),
-        start: Value,
-        length: i64,
-        only: bool,
-    ) {
-        let (laid, vectors) = (self.laid, self.s.strip as i64);
-        let places: Vec<Value> = (0..rows.len() as i64)
-            .flat_map(|row| (0..vectors).map(move |v| row * self.width + v * LANES))
-            .map(|offset| {
-                let offset = b.const_i64(offset);
-                b.add(start, offset)
+        let places: Vec<Value> = (0..height * vectors)
+            .map(|i| {
+                let offset = b.const_i64(i * LANES);
+                let at = self.times(b, first, self.width);
+                b.add(at, offset)
             })
             .collect();
         let lines: Vec<Value> = (0..vectors)
@@ -382,10 +344,9 @@ impl<'a> Cell<'_, 'a> {
         vec![b.bitcast(low, DType::F32), b.bitcast(high, DType::F32)]
     }
 
-    /// Where the factors of a tile's rows are, copied first where they are something else or met again and again.
+    /// Where the factors of a tile's rows are; written in f32 first, where they are something else.
     fn factors(&self, b: &mut Builder, rows: &[Env<'a>], from: Value, length: i64) -> Vec<Row> {
         let length = length * self.laid.group;
-        let lanes = if self.s.pairs { 2 * LANES } else { LANES };
         let mut all = Vec::with_capacity(rows.len());
         for (row, env) in rows.iter().enumerate() {
             let (buf, base) = (env.bufs[self.x.param], env.with(self.laid.line, from).at(b, &self.x.at));
@@ -396,19 +357,15 @@ impl<'a> Cell<'_, 'a> {
             let line = b.const_i64(row as i64 * room);
             let step = |b: &mut Builder, at: Value, mask: Option<Value>| {
                 let k = b.add(base, at);
-                let x = match mask {
-                    Some(mask) => b.load_masked(buf, &[k], mask, None),
-                    None => b.load(buf, &[k], lanes as u32),
-                };
-                let x = if self.s.pairs { x } else { b.cast(x, DType::F32) };
+                let x = super::env::load_f32(b, buf, k, LANES as u32, mask);
                 let to = b.add(line, at);
                 b.store(staged, &[to], x);
             };
-            let (zero, whole) = (b.const_i64(0), b.const_i64(length / lanes * lanes));
-            b.for_each(zero, whole, lanes, LoopKind::Serial, |b, at| step(b, at, None));
-            if length % lanes > 0 {
+            let (zero, whole) = (b.const_i64(0), b.const_i64(length / LANES * LANES));
+            b.for_each(zero, whole, LANES, LoopKind::Serial, |b, at| step(b, at, None));
+            if length % LANES > 0 {
                 let end = b.const_i64(length);
-                let mask = b.lanes_below(whole, end, lanes as u32);
+                let mask = b.lanes_below(whole, end, LANES as u32);
                 step(b, whole, Some(mask));
             }
             all.push(Row { buf: staged, base: line });
@@ -444,35 +401,32 @@ impl<'a> Cell<'_, 'a> {
                 (Some(x), Some(w)) => Some(b.and(x, w)),
                 (x, w) => x.or(w),
             };
-            let write = |b: &mut Builder, env: &Env<'_>, at: Value, lanes: u32| {
-                let sum = b.load(self.sums, &[at], lanes);
-                let sum = match there {
-                    None => sum,
-                    Some(there) => {
-                        let none = b.const_f32(0.0);
-                        let (there, none) = (b.splat(there, lanes), b.splat(none, lanes));
-                        b.select(there, sum, none)
-                    }
+            for v in 0..self.s.strip as i64 {
+                let (v, offset) = (b.const_i64(v), b.const_i64(v * LANES));
+                let panel = b.add(panel, v);
+                let (env, at) = (env.with(self.laid.panel, panel), b.add(line, offset));
+                let write = |b: &mut Builder, env: &Env<'_>, at: Value, lanes: u32| {
+                    let sum = b.load(self.sums, &[at], lanes);
+                    let sum = match there {
+                        None => sum,
+                        Some(there) => {
+                            let none = b.const_f32(0.0);
+                            let (there, none) = (b.splat(there, lanes), b.splat(none, lanes));
+                            b.select(there, sum, none)
+                        }
+                    };
+                    finish(b, epilogue, env, sum, (lanes > 1).then_some((lane, lanes)), None);
                 };
-                finish(b, epilogue, env, sum, (lanes > 1).then_some((lane, lanes)), None);
-            };
-            self.vectors(b, |b, first| {
-                for v in 0..self.s.strip as i64 {
-                    let v = b.const_i64(v);
-                    let v = b.add(first, v);
-                    let (panel, offset) = (b.add(panel, v), self.times(b, v, LANES));
-                    let (env, at) = (env.with(self.laid.panel, panel), b.add(line, offset));
-                    if vectors {
-                        write(b, &env, at, lanes);
-                        continue;
-                    }
-                    let end = b.const_i64(LANES);
-                    b.for_each(zero, end, 1, LoopKind::Serial, |b, c| {
-                        let at = b.add(at, c);
-                        write(b, &env.with(lane, c), at, 1);
-                    });
+                if vectors {
+                    write(b, &env, at, lanes);
+                    continue;
                 }
-            });
+                let end = b.const_i64(LANES);
+                b.for_each(zero, end, 1, LoopKind::Serial, |b, c| {
+                    let at = b.add(at, c);
+                    write(b, &env.with(lane, c), at, 1);
+                });
+            }
         });
     }
 
