@@ -16,7 +16,7 @@
 //! so much of the panels at a time that it stays in the second-level cache, and sums wait in memory meanwhile.
 
 use super::desc::{Desc, Role};
-use super::emit::{Env, finish};
+use super::emit::{Env, finish, load_f32};
 use super::epilogue::on_vectors;
 use super::schedule::{Form, Schedule, plain, tile_letters};
 use super::view::{Access, Var};
@@ -248,7 +248,7 @@ impl<'a> Cell<'_, 'a> {
                 continue;
             }
             if tiles == Some(1) {
-                self.tile(b, panel, first, height, from, length, only);
+                self.tile(b, panel, (first, height), (from, length), only);
                 let unit = b.const_i64(height);
                 first = b.add(first, unit);
                 continue;
@@ -259,7 +259,7 @@ impl<'a> Cell<'_, 'a> {
             let count = b.mul(tiles, unit);
             let end = b.add(first, count);
             b.for_each(first, end, height, LoopKind::Serial, |b, m| {
-                self.tile(b, panel, m, height, from, length, only);
+                self.tile(b, panel, (m, height), (from, length), only);
             });
             first = end;
         }
@@ -270,8 +270,14 @@ impl<'a> Cell<'_, 'a> {
     }
 
     /// Adds the products of `length` lines to the sums of `height` rows.
-    #[allow(clippy::too_many_arguments)]
-    fn tile(&self, b: &mut Builder, panel: Value, first: Value, height: i64, from: Value, length: i64, only: bool) {
+    fn tile(
+        &self,
+        b: &mut Builder,
+        panel: Value,
+        (first, height): (Value, i64),
+        (from, length): (Value, i64),
+        only: bool,
+    ) {
         let (laid, vectors) = (self.laid, self.s.strip as i64);
         let envs: Vec<Env<'a>> = (0..height)
             .map(|i| {
@@ -357,7 +363,7 @@ impl<'a> Cell<'_, 'a> {
             let line = b.const_i64(row as i64 * room);
             let step = |b: &mut Builder, at: Value, mask: Option<Value>| {
                 let k = b.add(base, at);
-                let x = super::env::load_f32(b, buf, k, LANES as u32, mask);
+                let x = load_f32(b, buf, k, LANES as u32, mask);
                 let to = b.add(line, at);
                 b.store(staged, &[to], x);
             };
