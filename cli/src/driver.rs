@@ -17,7 +17,7 @@ use hadal_ir::{Bindings, DType, Func, Module, Sym, Tensor, TensorType};
 use hadal_models::checkpoint::{Checkpoint, Quantize, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
-use hadal_passes::PassReport;
+use hadal_passes::{Fused, PassReport};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -182,6 +182,10 @@ pub fn compile_model(
         choices.laws = choices.laws.without(joining.map(|r| r.name)).expect("names of laws");
     }
     let (fused, program) = hadal_passes::compile(&model.module, &target, &choices).map_err(Failure::optimising)?;
+    let (fused, program) = match options.external_weights {
+        true => (fused, program),
+        false => lay_out(fused, program, choices.context(&model.module), &options.levels)?,
+    };
     timed("passes", start);
 
     let start = Instant::now();
@@ -301,6 +305,22 @@ pub(crate) fn on_all_cores<T: Sync, R: Send>(
     });
     all.sort_by_key(|(i, _)| *i);
     all.into_iter().map(|(_, built)| built).collect()
+}
+
+/// Stores weights as panels where all levels' kernels read them in place.
+fn lay_out(
+    fused: Fused,
+    program: Program,
+    max_context: i64,
+    levels: &[CpuTarget],
+) -> Result<(Fused, Program), Failure> {
+    let targets: Vec<kernels::Target> = levels.iter().map(kernels::Target::of).collect();
+    let wants = |func: &hadal_ir::Func, ranges: &kernels::Ranges| {
+        let mut all = targets.iter().map(|target| kernels::panels(func, ranges, target));
+        let first = all.next().unwrap_or_default();
+        if all.all(|other| other == first) { first } else { Vec::new() }
+    };
+    hadal_passes::panels::run(fused, program, max_context, &wants).map_err(Failure::optimising)
 }
 
 /// The compiled file's plan.
@@ -664,18 +684,28 @@ impl Compiled {
         out: &mut dyn Write,
         progress: &mut dyn FnMut(u64),
     ) -> std::io::Result<()> {
-        let other = |e: String| std::io::Error::other(e);
-        let checkpoint = input.checkpoint.as_ref().ok_or_else(|| other("there are no weights".into()))?;
-        let source = self.model.weights(checkpoint);
-        match self.stored.kept[index] {
-            Place::Fold(i) => out.write_all(&self.fold_bytes(i, &source).map_err(other)?)?,
+        let checkpoint = input.checkpoint.as_ref().ok_or_else(|| std::io::Error::other("there are no weights"))?;
+        self.write_constant(self.stored.kept[index], &self.model.weights(checkpoint), out)?;
+        progress(self.manifest.weights[index].bytes);
+        Ok(())
+    }
+
+    fn write_constant(&self, place: Place, source: &ModelWeights<'_>, out: &mut dyn Write) -> std::io::Result<()> {
+        match place {
+            Place::Fold(i) => {
+                let fold = &self.program.folds[i];
+                // Panels are laid out on the way.
+                let func = self.program.module.func(&fold.func);
+                match func.and_then(|func| hadal_ir::panels::Writer::new(func, &mut *out)) {
+                    Some(mut panels) => self.write_constant(fold.args[0], source, &mut panels),
+                    None => out.write_all(&self.fold_bytes(i, source).map_err(std::io::Error::other)?),
+                }
+            }
             Place::Weight(i) => {
                 let w = &self.program.weights[i];
-                source.write_to(&w.name, &w.ty, &mut &mut *out).map_err(other)?;
+                source.write_to(&w.name, &w.ty, &mut &mut *out).map_err(std::io::Error::other)
             }
             _ => unreachable!("only constants are stored"),
         }
-        progress(self.manifest.weights[index].bytes);
-        Ok(())
     }
 }

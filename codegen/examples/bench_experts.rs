@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p hadal-codegen --features llvm --example bench_experts [-- FILTER]`; `HADAL_BACKEND` as for
 //! `bench_kernels`. Experts are chosen at random, as many for each token as said; with `HADAL_ALIKE` all tokens choose
-//! the same. `HADAL_ALL` measures all schedules, with rows grouped and not.
+//! the same. `HADAL_ALL` measures all schedules, with rows grouped and not; with
+//! `HADAL_PANELS` weights that can be are stored as panels.
 
 mod runner;
 
@@ -41,6 +42,15 @@ fn weights(format: &str, experts: Option<i64>, n: i64, k: i64) -> (String, Strin
     )
 }
 
+/// The function that is given panels where it wants them, if that was asked for.
+fn in_panels(func: &Func, ranges: &Ranges, target: &Target) -> Func {
+    let asked = std::env::var_os("HADAL_PANELS").is_some();
+    let wanted = if asked { contract::panels(func, ranges, target) } else { Vec::new() };
+    let reading =
+        |f: Func, (p, group): &(usize, i64)| hadal_ir::panels::reading(&f, *p, *group).expect("it was asked for");
+    wanted.iter().fold(func.clone(), reading)
+}
+
 /// Experts of each token: different ones, at random.
 fn choices(tokens: i64, experts: i64, per_token: i64) -> Vec<u8> {
     let mut state = 1u64;
@@ -75,6 +85,7 @@ fn main() {
         }
         let bindings = Bindings::from([(Sym::T, t)]);
         let ranges = if t <= STEP { step.clone() } else { Ranges::new() };
+        let func = &in_panels(func, &ranges, &target);
         let time = |kernel: &Kernel| {
             let mut runner = Runner::new(&backend, kernel, &bindings);
             ids.iter().for_each(|ids| runner.set(DType::I32, ids));

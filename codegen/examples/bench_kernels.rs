@@ -2,7 +2,8 @@
 //! rate, both measured in the same run.
 //!
 //! `cargo run --release -p hadal-codegen --example bench_kernels [-- FILTER]`, with `--features llvm` and
-//! `HADAL_BACKEND=llvm` through LLVM for the best level that the machine has.
+//! `HADAL_BACKEND=llvm` through LLVM for the best level that the machine has; with `HADAL_PANELS` weights that can be are
+//! stored as panels.
 
 mod runner;
 
@@ -106,6 +107,11 @@ fn main() {
         let bindings = Bindings::from([(Sym::T, t), (Sym::P, p)]);
         let target = if backend.llvm { Target::of(&backend.target) } else { Target::default() };
         let ranges = if t == 1 || name.starts_with("step") && t <= STEP { step.clone() } else { Ranges::new() };
+        if std::env::var_os("HADAL_PANELS").is_some() {
+            for (param, group) in contract::panels(&func, &ranges, &target) {
+                func = hadal_ir::panels::reading(&func, param, group).expect("it was asked for");
+            }
+        }
         let contraction = contract::Desc::of(&func).map(|d| d.within(&ranges));
         if std::env::var_os("HADAL_ALL").is_some() {
             for (desc, s) in contraction

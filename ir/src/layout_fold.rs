@@ -133,7 +133,11 @@ pub fn eval(func: &Func, args: Vec<Vec<u8>>, result: usize) -> Option<Vec<u8>> {
                 let steps: Vec<usize> = t.perm.iter().map(|p| from[*p]).collect();
                 copied(x, 0, &shape, &steps, size(to))
             }
-            Op::Reshape(_) => of(0)?.data.clone(),
+            Op::Reshape(_) => {
+                let from = inst.args.first()?;
+                let again = func.insts[at + 1..].iter().any(|i| i.args.contains(from)) || from == wanted;
+                if again { of(0)?.data.clone() } else { values.remove(from)?.data }
+            }
             _ => return None,
         };
         values.insert(to, Bytes { shape, data });
@@ -168,13 +172,21 @@ fn copied(x: &Bytes, base: usize, shape: &[usize], steps: &[usize], size: usize)
     }
     let count: usize = shape.iter().product();
     let mut out = Vec::with_capacity(count * size);
-    let mut at = vec![0usize; rank];
     if count == 0 {
         return out;
     }
+    // The last of the other axes is a loop of its own.
+    let (times, step) = if rank > 0 { (shape[rank - 1], steps[rank - 1]) } else { (1, 0) };
+    rank = rank.saturating_sub(1);
+    let mut at = vec![0usize; rank];
+    let (run, step) = (run * size, step * size);
     loop {
-        let from = base + at.iter().zip(steps).map(|(a, s)| a * s).sum::<usize>();
-        out.extend_from_slice(&x.data[from * size..(from + run) * size]);
+        let from = size * (base + at.iter().zip(steps).map(|(a, s)| a * s).sum::<usize>());
+        let pieces = (0..times).map(|i| &x.data[from + i * step..from + i * step + run]);
+        match run {
+            4 => pieces.for_each(|p| out.extend_from_slice(&<[u8; 4]>::try_from(p).expect("four bytes"))),
+            _ => pieces.for_each(|p| out.extend_from_slice(p)),
+        }
         let Some(axis) = (0..rank).rev().find(|i| at[*i] + 1 < shape[*i]) else { return out };
         at[axis] += 1;
         at[axis + 1..].fill(0);

@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod layout_fold;
 pub mod module;
 pub mod ops;
+pub mod panels;
 pub mod plan;
 pub mod storage;
 pub mod target;

@@ -14,6 +14,7 @@ pub mod elide;
 mod error;
 pub mod explain;
 pub mod fuse;
+pub mod panels;
 pub mod pass;
 pub mod pipeline;
 pub mod plan;

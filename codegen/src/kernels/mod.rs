@@ -122,6 +122,13 @@ type Special = fn(&Func, &Ranges, &Target) -> Option<Box<dyn Iterator<Item = Gen
 /// The special generators, in the order they are asked.
 const SPECIAL: &[Special] = &[attention::generate, contract::generate];
 
+/// The parameters of a kernel function of which it reads [panels](hadal_ir::panels) in place, all of them or none, and how
+/// many neighbours these keep together.
+pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<(usize, i64)> {
+    let known = attention::generate(func, ranges, target).is_none();
+    known.then(|| contract::panels(func, ranges, target)).unwrap_or_default()
+}
+
 /// The kernel of a kernel function, by the first generator that knows it.
 pub fn select(func: &Func, ranges: &Ranges, target: &Target) -> Result<Generated, Error> {
     match SPECIAL.iter().find_map(|generator| generator(func, ranges, target)?.next()) {

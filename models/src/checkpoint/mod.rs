@@ -13,6 +13,7 @@
 
 pub(crate) mod blocks;
 mod check;
+mod copies;
 mod fp4;
 mod header;
 mod locate;
@@ -21,7 +22,6 @@ mod overlay;
 mod packed;
 pub(crate) mod recipe;
 mod renamed;
-mod copies;
 mod rounding;
 mod source;
 

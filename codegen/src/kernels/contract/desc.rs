@@ -64,24 +64,26 @@ impl Desc {
     /// Reads a kernel function; `None` where it is anything but such a product-sum.
     ///
     /// Where an operand's axes were exchanged inside a summed letter, as heads of grouped queries are, the letter is cut
-    /// into digits, in which all addresses are affine.
+    /// into digits, in which all addresses are affine. A letter of the result is cut as well where weights are laid out as
+    /// panels (`laid.rs`).
     pub fn of(func: &Func) -> Option<Desc> {
         let mut digits = BTreeMap::new();
         loop {
             let (desc, letters) = Desc::in_digits(func, &digits)?;
-            let outputs = desc.roles.iter().filter(|r| **r != Role::Summed).count();
-            let mut parts = desc.operands.iter().flat_map(|a| a.at.terms.keys());
-            let cut = parts.find_map(|v| {
-                let (VarKind::Div(of, by) | VarKind::Rem(of, by)) = &desc.vars.list[*v].kind else { return None };
+            let cut = |a: &Access, v: Var| {
+                let (VarKind::Div(of, by) | VarKind::Rem(of, by)) = &desc.vars.list[v].kind else { return None };
                 let var = *of.terms.keys().next()?;
                 let size = desc.vars.size(var).as_const()?;
-                let digit = var.checked_sub(outputs).and_then(|i| letters.get(i))?;
-                (*of == Affine::var(var) && size % by == 0 && (2..size).contains(by)).then_some((
-                    *digit,
+                let inside = matches!(desc.vars.list[v].kind, VarKind::Rem(..)).then(|| a.at.coefficient(v));
+                let laid = || inside.is_some_and(|group| desc.is_line(a, &(group * *by)));
+                let whole = *of == Affine::var(var) && size % by == 0 && (2..size).contains(by);
+                (whole && (desc.roles.get(var) == Some(&Role::Summed) || laid())).then_some((
+                    *letters.get(var)?,
                     size / by,
                     *by,
                 ))
-            });
+            };
+            let cut = desc.operands.iter().find_map(|a| a.at.terms.keys().find_map(|v| cut(a, *v)));
             let Some(((letter, place), high, low)) = cut else { return Some(desc) };
             let sizes: &mut Vec<i64> = digits.entry(letter).or_default();
             let end = sizes.len().min(place + 1);
@@ -89,8 +91,8 @@ impl Desc {
         }
     }
 
-    /// With some summed letters as digits of these sizes, the highest first; and for each variable that is summed over, the
-    /// letter and which of its digits it is.
+    /// With some letters as digits of these sizes, the highest first; and for each variable that is a letter, which it is and
+    /// which of its digits.
     fn in_digits(func: &Func, digits: &BTreeMap<char, Vec<i64>>) -> Option<(Desc, Vec<(char, usize)>)> {
         let mut t = Tracer::new(func)?;
         let contracts = func.insts.iter().filter_map(|i| match t.def(i.results[0])? {
@@ -102,26 +104,25 @@ impl Desc {
         let types: Vec<TensorType> = inst.args.iter().map(|a| t.ty(*a).clone()).collect();
         let sizes = contract.sizes(&types);
         let mut coords: BTreeMap<char, Affine> = BTreeMap::new();
-        for c in contract.output.chars() {
-            coords.insert(c, Affine::var(t.vars.letter(c, sizes[&c].clone())));
-        }
-        let mut summed = Vec::new();
-        for c in contract.summed().chars() {
+        let (mut letters, mut outputs) = (Vec::new(), 0);
+        for (i, c) in contract.output.chars().chain(contract.summed().chars()).enumerate() {
             let digits = digits.get(&c).map_or(vec![sizes[&c].clone()], |d| d.iter().map(|n| (*n).into()).collect());
             let mut at = Affine::default();
             for (place, size) in digits.into_iter().enumerate() {
                 at = at.times(&size)?.plus(&Affine::var(t.vars.letter(c, size)));
-                summed.push((c, place));
+                letters.push((c, place));
             }
             coords.insert(c, at);
+            if i < contract.output.len() {
+                outputs = letters.len();
+            }
         }
         let var = |c: char| coords[&c].clone();
         let left = t.access(*a, contract.inputs[0].chars().map(var).collect())?;
         let right = t.access(*b, contract.inputs[1].chars().map(var).collect())?;
         let root = inst.results[0];
         let epilogue = epilogue::trace(&mut t, root, contract.output.chars().map(var).collect())?;
-        let outputs = contract.output.len();
-        let roles = (0..outputs + summed.len())
+        let roles = (0..letters.len())
             .map(|v| match (t.vars.reads(&left, v), t.vars.reads(&right, v)) {
                 _ if v >= outputs => Role::Summed,
                 (true, true) => Role::Batch,
@@ -140,7 +141,12 @@ impl Desc {
         let ranges = Ranges::new();
         let desc =
             Desc { name: func.name.clone(), vars: t.vars, roles, operands, epilogue, params, ranges, grouped: None };
-        Some((desc, summed))
+        Some((desc, letters))
+    }
+
+    /// Whether a summed letter moves an operand by so many elements.
+    fn is_line(&self, a: &Access, elements: &Dim) -> bool {
+        self.of_role(Role::Summed).any(|k| self.vars.stride(&a.at, k).is_some_and(|s| s == *elements))
     }
 
     /// With symbols that only take these values.

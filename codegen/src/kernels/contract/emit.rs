@@ -6,9 +6,9 @@ use super::desc::Desc;
 pub use super::env::{Env, Step, declare, in_vectors, load_f32};
 pub use super::epilogue::finish;
 use super::epilogue::on_vectors;
-use super::packed;
 use super::schedule::{Form, Schedule, WIDE_SUMS, steps};
 use super::view::{Access, Var};
+use super::{laid, packed};
 use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
 use hadal_types::{DType, Dim};
 
@@ -58,6 +58,9 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
 
 /// What a grid index computes: `total` rows of these columns.
 fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
+    if s.form == Form::Laid {
+        return laid::cell(b, desc, s, env, (lo, hi), total);
+    }
     if s.form == Form::Packed {
         let cell = if s.quads { byte_panels::cell } else { packed::cell };
         return cell(b, desc, s, env, (lo, hi), total);
@@ -358,7 +361,7 @@ impl<'a> Emitter<'a> {
             Form::Dot => self.dot_chunk(b, rows, n, width, converted),
             Form::Outer => self.outer_chunk(b, rows, n, width),
             // Its cells are its own.
-            Form::Packed => {}
+            Form::Packed | Form::Laid => {}
         }
     }
 

@@ -35,6 +35,7 @@ pub mod emit;
 pub mod env;
 pub mod epilogue;
 mod grouped;
+mod laid;
 mod packed;
 pub mod schedule;
 pub mod variants;
@@ -49,14 +50,28 @@ pub use schedule::Schedule;
 use super::{Generated, Ranges, Target};
 use hadal_ir::Func;
 
-/// The kernels of a product-sum that give the same bits, the preferred one first; `None` for other functions.
-pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Box<dyn Iterator<Item = Generated>>> {
+/// What a function computes and how, if it is a product-sum.
+fn select(func: &Func, ranges: &Ranges, target: &Target) -> Option<(Schedule, Desc)> {
     let desc = Desc::of(func)?.within(ranges);
     let grouped = desc.grouped().and_then(|grouped| Some((schedule::select(&grouped, target)?, grouped)));
-    let (chosen, desc) = match grouped {
-        Some(grouped) => grouped,
-        None => (schedule::select(&desc, target)?, desc),
-    };
+    grouped.or_else(|| Some((schedule::select(&desc, target)?, desc)))
+}
+
+/// The parameters of which a product-sum reads panels in place, and how many neighbours these keep together.
+pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<(usize, i64)> {
+    let Some(desc) = Desc::of(func) else { return Vec::new() };
+    let wanted = [1, 0].into_iter().find_map(|streamed| {
+        let wanted = laid::wanted(&desc.operands[streamed])?;
+        let reading = wanted.iter().try_fold(func.clone(), |f, (p, group)| hadal_ir::panels::reading(&f, *p, *group));
+        let (schedule, _) = select(&reading?, ranges, target)?;
+        (schedule.form == schedule::Form::Laid).then_some(wanted)
+    });
+    wanted.unwrap_or_default()
+}
+
+/// The kernels of a product-sum that give the same bits, the preferred one first; `None` for other functions.
+pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Box<dyn Iterator<Item = Generated>>> {
+    let (chosen, desc) = select(func, ranges, target)?;
     let (first, target) = (chosen.clone(), target.clone());
     let others = std::iter::once_with({
         let desc = desc.clone();

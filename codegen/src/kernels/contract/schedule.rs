@@ -18,6 +18,7 @@
 use super::byte_panels::{STRIPE, WIDTH};
 use super::bytes::Bytes;
 use super::desc::{Desc, Role};
+use super::laid;
 use super::view::{Access, Affine, Var, VarKind};
 use crate::kernels::Target;
 use hadal_types::{DType, Dim};
@@ -32,6 +33,8 @@ pub enum Form {
     Outer,
     /// Neighbouring results, of a block that was laid out so before.
     Packed,
+    /// Neighbouring results, of weights that are stored so.
+    Laid,
 }
 
 /// How a product-sum is run.
@@ -128,7 +131,10 @@ pub const UNIT: i64 = 64;
 
 /// All schedules that compute `desc`, the preferred one first. Empty where none fits.
 pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
-    let mut all = if target.is_wide() { wide(desc, target) } else { Vec::new() };
+    let mut all = laid::candidates(desc, target);
+    if all.is_empty() && target.is_wide() {
+        all = wide(desc, target);
+    }
     // Also where scales change sooner than wide registers end.
     if all.is_empty() {
         all = narrow(desc);
@@ -552,7 +558,7 @@ fn sums(desc: &Desc, k: Var) -> Vec<Var> {
 
 /// The letters of rows and columns, and the rest of the result's letters. Rows are looped over inside a grid index
 /// only where columns of known number make the grid.
-fn tile_letters(desc: &Desc, streamed: usize, cols: Option<Var>) -> (Option<Var>, Option<Var>, Vec<Var>) {
+pub(super) fn tile_letters(desc: &Desc, streamed: usize, cols: Option<Var>) -> (Option<Var>, Option<Var>, Vec<Var>) {
     let (own, other) = if streamed == 0 { (Role::Left, Role::Right) } else { (Role::Right, Role::Left) };
     let largest = |role: Role| desc.of_role(role).max_by_key(|v| desc.size(*v).as_const().unwrap_or(i64::MAX));
     let constant = desc.of_role(own).filter(|v| desc.size(*v).as_const().is_some());
@@ -649,6 +655,7 @@ impl fmt::Display for Form {
             Form::Dot => "dot",
             Form::Outer => "outer",
             Form::Packed => "packed",
+            Form::Laid => "laid",
         })
     }
 }

@@ -37,6 +37,8 @@ fn blocks(desc: &Desc, s: &Schedule) -> Vec<Schedule> {
     // What a grid index takes at a time.
     let unit = match s.form {
         Form::Dot => s.tile.1.max(s.strip) as i64,
+        // Panels are counted, not columns.
+        Form::Laid => s.strip as i64,
         Form::Outer | Form::Packed => s.tile.1.max(s.strip) as i64 * i64::from(s.register),
     };
     let scaled = |(times, parts): (i64, i64)| {
@@ -54,6 +56,7 @@ fn tiles(s: &Schedule) -> Vec<Schedule> {
     let rows: &[usize] = match s.form {
         _ if s.step => &[],
         Form::Packed => &[8, 6, 4],
+        Form::Laid => &[8, 4],
         Form::Dot | Form::Outer => &[2],
     };
     let lower = rows.iter().filter(|r| **r < s.tile.0);

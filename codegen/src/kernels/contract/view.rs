@@ -10,7 +10,7 @@ use crate::kernels::index::never_empty;
 use hadal_ir::module::{Func, Inst, InstKind, ValueId};
 use hadal_ir::ops::Op;
 use hadal_types::{DType, Dim, TensorType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// A variable, by its position in [`Vars`].
@@ -237,11 +237,20 @@ impl Vars {
             return Some((high, low));
         }
         let n = by.as_const()?;
-        let size = self.largest(at)?;
+        // What moves by whole units of which the divisor is a multiple is divided in these units; the rest does not matter.
+        let units = low.terms.values().filter_map(Dim::as_const).filter(|c| *c > 1 && n % c == 0);
+        for unit in units.collect::<BTreeSet<i64>>().into_iter().rev() {
+            let Some((coarse, fine)) = self.split(&low, &unit.into()).filter(|_| unit < n) else { continue };
+            if coarse.terms.len() + fine.terms.len() == low.terms.len() {
+                let (quotient, rest) = self.split(&coarse, &(n / unit).into())?;
+                return Some((high.plus(&quotient), rest.times(&unit.into())?.plus(&fine)));
+            }
+        }
+        let size = self.largest(&low)?;
         let blocks = size.as_const().map_or(size.clone(), |m| Dim::from(m.div_euclid(n))) + 1i64;
-        let div = self.derived(VarKind::Div(at.clone(), n), blocks);
-        let rem = self.derived(VarKind::Rem(at.clone(), n), by.clone());
-        Some((Affine::var(div), Affine::var(rem)))
+        let div = self.derived(VarKind::Div(low.clone(), n), blocks);
+        let rem = self.derived(VarKind::Rem(low, n), by.clone());
+        Some((high.plus(&Affine::var(div)), Affine::var(rem)))
     }
 
     /// The row-major element number of `coords` in `shape`.
@@ -497,6 +506,24 @@ mod tests {
         let across = vars.reshape(&merged, &dims(&[12]), &dims(&[2, 6])).unwrap();
         assert_eq!(across.iter().map(|a| vars.show(a)).collect::<Vec<_>>(), ["#2", "#3"]);
         assert!(vars.stride(&across[0], 1).is_none() && vars.depends(&across[0], 1));
+    }
+
+    #[test]
+    fn whole_units_are_divided_by_themselves() {
+        let mut vars = Vars::default();
+        let (h, d) = (vars.letter('h', 16.into()), vars.letter('d', 64.into()));
+        // Column 128 + d of head h, of 192 each: of which panel, and where in it.
+        let at = Affine::var(h).times(&192.into()).unwrap().plus(&Affine::var(d)).plus(&Dim::from(128i64).into());
+        let (panel, column) = vars.split(&at, &16.into()).unwrap();
+        assert_eq!((vars.show(&panel), vars.show(&column)), ("12h + #2 + 8".into(), "#3".into()));
+        assert_eq!(vars.list[2].kind, VarKind::Div(Affine::var(d), 16));
+        // Element 4k + j of a column, of 32 to a scale.
+        let (k, j) = (vars.letter('k', 40.into()), vars.letter('j', 4.into()));
+        let at = Affine::var(k).times(&4.into()).unwrap().plus(&Affine::var(j));
+        let (group, inside) = vars.split(&at, &32.into()).unwrap();
+        let names: Vec<_> = (6..8).map(|v| vars.list[v].kind.clone()).collect();
+        assert_eq!(names, [VarKind::Div(Affine::var(k), 8), VarKind::Rem(Affine::var(k), 8)]);
+        assert_eq!((vars.show(&group), vars.show(&inside)), ("#6".into(), "j + 4#7".into()));
     }
 
     #[test]

@@ -1,0 +1,102 @@
+//! Weights as panels: what is asked for together is decided together, and results stay as they are.
+
+mod common;
+
+use common::*;
+use hadal_ir::plan::{Place, Program};
+use hadal_ir::{DType, Func, Range, Sym};
+use hadal_passes::{Fused, Options, compile, panels};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Two layers of a gated product; the first matrix of layer 0 is read once more.
+const MODULE: &str = "symbols P in 0..15, T in 1..8
+func @layer(%x: bf16[T, 32]) -> (y: f32[T, 32]) {
+  weight %a = \"a\" : bf16[64, 32]
+  weight %b = \"b\" : bf16[32, 64]
+  %0 = contract %x, %a {spec = \"td,fd->tf\"} : f32[T, 64]
+  %1 = cast %0 {to = bf16} : bf16[T, 64]
+  %2 = contract %1, %b {spec = \"tf,df->td\"} : f32[T, 32]
+  return %2 }
+func @main(%x: bf16[T, 32]) -> (y: f32[T, 32], n: bf16[64, 32]) {
+  weight %a = \"0.a\" : bf16[64, 32]
+  %0 = call @layer(%x) at \"0.\" : f32[T, 32]
+  %1 = cast %0 {to = bf16} : bf16[T, 32]
+  %2 = call @layer(%1) at \"1.\" : f32[T, 32]
+  %3 = neg %a : bf16[64, 32]
+  return %2, %3 }
+entry prefill = @main where T in 1..8
+entry decode = @main where T = 1
+";
+
+/// The program with what `wants` says laid out, which computes what it did.
+fn laid_out(text: &str, wants: panels::Wants<'_>) -> Program {
+    let module = parse(text);
+    let (fused, program): (Fused, Program) = compile(&module, &cpu(), &Options::default()).unwrap();
+    let before = planned_sequence(&module, &program);
+    let (fused, program) = panels::run(fused, program, Options::default().context(&module), wants).unwrap();
+    hadal_ir::verify::module(&fused.module).unwrap();
+    assert_all_close(&before, &planned_sequence(&module, &program), 0.0, text);
+    program
+}
+
+/// The matrices that are stored as panels, and those that launches read as they are.
+fn stored(program: &Program) -> (BTreeSet<&str>, BTreeSet<&str>) {
+    let args = || program.plans.iter().flat_map(|p| &p.launches).flat_map(|l| &l.args);
+    let name = |place: &Place| match place {
+        Place::Weight(i) => Some(program.weights[*i].name.as_str()),
+        _ => None,
+    };
+    let folds = args().filter_map(|a| match a {
+        Place::Fold(i) if program.folds[*i].ty.shape.len() == 4 => Some(&program.folds[*i].args[0]),
+        _ => None,
+    });
+    (folds.filter_map(name).collect(), args().filter_map(name).collect())
+}
+
+fn products(func: &Func, _: &BTreeMap<Sym, Range>) -> Vec<(usize, i64)> {
+    let matrix = |i: usize| func.ty(func.params[i]).dtype == DType::BF16 && i == 1;
+    (0..func.params.len()).filter(|i| matrix(*i)).map(|i| (i, 2)).collect()
+}
+
+#[test]
+fn what_all_readers_want_is_laid_out_once() {
+    let alone =
+        MODULE.replace("%3 = neg %a : bf16[64, 32]\n  return %2, %3", "return %2").replace(", n: bf16[64, 32]", "");
+    let alone = alone.replace("  weight %a = \"0.a\" : bf16[64, 32]\n  %0 = call", "  %0 = call");
+    let program = laid_out(&alone, &products);
+    let (laid, plain) = stored(&program);
+    assert_eq!(laid, ["0.a", "0.b", "1.a", "1.b"].into());
+    assert!(plain.is_empty(), "{program}");
+    assert_eq!(program.folds.len(), 4, "once for both entries: {program}");
+}
+
+#[test]
+fn one_reader_that_does_not_leaves_all_that_share_its_kernels_as_they_are() {
+    let program = laid_out(MODULE, &products);
+    assert_eq!(stored(&program), (["0.b", "1.b"].into(), ["0.a", "1.a"].into()));
+    // Nor do tensors of an entry whose kernels refuse.
+    let steps = |func: &Func, ranges: &BTreeMap<Sym, Range>| match ranges.get(&Sym::T) {
+        Some(t) if t.max > 1 => products(func, ranges),
+        _ => Vec::new(),
+    };
+    assert!(stored(&laid_out(MODULE, &steps)).0.is_empty());
+}
+
+#[test]
+fn parameters_that_go_together_are_laid_out_together() {
+    let text = "symbols T in 1..8
+func @main(%x: f32[T, 64]) -> (y: f32[T, 32]) {
+  weight %q = \"q\" : i8[32, 64]
+  weight %s = \"s\" : f32[32, 2]
+  %0 = dequantize %q, %s {block = [1, 32]} : f32[32, 64]
+  %1 = contract %x, %0 {spec = \"td,fd->tf\"} : f32[T, 32]
+  return %1 }
+entry prefill = @main where T in 1..8
+";
+    let both = |_: &Func, _: &BTreeMap<Sym, Range>| vec![(1, 4), (2, 1)];
+    let program = laid_out(text, &both);
+    assert_eq!(stored(&program), (["q", "s"].into(), [].into()));
+    // One that is no constant cannot be, so neither is.
+    let other = |_: &Func, _: &BTreeMap<Sym, Range>| vec![(0, 1), (1, 4)];
+    assert!(stored(&laid_out(text, &other)).0.is_empty());
+}
