@@ -51,10 +51,11 @@ pub struct Args {
     /// Numbers of threads [default: 1 and one for each core].
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Vec<u32>,
-    /// A report of an earlier run (--json): fail where a call's share of its limit has become smaller.
+    /// A report of an earlier run (--json): fail where even the fastest run of a call reaches less of its limit than the
+    /// `least_share` that the report has for it.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// By so many percent, for --against.
+    /// In reports: so many percent below what the slowest run reached lies `least_share`.
     #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..100))]
     tolerance: u32,
     /// Print JSON.
@@ -85,7 +86,8 @@ impl Row {
         self.limit.seconds() / self.seconds.median()
     }
 
-    fn json(&self) -> Value {
+    fn json(&self, tolerance: u32) -> Value {
+        let least = self.limit.seconds() / self.seconds.max() * (1.0 - f64::from(tolerance) / 100.0);
         json!({
             "phase": self.phase,
             "threads": self.threads,
@@ -98,6 +100,7 @@ impl Row {
             "limit_seconds": self.limit.seconds(),
             "bound": self.limit.bound(),
             "share_of_limit": self.share(),
+            "least_share": least,
         })
     }
 }
@@ -168,14 +171,14 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         machines.push((machine, target));
     }
 
-    let regressions = before.map(|b| regressions(&b, &rows, args.tolerance)).unwrap_or_default();
+    let regressions = before.map(|b| regressions(&b, &rows)).unwrap_or_default();
     let report = json!({
         "model": model.name,
         "level": level,
         "machines": machines.iter().map(|(m, t)| json!({
             "processor": m.processor, "threads": m.threads, "read_bytes_per_second": t.bandwidth, "flops": t.flops,
         })).collect::<Vec<_>>(),
-        "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
+        "rows": rows.iter().map(|r| r.json(args.tolerance)).collect::<Vec<_>>(),
         "regressions": regressions,
     });
     match args.json {
@@ -225,27 +228,28 @@ fn read_report(path: &Path) -> Result<Value, Failure> {
     let fault = |e: String| Failure::input(format!("{}: {e}", path.display()));
     let text = read_text(path)?;
     let report: Value = serde_json::from_str(&text).map_err(|e| fault(e.to_string()))?;
-    match report["rows"].is_array() {
-        true => Ok(report),
-        false => Err(fault("`rows` is no list, expected what `hadal bench --json` prints".into())),
+    let expected = "expected what `hadal bench --json` prints";
+    let rows = report["rows"].as_array().ok_or_else(|| fault(format!("`rows` is no list, {expected}")))?;
+    match rows.iter().position(|r| !r["least_share"].is_number()) {
+        None => Ok(report),
+        Some(i) => Err(fault(format!("`rows[{i}].least_share` is no number, {expected}"))),
     }
 }
 
-/// Calls whose share of the limit is smaller than in an earlier report by more than the tolerance. Shares, as the machine's
-/// limits differ from run to run, and so do the times.
-fn regressions(before: &Value, rows: &[Row], tolerance: u32) -> Vec<String> {
+/// Calls that are slower than in an earlier report. Shares are compared, as the machine's limits differ from run to run, and
+/// so do the times; and the best of now with the least of then, as both are noisy.
+fn regressions(before: &Value, rows: &[Row]) -> Vec<String> {
     let known = |r: &Row| {
         let all = before["rows"].as_array()?;
         let same = |b: &&Value| {
             b["phase"] == r.phase && b["threads"] == r.threads && b["context"] == r.context && b["tokens"] == r.tokens
         };
-        all.iter().find(same)?["share_of_limit"].as_f64()
+        all.iter().find(same)?["least_share"].as_f64()
     };
-    let least = 1.0 - f64::from(tolerance) / 100.0;
     let worse = |r: &Row| {
-        let before = known(r)?;
+        let (least, best) = (known(r)?, r.limit.seconds() / r.seconds.min());
         let place = format!("{} by {} threads at {} tokens", r.phase, r.threads, r.context);
-        (r.share() < before * least).then(|| format!("{place}: {}, was {}", percent(r.share()), percent(before)))
+        (best < least).then(|| format!("{place}: {}, expected at least {}", percent(best), percent(least)))
     };
     rows.iter().filter_map(worse).collect()
 }
@@ -261,10 +265,29 @@ mod tests {
 
     #[test]
     fn a_smaller_share_is_a_regression() {
-        let before = json!({"rows": [row(2.0).json()]});
-        assert!(regressions(&before, &[row(2.1)], 10).is_empty());
-        assert_eq!(regressions(&before, &[row(3.0)], 10).len(), 1);
+        let before = json!({"rows": [row(2.0).json(10)]});
+        assert!(regressions(&before, &[row(2.1)]).is_empty());
+        assert_eq!(regressions(&before, &[row(3.0)]).len(), 1);
         let other = Row { context: 256, ..row(9.0) };
-        assert!(regressions(&before, &[other], 10).is_empty());
+        assert!(regressions(&before, &[other]).is_empty());
+    }
+
+    #[test]
+    fn noise_is_none() {
+        let noisy = |seconds: Vec<f64>| Row { seconds: Sample::new(seconds), ..row(1.0) };
+        let before = json!({"rows": [noisy(vec![2.0, 2.1, 3.0]).json(0)]});
+        assert!(regressions(&before, &[noisy(vec![2.9, 4.0, 5.0])]).is_empty());
+        assert_eq!(regressions(&before, &[noisy(vec![3.1, 4.0, 5.0])]).len(), 1);
+    }
+
+    #[test]
+    fn reports_that_are_none_are_refused() {
+        for (text, field) in [("{\"rows\": 1}", "`rows`"), ("{\"rows\": [{}]}", "`rows[0].least_share`"), ("[", "EOF")]
+        {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let refused = read_report(file.path()).unwrap_err().to_string();
+            assert!(refused.contains(field), "{refused}");
+        }
     }
 }

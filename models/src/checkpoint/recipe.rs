@@ -13,6 +13,9 @@ use std::ops::Range;
 /// Elements made at a time.
 const CHUNK: usize = 1 << 16;
 
+/// Elements that a core rounds at once.
+const PART: usize = 1 << 20;
+
 /// A matrix in a file, whose rows can be read.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Matrix {
@@ -200,17 +203,38 @@ impl Recipe {
                 Ok(())
             }
             Recipe::Rounded(reals, to, plane) => {
-                let (mut row_of, mut bytes) = (Vec::with_capacity(reals.matrix.columns), Vec::new());
-                (0..reals.matrix.rows).try_for_each(|row| {
-                    row_of.clear();
-                    bytes.clear();
-                    reals.read(files, row, &mut row_of);
-                    to.round_row(&row_of, *plane, &mut bytes)?;
-                    out.write_all(&bytes)
-                })
+                let part = |rows: Range<usize>| -> io::Result<Vec<u8>> {
+                    let (mut row_of, mut bytes) = (Vec::with_capacity(reals.matrix.columns), Vec::new());
+                    for row in rows {
+                        row_of.clear();
+                        reals.read(files, row, &mut row_of);
+                        to.round_row(&row_of, *plane, &mut bytes)?;
+                    }
+                    Ok(bytes)
+                };
+                by_all_cores(reals.matrix.rows, PART.div_ceil(reals.matrix.columns.max(1)), &part, out)
             }
         }
     }
+}
+
+/// Writes what `part` makes of rows, so many at a time on each core, in their order.
+fn by_all_cores(
+    rows: usize,
+    step: usize,
+    part: &(impl Fn(Range<usize>) -> io::Result<Vec<u8>> + Sync),
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    for begin in (0..rows).step_by(step * cores) {
+        let end = rows.min(begin + step * cores);
+        std::thread::scope(|scope| {
+            let parts = (begin..end).step_by(step).map(|from| from..end.min(from + step));
+            let parts: Vec<_> = parts.map(|rows| scope.spawn(move || part(rows))).collect();
+            parts.into_iter().try_for_each(|p| out.write_all(&p.join().expect("parts return their errors")?))
+        })?;
+    }
+    Ok(())
 }
 
 /// Writes rows of f32 that `read` appends, some at a time.

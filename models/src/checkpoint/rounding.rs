@@ -89,7 +89,7 @@ impl WeightOnly {
             }
             let scale = scale.to_f32();
             let [least, most] = self.codes();
-            let code = |w: &f32| if scale != 0.0 { (w / scale).round_ties_even().clamp(least, most) as i8 } else { 0 };
+            let code = |w: &f32| if scale != 0.0 { nearest((w / scale).clamp(least, most)) as i8 } else { 0 };
             codes.clear();
             codes.extend(group.iter().map(code));
             push_codes(self.codes, &codes, out);
@@ -101,16 +101,21 @@ impl WeightOnly {
 /// Where the largest magnitude of a group may lie on a grid of four bits. The first of equally good ones is taken.
 const ENDS: [f32; 6] = [8.0, 7.0, 7.5, 8.5, 9.0, 10.0];
 
+/// The nearest integer of a small number, of two the even one, without a call: so that vectors are made of it.
+fn nearest(x: f32) -> f32 {
+    // From here on there are no numbers but integers.
+    const INTEGERS: f32 = 1.5 * (1 << 23) as f32;
+    (x + INTEGERS) - INTEGERS
+}
+
 /// The sum of squares of what rounding with this scale leaves of a group.
 fn squares(group: &[f32], scale: f32, [least, most]: [f32; 2]) -> f32 {
     if scale == 0.0 {
         return group.iter().map(|w| w * w).sum();
     }
     let inverse = scale.recip();
-    // The nearest integer of a small number: larger ones than this have no others. What makes vectors of it.
-    const INTEGERS: f32 = 1.5 * (1 << 23) as f32;
     let off = |w: &f32| {
-        let code = ((w * inverse).clamp(least, most) + INTEGERS) - INTEGERS;
+        let code = nearest((w * inverse).clamp(least, most));
         let off = w - code * scale;
         off * off
     };
