@@ -23,9 +23,11 @@ pub fn stored(ty: &TensorType, group: i64) -> Option<TensorType> {
     let [outer @ .., n, k] = &ty.shape[..] else { return None };
     let (n, k) = (n.as_const()?, k.as_const()?);
     let whole = ty.dtype.bits().is_multiple_of(8) && group > 0;
-    let fits = whole && n > 0 && n % (2 * COLUMNS) == 0 && k > 0 && k % group == 0;
+    if !(whole && n > 0 && n % (2 * COLUMNS) == 0 && k > 0 && k % group == 0) {
+        return None;
+    }
     let inner = [n / COLUMNS, k / group, COLUMNS, group].map(Dim::from);
-    fits.then(|| TensorType { dtype: ty.dtype, shape: outer.iter().cloned().chain(inner).collect() })
+    Some(TensorType { dtype: ty.dtype, shape: outer.iter().cloned().chain(inner).collect() })
 }
 
 /// Exchanges the axes of lines and of columns, of so many in all.

@@ -586,7 +586,7 @@ mod tests {
             let run = |text: &str, ranges: &Ranges, args: &dyn Fn(&Func) -> Vec<Tensor>, t: i64| {
                 let func = function(text);
                 let (reading, lay_out) = reading(&func, &target);
-                let made = generate(&reading, ranges, &target).unwrap().unwrap();
+                let made = generate(&reading, ranges, &target).unwrap().next().unwrap();
                 assert!(made.schedule.starts_with("laid"), "{}", made.schedule);
                 let bindings = Bindings::from([(Sym::T, t)]);
                 interpreted(&made.kernel, &reading, &lay_out(&args(&func)), &bindings).remove(0).bytes
