@@ -22,7 +22,7 @@ pub const COLUMNS: i64 = 16;
 pub fn stored(ty: &TensorType, group: i64) -> Option<TensorType> {
     let [outer @ .., n, k] = &ty.shape[..] else { return None };
     let (n, k) = (n.as_const()?, k.as_const()?);
-    let whole = ty.dtype.bits() % 8 == 0 && group > 0;
+    let whole = ty.dtype.bits().is_multiple_of(8) && group > 0;
     if !(whole && n > 0 && n % (2 * COLUMNS) == 0 && k > 0 && k % group == 0) {
         return None;
     }

@@ -124,8 +124,10 @@ const SPECIAL: &[Special] = &[attention::generate, contract::generate];
 /// The parameters of a kernel function of which it reads [panels](hadal_ir::panels) in place, all of them or none, and how
 /// many neighbours these keep together.
 pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<(usize, i64)> {
-    let known = attention::generate(func, ranges, target).is_none();
-    known.then(|| contract::panels(func, ranges, target)).unwrap_or_default()
+    match attention::generate(func, ranges, target) {
+        Some(_) => Vec::new(),
+        None => contract::panels(func, ranges, target),
+    }
 }
 
 /// The kernel of a kernel function, by the first generator that knows it.
