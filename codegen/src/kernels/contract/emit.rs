@@ -6,9 +6,9 @@ use super::desc::Desc;
 pub use super::env::{Env, Step, declare, in_vectors, load_f32};
 pub use super::epilogue::finish;
 use super::epilogue::on_vectors;
-use super::{laid, packed};
 use super::schedule::{Form, Schedule, WIDE_SUMS, steps};
 use super::view::{Access, Var};
+use super::{laid, packed};
 use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
 use hadal_types::{DType, Dim};
 
