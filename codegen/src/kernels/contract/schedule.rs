@@ -11,6 +11,9 @@
 //! converted and laid out as vectors of neighbouring columns, whichever way it is stored; rows meet it in register tiles
 //! of final sums, which need no adding of lanes. Products are added in the order of the summed letter.
 //!
+//! *Laid form*: weights that are stored as panels, read where they lie by rows of any number (`laid.rs`). Products are
+//! added in the order of the summed letter, in entries for steps too.
+//!
 //! An element's order of summation is a function of the form and its lanes only, not of tile, grid or `T`: so all
 //! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
