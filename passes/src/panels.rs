@@ -5,7 +5,7 @@
 //!                                         %y = call @product(%x, %p)
 //! ```
 //!
-//! Some kernels read a matrix faster where it lies as [panels](hadal_ir::panels). A file holds each tensor once, so it is
+//! Some kernels read a matrix faster where it lies as [panels](hadal_ir::panels::stored). A file holds each tensor once, so it is
 //! stored so if *all* kernels that any launch gives it to know panels, in all versions of all entries. A kernel serves
 //! many launches, of each layer: tensors and the kernels' parameters that they are given to are decided together as far as
 //! they hang together. Who decides is asked (code generators do not exist here) with the kernel as it would be.
