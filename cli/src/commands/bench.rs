@@ -146,7 +146,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         let n = args.n;
         return Err(Failure::usage(format!("--contexts {c} and -n {n} exceed the context of {max}")).help(help));
     }
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cores = hadal_runtime::Topology::here().cores();
     let mut threads: Vec<usize> = args.threads.iter().map(|n| *n as usize).collect();
     if threads.is_empty() {
         threads.extend([1, cores]);

@@ -60,8 +60,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
 
 /// What was measured of the first level that has measurements, by kernel.
 fn measured(compiled: &Compiled) -> BTreeMap<&str, &Entry> {
-    let of = |kernels: &'_ [crate::driver::BuiltKernel]| kernels.iter().any(|k| k.tuned.is_some());
-    let level = compiled.levels.iter().find(|l| of(&l.kernels));
+    let level = compiled.levels.iter().find(|l| l.kernels.iter().any(|k| k.tuned.is_some()));
     let kernels = level.into_iter().flat_map(|l| &l.kernels);
     kernels.filter_map(|k| Some((k.func.as_str(), k.tuned.as_ref()?))).collect()
 }

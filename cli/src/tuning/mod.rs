@@ -14,7 +14,8 @@ use crate::failure::Failure;
 use hadal_codegen::cpu::{CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
 use hadal_ir::module::FuncKind;
-use hadal_ir::plan::{Program, Weight};
+use hadal_ir::plan::Program;
+use hadal_ir::storage::length;
 use hadal_ir::text::print_func;
 use hadal_ir::{Bindings, Func, Sym};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -116,8 +117,7 @@ fn one(
     }
     let compiled = compile_all(&kernels, cpu)?;
     let candidates = kernels.iter().zip(&compiled).map(|(k, c)| (&k.kernel, c));
-    let bytes = |w: &Weight| w.ty.count(&Bindings::new()).unwrap_or(0.0) * w.ty.dtype.bits() as f64 / 8.0;
-    let between = program.weights.iter().map(bytes).sum::<f64>() as u64;
+    let between = program.weights.iter().map(|w| length(&w.ty)).sum();
     let Some(seconds) = Bench::new(candidates.collect(), &sizes, between)?.map(Bench::seconds) else {
         return Ok(choice(kernels, None));
     };

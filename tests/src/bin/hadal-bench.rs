@@ -141,15 +141,14 @@ impl Args {
         Ok(Input::open(&self.model)?.quantized(weights.map(|codes| WeightOnly { codes, group: 128 }.into()))?)
     }
 
-    /// Weights are read where they are, but for what is asked to be written.
+    /// As files are compiled where nobody says otherwise: with their weights, laid out as kernels read them.
     fn options(&self) -> Options {
         let activations = match self.dtype.trim_start_matches("gguf:") {
             "f32" => Activations::F32,
             "bf16" | "f16" => Activations::Bf16,
             _ => Activations::Int8,
         };
-        let external_weights = !self.compile;
-        Options { activations, external_weights, max_context: Some(self.longest()), ..Options::default() }.here()
+        Options { activations, max_context: Some(self.longest()), ..Options::default() }.here()
     }
 
     fn longest(&self) -> usize {
@@ -165,8 +164,7 @@ impl Args {
         let dir = std::env::temp_dir().join("hadal-bench");
         std::fs::create_dir_all(&dir)?;
         let dtype = self.dtype.replace([':', '/'], "-");
-        let whole = if self.compile { "-whole" } else { "" };
-        Ok(dir.join(format!("{stem}-{dtype}-{}-{stamp}{whole}", self.longest())))
+        Ok(dir.join(format!("{stem}-{dtype}-{}-{stamp}", self.longest())))
     }
 }
 

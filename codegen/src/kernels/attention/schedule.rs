@@ -113,11 +113,6 @@ fn most(size: &Dim, ranges: &Ranges) -> Option<i64> {
     })
 }
 
-/// The preferred schedule.
-pub fn select(desc: &Desc, ranges: &Ranges, target: &Target) -> Option<Schedule> {
-    candidates(desc, ranges, target).into_iter().next()
-}
-
 impl Schedule {
     /// Rows of a grid index.
     pub fn rows(&self) -> i64 {

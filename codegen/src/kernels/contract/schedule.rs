@@ -24,6 +24,7 @@ use super::desc::{Desc, Role};
 use super::laid;
 use super::view::{Access, Affine, Var, VarKind};
 use crate::kernels::Target;
+use crate::kernels::index::gcd;
 use hadal_types::{DType, Dim};
 use std::fmt;
 
@@ -485,11 +486,6 @@ fn packed_bytes(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -
         group: bytes.w.size,
         grid,
     })
-}
-
-/// The greatest common divisor.
-pub fn gcd(a: i64, b: i64) -> i64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Whether elements of an operand are f32 that need nothing done to them.

@@ -5,8 +5,9 @@
 
 use super::byte_panels::STRIPE;
 use super::desc::Desc;
-use super::schedule::{Form, Schedule, candidates, folds, gcd};
+use super::schedule::{Form, Schedule, candidates, folds};
 use crate::kernels::Target;
+use crate::kernels::index::gcd;
 
 /// Others than `chosen`, which is one of its [`candidates`].
 pub fn variants(desc: &Desc, chosen: &Schedule, target: &Target) -> Vec<Schedule> {
