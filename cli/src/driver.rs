@@ -3,6 +3,7 @@
 
 use crate::failure::Failure;
 use crate::input::Input;
+use crate::runner::Runner;
 use crate::tuning::{self, Choice, Database, Tuning};
 use hadal_artifact as artifact;
 use hadal_codegen::cpu::{self, CompiledKernel, CpuTarget};
@@ -55,6 +56,8 @@ pub struct Options {
     pub levels: Vec<CpuTarget>,
     /// Where measurements that choose among kernels of equal bits are kept; `None` for the generators' own choice.
     pub tuning: Option<Tuning>,
+    /// The program that the file begins with.
+    pub runner: Runner,
 }
 
 impl Options {
@@ -90,6 +93,7 @@ impl Default for Options {
             batch: 1,
             levels: levels_like_here(),
             tuning: None,
+            runner: Runner::default(),
         }
     }
 }
@@ -147,6 +151,8 @@ pub struct Compiled {
     pub stored: Storage,
     /// Machine code of all kernels.
     pub code: Vec<u8>,
+    /// What the file begins with.
+    pub runner: Runner,
 }
 
 /// Compiles `input`, up to the weights' bytes. Tensors are checked before anything else is done.
@@ -213,7 +219,8 @@ pub fn compile_model(
     let packed = cpu::pack(levels.iter().flat_map(|l| &l.kernels).map(|k| &k.compiled));
     let manifest = manifest(input, &model, (&fused.optimised, &program, &stored), &levels, &packed.offsets, options)?;
     let (optimised, passes) = (fused.optimised, fused.reports);
-    Ok(Compiled { model, optimised, program, levels, passes, times, manifest, stored, code: packed.code })
+    let (code, runner) = (packed.code, options.runner.clone());
+    Ok(Compiled { model, optimised, program, levels, passes, times, manifest, stored, code, runner })
 }
 
 /// The machine called `name`, or described in the file `name`.
@@ -597,9 +604,6 @@ fn version(
     }
 }
 
-/// The program that every compiled file begins with.
-pub const RUNNER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hadal-run"));
-
 impl Compiled {
     /// The kernels of the level to be preferred.
     pub fn kernels(&self) -> &[BuiltKernel] {
@@ -608,7 +612,7 @@ impl Compiled {
 
     /// Writes the compiled file, all or nothing. Returns its length.
     pub fn write(&self, input: &Input, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<u64, Failure> {
-        let parts = self.parts(input);
+        let parts = self.parts(input)?;
         Ok(artifact::write(path, &parts, &mut |i, out| self.write_weight(input, i, out, progress))?)
     }
 
@@ -618,7 +622,7 @@ impl Compiled {
         let fd = rustix::fs::memfd_create("hadal", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(|e| Failure::failed(format!("no memory file: {e}")))?;
         let mut file = std::fs::File::from(fd);
-        let parts = self.parts(input);
+        let parts = self.parts(input)?;
         let mut out = std::io::BufWriter::with_capacity(1 << 20, &mut file);
         artifact::write_to(&mut out, &parts, &mut |i, out| self.write_weight(input, i, out, &mut |_| {}))?;
         out.flush().map_err(|e| Failure::failed(format!("the program does not fit into memory: {e}")))?;
@@ -627,8 +631,9 @@ impl Compiled {
         Ok((file, path))
     }
 
-    fn parts<'a>(&'a self, input: &'a Input) -> artifact::Parts<'a> {
-        artifact::Parts { runner: RUNNER, manifest: &self.manifest, code: &self.code, blobs: &input.blobs }
+    fn parts<'a>(&'a self, input: &'a Input) -> Result<artifact::Parts<'a>, Failure> {
+        let runner = self.runner.for_levels(self.levels.iter().map(|l| &l.cpu))?;
+        Ok(artifact::Parts { runner, manifest: &self.manifest, code: &self.code, blobs: &input.blobs })
     }
 
     /// Evaluates a tensor that is computed from weights alone.

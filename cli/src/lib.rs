@@ -25,6 +25,7 @@ pub mod probe;
 pub mod random_checkpoint;
 pub mod report;
 pub mod roofline;
+pub mod runner;
 pub mod tuning;
 pub mod units;
 pub mod without;

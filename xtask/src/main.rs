@@ -4,6 +4,7 @@
 //! step that fails can be run by hand.
 
 mod bless;
+mod runner;
 mod setup;
 
 use clap::{Parser, Subcommand};
@@ -43,6 +44,11 @@ enum Task {
         #[arg(long)]
         pages: bool,
     },
+    /// Build the program that compiled files for another architecture begin with (`hadal compile --runner`).
+    Runner {
+        /// As Rust calls it: `aarch64`, `x86_64`.
+        arch: String,
+    },
     /// Measure decode and prefill speed of the demo model and of a random 1.5B checkpoint; see docs/perf/.
     Bench {
         /// Leave out the 1.5B checkpoint (3.5 GB on disk).
@@ -58,6 +64,7 @@ fn main() -> ExitCode {
         Task::Check => check(),
         Task::Bless { pages: true } => bless::pages(),
         Task::Bless { pages: false } => bless::run(),
+        Task::Runner { arch } => runner::build(&arch, false).map(|path| println!("{}", path.display())),
         Task::Bench { demo_only } => bench(demo_only),
     };
     match result {
@@ -104,9 +111,11 @@ fn test(without_llvm: bool, seed: u64) -> Result {
     if !without_llvm {
         // The same packages as before, so that what they depend on has the same features and is not built again.
         let kernels = ["--lib", "--test", "cranelift", "--test", "llvm", "--test", "loops", "--test", "math"];
-        let models = ["--test", "golden", "--test", "splits"];
+        let models = ["--test", "golden", "--test", "splits", "--test", "arm"];
         let wide =
             [&["test", "--workspace", "--features", "llvm", "--no-fail-fast"], &kernels[..], &models[..]].concat();
+        let runner = runner::build("aarch64", true)?.display().to_string();
+        let environment = [&environment[..], &[("HADAL_ARM_RUNNER", runner.as_str())]].concat();
         step("tests of code by LLVM", "cargo", &wide, &environment)?;
     }
     Ok(())

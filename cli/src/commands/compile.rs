@@ -5,6 +5,7 @@ use crate::driver::{Compiled, compile};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::options::{AdapterArgs, CompileArgs};
+use crate::runner::Runner;
 use crate::units;
 use hadal_artifact::blob;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,6 +38,10 @@ pub struct Args {
     /// files, which must then stay where they are.
     #[arg(long, value_enum, default_value_t = Weights::Embedded)]
     weights: Weights,
+    /// The program that the file begins with, where that is not to be the one for machines like this: for files that
+    /// run on another architecture (`--cpu aarch64-neon`).
+    #[arg(long, value_name = "FILE")]
+    runner: Option<PathBuf>,
     /// Print a report as JSON.
     #[arg(long)]
     json: bool,
@@ -66,6 +71,12 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let mut options = args.compile.options();
     options.external_weights = args.weights == Weights::External;
+    if let Some(file) = &args.runner {
+        options.runner = Runner::open(file)?;
+    }
+    if !args.plan_only {
+        options.runner.for_levels(options.levels.iter())?;
+    }
     options.disassembly = emits.iter().any(|(stage, _)| *stage == dump::Stage::Asm);
     let compiled = compile(&input, &options)?;
     args.compile.note(&compiled.model);

@@ -25,6 +25,18 @@ pub use write::{Parts, WeightWriter, write, write_to};
 /// Version of the file format and of the kernel ABI; a reader takes exactly its own.
 pub const ABI_VERSION: u32 = 5;
 
+/// What a runner has somewhere in its bytes: a name, and the version it reads, little-endian.
+pub const fn runner_mark() -> [u8; 32] {
+    let (name, version) = (*b"hadal: the runner, of version   ", ABI_VERSION.to_le_bytes());
+    let mut mark = name;
+    let mut i = 0;
+    while i < version.len() {
+        mark[28 + i] = version[i];
+        i += 1;
+    }
+    mark
+}
+
 /// Names of the blobs the runtime looks for, bytes as in the checkpoint.
 pub mod blob {
     /// The `tokenizers` library's description of the tokenizer.
