@@ -1,6 +1,7 @@
 //! From an input to a compiled program, stage by stage. Each stage keeps what it made, so that `dump` can show it and
 //! the report can count it.
 
+use crate::cache::Cache;
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::runner::Runner;
@@ -58,6 +59,9 @@ pub struct Options {
     pub tuning: Option<Tuning>,
     /// The program that the file begins with.
     pub runner: Runner,
+    /// Where machine code of kernels is kept that were compiled before; `None` to make all of it. Assembler text is made with
+    /// the code and needs it made.
+    pub cache: Option<Cache>,
 }
 
 impl Options {
@@ -94,6 +98,7 @@ impl Default for Options {
             levels: levels_like_here(),
             tuning: None,
             runner: Runner::default(),
+            cache: Cache::of_user(),
         }
     }
 }
@@ -119,6 +124,8 @@ pub struct BuiltKernel {
     pub compiled: CompiledKernel,
     /// The measurements by which it was chosen, where there are any.
     pub tuned: Option<tuning::Entry>,
+    /// Whether the code was there already.
+    pub cached: bool,
 }
 
 /// Code for one level.
@@ -204,13 +211,16 @@ pub fn compile_model(
     let build = |(cpu, kernels): (&CpuTarget, Vec<Choice>)| {
         let build = |choice: &Choice| {
             let generated = choice.best().clone();
-            let compiled = hadal_codegen::compile(&generated.kernel, cpu, options.disassembly)
-                .map_err(|e| Failure::internal("compiling a kernel", e))?;
-            Ok(BuiltKernel { func: choice.func.clone(), generated, compiled, tuned: choice.entry.clone() })
+            let (compiled, cached) =
+                code(&generated.kernel, cpu, options).map_err(|e| Failure::internal("compiling a kernel", e))?;
+            Ok(BuiltKernel { func: choice.func.clone(), generated, compiled, tuned: choice.entry.clone(), cached })
         };
         Ok(Level { cpu: cpu.clone(), kernels: on_all_cores(&kernels, build)? })
     };
     let levels = options.levels.iter().zip(kernels).map(build).collect::<Result<Vec<Level>, Failure>>()?;
+    if let Some(cache) = options.cache.as_ref().filter(|_| levels.iter().flat_map(|l| &l.kernels).any(|k| !k.cached)) {
+        cache.trim();
+    }
     timed("code", start);
 
     let mut copies = input.checkpoint.as_ref().map(Checkpoint::copies).unwrap_or_default();
@@ -272,6 +282,18 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
     };
     hadal_ir::verify::module(&model.module).map_err(|e| Failure::internal("building the graph", e))?;
     Ok(model)
+}
+
+/// A kernel's code, and whether it was there already.
+fn code(
+    kernel: &hadal_ir::kernel::Kernel,
+    cpu: &CpuTarget,
+    options: &Options,
+) -> Result<(CompiledKernel, bool), hadal_codegen::Error> {
+    match &options.cache {
+        Some(cache) if !options.disassembly => cache.compile(kernel, cpu),
+        _ => Ok((hadal_codegen::compile(kernel, cpu, options.disassembly)?, false)),
+    }
 }
 
 /// The kernels to compile, by level and in the module's order.

@@ -12,6 +12,7 @@
 //!
 //! `./r1 generate --chat "Why is the sky blue?"` then runs it, on any machine of that kind, with nothing installed.
 
+pub mod cache;
 pub mod commands;
 pub mod driver;
 pub mod explain;
@@ -30,6 +31,7 @@ pub mod tuning;
 pub mod units;
 pub mod without;
 
+pub use cache::Cache;
 pub use driver::{Compiled, Options, compile};
 pub use failure::Failure;
 pub use input::Input;

@@ -1,5 +1,6 @@
 //! Arguments that several commands share.
 
+use crate::cache::Cache;
 use crate::driver::Options;
 use crate::failure::Failure;
 use crate::input::Input;
@@ -41,6 +42,9 @@ pub struct CompileArgs {
     /// The database of measurements; by itself it means `--tune stored` [default: hadal/tuning.json in the user's cache folder].
     #[arg(long, value_name = "FILE")]
     pub tuning: Option<PathBuf>,
+    /// Make all machine code anew instead of taking it from the cache (see `hadal cache`).
+    #[arg(long)]
+    pub no_cache: bool,
     /// Which laws may be used.
     #[command(flatten)]
     pub laws: LawArgs,
@@ -260,6 +264,7 @@ impl CompileArgs {
                 file: self.tuning.clone().unwrap_or_else(tuning::default_file),
                 measure: self.tune == Some(TuneArg::Quick),
             }),
+            cache: if self.no_cache { None } else { Cache::of_user() },
             ..Options::default()
         }
     }

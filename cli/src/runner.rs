@@ -9,7 +9,8 @@ use hadal_codegen::cpu::CpuTarget;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hadal-run"));
+/// The runner for machines like this.
+pub static EMBEDDED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hadal-run"));
 
 /// Larger files are no runners.
 const MOST: u64 = 1 << 28;

@@ -57,8 +57,25 @@ pub fn compile(
     disassembly: bool,
 ) -> Result<cpu::CompiledKernel, Error> {
     #[cfg(feature = "llvm-backend")]
-    if *target != cpu::CpuTarget::X86_64_V3 {
+    if by_llvm(target) {
         return llvm::compile(kernel, target, llvm::Options { disassembly });
     }
     cranelift::compile_with(kernel, target, disassembly)
+}
+
+/// Everything that the code for a kernel depends on besides its text: the code generator for the level with its sources and
+/// libraries, and the features that it may use. The same text and the same maker give the same code.
+pub fn maker(target: &cpu::CpuTarget) -> String {
+    #[cfg(feature = "llvm-backend")]
+    let library = by_llvm(target).then(llvm::version);
+    #[cfg(not(feature = "llvm-backend"))]
+    let library: Option<String> = None;
+    let by = library.as_deref().unwrap_or("cranelift");
+    format!("{by} {} {} {}", env!("HADAL_CODEGEN_SOURCES"), target.arch, target.features.join(","))
+}
+
+/// Whether LLVM makes the code for a level.
+#[cfg(feature = "llvm-backend")]
+fn by_llvm(target: &cpu::CpuTarget) -> bool {
+    *target != cpu::CpuTarget::X86_64_V3
 }

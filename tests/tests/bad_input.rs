@@ -391,7 +391,7 @@ fn damaged_compiled_files() {
         complains(&run(Command::new(&file).args(["generate", "--tokens", "1", "-n", "1"])), 3, words);
         complains(&hadal(&["inspect", text(&file)]), 3, &[&["damaged"], words].concat());
     };
-    let runner = hadal::driver::RUNNER.len();
+    let runner = hadal::runner::EMBEDDED.len();
     refused(&whole[..whole.len() - 1], &["truncated"]);
     refused(&whole[..whole.len() - 4096], &["truncated"]);
     refused(&whole[..runner], &["no compiled model", "strip"]);

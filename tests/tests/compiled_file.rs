@@ -198,7 +198,7 @@ fn it_is_small() {
     let (file, weights) = (&info["bytes"]["file"], &info["bytes"]["weights_embedded"]);
     let beside = file.as_u64().expect("a number") - weights.as_u64().expect("a number");
     assert!(beside < 5_000_000, "{beside} bytes beside the weights");
-    assert!(hadal::driver::RUNNER.len() < 5_000_000);
+    assert!(hadal::runner::EMBEDDED.len() < 5_000_000);
 }
 
 #[test]

@@ -142,9 +142,11 @@ pub fn report(c: &Compiled) -> String {
     let mut generators: Vec<&str> = c.kernels().iter().map(|k| k.generated.generator).collect();
     generators.sort_unstable();
     generators.dedup();
+    let cached = c.levels.iter().flat_map(|l| &l.kernels).filter(|k| k.cached).count();
+    let from_cache = if cached > 0 { format!(", {cached} from the cache") } else { String::new() };
     let kinds: Vec<String> = generators.iter().map(|g| format!("{} {g}", count(g))).collect();
     out += &format!(
-        "  kernels    {} distinct ({}), {} of code ({})\n",
+        "  kernels    {} distinct ({}), {} of code ({}{from_cache})\n",
         c.kernels().len(),
         kinds.join(", "),
         units::bytes(c.code.len() as f64),
@@ -205,6 +207,7 @@ fn report_json(c: &Compiled, size: Option<u64>, seconds: f64) -> serde_json::Val
             "generator": k.generated.generator,
             "schedule": k.generated.schedule,
             "code_bytes": k.compiled.code.len(),
+            "cached": k.cached,
             "tuned": k.tuned.as_ref().map(|e| json!({"gain": e.gain(), "candidates": e.candidates.len()})),
         })).collect::<Vec<_>>(),
         "entries": m.entries.iter().map(|e| json!({

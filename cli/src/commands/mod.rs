@@ -8,6 +8,7 @@ macro_rules! say {
 }
 
 pub mod bench;
+pub mod cache;
 pub mod compile;
 pub mod demo;
 pub mod dump;
@@ -49,6 +50,7 @@ enum Command {
     Target(target::Args),
     Compile(compile::Args),
     Tune(tune::Args),
+    Cache(cache::Args),
     Bench(bench::Args),
     Run(run::Args),
     Verify(verify::Args),
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Target(args) => target::run(&args),
         Command::Compile(args) => compile::run(&args),
         Command::Tune(args) => tune::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Verify(args) => verify::run(&args),

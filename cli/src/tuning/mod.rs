@@ -153,9 +153,7 @@ fn compile_all(kernels: &[Generated], cpu: &CpuTarget) -> Result<Vec<CompiledKer
     crate::driver::on_all_cores(kernels, one)
 }
 
-/// Where the database is if nobody says: in the user's folder for what can be made again.
+/// Where the database is if nobody says.
 pub fn default_file() -> PathBuf {
-    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
-    cache.map_or_else(|| "hadal-tuning.json".into(), |c| c.join("hadal").join("tuning.json"))
+    crate::cache::folder().map_or_else(|| "hadal-tuning.json".into(), |c| c.join("tuning.json"))
 }

@@ -43,6 +43,12 @@ pub fn compile(kernel: &Kernel, target: &CpuTarget, options: Options) -> Result<
     })
 }
 
+/// The library and its version, which a shared one can change without this program being built again.
+pub fn version() -> String {
+    let (major, minor, patch) = inkwell::support::get_llvm_version();
+    format!("llvm {major}.{minor}.{patch}")
+}
+
 /// The text of LLVM's own representation, before or after its passes.
 pub fn llvm_ir_text(kernel: &Kernel, target: &CpuTarget, optimised: bool) -> Result<String, Error> {
     let text = module(kernel, target)?;

@@ -34,17 +34,27 @@ use std::fmt::{Display, Formatter, Result};
 impl Display for Kernel {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         writeln!(f, "kernel @{}", self.name)?;
-        if !self.symbols.is_empty() {
-            writeln!(f, "symbols {}", commas(&self.symbols))?;
+        self.nameless().fmt(f)
+    }
+}
+
+/// A kernel's text but for its first line.
+struct Nameless<'a>(&'a Kernel);
+
+impl Display for Nameless<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let Nameless(kernel) = self;
+        if !kernel.symbols.is_empty() {
+            writeln!(f, "symbols {}", commas(&kernel.symbols))?;
         }
-        for p in &self.params {
+        for p in &kernel.params {
             writeln!(f, "param {} : {}[{}] {}", p.name, p.dtype, commas(&p.shape), p.access.name())?;
         }
-        if !self.grid.is_empty() {
-            writeln!(f, "grid {}", commas(&self.grid))?;
+        if !kernel.grid.is_empty() {
+            writeln!(f, "grid {}", commas(&kernel.grid))?;
         }
         f.write_str("{\n")?;
-        self.print_block(f, &self.body, 1)?;
+        kernel.print_block(f, &kernel.body, 1)?;
         f.write_str("}\n")
     }
 }
@@ -55,6 +65,11 @@ fn commas<T: Display>(items: &[T]) -> String {
 }
 
 impl Kernel {
+    /// The text but for the first line, which has the name: all that code is made from.
+    pub fn nameless(&self) -> impl Display + '_ {
+        Nameless(self)
+    }
+
     /// The first line of a statement as it prints, for messages.
     pub(super) fn stmt_line(&self, stmt: &Stmt) -> String {
         struct Line<'a>(&'a Kernel, &'a Stmt);

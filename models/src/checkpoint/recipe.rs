@@ -9,6 +9,8 @@ use hadal_ir::tensor::Tensor;
 use hadal_types::DType;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Elements made at a time.
 const CHUNK: usize = 1 << 16;
@@ -148,8 +150,25 @@ pub enum Recipe {
         /// Heads.
         heads: usize,
     },
-    /// A plane of a matrix that is rounded to few bits.
-    Rounded(Reals, WeightOnly, Plane),
+    /// A plane of a matrix that is rounded to few bits, with scales that its other plane may have found already.
+    Rounded(Reals, WeightOnly, Plane, KeptScales),
+}
+
+/// Scales of a rounded matrix from when the first of its planes was written until the second is: finding them is most of the
+/// work, and they are far fewer than codes. Equal to any other, as they follow from what is rounded.
+#[derive(Clone, Debug, Default)]
+pub struct KeptScales(Arc<Mutex<Option<Vec<half::f16>>>>);
+
+impl PartialEq for KeptScales {
+    fn eq(&self, _: &KeptScales) -> bool {
+        true
+    }
+}
+
+impl KeptScales {
+    fn slot(&self) -> MutexGuard<'_, Option<Vec<half::f16>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Recipe {
@@ -202,39 +221,77 @@ impl Recipe {
                 }
                 Ok(())
             }
-            Recipe::Rounded(reals, to, plane) => {
-                let part = |rows: Range<usize>| -> io::Result<Vec<u8>> {
-                    let (mut row_of, mut bytes) = (Vec::with_capacity(reals.matrix.columns), Vec::new());
+            Recipe::Rounded(reals, to, plane, kept) => {
+                let (rows, columns) = (reals.matrix.rows, reals.matrix.columns);
+                let groups = columns.div_ceil(to.group);
+                let (known, mut found) = (kept.slot().take(), Vec::new());
+                if let (Plane::Scales, Some(known)) = (plane, &known) {
+                    return out.write_all(&bytes_of(known));
+                }
+                let part = |rows: Range<usize>| -> io::Result<Rounded> {
+                    let (mut reals_of_row, mut made) = (Vec::with_capacity(columns), Rounded::default());
                     for row in rows {
-                        row_of.clear();
-                        reals.read(files, row, &mut row_of);
-                        to.round_row(&row_of, *plane, &mut bytes)?;
+                        reals_of_row.clear();
+                        reals.read(files, row, &mut reals_of_row);
+                        let start = made.scales.len();
+                        match &known {
+                            Some(known) => made.scales.extend(&known[row * groups..][..groups]),
+                            None => to.scales_of_row(&reals_of_row, &mut made.scales)?,
+                        }
+                        if *plane != Plane::Scales {
+                            to.codes_of_row(&reals_of_row, &made.scales[start..], &mut made.codes);
+                        }
                     }
-                    Ok(bytes)
+                    Ok(made)
                 };
-                by_all_cores(reals.matrix.rows, PART.div_ceil(reals.matrix.columns.max(1)), &part, out)
+                by_all_cores(rows, PART.div_ceil(columns.max(1)), &part, &mut |part| {
+                    found.extend(&part.scales);
+                    match plane {
+                        Plane::Scales => out.write_all(&bytes_of(&part.scales)),
+                        _ => out.write_all(&part.codes),
+                    }
+                })?;
+                *kept.slot() = known.is_none().then_some(found);
+                Ok(())
             }
         }
     }
 }
 
-/// Writes what `part` makes of rows, so many at a time on each core, in their order.
-fn by_all_cores(
+fn bytes_of(scales: &[half::f16]) -> Vec<u8> {
+    scales.iter().flat_map(|s| s.to_le_bytes()).collect()
+}
+
+/// Some rows of a rounded matrix.
+#[derive(Default)]
+struct Rounded {
+    scales: Vec<half::f16>,
+    codes: Vec<u8>,
+}
+
+/// Does something with what `part` makes of rows, so many at a time on each core, in their order. While it does, the cores make
+/// the next ones.
+fn by_all_cores<T: Send>(
     rows: usize,
     step: usize,
-    part: &(impl Fn(Range<usize>) -> io::Result<Vec<u8>> + Sync),
-    out: &mut dyn Write,
+    part: &(impl Fn(Range<usize>) -> io::Result<T> + Sync),
+    then: &mut dyn FnMut(T) -> io::Result<()>,
 ) -> io::Result<()> {
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    for begin in (0..rows).step_by(step * cores) {
-        let end = rows.min(begin + step * cores);
-        std::thread::scope(|scope| {
-            let parts = (begin..end).step_by(step).map(|from| from..end.min(from + step));
-            let parts: Vec<_> = parts.map(|rows| scope.spawn(move || part(rows))).collect();
-            parts.into_iter().try_for_each(|p| out.write_all(&p.join().expect("parts return their errors")?))
-        })?;
-    }
-    Ok(())
+    let parts = rows.div_ceil(step);
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get()).min(parts);
+    std::thread::scope(|scope| {
+        let work = |core: usize| {
+            let (sender, receiver) = sync_channel(1);
+            scope.spawn(move || {
+                let own = (core..parts).step_by(cores).map(|i| i * step..rows.min((i + 1) * step));
+                // Nobody listens any more where one has failed.
+                own.map(part).try_for_each(|made| sender.send(made)).ok()
+            });
+            receiver
+        };
+        let made: Vec<_> = (0..cores).map(work).collect();
+        (0..parts).try_for_each(|i| then(made[i % cores].recv().expect("parts return their errors")?))
+    })
 }
 
 /// Writes rows of f32 that `read` appends, some at a time.

@@ -13,8 +13,8 @@
 //! Where f16 is so coarse, near zero, that the largest would be half a step or more outside of the grid, the next scale is
 //! taken. Magnitudes whose scale f16 cannot hold are refused while they are written.
 
-use super::packed::{Level, Packed, Plane};
-use super::recipe::{Layout, Matrix, Order, Reals, Recipe, push_codes};
+use super::packed::{Level, Packed};
+use super::recipe::{KeptScales, Layout, Matrix, Order, Reals, Recipe, push_codes};
 use super::{Checkpoint, Located, Place};
 use hadal_types::DType;
 use std::collections::HashSet;
@@ -57,10 +57,9 @@ impl WeightOnly {
     /// The scale of a group, if f16 has it.
     fn scale(self, group: &[f32]) -> io::Result<half::f16> {
         let refused = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-        if group.iter().any(|w| !w.is_finite()) {
+        let Some(far) = farthest(group) else {
             return Err(refused("an element that is no finite number cannot be rounded".into()));
-        }
-        let far = group.iter().fold(0.0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
+        };
         let mut best: Option<(f32, half::f16)> = None;
         for end in self.ends() {
             let nearest = half::f16::from_f32(-far / end);
@@ -78,34 +77,62 @@ impl WeightOnly {
         })
     }
 
-    /// Appends what a row has in a plane.
-    pub(super) fn round_row(self, row: &[f32], plane: Plane, out: &mut Vec<u8>) -> io::Result<()> {
+    /// Appends the scales of a row.
+    pub(super) fn scales_of_row(self, row: &[f32], out: &mut Vec<half::f16>) -> io::Result<()> {
+        row.chunks(self.group).try_for_each(|group| {
+            out.push(self.scale(group)?);
+            Ok(())
+        })
+    }
+
+    /// Appends the codes of a row that has these scales.
+    pub(super) fn codes_of_row(self, row: &[f32], scales: &[half::f16], out: &mut Vec<u8>) {
+        let [least, most] = self.codes();
         let mut codes = Vec::with_capacity(self.group);
-        for group in row.chunks(self.group) {
-            let scale = self.scale(group)?;
-            if plane == Plane::Scales {
-                out.extend(scale.to_le_bytes());
-                continue;
-            }
+        for (group, scale) in row.chunks(self.group).zip(scales) {
             let scale = scale.to_f32();
-            let [least, most] = self.codes();
-            let code = |w: &f32| if scale != 0.0 { nearest((w / scale).clamp(least, most)) as i8 } else { 0 };
+            let code = |w: &f32| integer((w / scale).clamp(least, most));
             codes.clear();
-            codes.extend(group.iter().map(code));
+            match scale == 0.0 {
+                true => codes.resize(group.len(), 0),
+                false => codes.extend(group.iter().map(code)),
+            }
             push_codes(self.codes, &codes, out);
         }
-        Ok(())
     }
+}
+
+/// The first of the elements with the largest magnitude, zero where all are; `None` where one is no finite number. In lanes, so that vectors
+/// are made of it.
+fn farthest(group: &[f32]) -> Option<f32> {
+    let (eights, rest) = group.as_chunks::<8>();
+    let (mut most, mut finite) = ([0.0f32; 8], [true; 8]);
+    for eight in eights {
+        for i in 0..8 {
+            let w = eight[i].abs();
+            most[i] = if w > most[i] { w } else { most[i] };
+            finite[i] &= w < f32::INFINITY;
+        }
+    }
+    let most = rest.iter().map(|w| w.abs()).chain(most).fold(0.0f32, f32::max);
+    let finite = finite == [true; 8] && rest.iter().all(|w| w.is_finite());
+    finite.then(|| group.iter().copied().find(|w| w.abs() == most && most > 0.0).unwrap_or(0.0))
 }
 
 /// Where the largest magnitude of a group may lie on a grid of four bits. The first of equally good ones is taken.
 const ENDS: [f32; 6] = [8.0, 7.0, 7.5, 8.5, 9.0, 10.0];
 
+/// From here on there are no numbers but integers, which stand in the low bits.
+const INTEGERS: f32 = 1.5 * (1 << 23) as f32;
+
 /// The nearest integer of a small number, of two the even one, without a call: so that vectors are made of it.
 fn nearest(x: f32) -> f32 {
-    // From here on there are no numbers but integers.
-    const INTEGERS: f32 = 1.5 * (1 << 23) as f32;
     (x + INTEGERS) - INTEGERS
+}
+
+/// The same where eight bits hold it.
+fn integer(x: f32) -> i8 {
+    (x + INTEGERS).to_bits() as i8
 }
 
 /// The sum of squares of what rounding with this scale leaves of a group.
@@ -175,8 +202,9 @@ impl Checkpoint {
                 continue;
             }
             let reals = Reals { matrix, scales: scales.filter(|_| scaled) };
+            let kept = KeptScales::default();
             for (plane, dtype, shape) in to.packed().planes([rows, columns]) {
-                let place = Place::Made(Recipe::Rounded(reals.clone(), to, plane));
+                let place = Place::Made(Recipe::Rounded(reals.clone(), to, plane, kept.clone()));
                 let of = Some(name.clone());
                 planes.push((format!("{name}{}", plane.suffix()), Located { dtype, shape: shape.into(), place, of }));
             }
@@ -281,18 +309,18 @@ mod tests {
     fn small_weights_keep_what_scales_can_say_and_large_ones_are_refused() {
         let tiny = half::f16::from_bits(1).to_f32();
         for to in [WeightOnly { codes: DType::I8, group: 4 }, WeightOnly { codes: DType::I4, group: 4 }] {
-            let round = |row: &[f32], plane| {
-                let mut out = Vec::new();
-                to.round_row(row, plane, &mut out).map(|()| out).map_err(|e| e.to_string())
+            let round = |row: &[f32]| {
+                let (mut scales, mut codes) = (Vec::new(), Vec::new());
+                to.scales_of_row(row, &mut scales).map_err(|e| e.to_string())?;
+                to.codes_of_row(row, &scales, &mut codes);
+                Ok::<_, String>((scales[0].to_f32(), codes))
             };
             let largest = if to.codes == DType::I4 { 10.0 } else { 127.0 };
             // All the groups with scales of few bits, some between two of them, and those without any.
             for most in (1..4000).map(|n| tiny * n as f32 * largest / 37.0).chain([0.0, 1e-30]) {
                 let row = [most, -most, most / 3.0, 0.0];
-                let scale = round(&row, Plane::Scales).unwrap();
-                let scale = half::f16::from_le_bytes([scale[0], scale[1]]).to_f32();
+                let (scale, bytes) = round(&row).unwrap();
                 assert_eq!(scale != 0.0, most > 0.0, "{to:?} {most:e}");
-                let bytes = round(&row, Plane::Codes).unwrap();
                 let codes = Tensor::from_bytes(to.codes, &[4], &bytes).unwrap();
                 for (i, w) in row.iter().enumerate() {
                     let off = (codes.at(i) as f32 * scale - w).abs();
@@ -301,27 +329,22 @@ mod tests {
                 }
             }
             let limit = 65504.0 * largest;
-            assert!(round(&[limit, 0.0, 0.0, 0.0], Plane::Scales).is_ok());
-            for plane in [Plane::Codes, Plane::Scales] {
-                let error = round(&[0.0, limit * 1.001, 0.0, 0.0], plane).unwrap_err();
-                assert!(error.contains("scales end at"), "{error}");
-                for bad in [f32::NAN, f32::INFINITY] {
-                    assert!(round(&[1.0, bad], plane).unwrap_err().contains("no finite number"));
-                }
+            assert!(round(&[limit, 0.0, 0.0, 0.0]).is_ok());
+            let error = round(&[0.0, limit * 1.001, 0.0, 0.0]).unwrap_err();
+            assert!(error.contains("scales end at"), "{error}");
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                assert!(round(&[1.0, bad]).unwrap_err().contains("no finite number"));
             }
         }
     }
 
     /// What is left of `w`, rounded in groups of 32, as a sum of squares.
     fn left(w: &[f32], to: WeightOnly) -> f32 {
-        let rounded = |plane| {
-            let mut out = Vec::new();
-            to.round_row(w, plane, &mut out).unwrap();
-            out
-        };
-        let codes = Tensor::from_bytes(to.codes, &[w.len()], &rounded(Plane::Codes)).unwrap();
-        let scales = Tensor::from_bytes(DType::F16, &[w.len() / to.group], &rounded(Plane::Scales)).unwrap();
-        let off = |i: usize| codes.at(i) as f32 * scales.at(i / to.group) as f32 - w[i];
+        let (mut scales, mut codes) = (Vec::new(), Vec::new());
+        to.scales_of_row(w, &mut scales).unwrap();
+        to.codes_of_row(w, &scales, &mut codes);
+        let codes = Tensor::from_bytes(to.codes, &[w.len()], &codes).unwrap();
+        let off = |i: usize| codes.at(i) as f32 * scales[i / to.group].to_f32() - w[i];
         (0..w.len()).map(|i| off(i).powi(2)).sum()
     }
 
@@ -351,5 +374,37 @@ mod tests {
             [Some(128), Some(32), Some(128)]
         );
         assert_eq!([group(DType::I8, 21), group(DType::I4, 21)], [Some(128), None]);
+    }
+
+    #[test]
+    fn the_farthest_is_the_first_of_those_as_far() {
+        let mut group: Vec<f32> = (0..37).map(|i| (i % 7) as f32 - 3.0).collect();
+        assert_eq!(farthest(&group), Some(-3.0));
+        for at in [0, 5, 8, 31, 36] {
+            for far in [3.0f32, -4.0, f32::NAN, f32::NEG_INFINITY] {
+                let kept = std::mem::replace(&mut group[at], far);
+                let plain = group.iter().fold(0.0f32, |m, w| if w.abs() > m.abs() { *w } else { m });
+                assert_eq!(farthest(&group), group.iter().all(|w| w.is_finite()).then_some(plain), "{at} {far}");
+                group[at] = kept;
+            }
+        }
+        assert_eq!(farthest(&[-0.0; 9]).map(f32::to_bits), Some(0));
+    }
+
+    #[test]
+    fn planes_are_the_same_in_any_order_and_however_often_they_are_written() {
+        let plane = |c: &Checkpoint, name: &str| c.require(name).unwrap().data().unwrap().into_owned();
+        for codes in [DType::I8, DType::I4] {
+            let rounded = || checkpoint().rounded(WeightOnly { codes, group: 32 }.into(), Some(7), [2, 16]).0;
+            for name in ["a.weight", "b.weight", "embed.weight"] {
+                let [codes, scales] = ["codes", "scales"].map(|p| format!("{name}.{p}"));
+                let (alone, c) = ((plane(&rounded(), &codes), plane(&rounded(), &scales)), rounded());
+                for order in [[&codes, &scales], [&scales, &codes], [&codes, &codes], [&scales, &scales]] {
+                    for name in order {
+                        assert_eq!(plane(&c, name), if *name == codes { &alone.0 } else { &alone.1 }[..], "{order:?}");
+                    }
+                }
+            }
+        }
     }
 }
