@@ -127,9 +127,9 @@ pub struct AdapterArgs {
 /// How weights are rounded.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct QuantizeArgs {
-    /// Round the weights of products to int8 or int4, with a scale for every GROUP neighbours of a row. Embeddings and output
-    /// heads are rounded to int8 with either; norms and routers stay as they are.
-    #[arg(long, value_name = "int8|int4[:GROUP]", value_parser = weight_only)]
+    /// Round the weights of products to int8, int4 or fp8 (e4m3), with a scale for every GROUP neighbours of a row. Embeddings
+    /// and output heads are rounded to eight bits with any of them; norms and routers stay as they are.
+    #[arg(long, value_name = "int8|int4|fp8[:GROUP]", value_parser = weight_only)]
     pub quantize: Option<WeightOnly>,
     /// With --quantize: embeddings and output heads stay as they are.
     #[arg(long, requires = "quantize")]
@@ -152,7 +152,8 @@ fn weight_only(text: &str) -> Result<WeightOnly, String> {
     let codes = match format {
         "int8" => DType::I8,
         "int4" => DType::I4,
-        _ => return Err("expected int8 or int4, perhaps with a group: int4:64".into()),
+        "fp8" => DType::F8E4M3,
+        _ => return Err("expected int8, int4 or fp8, perhaps with a group: int4:64".into()),
     };
     let usable = |g: &usize| (16..=4096).contains(g) && g.is_power_of_two();
     let group = group.map(|g| g.parse().ok().filter(usable).ok_or("a group is a power of two from 16 to 4096"));
@@ -278,7 +279,8 @@ mod tests {
     fn formats_of_few_bits() {
         assert_eq!(weight_only("int8"), Ok(WeightOnly { codes: DType::I8, group: 128 }));
         assert_eq!(weight_only("int4:32"), Ok(WeightOnly { codes: DType::I4, group: 32 }));
-        assert!(weight_only("int3").unwrap_err().contains("int8 or int4"));
+        assert_eq!(weight_only("fp8:64"), Ok(WeightOnly { codes: DType::F8E4M3, group: 64 }));
+        assert!(weight_only("int3").unwrap_err().contains("int8, int4 or fp8"));
         for bad in ["int4:", "int4:8", "int4:100", "int4:-1"] {
             assert!(weight_only(bad).unwrap_err().contains("power of two"));
         }

@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 HADAL = [
     ["--quantize", "int8"],
     ["--quantize", "int8", "--activations", "int8"],
+    ["--quantize", "fp8"],
     ["--quantize", "int4:32"],
     ["--quantize", "int4:32", "--activations", "int8"],
     ["--quantize", "int4"],

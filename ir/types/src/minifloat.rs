@@ -22,9 +22,17 @@ pub fn e4m3_from_f64(value: f64) -> u8 {
     sign | nearest(value.abs(), 0x7e, e4m3_to_f32)
 }
 
-/// Encodes as e4m3fn; beyond ±448 saturates, NaN stays NaN.
+/// Encodes as e4m3fn; beyond ±448 saturates, NaN stays NaN. Without branches, so that vectors are made of it.
 pub fn e4m3_from_f32(value: f32) -> u8 {
-    e4m3_from_f64(value as f64)
+    let (sign, bits) = ((value.to_bits() >> 24) as u8 & 0x80, value.to_bits() & 0x7fff_ffff);
+    let magnitude = f32::from_bits(bits);
+    // Adding half of what is cut off, a little less where the code would be even, carries into the exponent too.
+    let normal = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
+    // Below 2^-6 codes are multiples of 2^-9; the sum's low bits are the nearest one.
+    const INTEGERS: f32 = 1.5 * (1 << 23) as f32;
+    let subnormal = (magnitude * 512.0 + INTEGERS).to_bits() & 0xf;
+    let code = if magnitude < 0.015625 { subnormal } else { normal.saturating_sub(120 << 3).min(0x7e) };
+    sign | if magnitude.is_nan() { 0x7f } else { code as u8 }
 }
 
 /// Decodes an e8m0 byte: a power of two.
@@ -88,6 +96,17 @@ mod tests {
             let value = e4m3_to_f32(code);
             if !value.is_nan() {
                 assert_eq!(e4m3_from_f32(value), code, "{value}");
+            }
+        }
+    }
+
+    #[test]
+    fn e4m3_of_f32_is_that_of_f64() {
+        // All upper halves of f32, and halves of steps and their neighbours behind them.
+        for upper in 0..=u16::MAX {
+            for lower in [0, 1, 0x7fff, 0x8000, 0xffff] {
+                let value = f32::from_bits((upper as u32) << 16 | lower);
+                assert_eq!(e4m3_from_f32(value), e4m3_from_f64(value as f64), "{value:e}");
             }
         }
     }

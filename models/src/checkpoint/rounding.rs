@@ -10,6 +10,8 @@
 //! squares of those in [`ENDS`], as a finer grid is worth more to most groups than its largest element (a third less than
 //! with codes from -7 to 7 and `e = 7`, on weights of a real model and on normal ones).
 //!
+//! Codes in e4m3 go from -448 to 448, `e` is 448, and `q` is the nearest of them.
+//!
 //! Where f16 is so coarse, near zero, that the largest would be half a step or more outside of the grid, the next scale is
 //! taken. Magnitudes whose scale f16 cannot hold are refused while they are written.
 
@@ -17,13 +19,14 @@ use super::packed::{Level, Packed};
 use super::recipe::{KeptScales, Layout, Matrix, Order, Reals, Recipe, push_codes};
 use super::{Checkpoint, Located, Place};
 use hadal_types::DType;
+use hadal_types::minifloat::e4m3_from_f32;
 use std::collections::HashSet;
 use std::io;
 
 /// To what weights are rounded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WeightOnly {
-    /// `I8` or `I4`.
+    /// `I8`, `I4` or `F8E4M3`.
     pub codes: DType,
     /// Columns that share a scale.
     pub group: usize,
@@ -46,12 +49,25 @@ impl WeightOnly {
 
     /// Where the largest magnitude of a group may lie, in steps.
     fn ends(self) -> &'static [f32] {
-        if self.codes == DType::I4 { &ENDS } else { &[127.0] }
+        match self.codes {
+            DType::I4 => &ENDS,
+            DType::F8E4M3 => &[448.0],
+            _ => &[127.0],
+        }
     }
 
     /// The least and the largest code.
     fn codes(self) -> [f32; 2] {
-        if self.codes == DType::I4 { [-8.0, 7.0] } else { [-127.0, 127.0] }
+        match self.codes {
+            DType::I4 => [-8.0, 7.0],
+            DType::F8E4M3 => [-448.0, 448.0],
+            _ => [-127.0, 127.0],
+        }
+    }
+
+    /// Half of the last step of the grid.
+    fn half_step(self) -> f32 {
+        if self.codes == DType::F8E4M3 { 16.0 } else { 0.5 }
     }
 
     /// The scale of a group, if f16 has it.
@@ -63,7 +79,7 @@ impl WeightOnly {
         let mut best: Option<(f32, half::f16)> = None;
         for end in self.ends() {
             let nearest = half::f16::from_f32(-far / end);
-            let outside = far.abs() > (end + 0.5) * nearest.to_f32().abs();
+            let outside = far.abs() > (end + self.half_step()) * nearest.to_f32().abs();
             let scale = if outside { half::f16::from_bits(nearest.to_bits() + 1) } else { nearest };
             let off = if self.ends().len() > 1 { squares(group, scale.to_f32(), self.codes()) } else { 0.0 };
             if scale.is_finite() && best.is_none_or(|(least, _)| off < least) {
@@ -91,7 +107,10 @@ impl WeightOnly {
         let mut codes = Vec::with_capacity(self.group);
         for (group, scale) in row.chunks(self.group).zip(scales) {
             let scale = scale.to_f32();
-            let code = |w: &f32| integer((w / scale).clamp(least, most));
+            let code = |w: &f32| match self.codes {
+                DType::F8E4M3 => e4m3_from_f32(w / scale) as i8,
+                _ => integer((w / scale).clamp(least, most)),
+            };
             codes.clear();
             match scale == 0.0 {
                 true => codes.resize(group.len(), 0),
@@ -198,7 +217,7 @@ impl Checkpoint {
                 matrix.layout == Layout::Plain(DType::F8E4M3)
                     && [rows.div_ceil(*r), columns.div_ceil(*c)] == [s.rows, s.columns]
             });
-            if !wide && !scaled {
+            if !wide && !scaled || matrix.layout == Layout::Plain(to.codes) {
                 continue;
             }
             let reals = Reals { matrix, scales: scales.filter(|_| scaled) };
@@ -336,6 +355,24 @@ mod tests {
                 assert!(round(&[1.0, bad]).unwrap_err().contains("no finite number"));
             }
         }
+    }
+
+    #[test]
+    fn eight_bits_may_be_a_float() {
+        let to = WeightOnly { codes: DType::F8E4M3, group: 64 };
+        let (c, count) = checkpoint().rounded(to.into(), Some(7), [2, 16]);
+        // What is e4m3 with scales stays so.
+        assert!(count == 3 && c.packed("b.weight").is_none());
+        assert_eq!(c.packed("embed.weight").map(|p| p.codes), Some(DType::I8));
+        let [w, q, s] = ["", ".codes", ".scales"].map(|plane| read(&c, &format!("a.weight{plane}")));
+        let group = c.packed("a.weight").unwrap().group;
+        assert_eq!([q.dtype, s.dtype, w.dtype], [DType::F8E4M3, DType::F16, DType::BF16]);
+        for i in 0..w.len() {
+            let scale = s.at(i / 96 * 96_usize.div_ceil(group) + i % 96 / group) as f32;
+            let nearest = DType::F8E4M3.round((w.at(i) as f32 / scale).into());
+            assert_eq!(q.at(i), nearest, "{i}: {} by {scale}", w.at(i));
+        }
+        assert!((0..q.len()).any(|i| q.at(i).abs() == 448.0));
     }
 
     /// What is left of `w`, rounded in groups of 32, as a sum of squares.
