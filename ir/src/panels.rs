@@ -18,11 +18,11 @@ use std::io::{self, Write};
 pub const COLUMNS: i64 = 16;
 
 /// The type of a tensor's panels with so many neighbours together; `None` where its last two axes have none: columns are
-/// whole pairs of panels, so that no reader meets a half of what it takes at a time.
+/// whole pairs of panels, so that no reader meets a half of what it takes at a time, and what is kept together is whole bytes.
 pub fn stored(ty: &TensorType, group: i64) -> Option<TensorType> {
     let [outer @ .., n, k] = &ty.shape[..] else { return None };
     let (n, k) = (n.as_const()?, k.as_const()?);
-    let whole = ty.dtype.bits().is_multiple_of(8) && group > 0;
+    let whole = group > 0 && (ty.dtype.bits() as i64).checked_mul(group)? % 8 == 0;
     if !(whole && n > 0 && n % (2 * COLUMNS) == 0 && k > 0 && k % group == 0) {
         return None;
     }
@@ -81,7 +81,7 @@ impl<'a> Writer<'a> {
         let from = func.ty(*func.params.first()?);
         let [.., group] = &func.ty(func.results.first()?.1).shape[..] else { return None };
         (*func == fold(&func.name, from, group.as_const()?)?).then_some(())?;
-        let bytes = |n: &Dim| Some(usize::try_from(n.as_const()?).ok()? * (from.dtype.bits() / 8) as usize);
+        let bytes = |n: &Dim| Some(usize::try_from(n.as_const()?).ok()?.checked_mul(from.dtype.bits() as usize)? / 8);
         let (row, word) = (bytes(from.shape.last()?)?, bytes(group)?);
         let panel = vec![0; row * COLUMNS as usize];
         Some(Writer { out, rows: Vec::with_capacity(panel.len()), panel, row, word })
@@ -182,15 +182,22 @@ mod tests {
             (DType::F32, &[32, 5], 1),
             (DType::I8, &[3, 32, 8], 4),
             (DType::F16, &[32, 3], 1),
+            (DType::I4, &[64, 24], 8),
+            (DType::F4E2M1, &[2, 32, 4], 2),
         ] {
             let ty = ty(dtype, shape);
             let func = fold("lay", &ty, group).unwrap();
-            let count = shape.iter().product::<i64>() * (dtype.bits() / 8) as i64;
+            let count = shape.iter().product::<i64>() * dtype.bits() as i64 / 8;
             let bytes: Vec<u8> = (0..count).map(|i| (i * 89 % 251) as u8).collect();
             let mut found = Vec::new();
             let mut writer = Writer::new(&func, &mut found).unwrap();
             bytes.chunks(37).for_each(|part| writer.write_all(part).unwrap());
-            assert_eq!(found, crate::layout_fold::eval(&func, vec![bytes], 0).unwrap(), "{ty}");
+            let shape: Vec<usize> = shape.iter().map(|n| *n as usize).collect();
+            let panels = eval_func(&func, &[Tensor::from_bytes(dtype, &shape, &bytes).unwrap()], &Bindings::new());
+            assert_eq!(found, panels.unwrap()[0].to_bytes(), "{ty}");
+            if !dtype.is_packed() {
+                assert_eq!(found, crate::layout_fold::eval(&func, vec![bytes], 0).unwrap(), "{ty}");
+            }
             let other = Func { insts: func.insts[..1].to_vec(), ..func.clone() };
             assert!(Writer::new(&other, &mut Vec::new()).is_none());
         }
@@ -204,7 +211,7 @@ mod tests {
             (DType::BF16, &[32, 5], 2),
             (DType::BF16, &[32], 2),
             (DType::BF16, &[32, 6], 0),
-            (DType::I4, &[32, 8], 8),
+            (DType::I4, &[32, 8], 1),
             (DType::I8, &[32, 6], 4),
             (DType::F32, &[0, 6], 1),
         ] {

@@ -233,10 +233,10 @@ fn many_rows_meet_packed_columns() {
 }
 
 /// Codes, elements that share a scale, those that share a scale of scales, and whether there are offsets.
-type Codes = (&'static str, usize, Option<usize>, bool);
+pub(crate) type Codes = (&'static str, usize, Option<usize>, bool);
 
 /// A product of rows of bytes, of which `block` share a scale, by codes.
-fn of_bytes((codes, group, over, offsets): Codes, n: usize, k: usize, block: usize) -> String {
+pub(crate) fn of_bytes((codes, group, over, offsets): Codes, n: usize, k: usize, block: usize) -> String {
     let groups = k.div_ceil(group);
     let mut params = format!("%x: i8[T, {k}], %xs: f32[T, {}], %q: {codes}[{n}, {k}]", k / block);
     let mut body = format!("  %0 = dequantize %x, %xs {{block = [1, {block}]}} : f32[T, {k}]\n");
@@ -258,10 +258,10 @@ fn of_bytes((codes, group, over, offsets): Codes, n: usize, k: usize, block: usi
 }
 
 /// Forms that sum in f32 add up to a thousand products of magnitudes up to 64.
-const OF_BYTES_TOLERANCE: f64 = 1e-3;
+pub(crate) const OF_BYTES_TOLERANCE: f64 = 1e-3;
 
 /// Formats of weights, with widths of rows, and how many elements of a row share a scale.
-const OF_BYTES: [(Codes, &[[usize; 2]]); 12] = [
+pub(crate) const OF_BYTES: [(Codes, &[[usize; 2]]); 12] = [
     (("i8", 128, None, false), &[[256, 128], [320, 32]]),
     (("i8", 64, None, false), &[[64, 64], [160, 32]]),
     (("i8", 32, None, false), &[[128, 32], [544, 32]]),

@@ -1,0 +1,429 @@
+//! What a grid index of the laid form computes.
+
+use super::super::desc::Desc;
+use super::super::emit::{Env, finish};
+use super::super::epilogue::on_vectors;
+use super::super::schedule::Schedule;
+use super::super::view::Access;
+use super::codes::{self, Line};
+use super::rows::{Row, Rows};
+use super::{Groups, LANES, Laid, heights};
+use hadal_ir::kernel::{Buf, Builder, LoopKind, Value};
+use hadal_types::DType;
+
+/// Lines that are no loop where a part has no more, and at a time where it has.
+const UNROLLED: i64 = 8;
+
+/// All columns and rows of one grid index.
+pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
+    let Some(laid) = Laid::of(desc, s.streamed) else { return };
+    let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
+    let rows = s.rows.map_or(1i64.into(), |m| desc.size(m).clone());
+    // What is written of rows is for all panels of the grid index.
+    let together = if laid.part.is_some() { s.block.unwrap_or(s.strip as i64) } else { s.strip as i64 };
+    let width = together * LANES;
+    let sums = b.alloc("sums", DType::F32, [rows * width]);
+    let [x_scale, scale, offset] =
+        [&x.scale, &w.scale, &w.offset].map(|a| a.as_deref().and_then(|a| Scale::of(desc, a, &laid)));
+    let scales = [scale, offset];
+    let cell = Cell { desc, s, laid, env, w, x, x_scale, scales, total, together, width, sums };
+    let written = Rows::new(b, &cell, s.tile.0 as i64, s.depth.min(laid.lines * laid.word));
+    b.for_each(lo, hi, together, LoopKind::Serial, |b, panel| cell.run(b, panel, written));
+}
+
+/// A grid index.
+pub struct Cell<'e, 'a> {
+    pub desc: &'a Desc,
+    pub s: &'e Schedule,
+    pub laid: Laid,
+    env: &'e Env<'a>,
+    /// What is laid out.
+    pub w: &'a Access,
+    /// What is not.
+    pub x: &'a Access,
+    /// The scale of rows.
+    pub x_scale: Option<Scale<'a>>,
+    /// Scale and offset of columns.
+    scales: [Option<Scale<'a>>; 2],
+    /// How many rows there are.
+    total: Value,
+    /// Panels that rows are written for at a time, and their columns.
+    together: i64,
+    width: i64,
+    /// Rows of `width` sums.
+    sums: Buf,
+}
+
+/// A scale or an offset: which of it belongs to a part.
+pub struct Scale<'a> {
+    access: &'a Access,
+    groups: Groups,
+    /// Sixteen, of neighbouring columns, or one.
+    lanes: u32,
+    over: Option<Box<Scale<'a>>>,
+}
+
+impl<'a> Scale<'a> {
+    fn of(desc: &Desc, access: &'a Access, laid: &Laid) -> Option<Scale<'a>> {
+        let groups = Groups::of(desc, access, laid)?;
+        let lanes = if desc.vars.stride(&access.at, laid.lane)?.is(0) { 1 } else { LANES as u32 };
+        let over = access.scale.as_deref().map(|over| Scale::of(desc, over, laid)).map(|o| o.map(Box::new));
+        Some(Scale { access, groups, lanes, over: over.unwrap_or_default() })
+    }
+
+    /// Where those of the first part are.
+    pub fn base(&self, b: &mut Builder, env: &Env<'a>) -> Vec<Value> {
+        let zero = b.const_i64(0);
+        let first = self.groups.var.map_or(env.clone(), |var| env.with(var, zero)).at(b, &self.access.at);
+        let over = self.over.as_ref().map(|over| over.base(b, env));
+        [first].into_iter().chain(over.into_iter().flatten()).collect()
+    }
+
+    /// Those of a part, as f32.
+    pub fn value(&self, b: &mut Builder, cell: &Cell<'_, 'a>, base: &[Value], part: Value) -> Value {
+        let mut at = base[0];
+        if let Some(var) = self.groups.var {
+            let by = self.groups.size / cell.laid.part.unwrap_or(self.groups.size);
+            let number = if by == 1 {
+                part
+            } else {
+                let by = b.const_i64(by);
+                b.div(part, by)
+            };
+            let step = b.dim(&self.access.at.coefficient(var));
+            let offset = b.mul(number, step);
+            at = b.add(at, offset);
+        }
+        let x = b.load(cell.env.bufs[self.access.param], &[at], self.lanes);
+        let x = b.cast(x, DType::F32);
+        match &self.over {
+            Some(over) => {
+                let over = over.value(b, cell, &base[1..], part);
+                b.mul(x, over)
+            }
+            None => x,
+        }
+    }
+}
+
+/// Some panels side by side: where their lines begin, those of the chunk, and their scales and offsets.
+struct Strip {
+    lines: Vec<Value>,
+    scales: Vec<[Vec<Value>; 2]>,
+}
+
+/// What is summed: from which line and part on.
+#[derive(Clone, Copy)]
+struct Chunk {
+    from: Value,
+    part: Value,
+    /// Lines.
+    length: i64,
+}
+
+impl<'a> Cell<'_, 'a> {
+    /// Some panels, from this one on.
+    fn run(&self, b: &mut Builder, panel: Value, written: Rows) {
+        let (lines, depth) = (self.laid.lines, self.s.depth / self.laid.word);
+        let (whole, rest) = (lines / depth * depth, lines % depth);
+        let zero = b.const_i64(0);
+        if lines > depth {
+            let (none, end) = (self.zero(b), self.times(b, self.total, self.width));
+            b.for_each(zero, end, LANES, LoopKind::Serial, |b, at| b.store(self.sums, &[at], none));
+        }
+        let chunk = |b: &mut Builder, from: Value, length: i64| {
+            let unit = b.const_i64(self.part_lines());
+            let part = b.div(from, unit);
+            self.chunk(b, panel, Chunk { from, part, length }, written);
+        };
+        let end = b.const_i64(whole);
+        b.for_each(zero, end, depth, LoopKind::Serial, |b, from| chunk(b, from, depth));
+        if rest > 0 {
+            chunk(b, end, rest);
+        }
+        self.epilogue(b, panel);
+    }
+
+    /// Lines of a part.
+    fn part_lines(&self) -> i64 {
+        self.laid.part.map_or(1, |part| part / self.laid.word)
+    }
+
+    /// All rows by so many lines.
+    fn chunk(&self, b: &mut Builder, panel: Value, chunk: Chunk, written: Rows) {
+        let known = self.s.rows.map_or(Some(1), |m| self.desc.known(m));
+        let heights = heights(self.laid, i64::from(self.s.register) == LANES, self.s.step);
+        let (mut first, mut left) = (b.const_i64(0), known);
+        for height in heights.iter().copied().filter(|h| *h <= self.s.tile.0 as i64) {
+            let tiles = left.map(|n| n / height);
+            left = left.map(|n| n % height);
+            if tiles == Some(0) {
+                continue;
+            }
+            if tiles == Some(1) {
+                self.rows(b, panel, (first, height), chunk, written);
+                let unit = b.const_i64(height);
+                first = b.add(first, unit);
+                continue;
+            }
+            let rest = b.sub(self.total, first);
+            let unit = b.const_i64(height);
+            let tiles = b.div(rest, unit);
+            let count = b.mul(tiles, unit);
+            let end = b.add(first, count);
+            b.for_each(first, end, height, LoopKind::Serial, |b, m| {
+                self.rows(b, panel, (m, height), chunk, written);
+            });
+            first = end;
+        }
+    }
+
+    /// `height` rows by all panels.
+    fn rows(&self, b: &mut Builder, panel: Value, (first, height): (Value, i64), chunk: Chunk, written: Rows) {
+        let rows: Vec<Row<'a>> = (0..height)
+            .map(|i| {
+                let offset = b.const_i64(i);
+                let m = b.add(first, offset);
+                let env = self.s.rows.map_or(self.env.clone(), |rows| self.env.row(b, rows, m));
+                written.write(b, self, (i, env), (chunk.from, chunk.part), chunk.length * self.laid.word)
+            })
+            .collect();
+        let sums = self.times(b, first, self.width);
+        let strip = |b: &mut Builder, v: Value| {
+            let (panel, column) = (b.add(panel, v), self.times(b, v, LANES));
+            let sums = b.add(sums, column);
+            self.tile(b, panel, &rows, sums, chunk, written);
+        };
+        let zero = b.const_i64(0);
+        if self.together == self.s.strip as i64 {
+            return strip(b, zero);
+        }
+        let end = b.const_i64(self.together);
+        b.for_each(zero, end, self.s.strip as i64, LoopKind::Serial, strip);
+    }
+
+    /// Adds the products of a chunk to the sums of some rows and panels.
+    fn tile(&self, b: &mut Builder, panel: Value, rows: &[Row<'a>], sums: Value, chunk: Chunk, written: Rows) {
+        let vectors = self.s.strip as i64;
+        let places: Vec<Value> = (0..rows.len() as i64 * vectors)
+            .map(|i| {
+                let offset = b.const_i64(i / vectors * self.width + i % vectors * LANES);
+                b.add(sums, offset)
+            })
+            .collect();
+        let mut strip = Strip { lines: Vec::new(), scales: Vec::new() };
+        for v in 0..vectors {
+            let v = b.const_i64(v);
+            let panel = b.add(panel, v);
+            let env = self.env.with(self.laid.panel, panel);
+            strip.lines.push(env.with(self.laid.line, chunk.from).at(b, &self.w.at));
+            let scales = self.scales.each_ref().map(|scale| scale.as_ref().map(|scale| scale.base(b, &env)));
+            strip.scales.push(scales.map(Option::unwrap_or_default));
+        }
+        let only = chunk.length == self.laid.lines;
+        let none = self.zero(b);
+        let init: Vec<Value> = match only {
+            true => vec![none; places.len()],
+            false => places.iter().map(|at| b.load(self.sums, &[*at], LANES as u32)).collect(),
+        };
+        let zero = b.const_i64(0);
+        let sums = if self.laid.part.is_none() {
+            self.products(b, &strip, rows, (zero, chunk.length), init, written)
+        } else {
+            let size = self.part_lines();
+            let (whole, rest) = (b.const_i64(chunk.length / size), chunk.length % size);
+            let part = |b: &mut Builder, at: Value, lines: i64, sums: &[Value]| {
+                self.part(b, &strip, rows, (chunk.part, at, lines), sums, written)
+            };
+            let sums = b.for_loop(zero, whole, 1, LoopKind::Serial, &init, |b, at, sums| part(b, at, size, sums));
+            if rest > 0 { part(b, whole, rest, &sums) } else { sums }
+        };
+        places.iter().zip(sums).for_each(|(at, sum)| b.store(self.sums, &[*at], sum));
+    }
+
+    /// Adds the scaled products of a part: that of number `at` of a chunk that begins with part `first`.
+    fn part(
+        &self,
+        b: &mut Builder,
+        strip: &Strip,
+        rows: &[Row<'a>],
+        (first, at, lines): (Value, Value, i64),
+        sums: &[Value],
+        written: Rows,
+    ) -> Vec<Value> {
+        let lanes = LANES as u32;
+        let none = if self.s.quads { b.const_i32(0) } else { b.const_f32(0.0) };
+        let (of_rows, vectors): (Vec<_>, _) = (rows.iter().map(|row| row.of_part(b, at)).collect(), strip.lines.len());
+        let mut init = Vec::with_capacity(sums.len());
+        for (start, _) in &of_rows {
+            let start = b.splat(start.unwrap_or(none), lanes);
+            init.extend(vec![start; vectors]);
+        }
+        let line = self.times(b, at, self.part_lines());
+        let products = self.products(b, strip, rows, (line, lines), init, written);
+        let part = b.add(first, at);
+        let unit = codes::unit(self.w.dtype);
+        let columns: Vec<[Option<Value>; 2]> = strip
+            .scales
+            .iter()
+            .map(|bases| {
+                let [scale, offset] = [0, 1].map(|i| {
+                    let x = self.scales[i].as_ref()?.value(b, self, &bases[i], part);
+                    Some(b.splat(x, lanes))
+                });
+                let scale = scale.map(|scale| {
+                    let unit = b.const_f32(unit);
+                    let unit = b.splat(unit, lanes);
+                    if codes::unit(self.w.dtype) == 1.0 { scale } else { b.mul(scale, unit) }
+                });
+                [scale, offset]
+            })
+            .collect();
+        let mut out = Vec::with_capacity(sums.len());
+        for (i, row) in rows.iter().enumerate() {
+            let scale = row.scale(b, self, part).map(|scale| b.splat(scale, lanes));
+            let total = of_rows[i].1.map(|total| b.splat(total, lanes));
+            for (v, [of_column, offset]) in columns.iter().enumerate() {
+                let at = i * vectors + v;
+                let by = match (*of_column, scale) {
+                    (Some(a), Some(c)) => b.mul(a, c),
+                    (a, c) => a.or(c).unwrap_or_else(|| self.zero(b)),
+                };
+                let product = b.cast(products[at], DType::F32);
+                let mut sum = b.fma(product, by, sums[at]);
+                if let (Some(offset), Some(total)) = (offset, total) {
+                    sum = b.fma(*offset, total, sum);
+                }
+                out.push(sum);
+            }
+        }
+        out
+    }
+
+    /// Adds the products of so many lines of the chunk.
+    fn products(
+        &self,
+        b: &mut Builder,
+        strip: &Strip,
+        rows: &[Row<'a>],
+        (first, count): (Value, i64),
+        init: Vec<Value>,
+        written: Rows,
+    ) -> Vec<Value> {
+        let line = |b: &mut Builder, i: Value, sums: &[Value]| self.line(b, strip, rows, i, sums, written);
+        if self.laid.part.is_none() {
+            let end = b.const_i64(count);
+            return b.for_loop(first, end, 1, LoopKind::Serial, &init, line);
+        }
+        let unit = if count <= UNROLLED { count } else { 4 };
+        let many = |b: &mut Builder, from: Value, count: i64, sums: &[Value]| {
+            (0..count).fold(sums.to_vec(), |sums, i| {
+                let i = b.const_i64(i);
+                let i = b.add(from, i);
+                line(b, i, &sums)
+            })
+        };
+        if count == unit {
+            return many(b, first, count, &init);
+        }
+        let whole = b.const_i64(count / unit * unit);
+        let end = b.add(first, whole);
+        let sums = b.for_loop(first, end, unit, LoopKind::Serial, &init, |b, i, sums| many(b, i, unit, sums));
+        many(b, end, count % unit, &sums)
+    }
+
+    /// Adds the products of a line.
+    fn line(
+        &self,
+        b: &mut Builder,
+        strip: &Strip,
+        rows: &[Row<'a>],
+        i: Value,
+        sums: &[Value],
+        written: Rows,
+    ) -> Vec<Value> {
+        let (s, laid, buf) = (self.s, self.laid, self.env.bufs[self.w.param]);
+        let at = self.times(b, i, LANES * laid.word);
+        let mut sums = sums.to_vec();
+        let loaded = strip.lines.iter().map(|base| {
+            let at = b.add(*base, at);
+            b.load(buf, &[at], (LANES * laid.word) as u32)
+        });
+        let loaded: Vec<Value> = loaded.collect();
+        let lines: Vec<Option<Line>> = loaded.iter().map(|w| (!s.pairs).then(|| Line::new(b, s.quads, *w))).collect();
+        for vector in 0..codes::vectors(self.w, s.quads, s.pairs) {
+            let lines = lines.iter().zip(&loaded);
+            let lines: Vec<Value> = lines.map(|(line, w)| line.map_or(*w, |line| line.vector(b, vector))).collect();
+            for (row, sums) in rows.iter().zip(sums.chunks_mut(lines.len())) {
+                let x = written.factor(b, self, row, i, vector);
+                for (sum, w) in sums.iter_mut().zip(&lines) {
+                    *sum = match () {
+                        () if s.quads => b.dot(*w, x, *sum),
+                        () if s.pairs => b.dot(x, *w, *sum),
+                        () => b.fma(x, *w, *sum),
+                    };
+                }
+            }
+        }
+        sums
+    }
+
+    /// From the sums to memory.
+    fn epilogue(&self, b: &mut Builder, panel: Value) {
+        let (epilogue, lane, lanes) = (&self.desc.epilogue, self.laid.lane, LANES as u32);
+        let vectors = on_vectors(&self.desc.vars, epilogue, lane);
+        let zero = b.const_i64(0);
+        b.for_each(zero, self.total, 1, LoopKind::Serial, |b, m| {
+            let env = self.s.rows.map_or(self.env.clone(), |rows| self.env.row(b, rows, m));
+            let line = self.times(b, m, self.width);
+            // Gathers do not run along lanes.
+            let there = match (env.found(b, self.x), env.found(b, self.w)) {
+                (Some(x), Some(w)) => Some(b.and(x, w)),
+                (x, w) => x.or(w),
+            };
+            let write = |b: &mut Builder, env: &Env<'_>, at: Value, lanes: u32| {
+                let sum = b.load(self.sums, &[at], lanes);
+                let sum = match there {
+                    None => sum,
+                    Some(there) => {
+                        let none = b.const_f32(0.0);
+                        let (there, none) = (b.splat(there, lanes), b.splat(none, lanes));
+                        b.select(there, sum, none)
+                    }
+                };
+                finish(b, epilogue, env, sum, (lanes > 1).then_some((lane, lanes)), None);
+            };
+            let panels = |b: &mut Builder, v: Value| {
+                let (offset, panel) = (self.times(b, v, LANES), b.add(panel, v));
+                let (env, at) = (env.with(self.laid.panel, panel), b.add(line, offset));
+                if vectors {
+                    return write(b, &env, at, lanes);
+                }
+                let end = b.const_i64(LANES);
+                b.for_each(zero, end, 1, LoopKind::Serial, |b, c| {
+                    let at = b.add(at, c);
+                    write(b, &env.with(lane, c), at, 1);
+                });
+            };
+            if self.together <= 4 {
+                for v in 0..self.together {
+                    let v = b.const_i64(v);
+                    panels(b, v);
+                }
+                return;
+            }
+            let end = b.const_i64(self.together);
+            b.for_each(zero, end, 1, LoopKind::Serial, panels);
+        });
+    }
+
+    pub fn zero(&self, b: &mut Builder) -> Value {
+        let zero = b.const_f32(0.0);
+        b.splat(zero, LANES as u32)
+    }
+
+    pub fn times(&self, b: &mut Builder, x: Value, by: i64) -> Value {
+        let by = b.const_i64(by);
+        b.mul(x, by)
+    }
+}
