@@ -17,6 +17,17 @@ use std::io::{self, Write};
 /// Columns of a panel.
 pub const COLUMNS: i64 = 16;
 
+/// A parameter of which a kernel can read panels in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// Its position.
+    pub param: usize,
+    /// Neighbours that are kept together.
+    pub group: i64,
+    /// Whether they are read faster than rows, rather than as well.
+    pub pays: bool,
+}
+
 /// The type of a tensor's panels with so many neighbours together; `None` where its last two axes have none: columns are
 /// whole pairs of panels, so that no reader meets a half of what it takes at a time, and what is kept together is whole bytes.
 pub fn stored(ty: &TensorType, group: i64) -> Option<TensorType> {

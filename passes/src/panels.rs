@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Some kernels read a matrix faster where it lies as [panels](hadal_ir::panels::stored). A file holds each tensor once, so it is
-//! stored so if *all* kernels that any launch gives it to know panels, in all versions of all entries. A kernel serves
+//! stored so if *all* kernels that any launch gives it to know panels, in all versions of all entries, and one of them is faster
+//! with them. A kernel serves
 //! many launches, of each layer: tensors and the kernels' parameters that they are given to are decided together as far as
 //! they hang together. Who decides is asked (code generators do not exist here) with the kernel as it would be.
 //!
@@ -15,6 +16,7 @@
 
 use crate::{Error, Fused, plan};
 use hadal_ir::module::{Call, Func, FuncKind, Inst, InstKind, Module, Range, ValueId};
+use hadal_ir::panels::Wish;
 use hadal_ir::plan::{Place, Program};
 use hadal_ir::{Sym, TensorType, panels};
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,8 +25,8 @@ use std::collections::{BTreeMap, BTreeSet};
 type Reader = (String, usize);
 
 /// The parameters of which a kernel, launched with these values of the symbols, reads panels as well as rows, if it is given
-/// panels of all of them; and the neighbours that each keeps together.
-pub type Wants<'a> = &'a dyn Fn(&Func, &BTreeMap<Sym, Range>) -> Vec<(usize, i64)>;
+/// panels of all of them.
+pub type Wants<'a> = &'a dyn Fn(&Func, &BTreeMap<Sym, Range>) -> Vec<Wish>;
 
 /// Lays out what all readers want so.
 pub fn run(fused: Fused, program: Program, max_context: i64, wants: Wants<'_>) -> Result<(Fused, Program), Error> {
@@ -41,11 +43,12 @@ pub fn run(fused: Fused, program: Program, max_context: i64, wants: Wants<'_>) -
 fn choose(program: &Program, wants: Wants<'_>) -> BTreeMap<Reader, i64> {
     let mut readers: BTreeMap<Place, BTreeSet<Reader>> = BTreeMap::new();
     let mut given: BTreeMap<Reader, BTreeSet<Place>> = BTreeMap::new();
-    let mut wanted: BTreeMap<&str, BTreeMap<usize, i64>> = BTreeMap::new();
+    let mut wanted: BTreeMap<&str, BTreeMap<usize, Wish>> = BTreeMap::new();
     for launch in program.plans.iter().flat_map(|p| &p.launches) {
         wanted.entry(&launch.kernel).or_insert_with(|| {
             let func = program.module.func(&launch.kernel);
-            func.map(|f| wants(f, &program.ranges(&launch.kernel)).into_iter().collect()).unwrap_or_default()
+            let wishes = func.map(|f| wants(f, &program.ranges(&launch.kernel))).unwrap_or_default();
+            wishes.into_iter().map(|wish| (wish.param, wish)).collect()
         });
         for (i, place) in launch.args.iter().enumerate() {
             if matches!(place, Place::Weight(_) | Place::Fold(_)) {
@@ -58,7 +61,7 @@ fn choose(program: &Program, wants: Wants<'_>) -> BTreeMap<Reader, i64> {
     let mut chosen = BTreeMap::new();
     while let Some((first, _)) = given.first_key_value() {
         let (mut together, mut groups) = (BTreeMap::new(), BTreeMap::new());
-        let (mut open, mut all) = (vec![first.clone()], true);
+        let (mut open, mut all, mut pays) = (vec![first.clone()], true, false);
         while let Some(reader) = open.pop() {
             let Some(places) = given.remove(&reader) else {
                 // Seen before, or not a constant.
@@ -66,8 +69,10 @@ fn choose(program: &Program, wants: Wants<'_>) -> BTreeMap<Reader, i64> {
                 continue;
             };
             let siblings = &wanted[reader.0.as_str()];
-            let group = siblings.get(&reader.1).copied();
+            let wish = siblings.get(&reader.1);
+            let group = wish.map(|wish| wish.group);
             all &= group.is_some();
+            pays |= wish.is_some_and(|wish| wish.pays);
             for place in places {
                 open.extend(readers.remove(&place).into_iter().flatten());
                 all &= *groups.entry(place).or_insert(group) == group;
@@ -77,7 +82,7 @@ fn choose(program: &Program, wants: Wants<'_>) -> BTreeMap<Reader, i64> {
             }
             together.insert(reader, group.unwrap_or_default());
         }
-        if all {
+        if all && pays {
             chosen.append(&mut together);
         }
     }

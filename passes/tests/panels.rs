@@ -3,6 +3,7 @@
 mod common;
 
 use common::*;
+use hadal_ir::panels::Wish;
 use hadal_ir::plan::{Place, Program};
 use hadal_ir::{DType, Func, Range, Sym};
 use hadal_passes::{Fused, Options, compile, panels};
@@ -55,9 +56,14 @@ fn stored(program: &Program) -> (BTreeSet<&str>, BTreeSet<&str>) {
     (folds.filter_map(name).collect(), args().filter_map(name).collect())
 }
 
-fn products(func: &Func, _: &BTreeMap<Sym, Range>) -> Vec<(usize, i64)> {
+/// Panels that are read faster.
+fn faster<const N: usize>(of: [(usize, i64); N]) -> Vec<Wish> {
+    of.map(|(param, group)| Wish { param, group, pays: true }).to_vec()
+}
+
+fn products(func: &Func, _: &BTreeMap<Sym, Range>) -> Vec<Wish> {
     let halves = func.params.iter().all(|p| func.ty(*p).dtype == DType::BF16);
-    if halves && func.params.len() == 2 { vec![(1, 2)] } else { Vec::new() }
+    if halves && func.params.len() == 2 { faster([(1, 2)]) } else { Vec::new() }
 }
 
 /// The text without lines that have one of these in them.
@@ -101,10 +107,32 @@ func @main(%x: f32[T, 64]) -> (y: f32[T, 32]) {
 entry prefill = @main where T in 1..8
 entry decode = @main where T = 1
 ";
-    let both = |_: &Func, _: &BTreeMap<Sym, Range>| vec![(1, 4), (2, 1)];
+    let both = |_: &Func, _: &BTreeMap<Sym, Range>| faster([(1, 4), (2, 1)]);
     let program = laid_out(text, &both);
     assert_eq!(stored(&program), (["q", "s"].into(), [].into()));
     // One that is no constant cannot be, so neither is.
-    let other = |_: &Func, _: &BTreeMap<Sym, Range>| vec![(0, 1), (1, 4)];
+    let other = |_: &Func, _: &BTreeMap<Sym, Range>| faster([(0, 1), (1, 4)]);
     assert!(stored(&laid_out(text, &other)).0.is_empty());
+}
+
+#[test]
+fn what_nobody_reads_faster_stays_as_it_is() {
+    let wants = |pays: bool| {
+        move |func: &Func, _: &BTreeMap<Sym, Range>| {
+            let product = func.name.contains("contract");
+            vec![Wish { param: usize::from(product), group: 1, pays: product && pays }]
+        }
+    };
+    let text = "symbols P in 0..15, T in 1..8
+func @main(%t: i32[T]) -> (y: f32[T, 32]) {
+  weight %w = \"w\" : f32[32, 64]
+  %0 = gather %w, %t {axis = 0} : f32[T, 64]
+  %1 = exp %0 : f32[T, 64]
+  %2 = contract %1, %w {spec = \"td,fd->tf\"} : f32[T, 32]
+  return %2 }
+entry prefill = @main where T in 1..8
+entry decode = @main where T = 1
+";
+    assert_eq!(stored(&laid_out(text, &wants(true))), (["w"].into(), [].into()));
+    assert!(stored(&laid_out(text, &wants(false))).0.is_empty());
 }

@@ -11,7 +11,9 @@ pub mod limits;
 pub mod loops;
 
 use crate::cpu::CpuTarget;
-use hadal_ir::{Func, Range, kernel};
+use hadal_ir::ops::Op;
+use hadal_ir::panels::Wish;
+use hadal_ir::{Func, Inst, InstKind, Range, ValueId, kernel};
 use hadal_types::{DType, Dim, Sym};
 use std::collections::BTreeMap;
 
@@ -122,13 +124,40 @@ type Special = fn(&Func, &Ranges, &Target) -> Option<Box<dyn Iterator<Item = Gen
 /// The special generators, in the order they are asked.
 const SPECIAL: &[Special] = &[attention::generate, contract::generate];
 
-/// The parameters of a kernel function of which it reads [panels](hadal_ir::panels) in place, all of them or none, and how
-/// many neighbours these keep together.
-pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<(usize, i64)> {
-    match attention::generate(func, ranges, target) {
-        Some(_) => Vec::new(),
-        None => contract::panels(func, ranges, target),
+/// The parameters of a kernel function of which it reads [panels](hadal_ir::panels) in place, all of them or none.
+pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<Wish> {
+    if attention::generate(func, ranges, target).is_some() {
+        return Vec::new();
     }
+    let of_product = contract::panels(func, ranges, target).into_iter();
+    let wishes: Vec<Wish> = of_product.map(|(param, group)| Wish { param, group, pays: true }).collect();
+    if wishes.is_empty() { gathered(func) } else { wishes }
+}
+
+/// Those of which a kernel without products reads a few rows, which it does from panels as well: embeddings, which may be
+/// the output head too.
+fn gathered(func: &Func) -> Vec<Wish> {
+    let ops = |value| func.insts.iter().filter(move |inst| inst.args.contains(&value));
+    let rows = |inst: &Inst, value| {
+        let gather = matches!(&inst.kind, InstKind::Op(Op::Gather(g)) if g.axis == 0 && g.batch == 0);
+        gather && inst.args.first() == Some(&value) && inst.args.last() != Some(&value)
+    };
+    let few = |value| ops(value).next().is_some() && ops(value).all(|inst| rows(inst, value));
+    let kept = |value| func.results.iter().any(|(_, v)| *v == value);
+    let wish = |(param, value): (usize, &ValueId)| {
+        let mut read = ops(*value);
+        let (first, ty) = (read.next()?, func.ty(*value));
+        let code = match &first.kind {
+            InstKind::Op(Op::Dequantize(_)) if read.next().is_none() && !kept(first.results[0]) => {
+                few(first.results[0]).then_some(first.args.first() == Some(value))
+            }
+            _ => few(*value).then_some(true),
+        }?;
+        let group = if code { 32 / ty.dtype.bits() as i64 } else { 1 };
+        hadal_ir::panels::stored(ty, group)?;
+        Some(Wish { param, group, pays: false })
+    };
+    func.params.iter().enumerate().filter_map(wish).collect()
 }
 
 /// The kernel of a kernel function, by the first generator that knows it.
