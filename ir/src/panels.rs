@@ -75,6 +75,16 @@ pub fn fold(name: &str, ty: &TensorType, group: i64) -> Option<Func> {
     Some(func)
 }
 
+/// Bytes of a row, and of what is kept together of it, where a function is a [`fold`]: sixteen rows, one after the other,
+/// become one panel in their place.
+pub fn rows(func: &Func) -> Option<(usize, usize)> {
+    let from = func.ty(*func.params.first()?);
+    let [.., group] = &func.ty(func.results.first()?.1).shape[..] else { return None };
+    (*func == fold(&func.name, from, group.as_const()?)?).then_some(())?;
+    let bytes = |n: &Dim| Some(usize::try_from(n.as_const()?).ok()?.checked_mul(from.dtype.bits() as usize)? / 8);
+    Some((bytes(from.shape.last()?)?, bytes(group)?))
+}
+
 /// Takes a tensor's bytes as rows and passes them on as panels. Sixteen rows become one panel, so no more are held.
 pub struct Writer<'a> {
     out: &'a mut dyn Write,
@@ -89,11 +99,7 @@ pub struct Writer<'a> {
 impl<'a> Writer<'a> {
     /// For a function that is a [`fold`]; `None` for others.
     pub fn new(func: &Func, out: &'a mut dyn Write) -> Option<Writer<'a>> {
-        let from = func.ty(*func.params.first()?);
-        let [.., group] = &func.ty(func.results.first()?.1).shape[..] else { return None };
-        (*func == fold(&func.name, from, group.as_const()?)?).then_some(())?;
-        let bytes = |n: &Dim| Some(usize::try_from(n.as_const()?).ok()?.checked_mul(from.dtype.bits() as usize)? / 8);
-        let (row, word) = (bytes(from.shape.last()?)?, bytes(group)?);
+        let (row, word) = rows(func)?;
         let panel = vec![0; row * COLUMNS as usize];
         Some(Writer { out, rows: Vec::with_capacity(panel.len()), panel, row, word })
     }

@@ -6,6 +6,7 @@
 
 use crate::layout_fold::{Piece, cut, pieces};
 use crate::module::{Func, expand_weight_name};
+use crate::panels;
 use crate::plan::{ALIGN, Place, Program};
 use crate::text::print_func;
 use hadal_types::{Bindings, TensorType};
@@ -43,6 +44,9 @@ fn fold_runs(program: &Program, known: Known<'_>, i: usize) -> Vec<Run> {
     if let Some(moved) = func.and_then(moved) {
         return moved.concat();
     }
+    if let Some(laid) = func.and_then(|f| in_panels(f, args.first()?)) {
+        return laid;
+    }
     let said = |runs: &Vec<Run>| {
         let runs: Vec<String> = runs.iter().map(|r| format!("{} {:?}", r.of, r.bytes)).collect();
         runs.join("; ")
@@ -51,6 +55,17 @@ fn fold_runs(program: &Program, known: Known<'_>, i: usize) -> Vec<Run> {
     let text = func.map(|f| print_func(&plain(f))).unwrap_or_default();
     let of = format!("{text}({})#{}: {}", args.join(", "), fold.result, fold.ty);
     vec![Run { of, bytes: 0..length(&fold.ty) }]
+}
+
+/// A tensor's panels as runs: those of its rows, where these are whole panels of what they come from.
+fn in_panels(func: &Func, rows: &[Run]) -> Option<Vec<Run>> {
+    let (row, word) = panels::rows(func)?;
+    let panel = (row * panels::COLUMNS as usize) as u64;
+    let laid = |run: &Run| {
+        let whole = run.bytes.start.is_multiple_of(panel) && run.bytes.end.is_multiple_of(panel);
+        whole.then(|| Run { of: format!("panels of {word} of {row} bytes: {}", run.of), bytes: run.bytes.clone() })
+    };
+    rows.iter().map(laid).collect()
 }
 
 /// Bytes of a constant.
@@ -224,6 +239,42 @@ mod tests {
         let parts = reading(&[Weight(0), Weight(1), Fold(1)]);
         assert_eq!(parts.kept, [Weight(0), Weight(1), Fold(1)]);
         assert_eq!(parts.find(Fold(0)), None);
+    }
+
+    /// Both by themselves, joined, and the joined ones' rows from 8 on, of which no panel is whole.
+    #[test]
+    fn panels_of_parts_lie_in_those_of_what_they_were_joined_to() {
+        let program = || {
+            let mut program = program();
+            let ty = |n: usize| TensorType::new(DType::U4, [n, 4]);
+            let shifted = parse_module(
+                "fold @shifted(%0: u4[128, 4]) -> (y: u4[64, 4]) {
+                    %1 = slice %0 {axis = 0, start = 8, len = 64} : u4[64, 4]
+                    return %1 }",
+            );
+            program.module.funcs.extend(shifted.unwrap().funcs);
+            for n in [64, 128] {
+                program.module.funcs.push(panels::fold(&format!("panels{n}"), &ty(n), 2).unwrap());
+            }
+            let fold =
+                |func: &str, arg: Place, ty: TensorType| Fold { func: func.into(), result: 0, args: vec![arg], ty };
+            let laid = |n: usize| panels::stored(&ty(n), 2).unwrap();
+            program.folds.truncate(1);
+            program.folds.extend([
+                fold("panels128", Place::Fold(0), laid(128)),
+                fold("panels64", Place::Weight(0), laid(64)),
+                fold("panels64", Place::Weight(1), laid(64)),
+                fold("shifted", Place::Fold(0), ty(64)),
+                fold("panels64", Place::Fold(4), laid(64)),
+            ]);
+            program
+        };
+        let args = [1, 2, 3, 5].map(Place::Fold).to_vec();
+        let launches = vec![Launch { kernel: "k".into(), args, origin: vec![] }];
+        let all =
+            Storage::of(&Program { plans: vec![Plan { launches, ..Plan::default() }], ..program() }, &str::to_owned);
+        assert_eq!(all.kept, [1, 5].map(Place::Fold));
+        assert_eq!([2, 3].map(|i| all.find(Place::Fold(i))), [Some((0, 0)), Some((0, 128))]);
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! Kernel IR for a product-sum under a schedule.
 
-use super::byte_panels;
-use super::bytes::{self, Bytes};
 use super::desc::Desc;
 pub use super::env::{Env, Step, declare, in_vectors, load_f32};
 pub use super::epilogue::finish;
@@ -62,8 +60,7 @@ fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Va
         return laid::cell(b, desc, s, env, (lo, hi), total);
     }
     if s.form == Form::Packed {
-        let cell = if s.quads { byte_panels::cell } else { packed::cell };
-        return cell(b, desc, s, env, (lo, hi), total);
+        return packed::cell(b, desc, s, env, (lo, hi), total);
     }
     let size = |n: Var| desc.size(n).as_const();
     let lanes = if s.form == Form::Outer { s.lanes as i64 } else { 1 };
@@ -85,9 +82,7 @@ fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Va
         let stride = k.saturating_add(register - 1) / register * register;
         Rows { buf: b.alloc("rows", DType::F32, [rows * stride]), stride }
     });
-    let bytes = if s.quads { Bytes::of(desc, s.streamed, s.lane) } else { None };
-    let bytes = bytes.map(|bytes| bytes::Rows::new(b, desc, s, bytes, total));
-    Emitter { desc, s, lo, hi, total, ragged, stage, folded, bytes }.cell(b, env);
+    Emitter { desc, s, lo, hi, total, ragged, stage, folded }.cell(b, env);
 }
 
 struct Emitter<'a> {
@@ -104,8 +99,6 @@ struct Emitter<'a> {
     stage: Option<Buf>,
     /// The other operand's rows, scaled.
     folded: Option<Rows>,
-    /// The other operand's rows of bytes.
-    bytes: Option<bytes::Rows<'a>>,
 }
 
 /// Rows of an operand in f32, whose elements are consecutive: a block of the streamed one, or all of the other.
@@ -163,9 +156,6 @@ impl<'a> Emitter<'a> {
         let rows = self.s.rows;
         if let Some(folded) = self.folded {
             self.fold(b, env, folded);
-        }
-        if let Some(bytes) = &self.bytes {
-            bytes.write(b, env);
         }
         let all = |b: &mut Builder, converted: Option<Rows>| match rows {
             Some(rows) => self.row_tiles(b, env, rows, converted),
@@ -432,9 +422,6 @@ impl<'a> Emitter<'a> {
                 if self.ragged { b.min(n, last) } else { n }
             })
             .collect();
-        if let Some(bytes) = &self.bytes {
-            return bytes.tile(b, rows, &columns);
-        }
         let zero = b.const_f32(0.0);
         let zero = b.splat(zero, self.s.sum_lanes());
         let init = vec![zero; rows.len() * width];

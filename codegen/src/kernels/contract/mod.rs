@@ -20,16 +20,14 @@
 //! Pairs: where both operands are bf16, or the streamed one becomes it exactly, and the level has instructions for it, two
 //! neighbouring products are added at a time, as the kernel IR's `dot` says.
 //!
-//! Quads: where rows are `i8` with scales and the streamed operand has eight bits or four with scales, products of bytes are
-//! added exactly while no scale changes (`bytes.rs`, `byte_panels.rs`); such sums are multiplied with both scales and added in
-//! the order of the groups. A step has sixteen lanes of sums, in which a lane takes four elements of each 64, or eight of each 128.
+//! Quads: where rows are `i8` with scales and the streamed operand has eight bits or four with scales, and lies in panels,
+//! products of bytes are added exactly while no scale changes; such sums are multiplied with both scales and added in the
+//! order of the groups (`laid`).
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:
 //! `docs/perf/kernels-cpu.md`.
 
-mod byte_panels;
-mod bytes;
 pub mod desc;
 pub mod emit;
 pub mod env;

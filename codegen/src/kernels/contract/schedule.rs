@@ -18,8 +18,6 @@
 //! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
-use super::byte_panels::{STRIPE, WIDTH};
-use super::bytes::Bytes;
 use super::desc::{Desc, Role};
 use super::laid;
 use super::view::{Access, Affine, Var, VarKind};
@@ -121,12 +119,6 @@ pub const WIDE_SUMS: usize = 16;
 /// Rows and vectors of the tile of the packed form: 24 sums, two vectors and a factor in 32 registers.
 const PACKED_TILE: (usize, usize) = (12, 2);
 
-/// The same for bytes: 12 sums of a group, and as many of all groups.
-const BYTES_TILE: (usize, usize) = (6, 2);
-
-/// Grid indices that there are at least, where one has several blocks of columns that rows of bytes are written for.
-const SHARES: i64 = 16;
-
 /// Blocks of packed columns that meet rows which were listed once.
 const LISTED: i64 = 4;
 
@@ -197,8 +189,6 @@ fn wide(desc: &Desc, target: &Target) -> Vec<Schedule> {
                 all.extend(steps);
             }
             all.extend(desc.of_role(own).filter_map(|n| packed(desc, streamed, k, n, target)));
-            all.extend(desc.of_role(own).filter_map(|n| packed_bytes(desc, streamed, k, n, target)));
-            all.extend([4, 2, 8].into_iter().filter_map(|strip| step_of_bytes(desc, streamed, k, strip, target)));
         }
         all.extend(desc.of_role(own).filter_map(|v| outer(desc, streamed, v, register, register)));
     }
@@ -244,7 +234,6 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
     let bytes = desc.operands[s.streamed].dtype.bits() <= 8;
     let long = if bytes { 128..=i64::MAX } else { 256..=4096 };
     score += match (s.form, s.lanes) {
-        _ if s.quads => 14,
         (Form::Packed, _) => 12,
         (Form::Dot, _) if s.step && s.register > 4 => 6,
         // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
@@ -367,17 +356,6 @@ fn step(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32, strip: 
     Some(s)
 }
 
-/// The same for bytes by bytes or nibbles, in fours.
-fn step_of_bytes(desc: &Desc, streamed: usize, k: Var, strip: u32, target: &Target) -> Option<Schedule> {
-    let bytes = Bytes::of(desc, streamed, k).filter(|bytes| target.dots && bytes.in_vectors())?;
-    let s = step(desc, streamed, k, BYTE_SUMS, BYTE_SUMS, strip)?;
-    // What the rows are written for is shared by the columns of a grid index.
-    let least = i64::from(strip) * 8;
-    let block = s.block.map(|block| block.max(least));
-    let apart = if strip > 1 { block.map_or(1, |block| block / i64::from(strip)) } else { 1 };
-    Some(Schedule { lanes: 4 * BYTE_SUMS, quads: true, block, apart, group: bytes.w.size, ..s })
-}
-
 /// The packed form: columns of number `n`, laid out along it.
 fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Option<Schedule> {
     let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
@@ -445,47 +423,6 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
         grid,
     })
     .filter(|s| s.block.is_some())
-}
-
-/// The packed form of bytes, in fours.
-fn packed_bytes(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Option<Schedule> {
-    let bytes = Bytes::of(desc, streamed, k).filter(|bytes| target.dots && bytes.in_panels())?;
-    let (rows, cols, grid) = tile_letters(desc, streamed, Some(n));
-    let (m, size, sums, count) = (rows?, desc.size(k).as_const()?, sums(desc, k), desc.size(n).as_const()?);
-    let alone = desc.operands.iter().all(|a| desc.vars.gathers(a).is_empty());
-    if desc.is_few(m) || desc.in_steps() || sums.len() != 1 || !alone {
-        return None;
-    }
-    // Several blocks share what is written of a row.
-    let width = WIDTH * (count / WIDTH / SHARES).clamp(1, 4);
-    let group = bytes.w.size.max(bytes.x.size);
-    let unit = if group < size { STRIPE * group / gcd(STRIPE, group) } else { STRIPE };
-    let most = (target.cache / 2 / width).max(unit);
-    let chunks = (size + most - 1) / most;
-    let depth = ((size + chunks - 1) / chunks + unit - 1) / unit * unit;
-    Some(Schedule {
-        form: Form::Packed,
-        streamed,
-        lanes: 16,
-        lane: n,
-        sums,
-        rows,
-        cols,
-        tile: BYTES_TILE,
-        strip: BYTES_TILE.1,
-        apart: 1,
-        block: Some(width),
-        convert: None,
-        fold: false,
-        step: false,
-        shared: 1,
-        pairs: false,
-        quads: true,
-        register: 16,
-        depth,
-        group: bytes.w.size,
-        grid,
-    })
 }
 
 /// Whether elements of an operand are f32 that need nothing done to them.
@@ -574,9 +511,6 @@ fn block(desc: &Desc, n: Var, unit: i64) -> Option<i64> {
     Some(unit * (n / (unit * 512)).clamp(1, 2))
 }
 
-/// Lanes of a sum of bytes.
-const BYTE_SUMS: u32 = 16;
-
 /// Where `scale` changes along `k`, if it does so in blocks that all elements of a tile share.
 pub fn steps(desc: &Desc, scale: &Access, k: Var, tile: &[Option<Var>]) -> Option<Steps> {
     let mut moving = scale.at.terms.keys().filter(|v| desc.vars.depends(&Affine::var(**v), k));
@@ -605,7 +539,6 @@ impl Schedule {
     /// Lanes of a sum.
     pub fn sum_lanes(&self) -> u32 {
         match self.form {
-            Form::Dot if self.quads => self.lanes / 4,
             Form::Dot if self.pairs => self.lanes / 2,
             _ => self.lanes,
         }

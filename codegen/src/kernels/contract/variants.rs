@@ -3,9 +3,8 @@
 //! They differ in tiles, in the columns of a grid index and in what is laid out at a time, never in the form, in lanes or in
 //! the order of a sum. So tuning changes no result, and kernels of one model may be tuned one by one.
 
-use super::byte_panels::STRIPE;
 use super::desc::Desc;
-use super::schedule::{Form, Schedule, candidates, folds};
+use super::schedule::{Form, Schedule, UNIT, candidates, folds};
 use crate::kernels::Target;
 use crate::kernels::index::gcd;
 
@@ -70,7 +69,7 @@ fn depths(desc: &Desc, s: &Schedule) -> Vec<Schedule> {
         return Vec::new();
     };
     // Groups are not cut.
-    let unit = if s.group > 0 { STRIPE * s.group / gcd(STRIPE, s.group) } else { STRIPE };
+    let unit = if s.group > 0 { UNIT * s.group / gcd(UNIT, s.group) } else { UNIT };
     let cut = s.group == 0 || s.group < size;
     let fits = |depth: &i64| cut && depth % unit == 0 && *depth > 0 && depth / 2 < size;
     [s.depth / 2, s.depth * 2].into_iter().filter(fits).map(|depth| Schedule { depth, ..s.clone() }).collect()

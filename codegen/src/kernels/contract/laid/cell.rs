@@ -7,7 +7,7 @@ use super::super::schedule::Schedule;
 use super::super::view::Access;
 use super::codes::{self, Line};
 use super::rows::{Row, Rows};
-use super::{Groups, LANES, Laid, heights};
+use super::{Groups, HELD, LANES, Laid, heights};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, Value};
 use hadal_types::DType;
 
@@ -222,23 +222,41 @@ impl<'a> Cell<'_, 'a> {
         }
         let only = chunk.length == self.laid.lines;
         let none = self.zero(b);
-        let init: Vec<Value> = match only {
-            true => vec![none; places.len()],
-            false => places.iter().map(|at| b.load(self.sums, &[*at], LANES as u32)).collect(),
+        let load =
+            |b: &mut Builder| places.iter().map(|at| b.load(self.sums, &[*at], LANES as u32)).collect::<Vec<_>>();
+        let store = |b: &mut Builder, sums: &[Value]| {
+            places.iter().zip(sums).for_each(|(at, sum)| b.store(self.sums, &[*at], *sum));
         };
         let zero = b.const_i64(0);
-        let sums = if self.laid.part.is_none() {
-            self.products(b, &strip, rows, (zero, chunk.length), init, written)
-        } else {
-            let size = self.part_lines();
-            let (whole, rest) = (b.const_i64(chunk.length / size), chunk.length % size);
-            let part = |b: &mut Builder, at: Value, lines: i64, sums: &[Value]| {
-                self.part(b, &strip, rows, (chunk.part, at, lines), sums, written)
-            };
-            let sums = b.for_loop(zero, whole, 1, LoopKind::Serial, &init, |b, at, sums| part(b, at, size, sums));
-            if rest > 0 { part(b, whole, rest, &sums) } else { sums }
+        let init = |b: &mut Builder| if only { vec![none; places.len()] } else { load(b) };
+        if self.laid.part.is_none() {
+            let init = init(b);
+            let sums = self.products(b, &strip, rows, (zero, chunk.length), init, written);
+            return store(b, &sums);
+        }
+        let size = self.part_lines();
+        let (whole, rest) = (b.const_i64(chunk.length / size), chunk.length % size);
+        let part = |b: &mut Builder, at: Value, lines: i64, sums: &dyn Fn(&mut Builder) -> Vec<Value>| {
+            self.part(b, &strip, rows, (chunk.part, at, lines), sums, written)
         };
-        places.iter().zip(sums).for_each(|(at, sum)| b.store(self.sums, &[*at], sum));
+        if places.len() <= HELD {
+            let init = init(b);
+            let sums = b
+                .for_loop(zero, whole, 1, LoopKind::Serial, &init, |b, at, sums| part(b, at, size, &|_| sums.to_vec()));
+            let sums = if rest > 0 { part(b, whole, rest, &|_| sums.clone()) } else { sums };
+            return store(b, &sums);
+        }
+        if only {
+            store(b, &vec![none; places.len()]);
+        }
+        b.for_each(zero, whole, 1, LoopKind::Serial, |b, at| {
+            let sums = part(b, at, size, &load);
+            store(b, &sums);
+        });
+        if rest > 0 {
+            let sums = part(b, whole, rest, &load);
+            store(b, &sums);
+        }
     }
 
     /// Adds the scaled products of a part: that of number `at` of a chunk that begins with part `first`.
@@ -248,13 +266,13 @@ impl<'a> Cell<'_, 'a> {
         strip: &Strip,
         rows: &[Row<'a>],
         (first, at, lines): (Value, Value, i64),
-        sums: &[Value],
+        sums: &dyn Fn(&mut Builder) -> Vec<Value>,
         written: Rows,
     ) -> Vec<Value> {
         let lanes = LANES as u32;
         let none = if self.s.quads { b.const_i32(0) } else { b.const_f32(0.0) };
         let (of_rows, vectors): (Vec<_>, _) = (rows.iter().map(|row| row.of_part(b, at)).collect(), strip.lines.len());
-        let mut init = Vec::with_capacity(sums.len());
+        let mut init = Vec::with_capacity(rows.len() * vectors);
         for (start, _) in &of_rows {
             let start = b.splat(start.unwrap_or(none), lanes);
             init.extend(vec![start; vectors]);
@@ -279,6 +297,7 @@ impl<'a> Cell<'_, 'a> {
                 [scale, offset]
             })
             .collect();
+        let sums = sums(b);
         let mut out = Vec::with_capacity(sums.len());
         for (i, row) in rows.iter().enumerate() {
             let scale = row.scale(b, self, part).map(|scale| b.splat(scale, lanes));

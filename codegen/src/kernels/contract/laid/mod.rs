@@ -49,8 +49,12 @@ const LANES: i64 = 16;
 const MANY: &[i64] = &[12, 4, 3, 2, 1];
 const FEW: &[i64] = &[8, 7, 6, 5, 4, 3, 2, 1];
 
-/// The same where a part's sums are in registers beside those of all.
-const SCALED: &[i64] = &[6, 4, 3, 2, 1];
+/// The same where parts have scales. The sums of a part are in registers, those of all beside them in tiles that are low.
+const MANY_SCALED: &[i64] = &[12, 6, 4, 3, 2, 1];
+const FEW_SCALED: &[i64] = &[6, 5, 4, 3, 2, 1];
+
+/// Vectors of sums that are in registers twice.
+const HELD: usize = 12;
 
 /// The same where there are sixteen registers of four or eight lanes.
 const NARROW: &[i64] = &[3, 2, 1];
@@ -226,7 +230,8 @@ fn rows_of(desc: &Desc, streamed: usize, laid: Laid) -> Option<i64> {
 /// The heights of tiles, the tallest first.
 fn heights(laid: Laid, wide: bool, few: bool) -> &'static [i64] {
     match (wide, laid.part, few) {
-        (true, Some(_), _) => SCALED,
+        (true, Some(_), true) => FEW_SCALED,
+        (true, Some(_), false) => MANY_SCALED,
         (true, None, true) => FEW,
         (true, None, false) => MANY,
         (false, Some(_), _) => &NARROW[1..],

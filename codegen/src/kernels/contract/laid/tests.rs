@@ -28,7 +28,8 @@ fn reading(func: &Func, target: &Target) -> (Func, impl Fn(&[Tensor]) -> Vec<Ten
     (reading, lay_out)
 }
 
-/// Every schedule of every target is the laid form and gives what the graph interpreter gives of weights as they were;
+/// Every schedule of every target is the laid form and gives what the graph interpreter gives of weights as they were (the
+/// preferred one as machine code too);
 /// and those of one target agree to the bit, whatever the ranges.
 fn check(text: &str, tokens: &[i64], tolerance: f64) {
     let func = function(text);
@@ -49,7 +50,7 @@ fn check(text: &str, tokens: &[i64], tolerance: f64) {
         for desc in descs.iter().flatten() {
             let all = candidates(desc, &target);
             assert!(!all.is_empty(), "no schedule for\n{desc}");
-            for s in all {
+            for (i, s) in all.into_iter().enumerate() {
                 assert_eq!(s.form, Form::Laid, "{desc}");
                 let made = emit::emit(desc, &s);
                 let errors = hadal_ir::kernel::verify::verify(&made);
@@ -58,7 +59,9 @@ fn check(text: &str, tokens: &[i64], tolerance: f64) {
                 let shown = || format!("T = {t}: {}\n{desc}\n{made}", s.show(desc));
                 assert!(found[0].initialised.iter().all(|i| *i), "{}", shown());
                 close(&found[0], &expected[0], tolerance, &shown);
-                compiled(&made, &reading, &args, &bindings, &found, desc.epilogue.is_heavy());
+                if i == 0 {
+                    compiled(&made, &reading, &args, &bindings, &found, desc.epilogue.is_heavy());
+                }
                 let first = bits.get_or_insert_with(|| found[0].bytes.clone());
                 assert_eq!(*first, found[0].bytes, "{}", shown());
             }
