@@ -7,7 +7,7 @@ use super::super::schedule::Schedule;
 use super::super::view::Access;
 use super::codes::{self, Line};
 use super::rows::{Row, Rows};
-use super::{Groups, HELD, LANES, Laid, heights};
+use super::{Groups, LANES, Laid, heights};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, Value};
 use hadal_types::DType;
 
@@ -222,41 +222,23 @@ impl<'a> Cell<'_, 'a> {
         }
         let only = chunk.length == self.laid.lines;
         let none = self.zero(b);
-        let load =
-            |b: &mut Builder| places.iter().map(|at| b.load(self.sums, &[*at], LANES as u32)).collect::<Vec<_>>();
-        let store = |b: &mut Builder, sums: &[Value]| {
-            places.iter().zip(sums).for_each(|(at, sum)| b.store(self.sums, &[*at], *sum));
+        let init: Vec<Value> = match only {
+            true => vec![none; places.len()],
+            false => places.iter().map(|at| b.load(self.sums, &[*at], LANES as u32)).collect(),
         };
         let zero = b.const_i64(0);
-        let init = |b: &mut Builder| if only { vec![none; places.len()] } else { load(b) };
-        if self.laid.part.is_none() {
-            let init = init(b);
-            let sums = self.products(b, &strip, rows, (zero, chunk.length), init, written);
-            return store(b, &sums);
-        }
-        let size = self.part_lines();
-        let (whole, rest) = (b.const_i64(chunk.length / size), chunk.length % size);
-        let part = |b: &mut Builder, at: Value, lines: i64, sums: &dyn Fn(&mut Builder) -> Vec<Value>| {
-            self.part(b, &strip, rows, (chunk.part, at, lines), sums, written)
+        let sums = if self.laid.part.is_none() {
+            self.products(b, &strip, rows, (zero, chunk.length), init, written)
+        } else {
+            let size = self.part_lines();
+            let (whole, rest) = (b.const_i64(chunk.length / size), chunk.length % size);
+            let part = |b: &mut Builder, at: Value, lines: i64, sums: &[Value]| {
+                self.part(b, &strip, rows, (chunk.part, at, lines), sums, written)
+            };
+            let sums = b.for_loop(zero, whole, 1, LoopKind::Serial, &init, |b, at, sums| part(b, at, size, sums));
+            if rest > 0 { part(b, whole, rest, &sums) } else { sums }
         };
-        if places.len() <= HELD {
-            let init = init(b);
-            let sums = b
-                .for_loop(zero, whole, 1, LoopKind::Serial, &init, |b, at, sums| part(b, at, size, &|_| sums.to_vec()));
-            let sums = if rest > 0 { part(b, whole, rest, &|_| sums.clone()) } else { sums };
-            return store(b, &sums);
-        }
-        if only {
-            store(b, &vec![none; places.len()]);
-        }
-        b.for_each(zero, whole, 1, LoopKind::Serial, |b, at| {
-            let sums = part(b, at, size, &load);
-            store(b, &sums);
-        });
-        if rest > 0 {
-            let sums = part(b, whole, rest, &load);
-            store(b, &sums);
-        }
+        places.iter().zip(sums).for_each(|(at, sum)| b.store(self.sums, &[*at], sum));
     }
 
     /// Adds the scaled products of a part: that of number `at` of a chunk that begins with part `first`.
@@ -266,7 +248,7 @@ impl<'a> Cell<'_, 'a> {
         strip: &Strip,
         rows: &[Row<'a>],
         (first, at, lines): (Value, Value, i64),
-        sums: &dyn Fn(&mut Builder) -> Vec<Value>,
+        sums: &[Value],
         written: Rows,
     ) -> Vec<Value> {
         let lanes = LANES as u32;
@@ -297,7 +279,6 @@ impl<'a> Cell<'_, 'a> {
                 [scale, offset]
             })
             .collect();
-        let sums = sums(b);
         let mut out = Vec::with_capacity(sums.len());
         for (i, row) in rows.iter().enumerate() {
             let scale = row.scale(b, self, part).map(|scale| b.splat(scale, lanes));

@@ -49,12 +49,9 @@ const LANES: i64 = 16;
 const MANY: &[i64] = &[12, 4, 3, 2, 1];
 const FEW: &[i64] = &[8, 7, 6, 5, 4, 3, 2, 1];
 
-/// The same where parts have scales. The sums of a part are in registers, those of all beside them in tiles that are low.
-const MANY_SCALED: &[i64] = &[12, 6, 4, 3, 2, 1];
+/// The same where a part's sums are in registers beside those of all.
+const MANY_SCALED: &[i64] = &[6, 4, 3, 2, 1];
 const FEW_SCALED: &[i64] = &[6, 5, 4, 3, 2, 1];
-
-/// Vectors of sums that are in registers twice.
-const HELD: usize = 12;
 
 /// The same where there are sixteen registers of four or eight lanes.
 const NARROW: &[i64] = &[3, 2, 1];
