@@ -16,7 +16,7 @@ use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::storage::Storage;
 use hadal_ir::target::{Target, TargetKind};
 use hadal_ir::{Bindings, DType, Func, Module, Sym, Tensor, TensorType};
-use hadal_models::checkpoint::{Checkpoint, Quantize, check};
+use hadal_models::checkpoint::{Checkpoint, Quantize, TensorRef, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
 use hadal_passes::{Fused, PassReport};
@@ -195,10 +195,8 @@ pub fn compile_model(
         choices.laws = choices.laws.without(joining.map(|r| r.name)).expect("names of laws");
     }
     let (fused, program) = hadal_passes::compile(&model.module, &target, &choices).map_err(Failure::optimising)?;
-    let (fused, program) = match options.external_weights {
-        true => (fused, program),
-        false => lay_out(fused, program, choices.context(&model.module), &options.levels)?,
-    };
+    let fixed = |w: &hadal_ir::plan::Weight| in_place(w, input.checkpoint.as_ref(), options).is_some();
+    let (fused, program) = lay_out(fused, program, choices.context(&model.module), &options.levels, &fixed)?;
     timed("passes", start);
 
     let start = Instant::now();
@@ -336,12 +334,13 @@ pub(crate) fn on_all_cores<T: Sync, R: Send>(
     all.into_iter().map(|(_, built)| built).collect()
 }
 
-/// Stores weights as panels where all levels' kernels read them in place.
+/// Stores weights as panels where all levels' kernels read them in place, but for those that stay in the checkpoint.
 fn lay_out(
     fused: Fused,
     program: Program,
     max_context: i64,
     levels: &[CpuTarget],
+    fixed: &dyn Fn(&hadal_ir::plan::Weight) -> bool,
 ) -> Result<(Fused, Program), Failure> {
     let targets: Vec<kernels::Target> = levels.iter().map(kernels::Target::of).collect();
     let wants = |func: &hadal_ir::Func, ranges: &kernels::Ranges| {
@@ -349,7 +348,7 @@ fn lay_out(
         let first = all.next().unwrap_or_default();
         if all.all(|other| other == first) { first } else { Vec::new() }
     };
-    hadal_passes::panels::run(fused, program, max_context, &wants).map_err(Failure::optimising)
+    hadal_passes::panels::run(fused, program, max_context, &wants, fixed).map_err(Failure::optimising)
 }
 
 /// The compiled file's plan.
@@ -499,6 +498,18 @@ fn embedded(name: String, ty: &TensorType) -> artifact::Weight {
     artifact::Weight { name, dtype: ty.dtype, shape, bytes, place: artifact::Place::Embedded { offset: 0 } }
 }
 
+/// A tensor of the checkpoint that may stay where it lies: the weight's very bytes.
+fn in_place<'c>(
+    w: &hadal_ir::plan::Weight,
+    checkpoint: Option<&'c Checkpoint>,
+    options: &Options,
+) -> Option<TensorRef<'c>> {
+    let stored = checkpoint.filter(|_| options.external_weights)?.tensor(&w.name)?;
+    let aligned = stored.offset % w.ty.dtype.bits().div_ceil(8) == 0;
+    let same = stored.dtype == w.ty.dtype && stored.bytes.len() as u64 == embedded(w.name.clone(), &w.ty).bytes;
+    (same && aligned).then_some(stored)
+}
+
 /// A weight in the compiled file, or where it lies in the checkpoint if it may stay there.
 fn weight(
     w: &hadal_ir::plan::Weight,
@@ -507,12 +518,7 @@ fn weight(
     files: &mut Vec<artifact::ExternalFile>,
 ) -> Result<artifact::Weight, Failure> {
     let mut out = embedded(w.name.clone(), &w.ty);
-    let (true, Some(checkpoint)) = (options.external_weights, checkpoint) else { return Ok(out) };
-    let Some(stored) = checkpoint.tensor(&w.name) else { return Ok(out) };
-    let aligned = stored.offset % w.ty.dtype.bits().div_ceil(8) == 0;
-    if stored.dtype != w.ty.dtype || stored.bytes.len() as u64 != out.bytes || !aligned {
-        return Ok(out);
-    }
+    let Some(stored) = in_place(w, checkpoint, options) else { return Ok(out) };
     let Ok(path) = stored.file.canonicalize() else { return Ok(out) };
     let path = path.into_os_string().into_string().map_err(|path| {
         let path = Path::new(&path).display();

@@ -17,7 +17,7 @@
 use crate::{Error, Fused, plan};
 use hadal_ir::module::{Call, Func, FuncKind, Inst, InstKind, Module, Range, ValueId};
 use hadal_ir::panels::Wish;
-use hadal_ir::plan::{Place, Program};
+use hadal_ir::plan::{Place, Program, Weight};
 use hadal_ir::{Sym, TensorType, panels};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,9 +28,15 @@ type Reader = (String, usize);
 /// panels of all of them.
 pub type Wants<'a> = &'a dyn Fn(&Func, &BTreeMap<Sym, Range>) -> Vec<Wish>;
 
-/// Lays out what all readers want so.
-pub fn run(fused: Fused, program: Program, max_context: i64, wants: Wants<'_>) -> Result<(Fused, Program), Error> {
-    let chosen = choose(&program, wants);
+/// Lays out what all readers want so, but for weights that stay where they are: those of which `fixed` says so.
+pub fn run(
+    fused: Fused,
+    program: Program,
+    max_context: i64,
+    wants: Wants<'_>,
+    fixed: &dyn Fn(&Weight) -> bool,
+) -> Result<(Fused, Program), Error> {
+    let chosen = choose(&program, wants, fixed);
     if chosen.is_empty() {
         return Ok((fused, program));
     }
@@ -40,7 +46,7 @@ pub fn run(fused: Fused, program: Program, max_context: i64, wants: Wants<'_>) -
 }
 
 /// The parameters that are given panels, and of how many neighbours.
-fn choose(program: &Program, wants: Wants<'_>) -> BTreeMap<Reader, i64> {
+fn choose(program: &Program, wants: Wants<'_>, fixed: &dyn Fn(&Weight) -> bool) -> BTreeMap<Reader, i64> {
     let mut readers: BTreeMap<Place, BTreeSet<Reader>> = BTreeMap::new();
     let mut given: BTreeMap<Reader, BTreeSet<Place>> = BTreeMap::new();
     let mut wanted: BTreeMap<&str, BTreeMap<usize, Wish>> = BTreeMap::new();
@@ -51,7 +57,12 @@ fn choose(program: &Program, wants: Wants<'_>) -> BTreeMap<Reader, i64> {
             wishes.into_iter().map(|wish| (wish.param, wish)).collect()
         });
         for (i, place) in launch.args.iter().enumerate() {
-            if matches!(place, Place::Weight(_) | Place::Fold(_)) {
+            let constant = match place {
+                Place::Weight(w) => !fixed(&program.weights[*w]),
+                Place::Fold(_) => true,
+                _ => false,
+            };
+            if constant {
                 let reader = (launch.kernel.clone(), i);
                 readers.entry(*place).or_default().insert(reader.clone());
                 given.entry(reader).or_default().insert(*place);
@@ -64,7 +75,7 @@ fn choose(program: &Program, wants: Wants<'_>) -> BTreeMap<Reader, i64> {
         let (mut open, mut all, mut pays) = (vec![first.clone()], true, false);
         while let Some(reader) = open.pop() {
             let Some(places) = given.remove(&reader) else {
-                // Seen before, or not a constant.
+                // Seen before, or not a constant, or one that stays where it is.
                 all &= together.contains_key(&reader);
                 continue;
             };

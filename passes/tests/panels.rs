@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use hadal_ir::panels::Wish;
-use hadal_ir::plan::{Place, Program};
+use hadal_ir::plan::{Place, Program, Weight};
 use hadal_ir::{DType, Func, Range, Sym};
 use hadal_passes::{Fused, Options, compile, panels};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,10 +33,16 @@ entry decode = @main where T = 1
 
 /// The program with what `wants` says laid out, which computes what it did.
 fn laid_out(text: &str, wants: panels::Wants<'_>) -> Program {
+    laid_out_but(text, wants, &[])
+}
+
+/// The same with these weights where they are.
+fn laid_out_but(text: &str, wants: panels::Wants<'_>, fixed: &[&str]) -> Program {
     let module = parse(text);
     let (fused, program): (Fused, Program) = compile(&module, &cpu(), &Options::default()).unwrap();
     let before = planned_sequence(&module, &program);
-    let (fused, program) = panels::run(fused, program, Options::default().context(&module), wants).unwrap();
+    let fixed = |w: &Weight| fixed.contains(&w.name.as_str());
+    let (fused, program) = panels::run(fused, program, Options::default().context(&module), wants, &fixed).unwrap();
     hadal_ir::verify::module(&fused.module).unwrap();
     assert_all_close(&before, &planned_sequence(&module, &program), 0.0, text);
     program
@@ -113,6 +119,8 @@ entry decode = @main where T = 1
     // One that is no constant cannot be, so neither is.
     let other = |_: &Func, _: &BTreeMap<Sym, Range>| faster([(0, 1), (1, 4)]);
     assert!(stored(&laid_out(text, &other)).0.is_empty());
+    // Nor where one of them has to stay.
+    assert!(stored(&laid_out_but(text, &both, &["s"])).0.is_empty());
 }
 
 #[test]
