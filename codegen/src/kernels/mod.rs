@@ -177,3 +177,66 @@ pub fn variants(func: &Func, ranges: &Ranges, target: &Target) -> Result<Vec<Gen
     });
     known.map_or_else(|| Ok(vec![loops::emit(func, target)?]), Ok)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::contract::tests::{arguments, close, compiled, function, interpreted, kernel};
+    use super::*;
+    use hadal_ir::{Bindings, interpret, panels};
+
+    /// Rows of a table by number: `%w` of a format, whose codes are in groups of 32.
+    fn gather(dtype: &str, scales: &str) -> Func {
+        let (param, dequantize, table) = match scales {
+            "" => (String::new(), String::new(), "%w"),
+            _ => (
+                format!(", %s: {scales}"),
+                "  %0 = dequantize %w, %s {block = [1, 32]} : f32[64, 96]\n".to_owned(),
+                "%0",
+            ),
+        };
+        let ty = if scales.is_empty() { dtype } else { "f32" };
+        let body = format!("{dequantize}  %y = gather {table}, %t {{axis = 0}} : {ty}[T, 96]");
+        function(&kernel(&format!("%w: {dtype}[64, 96]{param}, %t: i32[T]"), &body, &format!("{ty}[T, 96]")))
+    }
+
+    #[test]
+    fn a_few_rows_are_read_from_panels_too() {
+        for (dtype, scales, groups) in [
+            ("bf16", "", vec![2]),
+            ("f32", "", vec![1]),
+            ("i8", "f16[64, 3]", vec![4, 1]),
+            ("u4", "f16[64, 3]", vec![8, 1]),
+        ] {
+            let func = gather(dtype, scales);
+            let wishes = panels(&func, &Ranges::new(), &Target::default());
+            assert_eq!(wishes.iter().map(|w| w.group).collect::<Vec<_>>(), groups, "{dtype}");
+            assert!(wishes.iter().all(|w| !w.pays));
+            let bindings = Bindings::from([(Sym::T, 5)]);
+            let mut args = arguments(&func, &bindings, 3);
+            let expected = interpret::eval_func(&func, &args, &bindings).unwrap();
+            let mut reading = func.clone();
+            for wish in wishes {
+                let fold = panels::fold("lay", func.ty(func.params[wish.param]), wish.group).unwrap();
+                let laid = interpret::eval_func(&fold, &args[wish.param..=wish.param], &bindings);
+                args[wish.param] = laid.unwrap().remove(0);
+                reading = panels::reading(&reading, wish.param, wish.group).unwrap();
+            }
+            for target in [Target::default(), Target { lanes: 16, registers: 32, dots: true, cache: CACHE }] {
+                let made = select(&reading, &Ranges::new(), &target).unwrap().kernel;
+                let found = interpreted(&made, &reading, &args, &bindings);
+                close(&found[0], &expected[0], 0.0, &|| format!("{dtype}\n{made}"));
+                compiled(&made, &reading, &args, &bindings, &found, false);
+            }
+        }
+    }
+
+    #[test]
+    fn what_else_reads_a_table_refuses() {
+        let gathered_and_added = "  %0 = gather %w, %t {axis = 0} : f32[T, 96]
+  %1 = reduce %w {kind = sum, axes = [0]} : f32[96]
+  %2 = broadcast %1 {shape = [T, 96], dims = [1]} : f32[T, 96]
+  %y = add %0, %2 : f32[T, 96]";
+        let func = function(&kernel("%w: f32[64, 96], %t: i32[T]", gathered_and_added, "f32[T, 96]"));
+        assert!(panels(&func, &Ranges::new(), &Target::default()).is_empty());
+    }
+}
