@@ -8,6 +8,8 @@ use crate::options::{AdapterArgs, CompileArgs};
 use crate::runner::Runner;
 use crate::units;
 use hadal_artifact::blob;
+use hadal_ir::panels;
+use hadal_ir::plan::Fold;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -179,11 +181,21 @@ pub fn report(c: &Compiled) -> String {
         m.model.max_context
     );
     let weights: f64 = m.weights.iter().map(|w| w.bytes as f64).sum();
-    out += &format!("  weights    {} in {} tensors\n", units::bytes(weights), m.weights.len());
+    let as_panels = match panels_of(c) {
+        0 => String::new(),
+        n => format!("; {n} matrices are laid out as panels"),
+    };
+    out += &format!("  weights    {} in {} tensors{as_panels}\n", units::bytes(weights), m.weights.len());
     if !c.model.unread.is_empty() {
         out += &format!("  not used   {} of config.json\n", c.model.unread.join(", "));
     }
     out
+}
+
+/// Matrices that are stored as panels, parts of others among them.
+fn panels_of(c: &Compiled) -> usize {
+    let laid = |f: &&Fold| c.program.module.func(&f.func).is_some_and(|func| panels::rows(func).is_some());
+    c.program.folds.iter().filter(laid).count()
 }
 
 /// Rules of the e-graph whose result was chosen or applied, with how often.
@@ -223,6 +235,7 @@ fn report_json(c: &Compiled, size: Option<u64>, seconds: f64) -> serde_json::Val
         "state_bytes_per_token": m.state_bytes_per_token(),
         "window_bytes": m.window_bytes(),
         "weight_bytes": m.weights.iter().map(|w| w.bytes).sum::<u64>(),
+        "panels": panels_of(c),
         "max_context": m.model.max_context,
         "stage_seconds": c.times.iter().map(|(s, t)| ((*s).to_owned(), t.as_secs_f64()))
             .collect::<std::collections::BTreeMap<_, _>>(),
