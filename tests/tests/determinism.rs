@@ -30,8 +30,10 @@ fn bits(values: &[f32]) -> Vec<u32> {
 #[test]
 fn compiling_twice_gives_the_same_file() {
     let dir = tempfile::tempdir().expect("a folder");
+    // Kept code would be the same whatever the code generators do.
+    let options = Options { cache: None, ..Options::default() };
     let write = |input: &Input, path: &Path| {
-        compile(input, &Options::default()).expect("compiles").write(input, path, &mut |_| {}).expect("written");
+        compile(input, &options).expect("compiles").write(input, path, &mut |_| {}).expect("written");
         std::fs::read(path).expect("there")
     };
     for (name, input) in inputs() {

@@ -1,6 +1,7 @@
 //! `hadal bench`: what a compiled model takes, beside what the machine's limits, measured in the same run, would allow.
 
-use crate::driver::compile;
+use crate::commands::compile::write;
+use crate::driver::{Compiled, compile};
 use crate::failure::{Failure, read_text};
 use crate::input::Input;
 use crate::measure::{Meter, limit};
@@ -13,11 +14,12 @@ use hadal_ir::target::Target;
 use hadal_runtime::Program;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Measure a model against this machine.
 ///
-/// Compiles for the processor at hand, measures what the machine can do, and then what prompts and tokens take at each
+/// Compiles for the processor at hand into a file in the temporary folder, measures what the machine can do, and then what prompts and tokens take at each
 /// context. The limit of a call is its roofline: every launch takes the longer of its operations at the peak of the
 /// formats it multiplies and its bytes at read bandwidth. Without PATH it measures the model that comes with hadal.
 #[derive(clap::Args)]
@@ -115,7 +117,6 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Some(path) => args.adapter.open(path)?,
         None => Input::demo()?,
     };
-    // Kept until the end: the program reads what lies in it.
     let random = match &args.path {
         Some(path) if input.checkpoint.is_none() => {
             let dir = random_weights(path, args.layers)?;
@@ -127,12 +128,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     if let (Some(n), None) = (args.layers, &random) {
         return Err(Failure::usage(format!("--layers {n}: only for a bare configuration")));
     }
-    let options = crate::Options { external_weights: true, ..args.compile.options().here() };
     let begun = Instant::now();
-    let compiled = compile(&input, &options)?;
+    let compiled = compile(&input, &args.compile.options().here())?;
     args.compile.note(&compiled.model);
-    let (_file, path) = compiled.in_memory(&input)?;
-    let program = Program::open(&path)?;
+    let program = as_a_file(&compiled, &input)?;
+    drop(random);
     let (model, level) = (&program.manifest().model, compiled.levels.first().map_or("", |l| l.cpu.name));
     eprintln!("{} compiled for {level} in {}", model.name, seconds(begun.elapsed().as_secs_f64()));
 
@@ -215,9 +215,21 @@ fn print(machines: &[&Target], rows: &[Row]) -> Result<(), Failure> {
     say!("{}", super::table(&lines))
 }
 
+/// The program in a compiled file, weights laid out as its users have them. The file is mapped and needs no name any more.
+fn as_a_file(compiled: &Compiled, input: &Input) -> Result<Arc<Program>, Failure> {
+    let folder = tempfile::tempdir().map_err(no_folder)?;
+    let path = folder.path().join("model");
+    write(compiled, input, &path)?;
+    Ok(Program::open(&path)?)
+}
+
+fn no_folder(e: std::io::Error) -> Failure {
+    Failure::failed(format!("no temporary folder: {e}")).help("TMPDIR names another one")
+}
+
 /// A folder with random weights for a configuration.
 fn random_weights(path: &Path, layers: Option<u32>) -> Result<tempfile::TempDir, Failure> {
-    let dir = tempfile::tempdir().map_err(|e| Failure::failed(format!("no temporary folder: {e}")))?;
+    let dir = tempfile::tempdir().map_err(no_folder)?;
     eprintln!("writing random weights into {}", dir.path().display());
     let bytes = write_for(path, layers, dir.path())?;
     eprintln!("{} written", units::bytes(bytes as f64));

@@ -7,11 +7,10 @@
 use crate::format::{BlobHead, Envelope, HEAD_BYTES, HEAD_MAGIC, PAGE, TRAILER_BYTES, Trailer};
 use crate::{ABI_VERSION, ALIGN, Error, Manifest, Part, Place, checksum};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// What goes into a file, except the weights.
@@ -48,7 +47,10 @@ pub fn write(path: &Path, parts: &Parts, weights: &mut WeightWriter) -> Result<u
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) | Ok(()) => {}
         Err(e) => return Err(at(e.into())),
     }
-    behind(&mut pending.file, |out| plan.write(parts, weights, out)).map_err(|e| e.into_error(at))?;
+    let mut out = BufWriter::with_capacity(1 << 18, &mut pending.file);
+    plan.write(parts, weights, &mut out).map_err(|e| e.into_error(at))?;
+    out.flush().map_err(at)?;
+    drop(out);
     pending.commit(&target).map_err(at)?;
     Ok(needed)
 }
@@ -212,60 +214,6 @@ impl Write for Counted<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-/// Bytes that are written at a time.
-const BUFFER: usize = 1 << 20;
-
-/// How many times as many wait at most to be written.
-const WAITING: usize = 4;
-
-/// Writes to `file` what `make` gives out, on a thread of its own, so that the next bytes are made meanwhile.
-fn behind(file: &mut File, make: impl FnOnce(&mut dyn Write) -> Result<(), Failure>) -> Result<(), Failure> {
-    let (full, to_write) = sync_channel::<Vec<u8>>(WAITING);
-    let (written, empty) = sync_channel(WAITING + 2);
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || -> io::Result<()> {
-            for mut bytes in to_write {
-                file.write_all(&bytes)?;
-                bytes.clear();
-                let _ = written.send(bytes);
-            }
-            Ok(())
-        });
-        let mut out = Behind { buffer: Vec::new(), full, empty };
-        let made = make(&mut out).and_then(|()| Ok(out.flush()?));
-        drop(out);
-        // Where the file is the cause, it says more than that nobody takes bytes any more.
-        writer.join().expect("it returns its errors")?;
-        made
-    })
-}
-
-/// Where bytes are handed to the thread that writes them.
-struct Behind {
-    buffer: Vec<u8>,
-    full: SyncSender<Vec<u8>>,
-    empty: Receiver<Vec<u8>>,
-}
-
-impl Write for Behind {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.buffer.capacity() == 0 {
-            self.buffer = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(BUFFER));
-        }
-        let n = bytes.len().min(BUFFER - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..n]);
-        if self.buffer.len() == BUFFER {
-            self.flush()?;
-        }
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        let full = std::mem::take(&mut self.buffer);
-        self.full.send(full).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 }
 

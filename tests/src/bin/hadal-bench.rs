@@ -84,7 +84,8 @@ fn main() -> Result {
     let input = || args.input();
     let file = args.file()?;
     if args.compile {
-        let (input, options) = (input()?, args.options());
+        // Code that is there already would say nothing of what making it takes.
+        let (input, options) = (input()?, Options { cache: None, ..args.options() });
         let compiled = compile(&input, &options)?;
         for (stage, took) in &compiled.times {
             line(&format!("compile_{stage}_s"), took.as_secs_f64(), None);
