@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release -p hadal-codegen --example bench_kernels [-- FILTER]`, with `--features llvm` and
 //! `HADAL_BACKEND=llvm` through LLVM for the best level that the machine has; with `HADAL_PANELS` weights that can be are
-//! stored as panels.
+//! stored as panels, with `HADAL_COLD` nothing is in caches when a kernel begins.
 
 mod runner;
 
@@ -15,7 +15,7 @@ use runner::{Backend, Runner};
 
 fn function(params: &str, body: &str, result: &str) -> Func {
     let source = format!(
-        "symbols P in 0..4096, T in 1..4096\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n"
+        "symbols P in 0..16384, T in 1..4096\nkernel @k({params}) -> (y: {result}) {{\n{body}\n  return %y\n}}\n"
     );
     text::parse_module(&source).expect("well formed").funcs.remove(0)
 }
@@ -23,7 +23,7 @@ fn function(params: &str, body: &str, result: &str) -> Func {
 /// The function for so many new tokens: through its text, since attributes hold sizes too.
 fn with_tokens(func: &Func, t: i64) -> Func {
     let source = text::print_func(func).replace("P+T", &format!("P+{t}")).replace("[T", &format!("[{t}"));
-    text::parse_module(&format!("symbols P in 0..4096\n{source}")).expect("well formed").funcs.remove(0)
+    text::parse_module(&format!("symbols P in 0..16384\n{source}")).expect("well formed").funcs.remove(0)
 }
 
 fn rows(w: &str, n: i64, k: i64) -> Func {
@@ -71,7 +71,7 @@ fn of_bytes(codes: &str, group: i64, offsets: bool, n: i64, k: i64) -> Func {
 /// The same with the rows in bf16.
 fn in_bf16(func: &Func) -> Func {
     let source = text::print_func(func).replacen(": f32", ": bf16", 1);
-    text::parse_module(&format!("symbols P in 0..4096, T in 1..4096\n{source}")).expect("well formed").funcs.remove(0)
+    text::parse_module(&format!("symbols P in 0..16384, T in 1..4096\n{source}")).expect("well formed").funcs.remove(0)
 }
 
 fn main() {
@@ -235,36 +235,39 @@ fn main() {
             report(&format!("step attention {name} T={t} P={p}"), &latent, t, p, flops, bytes);
         }
     }
-    for (t, p) in [(1i64, 2047i64), (512, 0), (128, 1920)] {
+    let calls = [(1i64, 2047i64), (1, 16_383), (512, 0), (128, 1920)];
+    for (t, p, kv, width) in
+        calls.into_iter().flat_map(|(t, p)| [("bf16", 2.0), ("f32", 4.0)].map(|(d, w)| (t, p, d, w)))
+    {
         let keys = |d: f64| -> f64 { (0..t).map(|i| (p + i + 1) as f64).sum::<f64>() * d };
         let scale = "scale = 0.1";
         let heads = function(
-            "%q: f32[T, 16, 128], %k: bf16[P+T, 16, 128], %v: bf16[P+T, 16, 128]",
+            &format!("%q: f32[T, 16, 128], %k: {kv}[P+T, 16, 128], %v: {kv}[P+T, 16, 128]"),
             &format!(
                 "  %y = attention %q, %k, %v {{sets = [\"thd,shd she causal\"], output = \"the\", {scale}}} : f32[T, 16, 128]"
             ),
             "f32[T, 16, 128]",
         );
-        let bytes = 16.0 * 256.0 * 2.0 * (t + p) as f64;
-        report(&format!("attention heads T={t} S={}", t + p), &heads, t, p, 2.0 * keys(16.0 * 256.0), bytes);
+        let bytes = 16.0 * 256.0 * width * (t + p) as f64;
+        report(&format!("attention heads {kv} T={t} S={}", t + p), &heads, t, p, 2.0 * keys(16.0 * 256.0), bytes);
         let groups = function(
-            "%q: f32[T, 2, 6, 128], %k: bf16[P+T, 2, 128], %v: bf16[P+T, 2, 128]",
+            &format!("%q: f32[T, 2, 6, 128], %k: {kv}[P+T, 2, 128], %v: {kv}[P+T, 2, 128]"),
             &format!(
                 "  %y = attention %q, %k, %v {{sets = [\"tgrd,sgd sge causal\"], output = \"tgre\", {scale}}} : f32[T, 2, 6, 128]"
             ),
             "f32[T, 2, 6, 128]",
         );
-        let bytes = 2.0 * 256.0 * 2.0 * (t + p) as f64;
-        report(&format!("attention groups T={t} S={}", t + p), &groups, t, p, 2.0 * keys(12.0 * 256.0), bytes);
+        let bytes = 2.0 * 256.0 * width * (t + p) as f64;
+        report(&format!("attention groups {kv} T={t} S={}", t + p), &groups, t, p, 2.0 * keys(12.0 * 256.0), bytes);
         let latent = function(
-            "%q: f32[T, 16, 512], %r: f32[T, 16, 64], %c: bf16[P+T, 512], %k: bf16[P+T, 64]",
+            &format!("%q: f32[T, 16, 512], %r: f32[T, 16, 64], %c: {kv}[P+T, 512], %k: {kv}[P+T, 64]"),
             &format!(
                 "  %y = attention %q, %c, %r, %k, %c {{sets = [\"tha,sa thb,sb sa causal\"], output = \"tha\", {scale}}} : f32[T, 16, 512]"
             ),
             "f32[T, 16, 512]",
         );
-        let bytes = 576.0 * 2.0 * (t + p) as f64;
-        report(&format!("attention latent T={t} S={}", t + p), &latent, t, p, 2.0 * keys(16.0 * 1088.0), bytes);
+        let bytes = 576.0 * width * (t + p) as f64;
+        report(&format!("attention latent {kv} T={t} S={}", t + p), &latent, t, p, 2.0 * keys(16.0 * 1088.0), bytes);
     }
     for (k, n) in [(8i64, 256i64), (256, 8192), (2048, 8192), (2048, 131_072)] {
         let body = format!("  %y = top_k %x {{k = {k}}} : i32[T, {k}]");

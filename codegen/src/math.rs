@@ -96,6 +96,7 @@ impl Expander {
                 }
                 Stmt::Let(..)
                 | Stmt::Store { .. }
+                | Stmt::Prefetch(_)
                 | Stmt::Alloc(_)
                 | Stmt::Barrier(_)
                 | Stmt::AsyncCopy { .. }

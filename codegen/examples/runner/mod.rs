@@ -128,6 +128,9 @@ impl Runner {
         let mut best = f64::INFINITY;
         let mut runs = 0;
         while runs < 5 || (now() - start < 0.5 && runs < 200) {
+            if std::env::var_os("HADAL_COLD").is_some() {
+                self.args.iter().for_each(|a| forget(a.as_slice()));
+            }
             let t = now();
             self.run();
             best = best.min(now() - t);
@@ -135,4 +138,14 @@ impl Runner {
         }
         best
     }
+}
+
+/// Drops memory from all caches, as when other launches have run since it was read.
+fn forget(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64) {
+        // SAFETY: the line is mapped; its contents stay.
+        unsafe { std::arch::x86_64::_mm_clflush(line.as_ptr()) };
+    }
+    let _ = bytes;
 }

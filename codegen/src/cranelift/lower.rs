@@ -198,7 +198,8 @@ impl<'a> Lower<'a, '_> {
                 Ok(())
             }
             Stmt::Store { place, value, mask } => self.store(place, *value, *mask),
-            Stmt::Alloc(_) => Ok(()),
+            // A hint, for which there is no instruction.
+            Stmt::Prefetch(_) | Stmt::Alloc(_) => Ok(()),
             Stmt::For(l) => match l.kind {
                 LoopKind::Unroll => self.unroll(l),
                 LoopKind::Serial => self.serial(l),
@@ -637,7 +638,12 @@ fn writes(block: &Block) -> BTreeSet<u32> {
             Stmt::Mma(m) => out.extend(allocation(&m.d)),
             Stmt::For(l) => out.extend(writes(&l.body)),
             Stmt::If(c) => out.extend([&c.then, &c.otherwise].into_iter().flat_map(writes)),
-            Stmt::Let(..) | Stmt::Alloc(_) | Stmt::Barrier(_) | Stmt::AsyncCommit | Stmt::AsyncWait { .. } => {}
+            Stmt::Let(..)
+            | Stmt::Prefetch(_)
+            | Stmt::Alloc(_)
+            | Stmt::Barrier(_)
+            | Stmt::AsyncCommit
+            | Stmt::AsyncWait { .. } => {}
         }
     }
     out

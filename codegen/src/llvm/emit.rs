@@ -273,6 +273,10 @@ impl<'a> Emitter<'a> {
                 self.store(place, *value, *mask);
                 Ok(())
             }
+            Stmt::Prefetch(place) => {
+                self.prefetch(place);
+                Ok(())
+            }
             Stmt::Alloc(_) => Ok(()),
             Stmt::For(l) => match l.kind {
                 LoopKind::Unroll => self.unroll(l),

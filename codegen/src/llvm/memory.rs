@@ -296,6 +296,13 @@ impl Emitter<'_> {
         self.def(format!("icmp eq i{lanes} {bits}, -1"))
     }
 
+    /// Into the second-level cache.
+    pub(super) fn prefetch(&mut self, place: &Place) {
+        let pointer = self.address(place).pointer;
+        let arguments = [("ptr", pointer.as_str()), ("i32", "0"), ("i32", "2"), ("i32", "1")];
+        self.call("void", "llvm.prefetch.p0", &arguments, "");
+    }
+
     pub(super) fn store(&mut self, place: &Place, value: Value, mask: Option<Value>) {
         let (from, x) = (self.k.ty(value), self.text(value));
         let address = self.address(place);

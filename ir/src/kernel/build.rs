@@ -278,6 +278,20 @@ impl Builder {
         if ty.lanes == 1 { a } else { self.op(Op::Reduce(op, a), ValueType::scalar(ty.elem)) }
     }
 
+    /// As many vectors as each has lanes, a power of two, to one: its lane `i` is the sum of the lanes of the `i`th, added in
+    /// the order of [`Builder::reduce_lanes`].
+    pub fn sum_each(&mut self, mut rows: Vec<Value>) -> Value {
+        while rows.len() > 1 {
+            let (left, right) = rows.split_at(rows.len() / 2);
+            let halve = |(a, c): (&Value, &Value)| {
+                let [low, high] = [Half::Low, Half::High].map(|h| self.zip(h, *a, *c));
+                self.add(low, high)
+            };
+            rows = left.iter().zip(right).map(halve).collect();
+        }
+        rows[0]
+    }
+
     // ---- memory ----
 
     /// `lanes` consecutive elements from `index` on.
@@ -291,6 +305,11 @@ impl Builder {
         let ty = ValueType::vector(self.dtype(buf), self.ty(mask).lanes);
         let fill = fill.map(|f| self.splat(f, ty.lanes));
         self.op(Op::Load { place: place(buf, index), mask: Some(mask), fill }, ty)
+    }
+
+    /// Asks for an element's cache line; it may lie outside the buffer.
+    pub fn prefetch(&mut self, buf: Buf, index: &[Value]) {
+        self.stmt(Stmt::Prefetch(place(buf, index)));
     }
 
     /// Writes the value's lanes to consecutive elements from `index` on, cast to the buffer's format.
@@ -559,6 +578,7 @@ fn definitions(block: &Block, out: &mut Vec<Value>) {
                 out.extend(&f.results);
             }
             Stmt::Store { .. }
+            | Stmt::Prefetch(_)
             | Stmt::Alloc(_)
             | Stmt::Barrier(_)
             | Stmt::AsyncCopy { .. }
@@ -584,6 +604,7 @@ fn rename(block: &mut Block, f: &mut impl FnMut(&mut Value)) {
             Stmt::Store { place, value, mask } => {
                 place.index.iter_mut().chain([value]).chain(mask).for_each(&mut *f);
             }
+            Stmt::Prefetch(place) => place.index.iter_mut().for_each(&mut *f),
             Stmt::For(l) => {
                 [&mut l.var, &mut l.lo, &mut l.hi].into_iter().for_each(&mut *f);
                 l.carried.iter_mut().chain(&mut l.init).chain(&mut l.results).for_each(&mut *f);

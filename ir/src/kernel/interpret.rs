@@ -266,6 +266,7 @@ impl<'a> Machine<'a> {
                     }
                 }
             }
+            Stmt::Prefetch(_) => {}
             Stmt::Alloc(i) => self.alloc(*i, threads, active)?,
             Stmt::For(l) if l.kind.is_concurrent() => self.concurrent(l, threads, active)?,
             Stmt::For(l) => self.serial(l, threads, active)?,

@@ -481,6 +481,8 @@ pub enum Stmt {
         /// Lanes to write; all without one.
         mask: Option<Value>,
     },
+    /// Asks for the element's cache line ahead of time. It may lie outside the buffer: nothing is read, and nothing depends on it.
+    Prefetch(Place),
     /// Brings an allocation into being, uninitialised. Index into [`Kernel::allocs`].
     Alloc(u32),
     /// A loop.

@@ -326,6 +326,40 @@ fn tables_have_sixteen_bytes() {
 }
 
 #[test]
+fn sums_of_several_vectors_are_those_of_each() {
+    for n in [2u32, 4, 16] {
+        let mut b = Builder::new("k");
+        let x = b.param("x", DType::F32, [i64::from(n * n)], Access::Read);
+        let [y, z] = ["y", "z"].map(|name| b.param(name, DType::F32, [i64::from(n)], Access::Write));
+        let zero = b.const_i64(0);
+        // Beyond the end: a hint reads nothing.
+        let beyond = b.const_i64(i64::from(n * n) + 1000);
+        b.prefetch(x, &[beyond]);
+        let rows = (0..n).map(|i| {
+            let at = b.const_i64(i64::from(i * n));
+            b.load(x, &[at], n)
+        });
+        let rows: Vec<Value> = rows.collect();
+        for (i, row) in rows.iter().enumerate() {
+            let (sum, at) = (b.reduce_lanes(ReduceOp::Add, *row), b.const_i64(i as i64));
+            b.store(y, &[at], sum);
+        }
+        let all = b.sum_each(rows);
+        b.store(z, &[zero], all);
+        let kernel = b.finish();
+        assert_eq!(faults(&kernel), "");
+        assert_eq!(text::parse(&kernel.to_string()).unwrap(), kernel);
+        // Sums in another order would differ.
+        let x: Vec<u8> =
+            (0..n * n).flat_map(|i| (0.1 * (i * i % 37) as f32 + 1e3 * (i % 3) as f32).to_le_bytes()).collect();
+        let uninit = || Buffer::uninit(DType::F32, n as usize);
+        let mut args = [Buffer::from_bytes(DType::F32, x), uninit(), uninit()];
+        run(&kernel, &mut args).unwrap();
+        assert_eq!(args[1].bytes, args[2].bytes);
+    }
+}
+
+#[test]
 fn rounds_of_zips_turn_a_square() {
     for n in [2u32, 4, 16] {
         let mut b = Builder::new("k");

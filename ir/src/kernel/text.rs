@@ -106,6 +106,7 @@ impl Kernel {
                 write!(f, "store {} = {value}", self.place_text(place))?;
                 mask.map_or(Ok(()), |m| write!(f, " mask {m}"))
             }
+            Stmt::Prefetch(place) => write!(f, "prefetch {}", self.place_text(place)),
             Stmt::Alloc(i) => match self.allocs.get(*i as usize) {
                 Some(a) => {
                     write!(f, "alloc {} : {}[{}] {}", a.name, a.dtype, commas(&a.shape), a.space.name())?;

@@ -278,6 +278,9 @@ impl Verifier<'_> {
                     self.fault(Fault::PackedStore);
                 }
             }
+            Stmt::Prefetch(place) => {
+                let _ = self.access(place, true);
+            }
             Stmt::Alloc(i) => {
                 let Some(alloc) = self.kernel.allocs.get(*i as usize) else {
                     return self.fault(Fault::NoBuffer { index: *i });

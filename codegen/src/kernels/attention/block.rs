@@ -5,10 +5,14 @@ use super::emit::{Cell, HIDDEN, WIDE, padded};
 use super::schedule::{KEYS, Schedule};
 use crate::kernels::contract::emit::{Env, in_vectors, load_f32};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, ReduceOp, Value};
+use hadal_types::DType;
 
 /// Keys whose values are added in one go. Code generators that place sums where they are used compute one sum after the
 /// other: more keys would be more registers.
 const UNROLL: i64 = 2;
+
+/// Bytes of a cache line.
+const LINE: u64 = 64;
 
 /// Where what a set reads is held.
 pub(super) struct Layout<'a> {
@@ -80,6 +84,7 @@ impl<'a> Cell<'a> {
         self.convert(b, block);
         // A tile of keys meets all rows while it is near.
         b.for_each(zero, block.count, self.s.tiles.keys, LoopKind::Serial, |b, j| {
+            self.prefetch(b, block, j);
             b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| self.score(b, (r, j), block));
         });
         self.soften(b, block);
@@ -95,6 +100,34 @@ impl<'a> Cell<'a> {
             None => b.add(block.start, j),
         };
         self.env.with(block.layout.set.key, row)
+    }
+
+    /// Asks for the rows of the next block that lie where a tile of keys lies in this one.
+    fn prefetch(&self, b: &mut Builder, block: Block<'a>, j: Value) {
+        if block.list.is_some() || !self.s.tiles.ahead {
+            return;
+        }
+        let set = block.layout.set;
+        let mut known: Vec<&Columns> = Vec::new();
+        for columns in set.terms.iter().map(|t| &t.key).chain(&set.values) {
+            if !known.iter().any(|c| c.at == columns.at) {
+                known.push(columns);
+            }
+        }
+        for i in 0..self.s.tiles.keys {
+            let i = b.const_i64(KEYS + i);
+            let next = b.add(j, i);
+            let key = self.key(b, block, next);
+            for columns in &known {
+                let line = 8 * LINE / columns.at.dtype.bits();
+                let first = key.at(b, &columns.at.at);
+                for at in (0..columns.size).step_by(line as usize) {
+                    let at = b.const_i64(at);
+                    let at = b.add(first, at);
+                    b.prefetch(key.bufs[columns.at.param], &[at]);
+                }
+            }
+        }
     }
 
     /// Brings a block's keys and values together in f32, with their scales, each filled up with zeros.
@@ -218,12 +251,50 @@ impl<'a> Cell<'a> {
                 sums.iter().enumerate().map(|(i, sum)| b.fma(q[i / k.len()], k[i % k.len()], *sum)).collect()
             });
         }
-        for (i, sum) in sums.iter().enumerate() {
-            let sum = b.reduce_lanes(ReduceOp::Add, *sum);
-            let (row, key) = (b.const_i64((i / keys.len()) as i64), (i % keys.len()) as i64);
+        self.store_scores(b, (first, j), &sums);
+    }
+
+    /// Stores the scores of a tile, the lanes of a vector each: as many of them as there are lanes become one vector.
+    fn store_scores(&self, b: &mut Builder, (first, j): (Value, Value), sums: &[Value]) {
+        let (lanes, keys) = (self.s.tiles.lanes as usize, self.s.tiles.keys as usize);
+        let at = |b: &mut Builder, i: usize| {
+            let row = b.const_i64((i / keys) as i64);
             let row = b.add(first, row);
-            let at = self.score_at(b, row, j, key);
-            b.store(self.scores, &[at], sum);
+            self.score_at(b, row, j, (i % keys) as i64)
+        };
+        for (n, group) in sums.chunks(lanes).enumerate() {
+            let start = n * lanes;
+            // What fills up a vector is not stored.
+            let mut rows = group.to_vec();
+            rows.resize(lanes, group[0]);
+            let scores = b.sum_each(rows);
+            // Neighbours of a row are stored at once.
+            let mut i = start;
+            while i < start + group.len() {
+                let end = (i / keys * keys + keys).min(start + group.len());
+                let (lane, count) = (i - start, end - i);
+                if count == lanes {
+                    let at = at(b, i);
+                    b.store(self.scores, &[at], scores);
+                } else if lanes < 16 {
+                    for k in i..end {
+                        let (at, score) = (at(b, k), b.extract(scores, (k - start) as u32));
+                        b.store(self.scores, &[at], score);
+                    }
+                } else {
+                    let number = b.iota(DType::I32, lanes as u32);
+                    let [from, to] = [lane, lane + count].map(|k| {
+                        let k = b.const_i32(k as i32);
+                        b.splat(k, lanes as u32)
+                    });
+                    let (after, before) = (b.ge(number, from), b.lt(number, to));
+                    let mask = b.and(after, before);
+                    let (at, back) = (at(b, i), b.const_i64(lane as i64));
+                    let at = b.sub(at, back);
+                    b.store_masked(self.scores, &[at], scores, mask);
+                }
+                i = end;
+            }
         }
     }
 

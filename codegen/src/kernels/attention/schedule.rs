@@ -9,6 +9,9 @@ use hadal_types::Dim;
 /// Keys of a block. Part of the meaning of the result's bits, so it does not depend on anything.
 pub const KEYS: i64 = 32;
 
+/// Rows from which on arithmetic takes so long that rows of keys come in time.
+const AHEAD: i64 = 16;
+
 /// How an attention is run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Schedule {
@@ -40,6 +43,9 @@ pub struct Tiles {
     /// Whether weights are kept in all lanes of a vector. Narrow registers meet a weight often, and Cranelift makes a
     /// spread load an operand only where it has one use; wide ones take a spread operand as it is.
     pub spread: bool,
+    /// Whether the next block is asked for while one is computed. For few rows memory is what takes long, and rows of several
+    /// heads that lie side by side are no stream that processors foresee.
+    pub ahead: bool,
 }
 
 impl Tiles {
@@ -48,13 +54,17 @@ impl Tiles {
     fn of(rows: i64, target: &Target) -> Tiles {
         // Padding costs as many multiply-adds as rows; low tiles cost loads.
         let cost = |height: i64| (rows + height - 1) / height * (height * 12 + 6);
-        let rows = [4, 3, 2, 1].into_iter().min_by_key(|h| cost(*h)).unwrap_or(1);
+        let ahead = rows <= AHEAD;
+        let best = |most: i64| (1..=most).rev().min_by_key(|h| cost(*h)).unwrap_or(1);
         if target.is_wide() {
+            // 24 sums, what they are made of, and some to spare.
+            let rows = best(6);
             let (keys, vectors) = if rows > 2 { (4, 4) } else { (8, 8) };
-            return Tiles { lanes: 16, rows, keys, vectors, spread: false };
+            return Tiles { lanes: 16, rows, keys, vectors, spread: false, ahead };
         }
+        let rows = best(4);
         let keys = [8, 4, 3, 2][rows as usize - 1];
-        Tiles { lanes: 4, rows, keys, vectors: keys.min(4), spread: rows > 1 }
+        Tiles { lanes: 4, rows, keys, vectors: keys.min(4), spread: rows > 1, ahead }
     }
 }
 

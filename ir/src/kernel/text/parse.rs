@@ -123,6 +123,7 @@ impl<'a> Parser<'a> {
                 let mask = self.optional("mask")?;
                 Ok(Stmt::Store { place, value, mask })
             }
+            "prefetch" => Ok(Stmt::Prefetch(self.place()?)),
             "alloc" => self.alloc(),
             "barrier" => {
                 let at = self.at;
@@ -151,7 +152,7 @@ impl<'a> Parser<'a> {
             "mma" => self.mma(),
             _ => Err(self.expected_at(
                 start,
-                "a value, for, if, store, alloc, barrier, async_copy, async_commit, async_wait or mma",
+                "a value, for, if, store, prefetch, alloc, barrier, async_copy, async_commit, async_wait or mma",
             )),
         }
     }
