@@ -34,7 +34,10 @@
 //! alone, in a chunk, and however the grid is cut: `T = 1` and more agree, unless the form of the graph differs between
 //! the two. Rows that a selection lists in another order are summed in another order.
 //!
-//! Lanes of scores are those of the machine's registers (four or sixteen), the same in all schedules.
+//! Lanes of scores are those of the machine's registers (four or sixteen), the same in all schedules. The lanes of a tile's scores
+//! are added together, as many scores at once as there are lanes, in the order in which one would be added alone.
+//!
+//! **Memory.** Few rows ask for the next block of consecutive keys and values while they compute one.
 //!
 //! **Bound.** Multiply-adds, down to two heads or so that share a latent row. Measurements: `docs/perf/attention.md`.
 //!
