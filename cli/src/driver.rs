@@ -45,8 +45,8 @@ pub struct Options {
     pub mtp_input: hadal_models::MtpInput,
     /// Whether the entry `logits` also gives what some layers compute on the way.
     pub inner: bool,
-    /// Format of the states; the activations' own where none is asked for.
-    pub state_dtype: Option<DType>,
+    /// Format of the states.
+    pub state_dtype: DType,
     /// To what verification rounds weights first; elsewhere an input is opened so.
     pub quantize: Option<Quantize>,
     /// The laws that the optimiser may use.
@@ -91,7 +91,7 @@ impl Default for Options {
             activations: hadal_models::Activations::default(),
             mtp_input: hadal_models::MtpInput::default(),
             inner: false,
-            state_dtype: None,
+            state_dtype: BuildOptions::default().state_dtype,
             quantize: None,
             laws: hadal_passes::LawSet::default(),
             batch: 1,

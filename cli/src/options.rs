@@ -31,9 +31,9 @@ pub struct CompileArgs {
     /// What products read, and what states keep.
     #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
     pub activations: ActivationsArg,
-    /// In what format states (keys, values, latent rows) are kept [default: bf16 where activations are bf16 or int8, else f32].
-    #[arg(long, value_enum)]
-    pub state_dtype: Option<StateArg>,
+    /// In what format states (keys, values, latent rows) are kept.
+    #[arg(long, value_enum, default_value_t = StateArg::F32)]
+    pub state_dtype: StateArg,
     /// Processors to make code for: `all` that this build knows of this machine's architecture, `here` for the best level of
     /// this machine only, or names as `x86-64-v3`. The best one that a processor has is taken when the file starts.
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',', default_value = "all", value_parser = levels)]
@@ -271,10 +271,10 @@ impl CompileArgs {
                 AttnFactorArg::Apply => AttnFactor::Apply,
             },
             activations: self.activations.activations(),
-            state_dtype: self.state_dtype.map(|s| match s {
+            state_dtype: match self.state_dtype {
                 StateArg::F32 => DType::F32,
                 StateArg::Bf16 => DType::BF16,
-            }),
+            },
             laws: self.laws.set(),
             levels: self.levels(),
             tuning: (self.tune.is_some() || self.tuning.is_some()).then(|| Tuning {

@@ -251,16 +251,6 @@ pub enum Activations {
     Fp8,
 }
 
-impl Activations {
-    /// The format of states where nothing else is asked for: where products read bf16, what they read is kept so.
-    pub fn states(self) -> DType {
-        match self {
-            Activations::Bf16 | Activations::Int8 => DType::BF16,
-            Activations::F32 | Activations::Cache | Activations::Fp8 => DType::F32,
-        }
-    }
-}
-
 /// How a row is rounded, with a scale for each few neighbours.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rounding {

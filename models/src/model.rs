@@ -22,8 +22,8 @@ pub struct BuildOptions {
     pub max_context: Option<usize>,
     /// Most tokens of one call.
     pub max_chunk: usize,
-    /// Format of the states; that of [`Activations::states`] where none is asked for.
-    pub state_dtype: Option<DType>,
+    /// Format of the states.
+    pub state_dtype: DType,
     /// What to make of `rope_scaling.attn_factor`.
     pub attn_factor: AttnFactor,
     /// What products with block-scaled weights read.
@@ -41,7 +41,7 @@ impl Default for BuildOptions {
         BuildOptions {
             max_context: None,
             max_chunk: 512,
-            state_dtype: None,
+            state_dtype: DType::F32,
             attn_factor: AttnFactor::default(),
             activations: Activations::default(),
             mtp_input: MtpInput::default(),
@@ -117,7 +117,7 @@ pub fn build(config: &Config, oracle: &dyn DtypeOracle, options: &BuildOptions) 
     let bounds = Bounds {
         max_context,
         max_chunk,
-        state_dtype: options.state_dtype.unwrap_or(options.activations.states()),
+        state_dtype: options.state_dtype,
         mtp_input: options.mtp_input,
         inner: options.inner,
     };

@@ -175,7 +175,7 @@ fn the_other_reading_of_attn_factor() {
 #[test]
 fn narrow_states_cost_little() {
     for name in ["llama-dense", "v2-lite"] {
-        let options = BuildOptions { state_dtype: Some(DType::BF16), ..BuildOptions::default() };
+        let options = BuildOptions { state_dtype: DType::BF16, ..BuildOptions::default() };
         let mut f = Fixture::open(name, options);
         let weights = f.weights();
         let mut it = f.start(&weights);

@@ -153,7 +153,7 @@ fn streams_and_experts_in_fp4_are_counted() {
 #[test]
 fn states_are_counted_in_their_own_formats() {
     let built = |name: &str, activations| {
-        let options = BuildOptions { state_dtype: Some(DType::BF16), activations, ..BuildOptions::default() };
+        let options = BuildOptions { state_dtype: DType::BF16, activations, ..BuildOptions::default() };
         stats(&build(&parse(&text(name)), &Planned, &options).unwrap()).state_bytes
     };
     assert_eq!(built("deepseek-r1", Activations::F32), 61 * 576 * 2);

@@ -101,3 +101,20 @@ fn rounding_costs_what_it_did() {
         assert!(outcome.greedy.is_some_and(|(hits, _)| hits >= least), "{outcome:#?}");
     }
 }
+
+/// The same for what is kept between calls; half the bytes.
+#[test]
+fn states_in_bf16_cost_what_they_did() {
+    let input = Input::demo().expect("embedded");
+    let bytes = |state_dtype| {
+        let options = Options { state_dtype, ..Options::default() };
+        compile(&input, &options).expect("compiles").manifest.state_bytes_per_token()
+    };
+    assert_eq!(bytes(DType::F32), 2 * bytes(DType::BF16));
+    let options = Options { state_dtype: DType::BF16, ..Options::default() };
+    let outcome = verify(&demo_folder(), &options, 2).unwrap_or_else(|e| panic!("{e}"));
+    let worst = outcome.checks[0].max_abs_error;
+    println!("{worst} {:?}", outcome.greedy);
+    assert!(worst > 1e-3 && worst <= 0.1, "{worst}");
+    assert!(outcome.greedy.is_some_and(|(hits, _)| hits >= 60), "{outcome:#?}");
+}

@@ -51,7 +51,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let fused = hadal_passes::optimise(&model.module, &target(&options.target)?, &options.passes(&model))
         .map_err(Failure::optimising)?;
     // Of a model that was asked for as it is, also what its states take in the formats of its release.
-    let rounded = Options { activations: Activations::Cache, state_dtype: Some(DType::BF16), ..options.clone() };
+    let rounded = Options { activations: Activations::Cache, state_dtype: DType::BF16, ..options.clone() };
     let plain = options.activations == Activations::F32;
     let kept = if plain { build_model(&input, &rounded).ok() } else { None };
     let report = Report::new(

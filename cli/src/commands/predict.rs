@@ -54,7 +54,7 @@ pub struct Args {
     /// How often a draft is right when those before it are, 0 to 1; without it nothing is said of a verify's tokens/s.
     #[arg(long, value_name = "SHARE", value_parser = units::share)]
     acceptance: Option<f64>,
-    /// Format of the states [default: as compiled: bf16 where activations are bf16 or int8, else f32]. fp8 counts a byte an element, without scales.
+    /// Format of the states [default: as compiled, f32]. fp8 counts a byte an element, without scales.
     #[arg(long, value_enum)]
     state_dtype: Option<StateDtypeArg>,
     /// What products read, and what states keep.
@@ -92,7 +92,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         list.dedup();
     }
     let defaults = Options::default();
-    let state_dtype = args.state_dtype.map(StateDtypeArg::dtype);
+    let state_dtype = args.state_dtype.map_or(defaults.state_dtype, StateDtypeArg::dtype);
     let options =
         Options { state_dtype, activations: args.activations.activations(), laws: args.laws.set(), ..defaults };
     let mut answer = Answer::new(&input, target, &options, &question)?;
@@ -326,7 +326,7 @@ mod tests {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/configs").join(config);
         let input = Input::open(&path).unwrap();
         let defaults = Options::default();
-        let options = Options { state_dtype: state, ..defaults };
+        let options = Options { state_dtype: state.unwrap_or(defaults.state_dtype), ..defaults };
         Answer::new(&input, target(machine).unwrap(), &options, question).unwrap()
     }
 
