@@ -14,6 +14,9 @@ use hadal_types::DType;
 /// Lines that are no loop where a part has no more, and at a time where it has.
 const UNROLLED: i64 = 8;
 
+/// Sums of integers that grow side by side, at least.
+const CHAINS: usize = 4;
+
 /// All columns and rows of one grid index.
 pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
     let Some(laid) = Laid::of(desc, s.streamed) else { return };
@@ -259,8 +262,17 @@ impl<'a> Cell<'_, 'a> {
             let start = b.splat(start.unwrap_or(none), lanes);
             init.extend(vec![start; vectors]);
         }
+        // Sums of integers are exact in any order: several of them, so that they do not wait for each other.
+        let chains = if self.s.quads { (CHAINS / init.len()).max(1) } else { 1 };
+        let none = b.splat(none, lanes);
+        init.resize(init.len() * chains, none);
         let line = self.times(b, at, self.part_lines());
         let products = self.products(b, strip, rows, (line, lines), init, written);
+        let products = (0..rows.len() * vectors).map(|i| {
+            let chains = products.iter().skip(i).step_by(rows.len() * vectors).copied();
+            chains.reduce(|sum, chain| b.add(sum, chain)).unwrap_or(none)
+        });
+        let products: Vec<Value> = products.collect();
         let part = b.add(first, at);
         let unit = codes::unit(self.w.dtype);
         let columns: Vec<[Option<Value>; 2]> = strip
@@ -310,17 +322,17 @@ impl<'a> Cell<'_, 'a> {
         init: Vec<Value>,
         written: Rows,
     ) -> Vec<Value> {
-        let line = |b: &mut Builder, i: Value, sums: &[Value]| self.line(b, strip, rows, i, sums, written);
+        let line = |b: &mut Builder, i: (Value, i64), sums: &[Value]| self.line(b, strip, rows, i, sums, written);
         if self.laid.part.is_none() {
             let end = b.const_i64(count);
-            return b.for_loop(first, end, 1, LoopKind::Serial, &init, line);
+            return b.for_loop(first, end, 1, LoopKind::Serial, &init, |b, i, sums| line(b, (i, 0), sums));
         }
         let unit = if count <= UNROLLED { count } else { 4 };
         let many = |b: &mut Builder, from: Value, count: i64, sums: &[Value]| {
-            (0..count).fold(sums.to_vec(), |sums, i| {
-                let i = b.const_i64(i);
+            (0..count).fold(sums.to_vec(), |sums, number| {
+                let i = b.const_i64(number);
                 let i = b.add(from, i);
-                line(b, i, &sums)
+                line(b, (i, number), &sums)
             })
         };
         if count == unit {
@@ -332,13 +344,13 @@ impl<'a> Cell<'_, 'a> {
         many(b, end, count % unit, &sums)
     }
 
-    /// Adds the products of a line.
+    /// Adds the products of a line, the one of this number among those of a step.
     fn line(
         &self,
         b: &mut Builder,
         strip: &Strip,
         rows: &[Row<'a>],
-        i: Value,
+        (i, number): (Value, i64),
         sums: &[Value],
         written: Rows,
     ) -> Vec<Value> {
@@ -351,7 +363,11 @@ impl<'a> Cell<'_, 'a> {
         });
         let loaded: Vec<Value> = loaded.collect();
         let lines: Vec<Option<Line>> = loaded.iter().map(|w| (!s.pairs).then(|| Line::new(b, s.quads, *w))).collect();
-        for vector in 0..codes::vectors(self.w, s.quads, s.pairs) {
+        let (count, tile) = (codes::vectors(self.w, s.quads, s.pairs), rows.len() * loaded.len());
+        let chains = sums.len() / tile;
+        for vector in 0..count {
+            let chain = (number * count + vector) as usize % chains;
+            let sums = &mut sums[chain * tile..][..tile];
             let lines = lines.iter().zip(&loaded);
             let lines: Vec<Value> = lines.map(|(line, w)| line.map_or(*w, |line| line.vector(b, vector))).collect();
             for (row, sums) in rows.iter().zip(sums.chunks_mut(lines.len())) {

@@ -13,8 +13,9 @@
 //! A grid index has some panels. Rows pass in tiles whose sums are in registers: each line meets one factor, a pair or
 //! four factors a row, spread over the lanes. Sums of lanes are never added to each other, and an element's products are
 //! added in the order of the summed letter, whatever the number of rows is: a prompt, a step and a batch give the same bits,
-//! and read the same bytes. A single row has several panels side by side, so that sums do not wait for each other; many rows
-//! meet so much of the panels at a time that it stays in the second-level cache, and sums wait in memory meanwhile.
+//! and read the same bytes. A single row reads panels one after another, one stream from memory, or,
+//! where they lie in a cache, several side by side, so that sums do not wait for each other; many rows meet so much of the
+//! panels at a time that it stays in the second-level cache, and sums wait in memory meanwhile.
 //!
 //! **Scales.** The summed elements that share all scales, a *part*, are summed by themselves, unscaled; then their sum is
 //! multiplied with the scales of both operands and added:
@@ -200,7 +201,17 @@ fn word(w: &Access) -> Option<i64> {
 pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
     let of = |streamed| Laid::of(desc, streamed).map(|laid| (streamed, laid));
     let Some((streamed, laid)) = [1, 0].into_iter().find_map(of) else { return Vec::new() };
+    // What comes from memory is best one stream, which processors foresee, as long as sums of one panel do not wait for
+    // each other longer than for that; what lies in a cache is several streams side by side.
+    let w = &desc.operands[streamed];
+    let bytes = desc.size(laid.panel).as_const().map_or(0, |n| n.saturating_mul(laid.lines * line_bytes(w, laid)));
+    let steps = match products(desc, target, streamed, laid) {
+        (true, _) => 1,
+        (_, pairs) => codes::vectors(w, false, pairs),
+    };
     let vectors: &[i64] = match (target.is_wide(), rows_of(desc, streamed, laid)) {
+        (true, Some(1..=2)) if bytes >= target.cache / 4 && steps == 1 => &[1, 2, 4],
+        (true, Some(1..=2)) if bytes >= target.cache / 4 && steps == 2 => &[2, 1, 4],
         (true, Some(1)) => &[4, 8, 2],
         (true, Some(2)) => &[4, 2],
         (true, Some(3..=4)) if laid.part.is_none() => &[4, 2],
@@ -213,6 +224,17 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
     let indices = |s: &Schedule| desc.size(laid.panel).as_const().zip(s.block).map_or(0, |(n, block)| n / block);
     all.sort_by_key(|s| indices(s) < SHARES / 4);
     all
+}
+
+/// Whether products are of bytes by fours, and of bf16 in pairs.
+fn products(desc: &Desc, target: &Target, streamed: usize, laid: Laid) -> (bool, bool) {
+    let x = desc.operands[1 - streamed].dtype;
+    (target.dots && x == DType::I8, target.dots && laid.word == 2 && x == DType::BF16)
+}
+
+/// Bytes of a line.
+fn line_bytes(w: &Access, laid: Laid) -> i64 {
+    LANES * laid.word * w.dtype.bits() as i64 / 8
 }
 
 /// How many rows meet each other at most, where they are few.
@@ -237,13 +259,14 @@ fn heights(laid: Laid, wide: bool, few: bool) -> &'static [i64] {
 }
 
 fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: i64) -> Option<Schedule> {
-    let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
+    let w = &desc.operands[streamed];
     let (rows, cols, grid) = tile_letters(desc, streamed, Some(laid.panel));
     let panels = desc.size(laid.panel).as_const()?;
     if panels % vectors != 0 {
         return None;
     }
-    let line = LANES * laid.word * w.dtype.bits() as i64 / 8;
+    let line = line_bytes(w, laid);
+    let (quads, pairs) = products(desc, target, streamed, laid);
     let few = rows_of(desc, streamed, laid);
     let tallest = heights(laid, target.is_wide(), few.is_some())[0];
     let height = few.map_or(tallest, |n| n.min(tallest));
@@ -277,8 +300,8 @@ fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: 
         fold: false,
         step: few.is_some(),
         shared: 1,
-        pairs: target.dots && laid.word == 2 && x.dtype == DType::BF16,
-        quads: target.dots && x.dtype == DType::I8,
+        pairs,
+        quads,
         register: target.lanes.min(LANES as u32),
         depth: depth * laid.word,
         group: laid.part.unwrap_or(0),
