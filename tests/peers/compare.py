@@ -82,12 +82,22 @@ def run(words, threads):
     return {"values": values, "limits": limits, "seconds": done["seconds"], OTHERS: done[OTHERS]}, None
 
 
-def rounds(number, commands, say=lambda text: print(text, file=sys.stderr)):
+def forget(folder, kept):
+    """Leaves memory to the files that are needed: the page cache drops all others below a folder."""
+    for path in (p for p in Path(folder).rglob("*") if p.is_file() and not any(p.is_relative_to(k) for k in kept)):
+        file = os.open(path, os.O_RDONLY)
+        os.fdatasync(file)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def rounds(number, commands, say=lambda text: print(text, file=sys.stderr), before=lambda system, words: None):
     """Runs each of `commands` (system to words and threads) once a round. A system that fails is left out from then on."""
     left, all = dict(commands), []
     for n in range(number):
         results = {}
         for system, (words, threads) in list(left.items()):
+            before(system, words)
             found, fault = run(words, threads)
             if fault:
                 say(f"{system}: left out: {fault}")

@@ -9,6 +9,7 @@
 //! foreign, of another version, or inconsistent. This crate is where compiler and runtime meet, so it depends on
 //! neither.
 
+mod behind;
 mod check;
 mod error;
 mod format;
