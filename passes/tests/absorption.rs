@@ -1,8 +1,6 @@
 //! Latent attention at the size of a large model: which form is chosen, for how many new tokens.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::target::{Peaks, Target};
 use hadal_ir::{InstKind, Module, Op};
 use hadal_passes::{Options, optimise};

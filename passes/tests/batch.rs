@@ -1,8 +1,6 @@
 //! Choices for several sequences at once: weights are read once for all of them, everything else is there for each.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::target::Target;
 use hadal_ir::{InstKind, Module, Op};
 use hadal_passes::{Error, Options, optimise};

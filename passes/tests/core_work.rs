@@ -10,9 +10,7 @@
 //! absorbed     2·T·c·H·(n + v)  +  2·T·S·H·(c + c)
 //! ```
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::target::{Peaks, Target};
 use hadal_passes::{Options, optimise};
 

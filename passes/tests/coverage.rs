@@ -1,8 +1,6 @@
 //! No law is there for nothing: each fires in a published model, or at least in a program of these tests.
 
-mod common;
-
-use common::{law, parse, releases};
+use crate::common::{law, parse, releases};
 use hadal_ir::Module;
 use hadal_ir::target::Target;
 use hadal_passes::{Options, rules, run_passes};

@@ -1,8 +1,6 @@
 //! How far the quick choice of forms is from the best one, for every layer of every published configuration.
 
-mod common;
-
-use common::releases;
+use crate::common::releases;
 use hadal_ir::target::Target;
 use hadal_passes::{Gap, Options, gap};
 use std::collections::BTreeMap;

@@ -1,8 +1,6 @@
 //! What laws are for, one by one: small programs in which a form is chosen because it costs less, or left because not.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::layout_fold::is_layout;
 use hadal_ir::{Func, FuncKind, Inst, InstKind, Module, Op};
 use hadal_passes::explain::LawUse;

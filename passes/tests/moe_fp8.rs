@@ -1,9 +1,7 @@
 //! Experts in FP8 from their plain definition, which rounds the input once for every expert that a token goes to: the
 //! form with one rounding per token is found by laws alone.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::{DType, Inst, InstKind, Module, Op};
 use hadal_passes::{LawSet, Options, optimise};
 

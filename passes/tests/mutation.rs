@@ -4,9 +4,7 @@
 //! with the operands of commutative ops in another order, or with one more or less op that does nothing, or what the law
 //! started from.
 
-mod common;
-
-use common::{law, parse};
+use crate::common::{law, parse};
 use hadal_ir::attr::Real;
 use hadal_ir::ops::attention::Visible;
 use hadal_ir::ops::map::MapFn;

@@ -1,8 +1,6 @@
 //! Weights as panels: what is asked for together is decided together, and results stay as they are.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::panels::Wish;
 use hadal_ir::plan::{Place, Program, Weight};
 use hadal_ir::{DType, Func, Range, Sym};

@@ -1,8 +1,6 @@
 //! `elide` and `share`: what moves between callers and callees, and that values stay.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::{InstKind, Module, Op};
 use hadal_passes::{LawSet, Options, compile, elide, share};
 

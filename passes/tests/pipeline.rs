@@ -1,8 +1,6 @@
 //! Whole pipeline: evaluation before and after each step agrees, and the plan runs.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::text::{parse_module, print_module};
 use hadal_passes::{Options, compile};
 

@@ -1,8 +1,6 @@
 //! Plans of awkward graphs, and what planning refuses.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::plan::{Place, Program};
 use hadal_ir::{FuncKind, InstKind, Op};
 use hadal_passes::{Error, Options, compile, fuse, plan, run_passes};

@@ -1,8 +1,6 @@
 //! Random graphs through every pass: evaluation before and after agrees, and the plan runs on simulated memory.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::attr::Real;
 use hadal_ir::interpret::eval_func;
 use hadal_ir::module::{Entry, Range};

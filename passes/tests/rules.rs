@@ -1,8 +1,6 @@
 //! Every law, on its example with random sizes: it fires, and both sides are equal.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::Op;
 use hadal_passes::rule::{NumericClass, Rule, Term};
 use hadal_passes::{canonicalise, rules};

@@ -1,9 +1,7 @@
 //! Sparse attention from its masked-dense definition: attention over the rows that an indexer chose is found, and chosen
 //! where the numbers say so. Where a context never has more rows than are chosen, there is no indexer at all.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::ops::attention::Visible;
 use hadal_ir::target::Target;
 use hadal_ir::{Inst, InstKind, Module, Op};

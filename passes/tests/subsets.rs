@@ -1,8 +1,6 @@
 //! Any set of laws keeps the meaning: laws do not lean on each other to be right.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::Module;
 use hadal_passes::{LawSet, Options, compile, rules};
 use proptest::prelude::*;

@@ -1,8 +1,6 @@
 //! Entries in versions: where they are split, that each version has its form, and that all mean the same.
 
-mod common;
-
-use common::*;
+use crate::common::*;
 use hadal_ir::interpret::Interpreter;
 use hadal_ir::plan::Program;
 use hadal_ir::target::{Peaks, Target};

@@ -1,6 +1,6 @@
 //! What each stage makes of a tiny DeepSeek-V3 (one dense layer, one of experts), kept as text: the graph, the optimised
 //! graph, kernel functions, the kernel IR of two, and the plan. A change of any of them shows as a diff to be read;
-//! `INSTA_UPDATE=always cargo test -p hadal-tests --test snapshots` accepts it.
+//! `INSTA_UPDATE=always cargo test -p hadal-tests --test all snapshots::` accepts it.
 
 use hadal::commands::dump::{Stage, stage_text};
 use hadal::{Compiled, Input, Options, compile};

@@ -95,3 +95,16 @@ fn every_op_has_a_page_and_tests() {
         assert!(text(&path).contains("#[cfg(test)]"), "op `{name}` has no tests");
     }
 }
+
+#[test]
+fn every_file_of_tests_is_run() {
+    for folder in ["tests/tests", "passes/tests"] {
+        let listed = text(&root().join(folder).join("all.rs"));
+        let manifest = text(&root().join(folder).join("../Cargo.toml"));
+        for path in fs::read_dir(root().join(folder)).expect("a folder of tests").map(|e| e.expect("an entry").path()) {
+            let name = path.file_stem().and_then(|n| n.to_str()).expect("a name of plain text").to_owned();
+            let run = listed.contains(&format!("\nmod {name};")) || manifest.contains(&format!("/{name}.rs\""));
+            assert!(run || path.extension().is_none_or(|e| e != "rs"), "{}: not in all.rs", path.display());
+        }
+    }
+}

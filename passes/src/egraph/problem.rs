@@ -11,7 +11,7 @@ use egg::{Id, Language};
 use hadal_ir::{Bindings, DType, Func, InstKind, Op, TensorType, ValueId};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 
 /// A node that may be chosen for its class: what does not depend on sizes.
@@ -248,9 +248,14 @@ fn usable(space: &Space, class: Id) -> Vec<(Node, Made)> {
     made.filter(|(n, made)| made.written || !gathered(n)).collect()
 }
 
-/// Walks over what choices reach.
+/// Walks over what choices reach: the candidates of all classes one behind another, since so many choices are tried.
 pub(super) struct Walk<'a> {
-    problem: &'a Problem,
+    roots: &'a [usize],
+    /// By class: its first candidate, and at the end how many there are.
+    first: Vec<usize>,
+    forms: Vec<Step>,
+    /// Operands of all candidates.
+    args: Vec<u32>,
     /// By class: where the visit began and ended, as numbers that grow from walk to walk.
     begun: Vec<u32>,
     ended: Vec<u32>,
@@ -261,11 +266,42 @@ pub(super) struct Walk<'a> {
     loose: Vec<usize>,
 }
 
+/// What walks ask of a [`Candidate`].
+struct Step {
+    own: f64,
+    alone: f64,
+    joins_readers: bool,
+    joins_operands: bool,
+    args: Range<usize>,
+}
+
 impl<'a> Walk<'a> {
     pub fn new(problem: &'a Problem) -> Self {
         let n = problem.ids.len();
+        let (mut first, mut forms, mut args) = (vec![0], Vec::new(), Vec::new());
+        for candidates in &problem.candidates {
+            for c in candidates {
+                let start = args.len();
+                args.extend(c.args.iter().map(|a| *a as u32));
+                let (own, alone, args) = (c.own, c.alone, start..args.len());
+                forms.push(Step { own, alone, joins_readers: c.joins_readers, joins_operands: c.joins_operands, args });
+            }
+            first.push(forms.len());
+        }
+        let (begun, ended, joined) = (vec![0; n], vec![0; n], vec![0; n]);
         let (order, loose) = (Vec::new(), Vec::new());
-        Walk { problem, begun: vec![0; n], ended: vec![0; n], joined: vec![0; n], number: 0, order, loose }
+        Walk { roots: &problem.roots, first, forms, args, begun, ended, joined, number: 0, order, loose }
+    }
+
+    /// What is chosen for a class.
+    #[inline]
+    fn chosen(&self, choice: &Choice, class: usize) -> Option<&Step> {
+        self.forms[self.first[class]..self.first[class + 1]].get(choice[class]?)
+    }
+
+    #[inline]
+    fn args(&self, of: &Step) -> impl Iterator<Item = usize> {
+        self.args[of.args.clone()].iter().map(|a| *a as usize)
     }
 
     /// See [`Problem::total`].
@@ -273,63 +309,62 @@ impl<'a> Walk<'a> {
         if !self.run(choice) {
             return f64::INFINITY;
         }
-        let chosen = |i: usize| self.problem.chosen(choice, i);
-        let mut sum = 0.0;
-        self.loose.clear();
-        for (i, c) in self.order.iter().filter_map(|i| Some((*i, chosen(*i)?))) {
+        let (mut sum, mut loose) = (0.0, std::mem::take(&mut self.loose));
+        loose.clear();
+        for (i, c) in self.order.iter().filter_map(|i| Some((*i, self.chosen(choice, *i)?))) {
             sum += c.own;
             if c.alone > 0.0 {
-                self.loose.push(i);
+                loose.push(i);
             }
         }
-        if !self.loose.is_empty() {
-            self.join(choice);
-            for c in self.loose.iter().filter(|i| self.joined[**i] != self.number).filter_map(|i| chosen(*i)) {
+        if !loose.is_empty() {
+            self.join(choice, &loose);
+            let alone = loose.iter().filter(|i| self.joined[**i] != self.number);
+            for c in alone.filter_map(|i| self.chosen(choice, *i)) {
                 // Of elementwise ops that are joined with each other alone, the first has the launch.
-                let waits = |a: &usize| self.joined[*a] != self.number && chosen(*a).is_some_and(|c| c.alone > 0.0);
-                sum += if c.args.iter().any(waits) { 0.0 } else { c.alone };
+                let waits = |a| self.joined[a] != self.number && self.chosen(choice, a).is_some_and(|c| c.alone > 0.0);
+                sum += if self.args(c).any(waits) { 0.0 } else { c.alone };
             }
         }
+        self.loose = loose;
         sum
     }
 
     /// Marks what is done on the way of an op that has a launch of its own, be it through other elementwise ops.
-    fn join(&mut self, choice: &Choice) {
-        let problem = self.problem;
+    fn join(&mut self, choice: &Choice, loose: &[usize]) {
+        let mut joined = std::mem::take(&mut self.joined);
         // What has a launch of its own has it whatever is joined.
-        for c in self.order.iter().filter_map(|i| problem.chosen(choice, *i)) {
+        for c in self.order.iter().filter_map(|i| self.chosen(choice, *i)) {
             if c.alone == 0.0 && c.joins_operands {
-                c.args.iter().for_each(|a| self.joined[*a] = self.number);
+                self.args(c).for_each(|a| joined[a] = self.number);
             }
         }
         let mut grew = true;
         while std::mem::take(&mut grew) {
-            for i in &self.loose {
-                let Some(c) = problem.chosen(choice, *i) else { continue };
-                let launched = |joined: &[u32], at: usize, c: &Candidate| c.alone == 0.0 || joined[at] == self.number;
-                let above = |a: &usize| {
-                    problem.chosen(choice, *a).is_some_and(|c| c.joins_readers && launched(&self.joined, *a, c))
-                };
-                if self.joined[*i] != self.number && c.args.iter().any(above) {
-                    self.joined[*i] = self.number;
+            for i in loose {
+                let Some(c) = self.chosen(choice, *i) else { continue };
+                let launched = |joined: &[u32], at: usize, c: &Step| c.alone == 0.0 || joined[at] == self.number;
+                let above = |a| self.chosen(choice, a).is_some_and(|c| c.joins_readers && launched(&joined, a, c));
+                if joined[*i] != self.number && self.args(c).any(above) {
+                    joined[*i] = self.number;
                     grew = true;
                 }
-                if c.joins_operands && launched(&self.joined, *i, c) {
-                    for a in &c.args {
-                        grew |= self.joined[*a] != self.number;
-                        self.joined[*a] = self.number;
+                if c.joins_operands && launched(&joined, *i, c) {
+                    for a in self.args(c) {
+                        grew |= joined[a] != self.number;
+                        joined[a] = self.number;
                     }
                 }
             }
         }
+        self.joined = joined;
     }
 
     /// False on a circle, or where nothing is chosen.
     fn run(&mut self, choice: &Choice) -> bool {
         self.number += 1;
         self.order.clear();
-        let problem = self.problem;
-        problem.roots.iter().all(|r| self.visit(choice, *r))
+        self.roots.iter().all(|r| self.visit(choice, *r))
     }
 
     fn visit(&mut self, choice: &Choice, class: usize) -> bool {
@@ -337,10 +372,11 @@ impl<'a> Walk<'a> {
             return self.ended[class] == self.number;
         }
         self.begun[class] = self.number;
-        let problem = self.problem;
-        let Some(c) = problem.chosen(choice, class) else { return false };
-        if !c.args.iter().all(|a| self.visit(choice, *a)) {
-            return false;
+        let Some(args) = self.chosen(choice, class).map(|c| c.args.clone()) else { return false };
+        for i in args {
+            if !self.visit(choice, self.args[i] as usize) {
+                return false;
+            }
         }
         self.ended[class] = self.number;
         self.order.push(class);

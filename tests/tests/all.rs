@@ -1,0 +1,30 @@
+//! All tests of this folder in one program: linked once, and no core waits for the last test of a file.
+
+mod adapter;
+mod architecture;
+mod arm;
+mod bad_input;
+mod batch;
+mod cache;
+mod compiled_file;
+mod determinism;
+mod docs;
+mod explain_report;
+mod found;
+mod gguf;
+mod golden;
+mod optimised;
+mod plan_only;
+mod plan_text;
+mod properties;
+mod published_ratios;
+mod quantize;
+mod snapshots;
+mod speculative;
+mod splits;
+mod states;
+mod status;
+mod stored_once;
+mod text_tools;
+mod tidy;
+mod tuning;
