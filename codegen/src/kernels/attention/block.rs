@@ -12,7 +12,7 @@ use hadal_types::DType;
 const UNROLL: i64 = 2;
 
 /// Bytes of a cache line.
-const LINE: u64 = 64;
+const LINE: i64 = 64;
 
 /// Where what a set reads is held.
 pub(super) struct Layout<'a> {
@@ -84,13 +84,23 @@ impl<'a> Cell<'a> {
         self.convert(b, block);
         // A tile of keys meets all rows while it is near.
         b.for_each(zero, block.count, self.s.tiles.keys, LoopKind::Serial, |b, j| {
-            self.prefetch(b, block, j);
-            b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| self.score(b, (r, j), block));
+            self.tiles(b, |b, r, first| self.score(b, (r, j), block, first));
         });
         self.soften(b, block);
         for (part, columns) in block.layout.set.values.iter().enumerate() {
             self.accumulate(b, (part, columns), block);
         }
+    }
+
+    /// Does something with each tile of rows, and says whether it is the first to meet a block.
+    fn tiles(&self, b: &mut Builder, tile: impl Fn(&mut Builder, Value, bool)) {
+        let (mut from, unit) = (b.const_i64(0), self.s.tiles.rows);
+        let one = self.s.rows() <= unit;
+        if self.s.tiles.ahead && !one {
+            tile(b, from, true);
+            from = b.const_i64(unit);
+        }
+        b.for_each(from, self.rows, unit, LoopKind::Serial, |b, r| tile(b, r, one));
     }
 
     /// With the row of keys and values bound that is the `j`-th of a block.
@@ -102,32 +112,17 @@ impl<'a> Cell<'a> {
         self.env.with(block.layout.set.key, row)
     }
 
-    /// Asks for the rows of the next block that lie where a tile of keys lies in this one.
-    fn prefetch(&self, b: &mut Builder, block: Block<'a>, j: Value) {
+    /// Asks for the place of column `from` a block further on than the `j`-th row. Who reads a place first does so, that
+    /// memory has something to do all the time and never much at once: what is asked for in a burst holds up all loads after it.
+    fn prefetch(&self, b: &mut Builder, (j, from): (Value, Value), columns: &Columns, block: Block<'a>) {
         if block.list.is_some() || !self.s.tiles.ahead {
             return;
         }
-        let set = block.layout.set;
-        let mut known: Vec<&Columns> = Vec::new();
-        for columns in set.terms.iter().map(|t| &t.key).chain(&set.values) {
-            if !known.iter().any(|c| c.at == columns.at) {
-                known.push(columns);
-            }
-        }
-        for i in 0..self.s.tiles.keys {
-            let i = b.const_i64(KEYS + i);
-            let next = b.add(j, i);
-            let key = self.key(b, block, next);
-            for columns in &known {
-                let line = 8 * LINE / columns.at.dtype.bits();
-                let first = key.at(b, &columns.at.at);
-                for at in (0..columns.size).step_by(line as usize) {
-                    let at = b.const_i64(at);
-                    let at = b.add(first, at);
-                    b.prefetch(key.bufs[columns.at.param], &[at]);
-                }
-            }
-        }
+        let keys = b.const_i64(KEYS);
+        let next = b.add(j, keys);
+        let key = self.key(b, block, next).with(columns.column, from);
+        let at = key.at(b, &columns.at.at);
+        b.prefetch(key.bufs[columns.at.param], &[at]);
     }
 
     /// Brings a block's keys and values together in f32, with their scales, each filled up with zeros.
@@ -139,18 +134,26 @@ impl<'a> Cell<'a> {
             for (columns, at) in &block.layout.sources {
                 let at = b.const_i64(*at);
                 let to = b.add(row, at);
-                self.convert_row(b, columns, &key, (staged, to));
+                self.convert_row(b, columns, (&key, j), (staged, to), block);
             }
         });
     }
 
-    fn convert_row(&self, b: &mut Builder, columns: &Columns, key: &Env<'a>, (staged, to): (Buf, Value)) {
+    fn convert_row(
+        &self,
+        b: &mut Builder,
+        columns: &Columns,
+        (key, j): (&Env<'a>, Value),
+        (staged, to): (Buf, Value),
+        block: Block<'a>,
+    ) {
         let Columns { at, column, size, .. } = columns;
         let buf = key.bufs[at.param];
         let from = key.at(b, &at.at);
         let copy =
             |b: &mut Builder, lanes: u32, (lo, hi): (Value, Value), length: Option<i64>, scale: Option<Value>| {
                 in_vectors(b, lanes, (lo, hi, length), Vec::new(), &|b, k, mask, _| {
+                    self.prefetch(b, (j, k), columns, block);
                     let at = b.add(from, k);
                     let x = load_f32(b, buf, at, lanes, mask);
                     let x = scale.map_or(x, |s| b.mul(x, s));
@@ -189,7 +192,7 @@ impl<'a> Cell<'a> {
     }
 
     /// Scores of a tile of rows and of keys.
-    fn score(&self, b: &mut Builder, (first, j): (Value, Value), block: Block<'a>) {
+    fn score(&self, b: &mut Builder, (first, j): (Value, Value), block: Block<'a>, leads: bool) {
         let tiles = self.s.tiles;
         let (zero, one, none) = (b.const_i64(0), b.const_i64(1), b.const_f32(0.0));
         let none = b.splat(none, tiles.lanes);
@@ -246,6 +249,9 @@ impl<'a> Cell<'a> {
                     let at = b.add(*base, k);
                     load_f32(b, *buf, at, tiles.lanes, mask.filter(|_| i >= queries.len()))
                 };
+                if leads && staged.is_none() {
+                    keys.iter().for_each(|j| self.prefetch(b, (*j, k), &term.key, block));
+                }
                 let x: Vec<Value> = parts.iter().enumerate().map(|p| load(b, p)).collect();
                 let (q, k) = x.split_at(queries.len());
                 sums.iter().enumerate().map(|(i, sum)| b.fma(q[i / k.len()], k[i % k.len()], *sum)).collect()
@@ -391,6 +397,8 @@ impl<'a> Cell<'a> {
         let step = i64::from(tiles.lanes);
         let zero = b.const_i64(0);
         let at = block.layout.values[part];
+        // Columns of keys have been asked for.
+        let known = block.layout.set.terms.iter().any(|t| t.key.at == columns.at);
         // Where rows and block have room for it the last vector is a whole one.
         let room = at.is_some() && columns.start + padded(size, step) <= self.width;
         let last = block.layout.set.values.iter().all(|v| v.start <= columns.start);
@@ -399,8 +407,9 @@ impl<'a> Cell<'a> {
         let (whole, wide) = (size / unit * unit, size / step * step);
         let (end_whole, end_wide) = (b.const_i64(whole), b.const_i64(wide));
         let all = |b: &mut Builder, e: Value, vectors: i64, mask: Option<Value>| {
-            b.for_each(zero, self.rows, tiles.rows, LoopKind::Serial, |b, r| {
-                self.weigh(b, (r, e), &Part { columns, at, vectors, mask }, block);
+            self.tiles(b, |b, r, first| {
+                let leads = first && at.is_none() && !known;
+                self.weigh(b, (r, e), &Part { columns, at, vectors, mask, leads }, block);
             });
         };
         if whole > 0 {
@@ -455,6 +464,12 @@ impl<'a> Cell<'a> {
         };
         let add = |b: &mut Builder, j: Value, sums: &[Value], partly: bool| -> Vec<Value> {
             let key = (part.at.is_none()).then(|| self.key(b, block, j));
+            let bytes = i64::from(lanes) * part.columns.at.dtype.bits() as i64 / 8;
+            for (i, e) in elements.iter().enumerate().filter(|_| part.leads) {
+                if i as i64 * bytes % LINE == 0 {
+                    self.prefetch(b, (j, *e), part.columns, block);
+                }
+            }
             let v: Vec<Value> = elements.iter().map(|e| self.value(b, (j, *e), key.as_ref(), part, block)).collect();
             let mut out = Vec::new();
             for (i, r) in rows.iter().enumerate() {
@@ -531,4 +546,6 @@ struct Part<'a> {
     at: Option<i64>,
     vectors: i64,
     mask: Option<Value>,
+    /// Whether nobody has read them in this block.
+    leads: bool,
 }
