@@ -84,23 +84,12 @@ impl<'a> Cell<'a> {
         self.convert(b, block);
         // A tile of keys meets all rows while it is near.
         b.for_each(zero, block.count, self.s.tiles.keys, LoopKind::Serial, |b, j| {
-            self.tiles(b, |b, r, first| self.score(b, (r, j), block, first));
+            b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| self.score(b, (r, j), block));
         });
         self.soften(b, block);
         for (part, columns) in block.layout.set.values.iter().enumerate() {
             self.accumulate(b, (part, columns), block);
         }
-    }
-
-    /// Does something with each tile of rows, and says whether it is the first to meet a block.
-    fn tiles(&self, b: &mut Builder, tile: impl Fn(&mut Builder, Value, bool)) {
-        let (mut from, unit) = (b.const_i64(0), self.s.tiles.rows);
-        let one = self.s.rows() <= unit;
-        if self.s.tiles.ahead && !one {
-            tile(b, from, true);
-            from = b.const_i64(unit);
-        }
-        b.for_each(from, self.rows, unit, LoopKind::Serial, |b, r| tile(b, r, one));
     }
 
     /// With the row of keys and values bound that is the `j`-th of a block.
@@ -112,17 +101,31 @@ impl<'a> Cell<'a> {
         self.env.with(block.layout.set.key, row)
     }
 
-    /// Asks for the place of column `from` a block further on than the `j`-th row. Who reads a place first does so, that
-    /// memory has something to do all the time and never much at once: what is asked for in a burst holds up all loads after it.
+    /// Asks for the place of column `from` a block further on than the `j`-th row. It is done one by one between
+    /// multiply-adds, that memory has something to do all the time: what is asked for in a burst holds up all loads after it.
     fn prefetch(&self, b: &mut Builder, (j, from): (Value, Value), columns: &Columns, block: Block<'a>) {
-        if block.list.is_some() || !self.s.tiles.ahead {
-            return;
-        }
         let keys = b.const_i64(KEYS);
         let next = b.add(j, keys);
         let key = self.key(b, block, next).with(columns.column, from);
         let at = key.at(b, &columns.at.at);
         b.prefetch(key.bufs[columns.at.param], &[at]);
+    }
+
+    /// Whether the next block is asked for.
+    fn asks(&self, block: Block<'a>) -> bool {
+        self.s.tiles.ahead && block.list.is_none()
+    }
+
+    /// Of `n` things to ask for the first that falls to a tile of rows, and how many do; tiles of one query share them.
+    fn turn(&self, b: &mut Builder, row: Value, n: i64) -> (Value, i64) {
+        if n == 0 {
+            return (row, 0);
+        }
+        let tiles = (self.s.heads + self.s.tiles.rows - 1) / self.s.tiles.rows;
+        let each = (n + tiles - 1) / tiles;
+        let (unit, count) = (b.const_i64(self.s.tiles.rows), b.const_i64(each));
+        let tile = b.div(row, unit);
+        (b.mul(tile, count), each)
     }
 
     /// Brings a block's keys and values together in f32, with their scales, each filled up with zeros.
@@ -153,7 +156,9 @@ impl<'a> Cell<'a> {
         let copy =
             |b: &mut Builder, lanes: u32, (lo, hi): (Value, Value), length: Option<i64>, scale: Option<Value>| {
                 in_vectors(b, lanes, (lo, hi, length), Vec::new(), &|b, k, mask, _| {
-                    self.prefetch(b, (j, k), columns, block);
+                    if self.asks(block) {
+                        self.prefetch(b, (j, k), columns, block);
+                    }
                     let at = b.add(from, k);
                     let x = load_f32(b, buf, at, lanes, mask);
                     let x = scale.map_or(x, |s| b.mul(x, s));
@@ -192,7 +197,7 @@ impl<'a> Cell<'a> {
     }
 
     /// Scores of a tile of rows and of keys.
-    fn score(&self, b: &mut Builder, (first, j): (Value, Value), block: Block<'a>, leads: bool) {
+    fn score(&self, b: &mut Builder, (first, j): (Value, Value), block: Block<'a>) {
         let tiles = self.s.tiles;
         let (zero, one, none) = (b.const_i64(0), b.const_i64(1), b.const_f32(0.0));
         let none = b.splat(none, tiles.lanes);
@@ -211,6 +216,8 @@ impl<'a> Cell<'a> {
                 if tiles.keys == 1 { j } else { b.min(j, last) }
             })
             .collect();
+        let (turn, each) = self.turn(b, first, if self.asks(block) { tiles.keys } else { 0 });
+        let next = b.add(j, turn);
         let mut sums = vec![none; queries.len() * keys.len()];
         let mut terms = block.layout.set.terms.iter().zip(&block.layout.terms).peekable();
         while let Some((term, (query, staged))) = terms.next() {
@@ -249,8 +256,10 @@ impl<'a> Cell<'a> {
                     let at = b.add(*base, k);
                     load_f32(b, *buf, at, tiles.lanes, mask.filter(|_| i >= queries.len()))
                 };
-                if leads && staged.is_none() {
-                    keys.iter().for_each(|j| self.prefetch(b, (*j, k), &term.key, block));
+                for i in (0..each).filter(|_| staged.is_none()) {
+                    let i = b.const_i64(i);
+                    let next = b.add(next, i);
+                    self.prefetch(b, (next, k), &term.key, block);
                 }
                 let x: Vec<Value> = parts.iter().enumerate().map(|p| load(b, p)).collect();
                 let (q, k) = x.split_at(queries.len());
@@ -397,8 +406,7 @@ impl<'a> Cell<'a> {
         let step = i64::from(tiles.lanes);
         let zero = b.const_i64(0);
         let at = block.layout.values[part];
-        // Columns of keys have been asked for.
-        let known = block.layout.set.terms.iter().any(|t| t.key.at == columns.at);
+        let known = at.is_some() || block.layout.set.terms.iter().any(|t| t.key.at == columns.at);
         // Where rows and block have room for it the last vector is a whole one.
         let room = at.is_some() && columns.start + padded(size, step) <= self.width;
         let last = block.layout.set.values.iter().all(|v| v.start <= columns.start);
@@ -407,9 +415,8 @@ impl<'a> Cell<'a> {
         let (whole, wide) = (size / unit * unit, size / step * step);
         let (end_whole, end_wide) = (b.const_i64(whole), b.const_i64(wide));
         let all = |b: &mut Builder, e: Value, vectors: i64, mask: Option<Value>| {
-            self.tiles(b, |b, r, first| {
-                let leads = first && at.is_none() && !known;
-                self.weigh(b, (r, e), &Part { columns, at, vectors, mask, leads }, block);
+            b.for_each(zero, self.rows, tiles.rows, LoopKind::Serial, |b, r| {
+                self.weigh(b, (r, e), &Part { columns, at, vectors, mask, known }, block);
             });
         };
         if whole > 0 {
@@ -462,13 +469,17 @@ impl<'a> Cell<'a> {
             }
             _ => vec![self.visible(b, first, block)],
         };
+        let line = 8 * LINE / part.columns.at.dtype.bits() as i64;
+        let lines = (part.vectors * i64::from(lanes) + line - 1) / line;
+        let (turn, each) = self.turn(b, first, if part.known || !self.asks(block) { 0 } else { lines });
         let add = |b: &mut Builder, j: Value, sums: &[Value], partly: bool| -> Vec<Value> {
             let key = (part.at.is_none()).then(|| self.key(b, block, j));
-            let bytes = i64::from(lanes) * part.columns.at.dtype.bits() as i64 / 8;
-            for (i, e) in elements.iter().enumerate().filter(|_| part.leads) {
-                if i as i64 * bytes % LINE == 0 {
-                    self.prefetch(b, (j, *e), part.columns, block);
-                }
+            for i in 0..each {
+                let (i, line) = (b.const_i64(i), b.const_i64(line));
+                let i = b.add(turn, i);
+                let further = b.mul(i, line);
+                let e = b.add(e, further);
+                self.prefetch(b, (j, e), part.columns, block);
             }
             let v: Vec<Value> = elements.iter().map(|e| self.value(b, (j, *e), key.as_ref(), part, block)).collect();
             let mut out = Vec::new();
@@ -546,6 +557,6 @@ struct Part<'a> {
     at: Option<i64>,
     vectors: i64,
     mask: Option<Value>,
-    /// Whether nobody has read them in this block.
-    leads: bool,
+    /// Whether they have been asked for, as keys or to be held.
+    known: bool,
 }
