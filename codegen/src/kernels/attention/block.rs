@@ -12,7 +12,7 @@ use hadal_types::DType;
 const UNROLL: i64 = 2;
 
 /// Bytes of a cache line.
-const LINE: u64 = 64;
+const LINE: i64 = 64;
 
 /// Where what a set reads is held.
 pub(super) struct Layout<'a> {
@@ -84,7 +84,6 @@ impl<'a> Cell<'a> {
         self.convert(b, block);
         // A tile of keys meets all rows while it is near.
         b.for_each(zero, block.count, self.s.tiles.keys, LoopKind::Serial, |b, j| {
-            self.prefetch(b, block, j);
             b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| self.score(b, (r, j), block));
         });
         self.soften(b, block);
@@ -102,32 +101,31 @@ impl<'a> Cell<'a> {
         self.env.with(block.layout.set.key, row)
     }
 
-    /// Asks for the rows of the next block that lie where a tile of keys lies in this one.
-    fn prefetch(&self, b: &mut Builder, block: Block<'a>, j: Value) {
-        if block.list.is_some() || !self.s.tiles.ahead {
-            return;
+    /// Asks for the place of column `from` a block further on than the `j`-th row. It is done one by one between
+    /// multiply-adds, that memory has something to do all the time: what is asked for in a burst holds up all loads after it.
+    fn prefetch(&self, b: &mut Builder, (j, from): (Value, Value), columns: &Columns, block: Block<'a>) {
+        let keys = b.const_i64(KEYS);
+        let next = b.add(j, keys);
+        let key = self.key(b, block, next).with(columns.column, from);
+        let at = key.at(b, &columns.at.at);
+        b.prefetch(key.bufs[columns.at.param], &[at]);
+    }
+
+    /// Whether the next block is asked for.
+    fn asks(&self, block: Block<'a>) -> bool {
+        self.s.tiles.ahead && block.list.is_none()
+    }
+
+    /// Of `n` things to ask for the first that falls to a tile of rows, and how many do; tiles of one query share them.
+    fn turn(&self, b: &mut Builder, row: Value, n: i64) -> (Value, i64) {
+        if n == 0 {
+            return (row, 0);
         }
-        let set = block.layout.set;
-        let mut known: Vec<&Columns> = Vec::new();
-        for columns in set.terms.iter().map(|t| &t.key).chain(&set.values) {
-            if !known.iter().any(|c| c.at == columns.at) {
-                known.push(columns);
-            }
-        }
-        for i in 0..self.s.tiles.keys {
-            let i = b.const_i64(KEYS + i);
-            let next = b.add(j, i);
-            let key = self.key(b, block, next);
-            for columns in &known {
-                let line = 8 * LINE / columns.at.dtype.bits();
-                let first = key.at(b, &columns.at.at);
-                for at in (0..columns.size).step_by(line as usize) {
-                    let at = b.const_i64(at);
-                    let at = b.add(first, at);
-                    b.prefetch(key.bufs[columns.at.param], &[at]);
-                }
-            }
-        }
+        let tiles = (self.s.heads + self.s.tiles.rows - 1) / self.s.tiles.rows;
+        let each = (n + tiles - 1) / tiles;
+        let (unit, count) = (b.const_i64(self.s.tiles.rows), b.const_i64(each));
+        let tile = b.div(row, unit);
+        (b.mul(tile, count), each)
     }
 
     /// Brings a block's keys and values together in f32, with their scales, each filled up with zeros.
@@ -139,18 +137,28 @@ impl<'a> Cell<'a> {
             for (columns, at) in &block.layout.sources {
                 let at = b.const_i64(*at);
                 let to = b.add(row, at);
-                self.convert_row(b, columns, &key, (staged, to));
+                self.convert_row(b, columns, (&key, j), (staged, to), block);
             }
         });
     }
 
-    fn convert_row(&self, b: &mut Builder, columns: &Columns, key: &Env<'a>, (staged, to): (Buf, Value)) {
+    fn convert_row(
+        &self,
+        b: &mut Builder,
+        columns: &Columns,
+        (key, j): (&Env<'a>, Value),
+        (staged, to): (Buf, Value),
+        block: Block<'a>,
+    ) {
         let Columns { at, column, size, .. } = columns;
         let buf = key.bufs[at.param];
         let from = key.at(b, &at.at);
         let copy =
             |b: &mut Builder, lanes: u32, (lo, hi): (Value, Value), length: Option<i64>, scale: Option<Value>| {
                 in_vectors(b, lanes, (lo, hi, length), Vec::new(), &|b, k, mask, _| {
+                    if self.asks(block) {
+                        self.prefetch(b, (j, k), columns, block);
+                    }
                     let at = b.add(from, k);
                     let x = load_f32(b, buf, at, lanes, mask);
                     let x = scale.map_or(x, |s| b.mul(x, s));
@@ -208,6 +216,8 @@ impl<'a> Cell<'a> {
                 if tiles.keys == 1 { j } else { b.min(j, last) }
             })
             .collect();
+        let (turn, each) = self.turn(b, first, if self.asks(block) { tiles.keys } else { 0 });
+        let next = b.add(j, turn);
         let mut sums = vec![none; queries.len() * keys.len()];
         let mut terms = block.layout.set.terms.iter().zip(&block.layout.terms).peekable();
         while let Some((term, (query, staged))) = terms.next() {
@@ -246,6 +256,11 @@ impl<'a> Cell<'a> {
                     let at = b.add(*base, k);
                     load_f32(b, *buf, at, tiles.lanes, mask.filter(|_| i >= queries.len()))
                 };
+                for i in (0..each).filter(|_| staged.is_none()) {
+                    let i = b.const_i64(i);
+                    let next = b.add(next, i);
+                    self.prefetch(b, (next, k), &term.key, block);
+                }
                 let x: Vec<Value> = parts.iter().enumerate().map(|p| load(b, p)).collect();
                 let (q, k) = x.split_at(queries.len());
                 sums.iter().enumerate().map(|(i, sum)| b.fma(q[i / k.len()], k[i % k.len()], *sum)).collect()
@@ -391,6 +406,7 @@ impl<'a> Cell<'a> {
         let step = i64::from(tiles.lanes);
         let zero = b.const_i64(0);
         let at = block.layout.values[part];
+        let known = at.is_some() || block.layout.set.terms.iter().any(|t| t.key.at == columns.at);
         // Where rows and block have room for it the last vector is a whole one.
         let room = at.is_some() && columns.start + padded(size, step) <= self.width;
         let last = block.layout.set.values.iter().all(|v| v.start <= columns.start);
@@ -400,7 +416,7 @@ impl<'a> Cell<'a> {
         let (end_whole, end_wide) = (b.const_i64(whole), b.const_i64(wide));
         let all = |b: &mut Builder, e: Value, vectors: i64, mask: Option<Value>| {
             b.for_each(zero, self.rows, tiles.rows, LoopKind::Serial, |b, r| {
-                self.weigh(b, (r, e), &Part { columns, at, vectors, mask }, block);
+                self.weigh(b, (r, e), &Part { columns, at, vectors, mask, known }, block);
             });
         };
         if whole > 0 {
@@ -453,8 +469,18 @@ impl<'a> Cell<'a> {
             }
             _ => vec![self.visible(b, first, block)],
         };
+        let line = 8 * LINE / part.columns.at.dtype.bits() as i64;
+        let lines = (part.vectors * i64::from(lanes) + line - 1) / line;
+        let (turn, each) = self.turn(b, first, if part.known || !self.asks(block) { 0 } else { lines });
         let add = |b: &mut Builder, j: Value, sums: &[Value], partly: bool| -> Vec<Value> {
             let key = (part.at.is_none()).then(|| self.key(b, block, j));
+            for i in 0..each {
+                let (i, line) = (b.const_i64(i), b.const_i64(line));
+                let i = b.add(turn, i);
+                let further = b.mul(i, line);
+                let e = b.add(e, further);
+                self.prefetch(b, (j, e), part.columns, block);
+            }
             let v: Vec<Value> = elements.iter().map(|e| self.value(b, (j, *e), key.as_ref(), part, block)).collect();
             let mut out = Vec::new();
             for (i, r) in rows.iter().enumerate() {
@@ -531,4 +557,6 @@ struct Part<'a> {
     at: Option<i64>,
     vectors: i64,
     mask: Option<Value>,
+    /// Whether they have been asked for, as keys or to be held.
+    known: bool,
 }

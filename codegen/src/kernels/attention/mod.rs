@@ -37,7 +37,8 @@
 //! Lanes of scores are those of the machine's registers (four or sixteen), the same in all schedules. The lanes of a tile's scores
 //! are added together, as many scores at once as there are lanes, in the order in which one would be added alone.
 //!
-//! **Memory.** Few rows ask for the next block of consecutive keys and values while they compute one.
+//! **Memory.** Few rows ask for the next block of consecutive keys and values while they compute one: a line or so at each
+//! load, since what is asked for in a burst holds up the loads behind it.
 //!
 //! **Bound.** Multiply-adds, down to two heads or so that share a latent row. Measurements: `docs/perf/attention.md`.
 //!
