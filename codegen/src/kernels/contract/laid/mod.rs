@@ -172,9 +172,13 @@ impl Groups {
 }
 
 /// The parameters behind an operand that would be laid out, and how many neighbours each keeps together.
-pub fn wanted(desc: &Desc, streamed: usize) -> Option<Vec<(usize, i64)>> {
+pub fn wanted(desc: &Desc, streamed: usize, target: &Target) -> Option<Vec<(usize, i64)>> {
     let w = &desc.operands[streamed];
     let own = if streamed == 0 { Role::Left } else { Role::Right };
+    // Narrow registers are faster with small floats in the order of memory, in which their casts share most operations.
+    if w.dtype == DType::F8E4M3 && !target.is_wide() {
+        return None;
+    }
     let stride = |v: &Var| desc.vars.stride(&w.at, *v).and_then(|s| s.as_const()).filter(|s| *s > 0);
     let column = desc.of_role(own).filter(|v| stride(v).is_some()).min_by_key(|v| stride(v))?;
     let mut all = vec![(w.param, word(w)?)];
