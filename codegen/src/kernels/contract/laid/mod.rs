@@ -217,7 +217,7 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
     };
     let vectors: &[i64] = match (target.is_wide(), rows_of(desc, streamed, laid)) {
         (true, Some(1..=2)) if bytes >= target.cache / 4 && steps == 1 => &[1, 2, 4],
-        (true, Some(1..=2)) if bytes >= target.cache / 4 && steps == 2 => &[2, 1, 4],
+        (true, Some(1..=2)) if bytes >= target.cache / 4 && steps == 2 && laid.part.is_none() => &[2, 1, 4],
         (true, Some(1)) => &[4, 8, 2],
         (true, Some(2)) => &[4, 2],
         (true, Some(3..=4)) if laid.part.is_none() => &[4, 2],
