@@ -48,6 +48,20 @@ const E2M1: Narrow = Narrow {
     sign: 28,
 };
 
+/// 64 small floats as bf16, four to a word, of which the first two or the last two are wanted.
+#[derive(Clone)]
+pub(super) struct Pairs {
+    pub elem: DType,
+    /// The name of what was cast.
+    pub origin: String,
+    /// Which.
+    pub second: bool,
+}
+
+/// A register of bytes, and what permutes two of them.
+const BYTES: &str = "<64 x i8>";
+const PERMUTE: &str = "llvm.x86.avx512.vpermi2var.qi.512";
+
 /// A value of 2ⁿ.
 fn power(n: u32) -> f32 {
     f32::from_bits((n + 127) << 23)
@@ -331,29 +345,8 @@ impl Emitter<'_> {
                 .collect();
             return self.join(part.with_elem(to), &parts, from.lanes);
         }
-        let bytes = "<64 x i8>";
         let x = self.lanes(from, x, 0, 64);
-        let (low, high) = if from.elem == DType::F8E4M3 {
-            let table = |shift: u32, from: usize| {
-                let codes = (from..from + 64).map(move |c| minifloat::e4m3_to_f32(c as u8).abs().to_bits() >> shift);
-                list(DType::U8, codes.map(|x| (x as u8).to_string()))
-            };
-            let permute = "llvm.x86.avx512.vpermi2var.qi.512";
-            let mut look = |shift| {
-                let (first, second) = (table(shift, 0), table(shift, 64));
-                self.call(bytes, permute, &[(bytes, &first), (bytes, &x), (bytes, &second)], "")
-            };
-            let (low, high) = (look(16), look(24));
-            let sign = self.def(format!("and {bytes} {x}, {}", ints("i8", 64, -128)));
-            (low, self.def(format!("or {bytes} {high}, {sign}")))
-        } else {
-            let mut look = |shift: u32| {
-                let codes = (0..64u8).map(|c| minifloat::e2m1_to_f32(c % 16).to_bits() >> shift);
-                let table = list(DType::U8, codes.map(|x| (x as u8).to_string()));
-                self.call(bytes, "llvm.x86.avx512.pshuf.b.512", &[(bytes, &table), (bytes, &x)], "")
-            };
-            (look(16), look(24))
-        };
+        let (low, high) = self.two_bytes(from.elem, &x);
         // Each result register takes the two bytes of its lanes; in f32 lanes they are above two zeros.
         let width = to.bits() as u32 / 8;
         let (each, zeros) = (ValueType::vector(to, 64 / width), width - 2);
@@ -364,15 +357,58 @@ impl Emitter<'_> {
                     (_, at) if at < zeros => 0,
                     (lane, at) => lane + 64 * (at - zeros),
                 });
-                let order = list(DType::U8, order.map(|i| i.to_string()));
-                let permute = "llvm.x86.avx512.vpermi2var.qi.512";
-                let mut v = self.call(bytes, permute, &[(bytes, &low), (bytes, &order), (bytes, &high)], "");
+                let mut v = self.arranged(&low, &high, order);
                 if zeros > 0 {
-                    v = self.def(format!("select {keep}, {bytes} {v}, {bytes} zeroinitializer"));
+                    v = self.def(format!("select {keep}, {BYTES} {v}, {BYTES} zeroinitializer"));
                 }
-                self.def(format!("bitcast {bytes} {v} to {}", ty(each)))
+                self.def(format!("bitcast {BYTES} {v} to {}", ty(each)))
             })
             .collect();
         self.join(each, &parts, from.lanes)
+    }
+
+    /// Of 64 values, sixteen words of four, the first two of each word as bf16, or the last two, in words.
+    pub(super) fn look_up_pairs(&mut self, pairs: &Pairs) -> String {
+        let (low, high) = self.two_bytes(pairs.elem, &pairs.origin);
+        let first = if pairs.second { 2 } else { 0 };
+        let v = self.arranged(&low, &high, (0..64).map(|b| b / 4 * 4 + first + b / 2 % 2 + b % 2 * 64));
+        self.def(format!("bitcast {BYTES} {v} to <16 x i32>"))
+    }
+
+    /// What 64 values as bf16 are the words of, if that is looked up.
+    pub(super) fn pairs_of(&self, from: ValueType, origin: &str) -> Option<Pairs> {
+        let whole = from.lanes == 64 && self.looks_up(from);
+        whole.then(|| Pairs { elem: from.elem, origin: origin.to_owned(), second: false })
+    }
+
+    /// Bytes of two registers, by their numbers in both.
+    fn arranged(&mut self, low: &str, high: &str, order: impl Iterator<Item = u32>) -> String {
+        let order = list(DType::U8, order.map(|i| i.to_string()));
+        self.call(BYTES, PERMUTE, &[(BYTES, low), (BYTES, &order), (BYTES, high)], "")
+    }
+
+    /// The low and the high bytes of 64 values as bf16.
+    fn two_bytes(&mut self, format: DType, x: &str) -> (String, String) {
+        let bytes = BYTES;
+        if format == DType::F8E4M3 {
+            let table = |shift: u32, from: usize| {
+                let codes = (from..from + 64).map(move |c| minifloat::e4m3_to_f32(c as u8).abs().to_bits() >> shift);
+                list(DType::U8, codes.map(|x| (x as u8).to_string()))
+            };
+            let mut look = |shift| {
+                let (first, second) = (table(shift, 0), table(shift, 64));
+                self.call(bytes, PERMUTE, &[(bytes, &first), (bytes, x), (bytes, &second)], "")
+            };
+            let (low, high) = (look(16), look(24));
+            let sign = self.def(format!("and {bytes} {x}, {}", ints("i8", 64, -128)));
+            (low, self.def(format!("or {bytes} {high}, {sign}")))
+        } else {
+            let mut look = |shift: u32| {
+                let codes = (0..64u8).map(|c| minifloat::e2m1_to_f32(c % 16).to_bits() >> shift);
+                let table = list(DType::U8, codes.map(|x| (x as u8).to_string()));
+                self.call(bytes, "llvm.x86.avx512.pshuf.b.512", &[(bytes, &table), (bytes, x)], "")
+            };
+            (look(16), look(24))
+        }
     }
 }

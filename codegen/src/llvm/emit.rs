@@ -3,6 +3,7 @@
 //! The text is made in one pass: values are named as they are written, and what a block needs from below it (the next
 //! values of a loop) is written above it once the body is there. LLVM removes what turns out not to be used.
 
+use super::convert::Pairs;
 use super::types::*;
 use crate::Error;
 use crate::cpu::CpuTarget;
@@ -46,6 +47,8 @@ pub(super) struct Emitter<'a> {
     values: Vec<Option<Known>>,
     /// Codes of four bits, a byte each: the bytes in which they lay in memory, two a byte.
     pub pairs: BTreeMap<String, String>,
+    /// Small floats as bf16, by name: so, as words of four, and these moved down by two.
+    pub halves: BTreeMap<String, Pairs>,
     pub params: Vec<super::memory::Storage>,
     pub allocs: Vec<super::memory::Storage>,
     pub symbols: BTreeMap<Sym, Atom>,
@@ -67,6 +70,7 @@ pub(super) fn emit(kernel: &Kernel, target: &CpuTarget) -> Result<String, Error>
         out: String::new(),
         values: vec![None; kernel.values.len()],
         pairs: BTreeMap::new(),
+        halves: BTreeMap::new(),
         params: Vec::new(),
         allocs: Vec::new(),
         symbols: BTreeMap::new(),

@@ -1,5 +1,6 @@
 //! Operations, as text.
 
+use super::convert::Pairs;
 use super::emit::{Affine, Emitter, Known};
 use super::types::*;
 use crate::Error;
@@ -46,10 +47,18 @@ impl Emitter<'_> {
             Op::Cast(a) => {
                 let from = self.k.ty(*a);
                 if let (DType::BF16, Some((elem, origin))) = (result.elem, self.known(*a).small.clone()) {
-                    let text = self.small_to_bf16(from.with_elem(elem), &origin);
+                    let small = from.with_elem(elem);
+                    let text = self.small_to_bf16(small, &origin);
+                    if let Some(pairs) = self.pairs_of(small, &origin) {
+                        self.halves.insert(text.clone(), pairs);
+                    }
                     return Ok(self.plain(result, text));
                 }
                 let x = self.text(*a);
+                if let (DType::I64, DType::I32, Some(pairs)) = (from.elem, result.elem, self.halves.get(&x).cloned()) {
+                    let text = self.look_up_pairs(&pairs);
+                    return Ok(self.plain(result, text));
+                }
                 let text = self.cast(from, result.elem, &x);
                 let small = (result.elem == DType::F32 && is_within_bf16(from.elem)).then_some((from.elem, x));
                 return Ok(Known { small, ..self.plain(result, text) });
@@ -62,7 +71,11 @@ impl Emitter<'_> {
                     x = known.unwrap_or_else(|| self.join_nibbles(from, &x));
                     from_ty = vector("i8", from.lanes / 2);
                 }
-                self.def(format!("bitcast {from_ty} {x} to {t}"))
+                let text = self.def(format!("bitcast {from_ty} {x} to {t}"));
+                if let (DType::I64, Some(pairs)) = (result.elem, self.halves.get(&x).cloned()) {
+                    self.halves.insert(text.clone(), pairs);
+                }
+                text
             }
             Op::Splat(a) => self.splat(result, &self.text(*a)),
             Op::Extract(a, lane) => match self.k.ty(*a) {
@@ -144,6 +157,11 @@ impl Emitter<'_> {
         }
         let (x, y) = (self.text(a), self.text(b));
         let text = self.binary_text(op, ty_, &x, &y);
+        if op == BinaryOp::Ushr
+            && let Some(pairs) = self.halves.get(&x).filter(|p| !p.second && y == ints("i64", ty_.lanes, 32)).cloned()
+        {
+            self.halves.insert(text.clone(), Pairs { second: true, ..pairs });
+        }
         let plain = self.plain(ty_, text);
         Known { affine: affine.or(plain.affine.clone()), ..plain }
     }

@@ -59,7 +59,7 @@ fn select(func: &Func, ranges: &Ranges, target: &Target) -> Option<(Schedule, De
 pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<(usize, i64)> {
     let Some(desc) = Desc::of(func) else { return Vec::new() };
     let wanted = [1, 0].into_iter().find_map(|streamed| {
-        let wanted = laid::wanted(&desc, streamed)?;
+        let wanted = laid::wanted(&desc, streamed, target)?;
         let reading = wanted.iter().try_fold(func.clone(), |f, (p, group)| hadal_ir::panels::reading(&f, *p, *group));
         let (schedule, _) = select(&reading?, ranges, target)?;
         (schedule.form == schedule::Form::Laid).then_some(wanted)

@@ -76,6 +76,8 @@ pub struct Schedule {
     pub pairs: bool,
     /// Whether bytes are multiplied in fours, as they are.
     pub quads: bool,
+    /// Whether small floats are looked up rather than computed.
+    pub lookups: bool,
     /// f32 lanes of a register.
     pub register: u32,
     /// Summed elements that are packed at a time.
@@ -316,6 +318,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Optio
         shared: 1,
         pairs: false,
         quads: false,
+        lookups: false,
         register,
         depth: 0,
         group: 0,
@@ -417,6 +420,7 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
         shared: 1,
         pairs,
         quads: false,
+        lookups: false,
         register: lanes as u32,
         depth,
         group,
@@ -480,6 +484,7 @@ fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32, register: u32) -> Opt
         shared: if register > 4 { 4 } else { STEP_ROWS },
         pairs: false,
         quads: false,
+        lookups: false,
         register,
         depth: 0,
         group: 0,

@@ -29,7 +29,13 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi):
     let [x_scale, scale, offset] =
         [&x.scale, &w.scale, &w.offset].map(|a| a.as_deref().and_then(|a| Scale::of(desc, a, &laid)));
     let scales = [scale, offset];
-    let cell = Cell { desc, s, laid, env, w, x, x_scale, scales, total, together, width, sums };
+    let decoded = s.convert.map(|_| {
+        let lines = together * s.depth.min(laid.lines * laid.word) / laid.word;
+        let (dtype, each) = if s.pairs { (DType::BF16, 2) } else { (DType::F32, 1) };
+        let line = codes::vectors(w, s.quads, s.pairs) * each * LANES;
+        Decoded { buf: b.alloc("panel", dtype, [lines * line]), line, vector: each * LANES }
+    });
+    let cell = Cell { desc, s, laid, env, w, x, x_scale, scales, total, together, width, sums, decoded };
     let written = Rows::new(b, &cell, s.tile.0 as i64, s.depth.min(laid.lines * laid.word));
     b.for_each(lo, hi, together, LoopKind::Serial, |b, panel| cell.run(b, panel, written));
 }
@@ -55,6 +61,17 @@ pub struct Cell<'e, 'a> {
     width: i64,
     /// Rows of `width` sums.
     sums: Buf,
+    /// The lines of a chunk as they are multiplied, where many rows meet them.
+    decoded: Option<Decoded>,
+}
+
+/// Memory for lines of codes as they are multiplied.
+#[derive(Clone, Copy)]
+struct Decoded {
+    buf: Buf,
+    /// Elements of a line, and of a vector of it.
+    line: i64,
+    vector: i64,
 }
 
 /// A scale or an offset: which of it belongs to a part.
@@ -154,6 +171,9 @@ impl<'a> Cell<'_, 'a> {
 
     /// All rows by so many lines.
     fn chunk(&self, b: &mut Builder, panel: Value, chunk: Chunk, written: Rows) {
+        if let Some(decoded) = self.decoded {
+            self.decode(b, panel, chunk, decoded);
+        }
         let known = self.s.rows.map_or(Some(1), |m| self.desc.known(m));
         let heights = heights(self.laid, i64::from(self.s.register) == LANES, self.s.step);
         let (mut first, mut left) = (b.const_i64(0), known);
@@ -181,6 +201,35 @@ impl<'a> Cell<'_, 'a> {
         }
     }
 
+    /// Writes the lines of a chunk as they are multiplied.
+    fn decode(&self, b: &mut Builder, panel: Value, chunk: Chunk, to: Decoded) {
+        let (zero, panels) = (b.const_i64(0), b.const_i64(self.together));
+        b.for_each(zero, panels, 1, LoopKind::Serial, |b, v| {
+            let panel = b.add(panel, v);
+            let env = self.env.with(self.laid.panel, panel).with(self.laid.line, chunk.from);
+            let (from, to_here) = (env.at(b, &self.w.at), self.times(b, v, chunk.length * to.line));
+            let lines = b.const_i64(chunk.length);
+            b.for_each(zero, lines, 1, LoopKind::Serial, |b, i| {
+                let (line, offset) = (self.load(b, from, i), self.times(b, i, to.line));
+                let at = b.add(to_here, offset);
+                for vector in 0..to.line / to.vector {
+                    let (x, offset) = (line.vector(b, vector), b.const_i64(vector * to.vector));
+                    let at = b.add(at, offset);
+                    b.store(to.buf, &[at], x);
+                }
+            });
+        });
+    }
+
+    /// A line, counted from where a panel's begin.
+    fn load(&self, b: &mut Builder, base: Value, i: Value) -> Line {
+        let elements = LANES * self.laid.word;
+        let at = self.times(b, i, elements);
+        let at = b.add(base, at);
+        let loaded = b.load(self.env.bufs[self.w.param], &[at], elements as u32);
+        Line::new(b, self.s, loaded)
+    }
+
     /// `height` rows by all panels.
     fn rows(&self, b: &mut Builder, panel: Value, (first, height): (Value, i64), chunk: Chunk, written: Rows) {
         let rows: Vec<Row<'a>> = (0..height)
@@ -193,9 +242,9 @@ impl<'a> Cell<'_, 'a> {
             .collect();
         let sums = self.times(b, first, self.width);
         let strip = |b: &mut Builder, v: Value| {
-            let (panel, column) = (b.add(panel, v), self.times(b, v, LANES));
+            let column = self.times(b, v, LANES);
             let sums = b.add(sums, column);
-            self.tile(b, panel, &rows, sums, chunk, written);
+            self.tile(b, (panel, v), &rows, sums, chunk, written);
         };
         let zero = b.const_i64(0);
         if self.together == self.s.strip as i64 {
@@ -205,8 +254,16 @@ impl<'a> Cell<'_, 'a> {
         b.for_each(zero, end, self.s.strip as i64, LoopKind::Serial, strip);
     }
 
-    /// Adds the products of a chunk to the sums of some rows and panels.
-    fn tile(&self, b: &mut Builder, panel: Value, rows: &[Row<'a>], sums: Value, chunk: Chunk, written: Rows) {
+    /// Adds the products of a chunk to the sums of some rows and panels, those from number `from` on.
+    fn tile(
+        &self,
+        b: &mut Builder,
+        (panel, from): (Value, Value),
+        rows: &[Row<'a>],
+        sums: Value,
+        chunk: Chunk,
+        written: Rows,
+    ) {
         let vectors = self.s.strip as i64;
         let places: Vec<Value> = (0..rows.len() as i64 * vectors)
             .map(|i| {
@@ -217,9 +274,13 @@ impl<'a> Cell<'_, 'a> {
         let mut strip = Strip { lines: Vec::new(), scales: Vec::new() };
         for v in 0..vectors {
             let v = b.const_i64(v);
+            let v = b.add(from, v);
             let panel = b.add(panel, v);
             let env = self.env.with(self.laid.panel, panel);
-            strip.lines.push(env.with(self.laid.line, chunk.from).at(b, &self.w.at));
+            strip.lines.push(match self.decoded {
+                Some(decoded) => self.times(b, v, chunk.length * decoded.line),
+                None => env.with(self.laid.line, chunk.from).at(b, &self.w.at),
+            });
             let scales = self.scales.each_ref().map(|scale| scale.as_ref().map(|scale| scale.base(b, &env)));
             strip.scales.push(scales.map(Option::unwrap_or_default));
         }
@@ -354,22 +415,29 @@ impl<'a> Cell<'_, 'a> {
         sums: &[Value],
         written: Rows,
     ) -> Vec<Value> {
-        let (s, laid, buf) = (self.s, self.laid, self.env.bufs[self.w.param]);
-        let at = self.times(b, i, LANES * laid.word);
+        let s = self.s;
         let mut sums = sums.to_vec();
-        let loaded = strip.lines.iter().map(|base| {
-            let at = b.add(*base, at);
-            b.load(buf, &[at], (LANES * laid.word) as u32)
-        });
-        let loaded: Vec<Value> = loaded.collect();
-        let lines: Vec<Option<Line>> = loaded.iter().map(|w| (!s.pairs).then(|| Line::new(b, s.quads, *w))).collect();
-        let (count, tile) = (codes::vectors(self.w, s.quads, s.pairs), rows.len() * loaded.len());
+        let (count, tile) = (codes::vectors(self.w, s.quads, s.pairs), rows.len() * strip.lines.len());
         let chains = sums.len() / tile;
+        let read: Vec<Line> = match self.decoded {
+            Some(_) => Vec::new(),
+            None => strip.lines.iter().map(|base| self.load(b, *base, i)).collect(),
+        };
         for vector in 0..count {
             let chain = (number * count + vector) as usize % chains;
             let sums = &mut sums[chain * tile..][..tile];
-            let lines = lines.iter().zip(&loaded);
-            let lines: Vec<Value> = lines.map(|(line, w)| line.map_or(*w, |line| line.vector(b, vector))).collect();
+            let lines: Vec<Value> = match self.decoded {
+                None => read.iter().map(|line| line.vector(b, vector)).collect(),
+                Some(Decoded { buf, line, vector: lanes }) => {
+                    let place = |base: &Value| {
+                        let (at, offset) = (self.times(b, i, line), b.const_i64(vector * lanes));
+                        let at = b.add(at, offset);
+                        let at = b.add(*base, at);
+                        b.load(buf, &[at], lanes as u32)
+                    };
+                    strip.lines.iter().map(place).collect()
+                }
+            };
             for (row, sums) in rows.iter().zip(sums.chunks_mut(lines.len())) {
                 let x = written.factor(b, self, row, i, vector);
                 for (sum, w) in sums.iter_mut().zip(&lines) {

@@ -4,9 +4,10 @@
 //! of bytes without sign, or two: the even nibbles of all words and the odd ones. Otherwise it is a vector of f32 for each
 //! element of a word, in its order.
 
+use super::super::schedule::Schedule;
 use super::super::view::Access;
 use super::LANES;
-use hadal_ir::kernel::{Builder, Value};
+use hadal_ir::kernel::{Builder, CompareOp, Value};
 use hadal_types::DType;
 
 /// Twice the value of each code of e2m1, and twelve.
@@ -15,7 +16,7 @@ pub const E2M1: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6,
 /// Elements of a word; `None` for formats that are no such codes.
 pub fn word(codes: DType) -> Option<i64> {
     match codes {
-        DType::I8 | DType::U8 => Some(4),
+        DType::I8 | DType::U8 | DType::F8E4M3 => Some(4),
         DType::I4 | DType::U4 | DType::F4E2M1 => Some(8),
         _ => None,
     }
@@ -41,7 +42,10 @@ pub fn unit(codes: DType) -> f32 {
 pub struct Line {
     codes: DType,
     quads: bool,
+    pairs: bool,
     words: Value,
+    /// Of what was looked up: the second pairs of all words, where `words` are the first.
+    second: Option<Value>,
 }
 
 /// How many vectors a line becomes, each of which meets factors of its own.
@@ -49,6 +53,7 @@ pub fn vectors(w: &Access, quads: bool, pairs: bool) -> i64 {
     match w.dtype {
         DType::F32 => 1,
         DType::BF16 => 2 - i64::from(pairs),
+        DType::F8E4M3 if pairs => 2,
         dtype if quads => 1 + i64::from(dtype.is_packed()),
         dtype => word(dtype).unwrap_or(1),
     }
@@ -61,8 +66,19 @@ fn all(b: &mut Builder, word: u32) -> Value {
 
 impl Line {
     /// Of what was loaded.
-    pub fn new(b: &mut Builder, quads: bool, loaded: Value) -> Line {
-        let codes = b.ty(loaded).elem;
+    pub fn new(b: &mut Builder, s: &Schedule, loaded: Value) -> Line {
+        let (codes, quads, pairs) = (b.ty(loaded).elem, s.quads, s.pairs);
+        if codes == DType::F8E4M3 && s.lookups {
+            // Four bf16 to a word, which is what one look-up gives; they are taken apart by moving bytes.
+            let halves = b.cast(loaded, DType::F32);
+            let halves = b.cast(halves, DType::BF16);
+            let both = b.bitcast(halves, DType::I64);
+            let by = b.const_i64(32);
+            let by = b.splat(by, LANES as u32);
+            let second = b.ushr(both, by);
+            let [words, second] = [both, second].map(|x| b.cast(x, DType::I32));
+            return Line { codes: DType::BF16, quads, pairs, words, second: Some(second) };
+        }
         let mut words = b.bitcast(loaded, DType::I32);
         let flip = match codes {
             DType::I8 if quads => 0x8080_8080,
@@ -73,12 +89,18 @@ impl Line {
             let flip = all(b, flip);
             words = b.xor(words, flip);
         }
-        Line { codes, quads, words }
+        Line { codes, quads, pairs, words, second: None }
     }
 
     /// One of its vectors.
     pub fn vector(&self, b: &mut Builder, i: i64) -> Value {
+        if let Some(second) = self.second {
+            let each = if self.pairs { 1 } else { 2 };
+            let words = if i < each { self.words } else { second };
+            return Line { words, second: None, ..*self }.vector(b, i % each);
+        }
         match (self.codes, self.quads) {
+            (DType::BF16, _) if self.pairs => b.bitcast(self.words, DType::BF16),
             (DType::F32, _) => b.bitcast(self.words, DType::F32),
             // Two bf16 to a word: f32 is the upper half of each, with zeros below.
             (DType::BF16, _) => {
@@ -97,8 +119,27 @@ impl Line {
                 let bytes = b.bitcast(bytes, DType::I32);
                 Line { codes: DType::I8, words: bytes, ..*self }.element(b, i / 2)
             }
+            (DType::F8E4M3, false) => self.small_float(b, i),
             (_, false) => self.element(b, i),
         }
+    }
+
+    /// An element of e4m3 as f32: its bits under f32's exponent, times the difference of the biases, exactly; NaN apart.
+    fn small_float(&self, b: &mut Builder, i: i64) -> Value {
+        let top = self.shifted(b, 24 - 8 * i as u32);
+        let four = all(b, 4);
+        let moved = b.shr(top, four);
+        let bits = self.masked(b, moved, 0x87f0_0000);
+        let largest = all(b, 0x07f0_0000);
+        let magnitude = b.and(bits, largest);
+        let nan = b.compare(CompareOp::Eq, magnitude, largest);
+        let small = b.bitcast(bits, DType::F32);
+        let scale = b.const_f32(f32::from_bits((120 + 127) << 23));
+        let scale = b.splat(scale, LANES as u32);
+        let x = b.mul(small, scale);
+        let none = b.const_f32(f32::NAN);
+        let none = b.splat(none, LANES as u32);
+        b.select(nan, none, x)
     }
 
     /// The even nibbles of all words, or the odd ones, as bytes.

@@ -104,7 +104,9 @@ impl Laid {
         let lines = desc.size(line).as_const()?;
         let panel = desc.of_role(own).find(|v| *v != lane && moves(w, *v, lines.saturating_mul(LANES * word)))?;
         let rows = match x.dtype {
-            DType::I8 => w.scale.is_some() && x.scale.as_ref().is_some_and(|s| s.parts().next().is_none()),
+            DType::I8 | DType::F8E4M3 => {
+                w.scale.is_some() && x.scale.as_ref().is_some_and(|s| s.parts().next().is_none())
+            }
             _ => x.scale.is_none() && !x.dtype.is_packed(),
         };
         (in_lines && rows && x.offset.is_none() && desc.size(panel).as_const().is_some()).then_some(())?;
@@ -170,9 +172,13 @@ impl Groups {
 }
 
 /// The parameters behind an operand that would be laid out, and how many neighbours each keeps together.
-pub fn wanted(desc: &Desc, streamed: usize) -> Option<Vec<(usize, i64)>> {
+pub fn wanted(desc: &Desc, streamed: usize, target: &Target) -> Option<Vec<(usize, i64)>> {
     let w = &desc.operands[streamed];
     let own = if streamed == 0 { Role::Left } else { Role::Right };
+    // Narrow registers are faster with small floats in the order of memory, in which their casts share most operations.
+    if w.dtype == DType::F8E4M3 && !target.is_wide() {
+        return None;
+    }
     let stride = |v: &Var| desc.vars.stride(&w.at, *v).and_then(|s| s.as_const()).filter(|s| *s > 0);
     let column = desc.of_role(own).filter(|v| stride(v).is_some()).min_by_key(|v| stride(v))?;
     let mut all = vec![(w.param, word(w)?)];
@@ -205,13 +211,13 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
     // each other longer than for that; what lies in a cache is several streams side by side.
     let w = &desc.operands[streamed];
     let bytes = desc.size(laid.panel).as_const().map_or(0, |n| n.saturating_mul(laid.lines * line_bytes(w, laid)));
-    let steps = match products(desc, target, streamed, laid) {
+    let steps = match products(desc, target, streamed) {
         (true, _) => 1,
         (_, pairs) => codes::vectors(w, false, pairs),
     };
     let vectors: &[i64] = match (target.is_wide(), rows_of(desc, streamed, laid)) {
         (true, Some(1..=2)) if bytes >= target.cache / 4 && steps == 1 => &[1, 2, 4],
-        (true, Some(1..=2)) if bytes >= target.cache / 4 && steps == 2 => &[2, 1, 4],
+        (true, Some(1..=2)) if bytes >= target.cache / 4 && steps == 2 && laid.part.is_none() => &[2, 1, 4],
         (true, Some(1)) => &[4, 8, 2],
         (true, Some(2)) => &[4, 2],
         (true, Some(3..=4)) if laid.part.is_none() => &[4, 2],
@@ -227,9 +233,15 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
 }
 
 /// Whether products are of bytes by fours, and of bf16 in pairs.
-fn products(desc: &Desc, target: &Target, streamed: usize, laid: Laid) -> (bool, bool) {
+fn products(desc: &Desc, target: &Target, streamed: usize) -> (bool, bool) {
     let x = desc.operands[1 - streamed].dtype;
-    (target.dots && x == DType::I8, target.dots && laid.word == 2 && x == DType::BF16)
+    let pairs = match desc.operands[streamed].dtype {
+        DType::BF16 => x == DType::BF16,
+        DType::F8E4M3 => matches!(x, DType::BF16 | DType::F8E4M3),
+        _ => false,
+    };
+    let quads = x == DType::I8 && desc.operands[streamed].dtype != DType::F8E4M3;
+    (target.dots && quads, target.dots && pairs)
 }
 
 /// Bytes of a line.
@@ -266,12 +278,15 @@ fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: 
         return None;
     }
     let line = line_bytes(w, laid);
-    let (quads, pairs) = products(desc, target, streamed, laid);
+    let (quads, pairs) = products(desc, target, streamed);
     let few = rows_of(desc, streamed, laid);
     let tallest = heights(laid, target.is_wide(), few.is_some())[0];
     let height = few.map_or(tallest, |n| n.min(tallest));
     // More panels for a grid index: long streams for few rows, as long as there are enough grid indices; where rows are
     // listed first, so that this is done for several; and where something is written of each row.
+    // Many rows meet codes as they are multiplied, which are written once for all of these.
+    let convert = (laid.part.is_some() && few.is_none() && !quads).then_some(1);
+    let line = if convert.is_some() { LANES * laid.word * if pairs { 2 } else { 4 } } else { line };
     let (listed, written) = (desc.grouped.is_some() && few.is_none(), laid.part.is_some() && few.is_none());
     let longer = |block: &i64| {
         let enough = panels / block >= SHARES && block * laid.lines * line <= STREAM;
@@ -296,12 +311,13 @@ fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: 
         strip: vectors as usize,
         apart: 1,
         block: Some(block),
-        convert: None,
+        convert,
         fold: false,
         step: few.is_some(),
         shared: 1,
         pairs,
         quads,
+        lookups: target.dots,
         register: target.lanes.min(LANES as u32),
         depth: depth * laid.word,
         group: laid.part.unwrap_or(0),

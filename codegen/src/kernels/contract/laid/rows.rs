@@ -44,7 +44,8 @@ impl Rows {
         let room = |unit: i64| (depth + unit - 1) / unit * unit;
         let factors = match () {
             () if ordered => Some(of("rows", DType::I8, room(ORDERED))),
-            () if s.quads || s.pairs || plain(cell.desc, x) => None,
+            () if s.quads || s.pairs && x.dtype == DType::BF16 || plain(cell.desc, x) => None,
+            () if s.pairs => Some(of("rows", DType::BF16, room(LANES))),
             () => Some(of("rows", DType::F32, room(LANES))),
         };
         let starts = (s.quads && codes::bias(w.dtype) != 0).then(|| of("starts", DType::I32, parts));
@@ -69,7 +70,7 @@ impl Rows {
             None => Row { env, factors: buf, base, starts, totals },
             Some((to, first)) => {
                 match b.dtype(to) {
-                    DType::F32 => convert(b, (buf, base), (to, first), length),
+                    DType::F32 | DType::BF16 => convert(b, (buf, base), (to, first), length),
                     _ => order(b, (buf, base), (to, first), self.half(), length),
                 }
                 Row { env, factors: to, base: first, starts, totals }
@@ -101,14 +102,14 @@ impl Rows {
         let ordered = cell.s.quads && word == 8;
         let at = cell.times(b, line, if ordered { 4 } else { word });
         let at = b.add(row.base, at);
-        let offset = b.const_i64(if ordered { vector * self.half() } else { vector });
-        let at = b.add(at, offset);
         let together = match () {
             () if cell.s.quads => 4,
             () if cell.s.pairs => 2,
             () => 1,
         };
-        let x = b.load(row.factors, &[at], together);
+        let offset = b.const_i64(vector * if ordered { self.half() } else { together });
+        let at = b.add(at, offset);
+        let x = b.load(row.factors, &[at], together as u32);
         if together == 1 {
             return b.splat(x, lanes);
         }
@@ -184,13 +185,14 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Consecutive elements as f32.
+/// Consecutive elements as f32, or as bf16 where that holds them.
 fn convert(b: &mut Builder, from: (Buf, Value), to: (Buf, Value), length: i64) {
     let lanes = LANES as u32;
     let step = |b: &mut Builder, at: Value, mask: Option<Value>| {
         let k = b.add(from.1, at);
         let x = load_f32(b, from.0, k, lanes, mask);
-        let at = b.add(to.1, at);
+        let (at, format) = (b.add(to.1, at), b.dtype(to.0));
+        let x = b.cast(x, format);
         // There is room for lanes beyond the end.
         b.store(to.0, &[at], x);
     };

@@ -13,7 +13,11 @@ const NO_DOTS: Target = Target { dots: false, ..WIDE };
 
 /// The function that reads panels of all parameters of which it wants them, and how to lay out its arguments.
 fn reading(func: &Func, target: &Target) -> (Func, impl Fn(&[Tensor]) -> Vec<Tensor>) {
-    let wanted = super::super::panels(func, &Ranges::new(), target);
+    let asked = |target: &Target| super::super::panels(func, &Ranges::new(), target);
+    let wanted = asked(target);
+    // Narrow registers do not want small floats so, but read them.
+    let small = func.params.iter().any(|p| func.ty(*p).dtype == DType::F8E4M3);
+    let wanted = if small && !target.is_wide() { asked(&WIDE) } else { wanted };
     assert!(!wanted.is_empty());
     let reading = wanted.iter().fold(func.clone(), |f, (p, group)| panels::reading(&f, *p, *group).unwrap());
     let func = func.clone();
@@ -145,6 +149,8 @@ fn a_row_has_the_same_bits_in_every_company() {
         ("i8", bytes("i8"), WIDE),
         ("i4", bytes("i4"), WIDE),
         ("u4", bytes("u4"), NO_DOTS),
+        ("f8e4m3", of_floats("bf16", ("f8e4m3", "f32", false), [128, 128], 64, 384), WIDE),
+        ("f8e4m3", of_floats("f32", ("f8e4m3", "f32", false), [32, 32], 64, 96), NO_DOTS),
         ("f32 by u4", of_floats("f32", ("u4", "f16", true), [1, 32], 64, 96), WIDE),
     ] {
         let run = |text: &str, ranges: &Ranges, args: &dyn Fn(&Func) -> Vec<Tensor>, t: i64| {
@@ -213,14 +219,59 @@ fn rows_of_floats_meet_panels_of_codes() {
         ("f32", ("f4e2m1", "f8e8m0", false), [1, 32], 32, 64),
         ("f32", ("i8", "f32", false), [64, 32], 128, 64),
         ("f16", ("i4", "f32", false), [16, 128], 96, 136),
+        ("f32", ("f8e4m3", "f32", false), [128, 128], 160, 320),
+        ("bf16", ("f8e4m3", "f32", false), [128, 128], 96, 260),
+        ("bf16", ("f8e4m3", "f8e8m0", false), [32, 32], 64, 64),
+        ("bf16", ("f8e4m3", "f16", false), [1, 128], 32, 128),
+        ("f16", ("f8e4m3", "bf16", true), [1, 32], 32, 100),
     ] {
         check(&of_floats(x, codes, block, n, k), &[1, 3, 13], 1e-4);
     }
 }
 
+/// Rows and weights of e4m3, with scales of each token and of blocks of columns.
+#[test]
+fn rows_of_small_floats_meet_panels_of_them() {
+    for (block, group, n, k) in [(128, 128, 96, 256), (32, 64, 64, 192)] {
+        let body = format!(
+            "  %0 = dequantize %x, %xs {{block = [1, {group}]}} : f32[T, {k}]
+  %1 = dequantize %w, %s {{block = [{block}, {block}]}} : f32[{n}, {k}]
+  %y = contract %0, %1 {{spec = \"td,fd->tf\"}} : f32[T, {n}]"
+        );
+        let scales = format!("%s: f32[{}, {}]", (n + block - 1) / block, k / block);
+        let params = format!("%x: f8e4m3[T, {k}], %xs: f32[T, {}], %w: f8e4m3[{n}, {k}], {scales}", k / group);
+        check(&kernel(&params, &body, &format!("f32[T, {n}]")), &[1, 3, 13], 1e-4);
+    }
+}
+
+/// Every code by itself: columns are codes in turn, the row has one element that is not zero. NaN is NaN.
+#[test]
+fn all_codes_of_small_floats_are_exact() {
+    let func = function(&of_floats("bf16", ("f8e4m3", "f32", false), [1, 32], 256, 32));
+    let bindings = Bindings::from([(Sym::T, 1)]);
+    for (at, target) in (0..4).flat_map(|at| [Target::default(), WIDE, NO_DOTS].map(|target| (at, target))) {
+        let x: Vec<f64> = (0..32).map(|k| f64::from(u8::from(k == at))).collect();
+        let codes: Vec<u8> = (0..256 * 32).map(|i| if i % 32 == at { (i / 32) as u8 } else { 0 }).collect();
+        let args = [
+            Tensor::real(DType::BF16, &[1, 32], x),
+            Tensor::from_bytes(DType::F8E4M3, &[256, 32], &codes).unwrap(),
+            Tensor::real(DType::F32, &[256, 1], vec![1.0; 256]),
+        ];
+        let (reading, lay_out) = reading(&func, &target);
+        let made = generate(&reading, &Ranges::new(), &target).unwrap().next().unwrap();
+        let found = interpreted(&made.kernel, &reading, &lay_out(&args), &bindings).remove(0).bytes;
+        for (code, found) in found.chunks(4).enumerate() {
+            let found = f32::from_le_bytes(found.try_into().unwrap());
+            let expected = hadal_types::minifloat::e4m3_to_f32(code as u8);
+            assert!(found == expected || found.is_nan() && expected.is_nan(), "{code}: {found} for {expected}");
+        }
+    }
+}
+
 #[test]
 fn rows_meet_panels_of_codes_of_experts() {
-    for (codes, bytes, own) in [("i8", true, false), ("i4", true, true), ("u4", false, false)] {
+    for (codes, bytes, own) in [("i8", true, false), ("i4", true, true), ("u4", false, false), ("f8e4m3", false, true)]
+    {
         let (e, k, f, d) = (5, 3, 64, 64);
         let (given, spec) = match own {
             true => (format!("T, {k}"), "tkd,tkfd->tkf"),
