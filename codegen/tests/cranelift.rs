@@ -109,6 +109,30 @@ fn every_cast_agrees() {
     }
 }
 
+/// Words of four small floats, taken apart into pairs of bf16: the first two of each word, then the last two.
+#[test]
+fn pairs_of_small_floats_agree() {
+    let mut b = Builder::new("pairs");
+    let x = b.param("x", DType::F8E4M3, [256i64], Access::Read);
+    let y = b.param("y", DType::BF16, [256i64], Access::Write);
+    let g = b.grid([4i64])[0];
+    let (width, half, by) = (b.const_i64(64), b.const_i64(32), b.const_i64(32));
+    let at = b.mul(g, width);
+    let codes = b.load(x, &[at], 64);
+    let reals = b.cast(codes, DType::F32);
+    let halves = b.cast(reals, DType::BF16);
+    let words = b.bitcast(halves, DType::I64);
+    let by = b.splat(by, 16);
+    let upper = b.ushr(words, by);
+    for (words, place) in [(words, at), (upper, b.add(at, half))] {
+        let pairs = b.cast(words, DType::I32);
+        let pairs = b.bitcast(pairs, DType::BF16);
+        b.store(y, &[place], pairs);
+    }
+    let x = Buffer::from_bytes(DType::F8E4M3, (0..=255).collect());
+    agree(&b.finish(), &Bindings::new(), &[x, Buffer::uninit(DType::BF16, 256)]);
+}
+
 #[test]
 fn masks_loops_and_choices_agree() {
     let mut b = Builder::new("masks");
