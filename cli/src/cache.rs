@@ -11,7 +11,7 @@ use hadal_codegen::cpu::{CompiledKernel, CpuTarget};
 use hadal_ir::kernel::Kernel;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
@@ -49,9 +49,13 @@ pub struct Usage {
 
 /// The user's folder for what can be made again: `$HADAL_CACHE`, or `hadal` in `$XDG_CACHE_HOME` or in `~/.cache`.
 pub fn folder() -> Option<PathBuf> {
-    let named = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let named = |name: &str| set(name).filter(|p| p.is_absolute());
     let caches = || named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")));
-    named("HADAL_CACHE").or_else(|| Some(caches()?.join("hadal")))
+    match set("HADAL_CACHE") {
+        Some(own) => std::path::absolute(own).ok(),
+        None => Some(caches()?.join("hadal")),
+    }
 }
 
 impl Cache {
@@ -93,7 +97,13 @@ impl Cache {
             return None;
         }
         let path = self.file(key);
-        let file = std::fs::File::open(&path).ok()?;
+        // The folder may have been exchanged since: the entry itself is the user's own too. A pipe is not waited for.
+        let flags = (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits() as i32;
+        let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(&path).ok()?;
+        let about = file.metadata().ok()?;
+        if !(about.is_file() && is_own(&about)) {
+            return None;
+        }
         let mut entry = Vec::new();
         (&file).take(MOST_OF_ONE).read_to_end(&mut entry).ok()?;
         let Some(code) = code(&entry, key) else {
@@ -120,8 +130,21 @@ impl Cache {
 
     /// Whether code from here may be run: the folder is the user's own and nobody else can write to it.
     pub fn is_ours(&self) -> bool {
-        let own = rustix::process::geteuid().as_raw();
-        std::fs::metadata(&self.folder).is_ok_and(|m| m.is_dir() && m.uid() == own && m.mode() & 0o022 == 0)
+        std::fs::metadata(&self.folder).is_ok_and(|m| m.is_dir() && is_own(&m))
+    }
+
+    /// Whether code is or can be kept here.
+    pub fn is_usable(&self) -> bool {
+        use rustix::fs::{Access, access};
+        let able = |folder: &Path| access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+        match std::fs::symlink_metadata(&self.folder) {
+            Ok(_) => self.is_ours() && able(&self.folder),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let there = self.folder.ancestors().find(|f| std::fs::symlink_metadata(f).is_ok());
+                there.is_some_and(|f| f.is_dir() && able(f))
+            }
+            Err(_) => false,
+        }
     }
 
     /// What it holds.
@@ -168,6 +191,11 @@ impl Cache {
         });
         described.collect()
     }
+}
+
+/// Whether the user owns it and nobody else can write to it.
+fn is_own(about: &std::fs::Metadata) -> bool {
+    about.uid() == rustix::process::geteuid().as_raw() && about.mode() & 0o022 == 0
 }
 
 fn total(entries: &[(PathBuf, SystemTime, u64)]) -> Usage {

@@ -28,7 +28,7 @@ pub struct CompileArgs {
     /// How to read a non-standard `rope_scaling.attn_factor` (R1-0528-Qwen3).
     #[arg(long, value_enum, default_value_t = AttnFactorArg::Ignore)]
     pub attn_factor: AttnFactorArg,
-    /// What products read, and what states keep.
+    /// What products read; `cache` rounds what states keep instead.
     #[arg(long, value_enum, default_value_t = ActivationsArg::F32)]
     pub activations: ActivationsArg,
     /// In what format states (keys, values, latent rows) are kept.

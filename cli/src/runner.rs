@@ -4,9 +4,11 @@
 //! is named by the user; code and program are held against each other before anything is written.
 
 use crate::Failure;
-use hadal_artifact::{ABI_VERSION, runner_mark};
+use hadal_artifact::{ABI_VERSION, RUNNER_NAME, is_compiled};
 use hadal_codegen::cpu::CpuTarget;
 use std::borrow::Cow;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// The runner for machines like this.
@@ -36,22 +38,31 @@ impl Runner {
             let help = "give what `cargo xtask runner aarch64` builds, from the same sources as this program";
             Failure::input(format!("{}: {why}", path.display())).help(help)
         };
-        let length = std::fs::metadata(path).map_err(|e| refused(e.to_string()))?.len();
-        if length > MOST {
-            return Err(refused(format!("{length} bytes; a runner has a few million")));
+        let about = std::fs::metadata(path).map_err(|e| refused(e.to_string()))?;
+        if !about.is_file() {
+            return Err(refused("not a file".into()));
         }
-        let bytes = std::fs::read(path).map_err(|e| refused(e.to_string()))?;
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
+        read.map_err(|e| refused(e.to_string()))?;
+        if bytes.len() as u64 > MOST {
+            return Err(refused(format!("{} bytes; a runner has a few million", about.len())));
+        }
         if arch(&bytes).is_none() {
             return Err(refused("it is no program for 64-bit x86 or ARM on Linux (ELF)".into()));
         }
-        let mark = runner_mark();
-        let name = &mark[..mark.len() - 4];
-        let found = bytes.windows(mark.len()).filter(|w| w.starts_with(name));
-        let versions: Vec<u32> = found.map(|w| u32::from_le_bytes([w[28], w[29], w[30], w[31]])).collect();
+        if is_compiled(&bytes) {
+            return Err(refused("a compiled file, which begins with a runner and goes on with a model".into()));
+        }
+        // The compiler has runners in it too, and its own name of the mark.
+        let versions: Vec<u32> = bytes
+            .windows(RUNNER_NAME.len() + 4)
+            .filter_map(|w| Some(u32::from_le_bytes(w.strip_prefix(&RUNNER_NAME)?.try_into().ok()?)))
+            .collect();
         match versions[..] {
-            [] => Err(refused("a program, but not hadal's runner".into())),
-            _ if versions.contains(&ABI_VERSION) => Ok(Runner { bytes: bytes.into(), file: Some(path.to_owned()) }),
-            [first, ..] => Err(refused(format!("a runner of format version {first}, expected {ABI_VERSION}"))),
+            [ABI_VERSION] => Ok(Runner { bytes: bytes.into(), file: Some(path.to_owned()) }),
+            [other] => Err(refused(format!("a runner of format version {other}, expected {ABI_VERSION}"))),
+            _ => Err(refused("a program, but not hadal's runner".into())),
         }
     }
 
@@ -110,11 +121,14 @@ mod tests {
         assert!(said(&EMBEDDED[..19]).contains("no program"));
         assert!(said(&EMBEDDED[..4096]).contains("not hadal's runner"));
         let mut old = EMBEDDED.to_vec();
-        let mark = runner_mark();
+        let mark = hadal_artifact::runner_mark();
+        let twice = [EMBEDDED, &mark].concat();
+        assert!(said(&twice).contains("not hadal's runner"));
         let places: Vec<usize> = (0..old.len() - mark.len()).filter(|at| old[*at..].starts_with(&mark)).collect();
         assert!(!places.is_empty());
         places.iter().for_each(|at| old[at + mark.len() - 4] ^= 0xff);
         assert!(said(&old).contains("a runner of format version"), "{}", said(&old));
+        assert!(Runner::open("/dev/zero".as_ref()).unwrap_err().message.contains("not a file"));
         assert!(Runner::open("no/such/file".as_ref()).unwrap_err().message.contains("no/such/file"));
     }
 }

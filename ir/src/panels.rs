@@ -7,7 +7,7 @@
 //! with some neighbours `g` along `k` kept together: as many as make up a word of 32 bits, of what is multiplied; one, of
 //! scales and the like. This is no format: what is stored is a tensor of two
 //! more axes, and a function that had `W` for a parameter has `W'` and begins by transposing and reshaping it. Who knows
-//! panels reads them in place (`contract/laid.rs` of the code generators); for everybody else nothing has changed.
+//! panels reads them in place (`contract/laid/` of the code generators); for everybody else nothing has changed.
 
 use crate::module::{Func, FuncKind, Inst, InstKind, ValueId};
 use crate::ops::{Op, Reshape, Transpose};

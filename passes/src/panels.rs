@@ -50,6 +50,8 @@ fn choose(program: &Program, wants: Wants<'_>, fixed: &dyn Fn(&Weight) -> bool) 
     let mut readers: BTreeMap<Place, BTreeSet<Reader>> = BTreeMap::new();
     let mut given: BTreeMap<Reader, BTreeSet<Place>> = BTreeMap::new();
     let mut wanted: BTreeMap<&str, BTreeMap<usize, Wish>> = BTreeMap::new();
+    // What is given something that cannot be stored anew, by any launch.
+    let mut stuck: BTreeSet<Reader> = BTreeSet::new();
     for launch in program.plans.iter().flat_map(|p| &p.launches) {
         wanted.entry(&launch.kernel).or_insert_with(|| {
             let func = program.module.func(&launch.kernel);
@@ -62,8 +64,10 @@ fn choose(program: &Program, wants: Wants<'_>, fixed: &dyn Fn(&Weight) -> bool) 
                 Place::Fold(_) => true,
                 _ => false,
             };
-            if constant {
-                let reader = (launch.kernel.clone(), i);
+            let reader = (launch.kernel.clone(), i);
+            if !constant {
+                stuck.insert(reader);
+            } else {
                 readers.entry(*place).or_default().insert(reader.clone());
                 given.entry(reader).or_default().insert(*place);
             }
@@ -82,7 +86,7 @@ fn choose(program: &Program, wants: Wants<'_>, fixed: &dyn Fn(&Weight) -> bool) 
             let siblings = &wanted[reader.0.as_str()];
             let wish = siblings.get(&reader.1);
             let group = wish.map(|wish| wish.group);
-            all &= group.is_some();
+            all &= group.is_some() && !stuck.contains(&reader);
             pays |= wish.is_some_and(|wish| wish.pays);
             for place in places {
                 open.extend(readers.remove(&place).into_iter().flatten());

@@ -85,6 +85,9 @@ fn what_all_readers_want_is_laid_out_once() {
     assert_eq!(laid, ["0.a", "0.b", "1.a", "1.b"].into());
     assert!(plain.is_empty(), "{program}");
     assert_eq!(program.folds.len(), 4, "once for both entries: {program}");
+    // What stays where it is keeps others that the same kernel reads where they are.
+    let program = laid_out_but(&alone, &products, &["1.b"]);
+    assert_eq!(stored(&program), (["0.a", "1.a"].into(), ["0.b", "1.b"].into()));
 }
 
 #[test]

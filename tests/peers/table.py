@@ -87,7 +87,8 @@ def measure(given, words_of, metrics):
     if "hadal" in commands:
         _, fault = compare.run(commands["hadal"][0] + ["--compile"], len(os.sched_getaffinity(0)))
         if fault:
-            say(f"hadal: {fault}")
+            say(f"hadal: left out: {fault}")
+            del commands["hadal"]
 
     def before(system, words):
         # All of them together need more memory than many machines have.
@@ -208,7 +209,8 @@ def aim(row, best, rows):
     if key in LONGER and own(LONGER[key][0]):
         metric, least = LONGER[key]
         return f">= {least} of {metric}", row["median"] >= least * own(metric)
-    if row["metric"] == "compile_s" and own("copy_s"):
+    # What is rounded on the way is smaller than what was copied.
+    if row["metric"] == "compile_s" and row["dtype"] == "bf16" and own("copy_s"):
         return "<= copy_s", row["median"] <= own("copy_s")
     share = AIMS.get((row["model"], row["dtype"], row["metric"]))
     if row["metric"] == "first_token_s":

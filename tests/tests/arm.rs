@@ -1,5 +1,5 @@
 //! A file compiled here for 64-bit ARM, run in an emulator. `cargo xtask test` builds the runner and names it
-//! (`HADAL_ARM_RUNNER`); without one, without LLVM or the emulator there is nothing to run.
+//! (`HADAL_ARM_RUNNER`); without one or without LLVM there is nothing to run.
 #![cfg(all(feature = "llvm", target_os = "linux"))]
 
 use hadal::runner::Runner;

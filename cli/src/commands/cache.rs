@@ -22,14 +22,14 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     let Some(cache) = Cache::of_user() else {
-        let help = "set HADAL_CACHE to a folder, as an absolute path";
+        let help = "set HADAL_CACHE to a folder";
         return Err(Failure::failed("there is no place for a cache: neither HADAL_CACHE nor HOME is set").help(help));
     };
     let folder = cache.folder();
     let failed = |e: std::io::Error| Failure::failed(format!("{}: {e}", folder.display()));
     let removed = if args.clear { Some(cache.clear().map_err(failed)?) } else { None };
     let usage = cache.usage();
-    let usable = cache.is_ours() || !folder.exists();
+    let usable = cache.is_usable();
     if args.json {
         let removed = removed.map(|r| json!({"entries": r.entries, "bytes": r.bytes}));
         let (entries, bytes) = (usage.entries, usage.bytes);
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let (bytes, limit) = (units::bytes(usage.bytes as f64), units::bytes(LIMIT as f64));
     say!("{}: {} kernels, {bytes} of at most {limit}", folder.display(), usage.entries)?;
     if !usable {
-        say!("not used: the folder must belong to you and be writable by nobody else")?;
+        say!("not used: the folder must belong to you and be writable by you and nobody else")?;
     }
     Ok(())
 }

@@ -137,6 +137,9 @@ pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<Wish> {
 /// Those of which a kernel without products reads a few rows, which it does from panels as well: embeddings, which may be
 /// the output head too.
 fn gathered(func: &Func) -> Vec<Wish> {
+    if func.insts.iter().any(|inst| matches!(inst.kind, InstKind::Op(Op::Contract(_)))) {
+        return Vec::new();
+    }
     let ops = |value| func.insts.iter().filter(move |inst| inst.args.contains(&value));
     let rows = |inst: &Inst, value| {
         let gather = matches!(&inst.kind, InstKind::Op(Op::Gather(g)) if g.axis == 0 && g.batch == 0);
@@ -238,5 +241,10 @@ mod tests {
   %y = add %0, %2 : f32[T, 96]";
         let func = function(&kernel("%w: f32[64, 96], %t: i32[T]", gathered_and_added, "f32[T, 96]"));
         assert!(panels(&func, &Ranges::new(), &Target::default()).is_empty());
+        // A product that does not read panels itself: its columns are odd words.
+        let product = "  %0 = gather %w, %t {axis = 0} : f32[T, 96, 7]
+  %y = contract %x, %0 {spec = \"td,tfd->tf\"} : f32[T, 96]";
+        let func = function(&kernel("%w: f32[64, 96, 7], %x: f32[T, 7], %t: i32[T]", product, "f32[T, 96]"));
+        assert!(panels(&func, &Ranges::new(), &Target::default()).iter().all(|wish| wish.pays));
     }
 }

@@ -9,7 +9,6 @@
 //! foreign, of another version, or inconsistent. This crate is where compiler and runtime meet, so it depends on
 //! neither.
 
-mod behind;
 mod check;
 mod error;
 mod format;
@@ -26,16 +25,21 @@ pub use write::{Parts, WeightWriter, write, write_to};
 /// Version of the file format and of the kernel ABI; a reader takes exactly its own.
 pub const ABI_VERSION: u32 = 5;
 
-/// What a runner has somewhere in its bytes: a name, and the version it reads, little-endian.
+/// What a runner has once in its bytes, before the version it reads, little-endian.
+pub const RUNNER_NAME: [u8; 28] = *b"hadal: a runner, of version ";
+
+/// Name and version.
 pub const fn runner_mark() -> [u8; 32] {
-    let (name, version) = (*b"hadal: the runner, of version   ", ABI_VERSION.to_le_bytes());
-    let mut mark = name;
-    let mut i = 0;
-    while i < version.len() {
-        mark[28 + i] = version[i];
-        i += 1;
-    }
+    let (mut mark, version) = ([0; 32], ABI_VERSION.to_le_bytes());
+    let (name, number) = mark.split_at_mut(RUNNER_NAME.len());
+    name.copy_from_slice(&RUNNER_NAME);
+    number.copy_from_slice(&version);
     mark
+}
+
+/// Whether a file is a compiled one, by how it ends.
+pub fn is_compiled(file: &[u8]) -> bool {
+    file.len().checked_sub(format::TRAILER_BYTES).is_some_and(|at| format::Trailer::decode(&file[at..]).is_some())
 }
 
 /// Names of the blobs the runtime looks for, bytes as in the checkpoint.

@@ -1,14 +1,13 @@
 //! Putting a compiled file together.
 //!
-//! Weights are streamed, so a file of any size is written with a few megabytes of memory, by a thread of its own. The file has no name
+//! Weights are streamed, so a file of any size is written with a few hundred kilobytes of memory. The file has no name
 //! until it is complete and on disk (`O_TMPFILE`; where the file system cannot do that, a hidden name that is removed
 //! on error), then it replaces the target in one step: an interrupted compile leaves what was there before.
 
-use crate::behind::Behind;
 use crate::format::{BlobHead, Envelope, HEAD_BYTES, HEAD_MAGIC, PAGE, TRAILER_BYTES, Trailer};
 use crate::{ABI_VERSION, ALIGN, Error, Manifest, Part, Place, checksum};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -48,11 +47,10 @@ pub fn write(path: &Path, parts: &Parts, weights: &mut WeightWriter) -> Result<u
         Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) | Ok(()) => {}
         Err(e) => return Err(at(e.into())),
     }
-    std::thread::scope(|scope| {
-        let mut out = Behind::new(scope, &mut pending.file);
-        plan.write(parts, weights, &mut out).map_err(|e| e.into_error(at))?;
-        out.finish().map_err(at)
-    })?;
+    let mut out = BufWriter::with_capacity(1 << 18, &mut pending.file);
+    plan.write(parts, weights, &mut out).map_err(|e| e.into_error(at))?;
+    out.flush().map_err(at)?;
+    drop(out);
     pending.commit(&target).map_err(at)?;
     Ok(needed)
 }

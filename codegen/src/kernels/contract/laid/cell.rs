@@ -157,7 +157,9 @@ impl<'a> Cell<'_, 'a> {
             self.chunk(b, panel, Chunk { from, part, length }, written);
         };
         let end = b.const_i64(whole);
-        b.for_each(zero, end, depth, LoopKind::Serial, |b, from| chunk(b, from, depth));
+        if whole > 0 {
+            b.for_each(zero, end, depth, LoopKind::Serial, |b, from| chunk(b, from, depth));
+        }
         if rest > 0 {
             chunk(b, end, rest);
         }

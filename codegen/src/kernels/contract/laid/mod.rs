@@ -63,8 +63,8 @@ const STREAM: i64 = 256 << 10;
 /// Grid indices that there are at least, where one has more panels than a tile.
 const SHARES: i64 = 32;
 
-/// Elements of a part at most, so that its sums of products of bytes fit into 32 bits.
-const LONGEST: i64 = 1 << 15;
+/// Elements of a part of bytes at most, so that sums of their products are exact in f32 where no instruction makes integers.
+const LONGEST: i64 = 512;
 
 /// The letters of an operand that is laid out so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,7 +136,7 @@ impl Laid {
         let part = sizes.iter().copied().min().unwrap_or(elements);
         let even = sizes.iter().all(|size| size % part == 0) && part % self.word.max(16) == 0;
         let whole = x.scale.is_none() || elements % part == 0;
-        (even && whole && part <= LONGEST).then_some(part)
+        (even && whole && (x.dtype != DType::I8 || part <= LONGEST)).then_some(part)
     }
 }
 
