@@ -15,7 +15,7 @@ use std::collections::HashMap;
 
 use crate::error::{ErrorKind, Result, unsupported};
 use crate::program::{Inst, Op, Program};
-use crate::syntax::{Base, Function, Operand, Symbol, Text};
+use crate::syntax::{Base, Bounds, Function, Operand, Symbol, Text};
 use crate::types::{Space, Type};
 use args::Builder;
 
@@ -119,7 +119,7 @@ fn kernel(
         dynamic_shared: 0,
         bounds: entry.bounds,
         products: false,
-        target: text.target,
+        start_registers: start_registers(&entry.bounds),
     };
     let mut placement = Placement { module: addresses, here: HashMap::new() };
     place(text, entry, &functions, &mut program, &mut placement).map_err(|kind| (entry.line, kind))?;
@@ -193,6 +193,13 @@ fn kernel(
         });
     }
     Ok(program)
+}
+
+/// What the assembler can give each thread of the largest block.
+fn start_registers(bounds: &Bounds) -> u32 {
+    let threads = bounds.required_threads.or(bounds.max_threads).map_or(1024, |t| t.iter().fold(1u32, |n, x| n.saturating_mul(*x)));
+    let most = (1 << 16) / threads.clamp(32, 1024).next_multiple_of(32);
+    bounds.max_registers.unwrap_or(most).min(most).min(255) / 8 * 8
 }
 
 /// Gives every variable of a kernel and its functions an offset in its space.

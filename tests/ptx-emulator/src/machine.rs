@@ -284,7 +284,10 @@ impl<'a> Machine<'a> {
             }
             Wait::Bulk { left, .. } => format!("waits for bulk copies until {left} groups are left"),
             Wait::Warpgroup(count) => format!("waits for its warpgroup at product {count}"),
-            Wait::Registers => "waits for registers".into(),
+            Wait::Registers(wanted) => {
+                let free = self.blocks[warp.slot].free_registers;
+                format!("waits for {wanted} registers, of which {free} are free")
+            }
         }
     }
 

@@ -246,6 +246,6 @@ pub(crate) struct Program {
     pub bounds: Bounds,
     /// Whether registers can be owned by products.
     pub products: bool,
-    /// Whether the target has reserved shared memory.
-    pub target: u32,
+    /// Registers that each thread has at first: as many as the bounds of the kernel allow.
+    pub start_registers: u32,
 }

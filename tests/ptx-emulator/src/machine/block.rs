@@ -12,6 +12,9 @@ use super::wgmma::Warpgroup;
 use crate::fault::{FaultKind, Run, trouble};
 use crate::memory::Bitmap;
 
+/// Registers of a multiprocessor.
+const REGISTERS: u32 = 1 << 16;
+
 /// A numbered barrier of a block.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Named {
@@ -141,7 +144,7 @@ impl Machine<'_> {
             mbarriers: HashMap::new(),
             warpgroups: vec![Warpgroup::default(); count.div_ceil(4) as usize],
             live_lanes: threads,
-            free_registers: 0,
+            free_registers: REGISTERS.saturating_sub(padded(threads) * self.program.start_registers),
             done: false,
         }
     }
@@ -193,6 +196,18 @@ impl Machine<'_> {
         if let Some(group) = self.blocks[slot].warpgroups.iter().position(counts) {
             let message = format!("the warps of warpgroup {group} took part in different numbers of products");
             return trouble(FaultKind::Divergence, u32::MAX, message);
+        }
+        let block = &self.blocks[slot];
+        let registers = |number: usize| {
+            let other = block.warps[number].as_deref();
+            other.map_or(warp.max_registers, |w| w.max_registers)
+        };
+        for first in (0..block.warps.len()).step_by(4) {
+            let end = (first + 4).min(block.warps.len());
+            if (first..end).any(|n| registers(n) != registers(first)) {
+                let message = format!("the warps of warpgroup {} set different numbers of registers", first / 4);
+                return trouble(FaultKind::Registers, u32::MAX, message);
+            }
         }
         self.block_done(slot)
     }

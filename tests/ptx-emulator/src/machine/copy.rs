@@ -39,8 +39,9 @@ pub(crate) struct LaneCopies {
     pub components: Option<(Component, Component)>,
     pub bulk_open: Vec<(u32, u32)>,
     pub bulk_groups: Vec<BulkGroup>,
-    /// Groups that were committed in all.
+    /// Groups that were committed in all, and those that were waited for.
     pub bulk_committed: u32,
+    pub bulk_waited: u32,
 }
 
 /// Something that completes by itself.
@@ -70,9 +71,10 @@ impl Pending {
 
 impl Warp {
     pub(super) fn copies_left(&self) -> bool {
-        // Copies of words that nobody waits for may be left to end with their lane, as hardware has it, but then
-        // they were of no use; stores must at least have been read.
-        self.copies.iter().any(|c| !c.open.is_empty() || c.groups.iter().any(|g| !g.is_empty()))
+        self.copies.iter().any(|c| {
+            let bulk = !c.bulk_open.is_empty() || c.bulk_committed > c.bulk_waited;
+            bulk || !c.open.is_empty() || c.groups.iter().any(|g| !g.is_empty())
+        })
     }
 }
 

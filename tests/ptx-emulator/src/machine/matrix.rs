@@ -75,7 +75,7 @@ impl Machine<'_> {
         }
         match op {
             Op::LoadMatrix { space, address, d, transposed } => {
-                let rows = self.matrix_rows(warp, *space, address, d.len(), false, &[])?;
+                let rows = self.matrix_rows(warp, *space, address, (d.len(), *transposed), None)?;
                 for (index, d) in d.iter().enumerate() {
                     let mut values = [0; 32];
                     for (lane, value) in values.iter_mut().enumerate() {
@@ -106,7 +106,7 @@ impl Machine<'_> {
                         }
                     }
                 }
-                self.matrix_rows(warp, *space, address, s.len(), true, &rows)?;
+                self.matrix_rows(warp, *space, address, (s.len(), *transposed), Some(&rows))?;
             }
             Op::Mma { product, d, a, b, c } => self.product(warp, product, d, [a, b, c]),
             _ => {}
@@ -120,18 +120,23 @@ impl Machine<'_> {
         warp: &mut Warp,
         space: Space,
         address: &Address,
-        count: usize,
-        write: bool,
-        data: &[[u8; 16]],
+        (count, transposed): (usize, bool),
+        data: Option<&[[u8; 16]]>,
     ) -> Run<Vec<[u8; 16]>> {
+        let write = data.is_some();
         let mut rows = Vec::new();
         let mut offsets = Vec::new();
         for lane in 0..8 * count {
             let at = self.address(warp, address, lane);
             let target = self.resolve(warp, lane, space, at, 16)?;
-            let stamp = self.stamp(warp, lane, false);
-            self.shadowed(warp, lane, target, 16, write, stamp, Level::Known)?;
-            if write {
+            // The lanes that get a part of the row access it, not the one that knows where it is.
+            let size = if transposed { 2 } else { 4 };
+            for part in 0..16 / size {
+                let owner = if transposed { part as usize * 4 + lane % 8 / 2 } else { lane % 8 * 4 + part as usize };
+                let stamp = self.stamp(warp, owner, false);
+                self.shadowed(warp, owner, target.plus(part * size), size, write, stamp, Level::Known)?;
+            }
+            if let Some(data) = data {
                 self.put(warp, lane, target, &data[lane])?;
             } else {
                 let mut row = [0; 16];

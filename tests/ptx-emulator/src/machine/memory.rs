@@ -50,6 +50,20 @@ pub(super) enum Target {
     Param { offset: u32 },
 }
 
+impl Target {
+    /// Some bytes further on.
+    pub(super) fn plus(self, bytes: u32) -> Target {
+        match self {
+            Target::Global { index, offset, address } => {
+                Target::Global { index, offset: offset + bytes as usize, address: address + u64::from(bytes) }
+            }
+            Target::Shared { slot, offset } => Target::Shared { slot, offset: offset + bytes },
+            Target::Local { offset } => Target::Local { offset: offset + bytes },
+            Target::Param { offset } => Target::Param { offset: offset + bytes },
+        }
+    }
+}
+
 /// To what something is released: a word, for those whom a scope includes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct SyncKey {

@@ -215,8 +215,9 @@ impl Machine<'_> {
                     return Ok(Outcome::Retry(Wait::Bulk { left: *left, read: *read }));
                 }
                 for lane in lanes(active) {
-                    let state = &warp.copies[lane];
+                    let state = &mut warp.copies[lane];
                     let time = state.bulk_committed.saturating_sub(*left);
+                    state.bulk_waited = state.bulk_waited.max(time);
                     let Some((reads, writes)) = state.components else { continue };
                     warp.views.completed(1 << lane, reads, time);
                     if !*read {

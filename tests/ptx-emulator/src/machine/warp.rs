@@ -29,7 +29,8 @@ pub(crate) enum Wait {
     Bulk { left: u32, read: bool },
     /// For the other warps at the product of this number.
     Warpgroup(u64),
-    Registers,
+    /// For so many registers to be free.
+    Registers(u32),
 }
 
 /// Lanes at the same instruction.
@@ -133,7 +134,7 @@ impl Warp {
             live,
             copies: vec![super::copy::LaneCopies::default(); 32],
             cluster_arrived: [None; 32],
-            max_registers: 0,
+            max_registers: program.start_registers,
             pc: 0,
             streak: 0,
         }
@@ -376,7 +377,7 @@ impl<'a> Machine<'a> {
                     }
                     met
                 }
-                Wait::Registers => true,
+                Wait::Registers(wanted) => self.blocks[warp.slot].free_registers >= wanted,
             };
             if over {
                 warp.groups[index].wait = Wait::None;

@@ -350,10 +350,22 @@ impl Machine<'_> {
 
     /// Registers are handed on between the warps of a block.
     fn set_registers(&mut self, warp: &mut Warp, count: u32, increase: bool) -> Run<Outcome> {
-        let _ = increase;
+        let now = warp.max_registers;
+        let free = &mut self.blocks[warp.slot].free_registers;
+        if increase != (count > now) && count != now {
+            let message = format!("{count} registers, where the warp has {now}");
+            return trouble(FaultKind::Registers, u32::MAX, message);
+        }
+        if increase {
+            let wanted = (count - now) * 32;
+            if *free < wanted {
+                return Ok(Outcome::Retry(Wait::Registers(wanted)));
+            }
+            *free -= wanted;
+        } else {
+            *free += (now - count) * 32;
+        }
         warp.max_registers = count;
-        let block = &self.blocks[warp.slot];
-        let _ = block.free_registers;
         Ok(Outcome::Next)
     }
 }
