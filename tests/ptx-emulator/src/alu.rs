@@ -21,8 +21,6 @@ pub(crate) struct Mode {
     pub flush: bool,
     pub saturate: bool,
     pub relu: bool,
-    /// Two halves of a register.
-    pub packed: bool,
     pub nan: bool,
     pub xorsign: bool,
     pub table: u8,
@@ -55,7 +53,6 @@ impl Default for Mode {
             flush: false,
             saturate: false,
             relu: false,
-            packed: false,
             nan: false,
             xorsign: false,
             table: 0,

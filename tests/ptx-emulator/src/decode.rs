@@ -335,7 +335,7 @@ fn instruction(b: &mut Builder, words: &[&str]) -> Result<Op> {
         "ld" | "ldu" => memory::load(b, words),
         "st" => memory::store(b, words),
         "atom" | "red" => memory::atomic(b, words),
-        "membar" | "fence" => sync::fence(b, words),
+        "membar" | "fence" => sync::fence(words),
         "cvta" | "isspacep" | "mapa" | "getctarank" => memory::address(b, words),
         "prefetch" | "prefetchu" | "applypriority" | "discard" | "createpolicy" => memory::hint(b, words),
         "bar" | "barrier" => sync::barrier(b, words),

@@ -96,14 +96,13 @@ impl<'a> Machine<'a> {
         let Some(threads @ 1..=1024) = size(launch.block) else {
             return refuse(format!("a block of {:?} threads; 1 to 1024 fit", launch.block));
         };
-        let Some(blocks @ 1..) = size(launch.grid) else { return refuse(format!("a grid of {:?}", launch.grid)) };
-        let Some(cluster @ 1..=16) = size(launch.cluster) else {
+        let Some(1..) = size(launch.grid) else { return refuse(format!("a grid of {:?}", launch.grid)) };
+        let Some(1..=16) = size(launch.cluster) else {
             return refuse(format!("a cluster of {:?} blocks", launch.cluster));
         };
         if launch.grid.iter().zip(launch.cluster).any(|(g, c)| !g.is_multiple_of(c)) {
             return refuse(format!("the grid {:?} is no multiple of the cluster {:?}", launch.grid, launch.cluster));
         }
-        let _ = (blocks, cluster);
         if let Some(wanted) = program.bounds.required_cluster
             && wanted != launch.cluster
         {

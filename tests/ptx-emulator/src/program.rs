@@ -148,7 +148,7 @@ pub(crate) enum Op {
     FromGeneric { d: Reg, a: Src, space: Space },
     IsSpace { d: Reg, a: Src, space: Space },
     MapBlock { d: Reg, a: Src, rank: Src, generic: bool },
-    BlockRank { d: Reg, a: Src, generic: bool },
+    BlockRank { d: Reg, a: Src },
     Branch { target: u32 },
     Call { target: u32, give: Box<[(u32, u32, u32)]>, take: Box<[(u32, u32, u32)]> },
     Return,

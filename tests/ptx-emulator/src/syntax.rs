@@ -67,8 +67,6 @@ pub(crate) struct Variable {
     pub init: Vec<u8>,
     /// Addresses of other variables in the initial bytes: where, whose, plus what, how many bytes.
     pub addresses: Vec<(usize, Box<str>, i64, u32)>,
-    /// Whether it is a parameter of an entry rather than of a call.
-    pub of_entry: bool,
 }
 
 /// The directives that bound a launch.

@@ -49,7 +49,8 @@ fn copies_of_words() {
         "cp.async.wait_group 0; bar.sync 0;".into(),
         "cp.async.commit_group; cp.async.wait_group 1; bar.sync 0;".into(),
     ] {
-        wrong(&words(&bad, ""), &memory, &with, &[FaultKind::Race, FaultKind::Unfinished]);
+        let kinds = [FaultKind::Race, FaultKind::Unfinished, FaultKind::UninitialisedMemory];
+        wrong(&words(&bad, ""), &memory, &with, &kinds);
     }
     let barrier = |arrive: &str| {
         words(
@@ -69,7 +70,8 @@ fn copies_of_words() {
     assert!((0..1024).all(|i| usize::from(after.as_ref().unwrap()[i]) == (i / 16) ^ 33));
     let counted = barrier("cp.async.mbarrier.arrive.shared.b64 [bar]; mbarrier.arrive.shared.b64 _, [bar];");
     right(&counted, &memory, &with);
-    wrong(&barrier("mbarrier.arrive.shared.b64 _, [bar];"), &memory, &with, &[FaultKind::Race]);
+    let unseen = barrier("mbarrier.arrive.shared.b64 _, [bar];");
+    wrong(&unseen, &memory, &with, &[FaultKind::Race, FaultKind::Unfinished, FaultKind::UninitialisedMemory]);
 }
 
 /// One thread loads a box and copies it back to another tensor.

@@ -44,7 +44,7 @@ pub(super) fn choose(words: &[&str], ty: Type) -> Result<Option<Chosen>> {
         _ => return Ok(None),
     };
     let Some((format, packed)) = format_of(ty) else { return unsupported(words.join(".")) };
-    let mut mode = Mode { op, format, packed, ..Mode::default() };
+    let mut mode = Mode { op, format, ..Mode::default() };
     let mut rounds = false;
     for word in &words[1..words.len() - 1] {
         match *word {

@@ -229,7 +229,7 @@ pub(super) fn address(b: &mut Builder, words: &[&str]) -> Result<Op> {
         }
         ["getctarank", rest @ .., ty @ ("u32" | "u64")] if matches!(rest, [] | ["shared::cluster"]) => {
             let Some(ty) = Type::parse(ty) else { return unsupported(words.join(".")) };
-            Ok(Op::BlockRank { d: b.d(Type::U32)?, a: b.s(ty)?, generic: rest.is_empty() })
+            Ok(Op::BlockRank { d: b.d(Type::U32)?, a: b.s(ty)? })
         }
         _ => unsupported(words.join(".")),
     }

@@ -8,8 +8,7 @@ use crate::program::{AtomicOp, Bool, Op, Phase, Scope, ShuffleMode, Src, VoteMod
 use crate::syntax::Operand;
 use crate::types::{Space, Type};
 
-pub(super) fn fence(b: &mut Builder, words: &[&str]) -> Result<Op> {
-    let _ = &b;
+pub(super) fn fence(words: &[&str]) -> Result<Op> {
     Ok(match words {
         ["membar", level] => match scope(level) {
             Some(scope) => Op::Fence { scope },
@@ -131,7 +130,6 @@ pub(super) fn warp(b: &mut Builder, words: &[&str]) -> Result<Op> {
 
 pub(super) fn mbarrier(b: &mut Builder, words: &[&str]) -> Result<Op> {
     let mut at = Space::Generic;
-    let mut reach = Scope::Block;
     let (mut relaxed, mut parity, mut expects, mut complete) = (false, false, false, true);
     for word in &words[2..] {
         match *word {
@@ -142,12 +140,11 @@ pub(super) fn mbarrier(b: &mut Builder, words: &[&str]) -> Result<Op> {
             "noComplete" => complete = false,
             word => match (space(word), scope(word)) {
                 (Some(s @ (Space::Shared | Space::SharedCluster)), _) => at = s,
-                (_, Some(s @ (Scope::Block | Scope::Cluster))) => reach = s,
+                (_, Some(Scope::Block | Scope::Cluster)) => {}
                 _ => return unsupported(words.join(".")),
             },
         }
     }
-    let _ = reach;
     if words.last() != Some(&"b64") || words.len() < 3 {
         return unsupported(words.join("."));
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::Machine;
-use super::clock::{Clock, Component};
+use super::clock::{Clock, Component, Shared};
 use super::copy::Pending;
 use super::mbarrier::Mbarrier;
 use super::shadow::{Operations, Shadow};
@@ -24,7 +24,7 @@ pub(crate) struct Named {
     pub generation: u64,
     pub clock: Clock,
     /// What the last generation released.
-    pub done: Clock,
+    pub done: Shared,
     /// True predicates of a reduction so far, and of the last generation with the number of threads.
     pub votes: u32,
     pub counted: (u32, u32),
@@ -59,7 +59,7 @@ pub(crate) struct ClusterBarrier {
     pub arrived: u32,
     pub generation: u64,
     pub clock: Clock,
-    pub done: Clock,
+    pub done: Shared,
 }
 
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Machine<'_> {
             first,
             live_blocks: size,
             live_lanes: size * threads,
-            barrier: ClusterBarrier { clock: Clock::new(index), done: Clock::new(index), ..ClusterBarrier::default() },
+            barrier: ClusterBarrier { clock: Clock::new(index), ..ClusterBarrier::default() },
             next_component: size * padded(threads),
             pending: Vec::new(),
         };
@@ -126,7 +126,7 @@ impl Machine<'_> {
         let threads = self.threads();
         let count = padded(threads) / 32;
         let slot = cluster * self.launch.cluster.iter().product::<u32>() as usize + rank as usize;
-        let named = Named { clock: Clock::new(index), done: Clock::new(index), ..Named::default() };
+        let named = Named { clock: Clock::new(index), ..Named::default() };
         let warps = (0..count).map(|number| {
             let lanes = (threads - number * 32).min(32);
             let first = rank * padded(threads) + number * 32;
@@ -233,7 +233,7 @@ impl Machine<'_> {
 impl Named {
     pub(super) fn complete(&mut self) {
         let cluster = self.clock.cluster;
-        self.done = std::mem::replace(&mut self.clock, Clock::new(cluster));
+        self.done = std::mem::replace(&mut self.clock, Clock::new(cluster)).share();
         self.counted = (self.votes, self.arrived);
         (self.arrived, self.votes, self.expected) = (0, 0, None);
         self.generation += 1;
@@ -243,7 +243,7 @@ impl Named {
 impl ClusterBarrier {
     pub(super) fn complete(&mut self) {
         let cluster = self.clock.cluster;
-        self.done = std::mem::replace(&mut self.clock, Clock::new(cluster));
+        self.done = std::mem::replace(&mut self.clock, Clock::new(cluster)).share();
         self.arrived = 0;
         self.generation += 1;
     }

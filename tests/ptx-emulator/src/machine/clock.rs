@@ -37,10 +37,6 @@ fn join(a: &mut Vec<u32>, b: &[u32]) {
     }
 }
 
-fn covers(a: &[u32], b: &[u32]) -> bool {
-    b.iter().enumerate().all(|(i, y)| a.get(i).is_some_and(|x| x >= y) || *y == 0)
-}
-
 impl Vector {
     /// Up to when a component is known.
     pub(crate) fn at(&self, own: u32, cluster: u32, component: Component) -> u32 {
@@ -61,11 +57,6 @@ impl Vector {
         for (cluster, times) in &other.foreign {
             join(self.foreign.entry(*cluster).or_default(), times);
         }
-    }
-
-    fn covers(&self, other: &Vector) -> bool {
-        covers(&self.local, &other.local)
-            && other.foreign.iter().all(|(c, t)| self.foreign.get(c).is_some_and(|s| covers(s, t)))
     }
 
     /// Joins what another cluster knows.
@@ -98,6 +89,10 @@ impl Clock {
         Clock { cluster, levels: Default::default() }
     }
 
+    pub(crate) fn share(self) -> Shared {
+        Shared(self.levels.map(Rc::new))
+    }
+
     pub(crate) fn join(&mut self, other: &Clock) {
         for (mine, theirs) in self.levels.iter_mut().zip(&other.levels) {
             mine.join_foreign(self.cluster, other.cluster, theirs);
@@ -116,6 +111,10 @@ impl Clock {
         }
     }
 }
+
+/// What a barrier released, for all who met there.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shared([Rc<Vector>; LEVELS]);
 
 /// What one lane knows of others.
 #[derive(Clone, Debug)]
@@ -178,17 +177,26 @@ impl Views {
                 }
             }
         }
-        let mut own = [Vector::default(), Vector::default(), Vector::default()];
-        for lane in lanes_of(mask) {
-            let view = &self.lanes[lane as usize];
-            own[0].raise(self.first + lane, self.now);
-            own[1].raise(self.first + lane, view.own[0]);
-            own[2].raise(self.first + lane, view.own[1]);
-        }
-        for (into, from) in clock.levels.iter_mut().zip(&own) {
-            into.join_foreign(clock.cluster, self.cluster, from);
+        if clock.cluster == self.cluster {
+            self.raise_own(mask, &mut clock.levels);
+        } else {
+            let mut own: [Vector; LEVELS] = Default::default();
+            self.raise_own(mask, &mut own);
+            for (into, from) in clock.levels.iter_mut().zip(&own) {
+                into.join_foreign(clock.cluster, self.cluster, from);
+            }
         }
         self.now += 1;
+    }
+
+    /// The times of some lanes themselves.
+    fn raise_own(&self, mask: u32, levels: &mut [Vector; LEVELS]) {
+        for lane in lanes_of(mask) {
+            let own = self.lanes[lane as usize].own;
+            for (level, time) in [self.now, own[0], own[1]].into_iter().enumerate() {
+                levels[level].raise(self.first + lane, time);
+            }
+        }
     }
 
     /// Adds what a lane knew at some time to a clock.
@@ -231,28 +239,20 @@ impl Views {
     pub(crate) fn meet(&mut self, mask: u32) {
         let mut clock = Clock::new(self.cluster);
         self.release(mask, &mut clock);
-        self.settle(mask, &clock);
+        self.settle(mask, &clock.share());
     }
 
-    /// Some lanes know exactly what a clock holds, to which they released before.
-    pub(crate) fn settle(&mut self, mask: u32, clock: &Clock) {
-        if clock.cluster != self.cluster {
-            self.acquire(mask, clock);
-            return;
+    /// Some lanes know what a barrier of their cluster released, themselves among those that released to it.
+    pub(crate) fn settle(&mut self, mask: u32, shared: &Shared) {
+        for lane in lanes_of(mask) {
+            self.lanes[lane as usize].levels.clone_from(&shared.0);
         }
-        for level in 0..LEVELS {
-            let shared = Rc::new(clock.levels[level].clone());
-            for lane in lanes_of(mask) {
-                let slot = &mut self.lanes[lane as usize].levels[level];
-                if shared.covers(slot) {
-                    *slot = shared.clone();
-                } else {
-                    let mut joined = (**slot).clone();
-                    joined.join(&shared);
-                    *slot = Rc::new(joined);
-                }
-            }
-        }
+    }
+
+    /// Some lanes learn what a barrier released, and keep what else they learnt since they arrived.
+    pub(crate) fn learn(&mut self, mask: u32, shared: &Shared) {
+        let levels = [0, 1, 2].map(|level: usize| (*shared.0[level]).clone());
+        self.acquire(mask, &Clock { cluster: self.cluster, levels });
     }
 
     /// A proxy fence: what some lanes know is in order for the asynchronous proxy too.

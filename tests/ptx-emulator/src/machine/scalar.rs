@@ -4,9 +4,9 @@ use super::Machine;
 use super::memory::{SHARED_WINDOW, from_generic, to_generic};
 use super::warp::{Outcome, Warp, copy_local, lanes};
 use crate::alu;
-use crate::fault::{FaultKind, Run, trouble};
+use crate::fault::{FaultKind, Run, trouble, trouble_at};
 use crate::program::{Bool, Inst, Op, Special};
-use crate::types::{mask, sign_extend};
+use crate::types::{Space, mask, sign_extend};
 
 impl Machine<'_> {
     /// Executes an instruction for some lanes of a group.
@@ -108,8 +108,14 @@ impl Machine<'_> {
             Op::FromGeneric { d, a, space } => {
                 let a = warp.read(*a);
                 for lane in lanes(active) {
-                    warp.regs[*d as usize][lane] = from_generic(a[lane]).1;
-                    let _ = space;
+                    let (found, address) = from_generic(a[lane]);
+                    let fits = found == *space
+                        || matches!((found, *space), (Space::Global, Space::Const) | (Space::Shared, Space::SharedCluster));
+                    if !fits {
+                        let message = format!("an address of {found} memory turned into one of {space} memory");
+                        return trouble_at(FaultKind::OutOfBounds, 1 << lane, found, address, message);
+                    }
+                    warp.regs[*d as usize][lane] = address;
                 }
             }
             Op::IsSpace { d, a, space } => {
@@ -130,7 +136,7 @@ impl Machine<'_> {
                     warp.regs[*d as usize][lane] = window | (rank[lane] + 1) << 24 | offset;
                 }
             }
-            Op::BlockRank { d, a, .. } => {
+            Op::BlockRank { d, a } => {
                 let a = warp.read(*a);
                 let own = u64::from(self.blocks[warp.slot].rank);
                 for lane in lanes(active) {

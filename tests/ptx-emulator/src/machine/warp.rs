@@ -360,7 +360,7 @@ impl<'a> Machine<'a> {
                     if barrier.generation == generation {
                         false
                     } else {
-                        warp.views.settle(mask, &barrier.done);
+                        warp.views.learn(mask, &barrier.done);
                         warp.groups[index].pc += 1;
                         true
                     }

@@ -188,7 +188,6 @@ impl Parser<'_> {
                 external,
                 init: Vec::new(),
                 addresses: Vec::new(),
-                of_entry: false,
             };
             if self.takes('=') {
                 self.initialiser(&mut variable, ty)?;
@@ -259,15 +258,13 @@ impl Parser<'_> {
             }
             if let Some(Token::Word(word)) = self.peek() {
                 self.at += 1;
-                let (mut name, mut generic) = (word, false);
+                let mut name = word;
                 if word == "generic" {
                     self.expect('(')?;
                     name = self.word()?;
                     self.expect(')')?;
-                    generic = true;
                 }
                 let offset = self.offset()?;
-                let _ = generic;
                 variable.addresses.push((variable.init.len(), name.into(), offset, ty.bytes()));
                 variable.init.resize(variable.init.len() + bytes, 0);
             } else if self.peek() != Some(Token::Mark('}')) {
@@ -313,7 +310,7 @@ impl Parser<'_> {
     }
 
     /// Parameters in parentheses; they live in the scope that is open.
-    fn parameters(&mut self, entry: bool) -> Result<Vec<Symbol>> {
+    fn parameters(&mut self) -> Result<Vec<Symbol>> {
         let mut found = Vec::new();
         self.expect('(')?;
         if self.takes(')') {
@@ -339,7 +336,6 @@ impl Parser<'_> {
                 external: false,
                 init: Vec::new(),
                 addresses: Vec::new(),
-                of_entry: entry,
             })?);
             if self.takes(')') {
                 return Ok(found);
@@ -354,7 +350,7 @@ impl Parser<'_> {
         self.open_scope()?;
         let mut returns = Vec::new();
         if self.peek() == Some(Token::Mark('(')) {
-            returns = self.parameters(false)?;
+            returns = self.parameters()?;
         }
         let name = self.word()?;
         let mut function = Function {
@@ -370,7 +366,7 @@ impl Parser<'_> {
             locals: Vec::new(),
         };
         if self.peek() == Some(Token::Mark('(')) {
-            function.params = self.parameters(entry)?;
+            function.params = self.parameters()?;
         }
         self.bounds(&mut function.bounds)?;
         if self.takes(';') {
