@@ -26,9 +26,18 @@ const FOOTER: &str = "    add.u32 i, i, 1;
 
 fn main() {
     let kernels = [
-        ("arithmetic", "mad.lo.u32 x, x, 5, i; xor.b32 x, x, t; fma.rn.f32 g, g, f, f; shl.b32 y, x, 3; add.s32 x, x, y; min.f32 g, g, f;"),
-        ("shared memory", "st.shared.u32 [s], x; bar.sync 0; ld.shared.u32 y, [s]; add.u32 x, x, y; bar.sync 0; add.u32 x, x, 1;"),
-        ("global memory", "ld.global.u32 y, [p]; add.u32 x, x, y; st.global.u32 [p], x; add.u32 x, x, i; xor.b32 y, x, i;"),
+        (
+            "arithmetic",
+            "mad.lo.u32 x, x, 5, i; xor.b32 x, x, t; fma.rn.f32 g, g, f, f; shl.b32 y, x, 3; add.s32 x, x, y; min.f32 g, g, f;",
+        ),
+        (
+            "shared memory",
+            "st.shared.u32 [s], x; bar.sync 0; ld.shared.u32 y, [s]; add.u32 x, x, y; bar.sync 0; add.u32 x, x, 1;",
+        ),
+        (
+            "global memory",
+            "ld.global.u32 y, [p]; add.u32 x, x, y; st.global.u32 [p], x; add.u32 x, x, i; xor.b32 y, x, i;",
+        ),
     ];
     for (name, body) in kernels {
         let text = format!("{HEADER}{body}\n{FOOTER}");

@@ -197,7 +197,10 @@ fn kernel(
 
 /// What the assembler can give each thread of the largest block.
 fn start_registers(bounds: &Bounds) -> u32 {
-    let threads = bounds.required_threads.or(bounds.max_threads).map_or(1024, |t| t.iter().fold(1u32, |n, x| n.saturating_mul(*x)));
+    let threads = bounds
+        .required_threads
+        .or(bounds.max_threads)
+        .map_or(1024, |t| t.iter().fold(1u32, |n, x| n.saturating_mul(*x)));
     let most = (1 << 16) / threads.clamp(32, 1024).next_multiple_of(32);
     bounds.max_registers.unwrap_or(most).min(most).min(255) / 8 * 8
 }

@@ -85,11 +85,7 @@ pub(crate) fn unsupported<T>(what: impl Into<String>) -> Result<T> {
     Err(ErrorKind::Unsupported { what: what.into() })
 }
 
-pub(crate) fn operand<T>(
-    what: impl Into<String>,
-    expected: impl Into<String>,
-    found: impl Into<String>,
-) -> Result<T> {
+pub(crate) fn operand<T>(what: impl Into<String>, expected: impl Into<String>, found: impl Into<String>) -> Result<T> {
     Err(ErrorKind::Operand { what: what.into(), expected: expected.into(), found: found.into() })
 }
 

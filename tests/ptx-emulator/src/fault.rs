@@ -89,7 +89,11 @@ pub struct Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [x, y, z] = self.block;
-        write!(f, "{:?}: {}\n  {}: line {}: `{}`", self.kind, self.message, self.kernel, self.place.line, self.place.text)?;
+        write!(
+            f,
+            "{:?}: {}\n  {}: line {}: `{}`",
+            self.kind, self.message, self.kernel, self.place.line, self.place.text
+        )?;
         write!(f, "\n  block ({x}, {y}, {z}), warp {}, lanes {:#010x}", self.warp, self.lanes)?;
         if let Some((space, address)) = self.address {
             write!(f, ", {space} address {address:#x}")?;

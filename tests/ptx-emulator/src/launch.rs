@@ -80,13 +80,7 @@ pub struct Launch {
 impl Launch {
     /// Blocks of threads in one direction, without clusters.
     pub fn new(blocks: u32, threads: u32) -> Launch {
-        Launch {
-            grid: [blocks, 1, 1],
-            cluster: [1; 3],
-            block: [threads, 1, 1],
-            dynamic_shared: 0,
-            params: Vec::new(),
-        }
+        Launch { grid: [blocks, 1, 1], cluster: [1; 3], block: [threads, 1, 1], dynamic_shared: 0, params: Vec::new() }
     }
 
     /// The launch with one more parameter.
@@ -118,7 +112,7 @@ impl Random {
 
     /// Less than `limit`, which is not zero.
     pub(crate) fn below(&mut self, limit: usize) -> usize {
-        ((self.next() >> 32) * limit as u64 >> 32) as usize
+        (((self.next() >> 32) * limit as u64) >> 32) as usize
     }
 
     /// From -1 to 1.

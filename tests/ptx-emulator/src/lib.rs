@@ -53,9 +53,7 @@ mod types;
 
 pub use error::{Error, ErrorKind};
 pub use fault::{Fault, FaultKind, Other, Place};
-pub use float::{
-    bf16_to_f32, e4m3_to_f32, e5m2_to_f32, f16_to_f32, f32_to_bf16, f32_to_e4m3, f32_to_e5m2, f32_to_f16,
-};
+pub use float::{bf16_to_f32, e4m3_to_f32, e5m2_to_f32, f16_to_f32, f32_to_bf16, f32_to_e4m3, f32_to_e5m2, f32_to_f16};
 pub use launch::{Launch, Options, Param};
 pub use machine::run;
 pub use memory::Memory;

@@ -55,13 +55,13 @@ fn copies_of_words() {
     let barrier = |arrive: &str| {
         words(
             &format!(
-                ".shared .align 8 .b8 bar[8]; .reg .pred p;
-                setp.eq.u32 p, t, 0;
-                @p mbarrier.init.shared.b64 [bar], 64;
+                ".shared .align 8 .b8 bar[8]; .reg .pred d;
+                setp.eq.u32 d, t, 0;
+                @d mbarrier.init.shared.b64 [bar], 64;
                 bar.sync 0;
                 {arrive}
-                wait: mbarrier.try_wait.parity.shared.b64 p, [bar], 0;
-                @!p bra wait;"
+                wait: mbarrier.try_wait.parity.shared.b64 d, [bar], 0;
+                @!d bra wait;"
             ),
             "",
         )
@@ -146,8 +146,11 @@ fn boxes_of_tensors() {
             swizzle: Swizzle::None,
             nan_outside: false,
         };
-        let starts: [Vec<i32>; 3] =
-            [vec![4; rank].iter().enumerate().map(|(i, v)| if i == 0 { *v } else { 1 }).collect(), vec![-1; rank], (0..rank).map(|i| sizes[i] as i32 - 1).collect()];
+        let starts: [Vec<i32>; 3] = [
+            vec![4; rank].iter().enumerate().map(|(i, v)| if i == 0 { *v } else { 1 }).collect(),
+            vec![-1; rank],
+            (0..rank).map(|i| sizes[i] as i32 - 1).collect(),
+        ];
         for start in starts {
             for every in [1, 2] {
                 let map = map((0..rank).map(|i| if i == 0 { every } else { 1 }).collect());
@@ -165,7 +168,11 @@ fn boxes_of_tensors() {
                         at += i64::from(place) * step;
                         step *= sizes[dim] as i64;
                     }
-                    assert_eq!(value, if inside { at as u32 + 1 } else { 0 }, "{sizes:?} at {start:?}, element {index}");
+                    assert_eq!(
+                        value,
+                        if inside { at as u32 + 1 } else { 0 },
+                        "{sizes:?} at {start:?}, element {index}"
+                    );
                 }
             }
         }
@@ -238,7 +245,10 @@ fn bulk_copies_there_and_back() {
     let again = "cp.async.bulk.wait_group.read 0; @first ld.global.u32 v, [q];";
     wrong(&text(fence, again), &memory, &with, &[FaultKind::Race]);
     right(&text(fence, &again.replace(".read", "")), &memory, &with);
-    let reduced = text(fence, "cp.async.bulk.wait_group 0;").replace("cp.async.bulk.global.shared::cta.bulk_group", "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32");
+    let reduced = text(fence, "cp.async.bulk.wait_group 0;").replace(
+        "cp.async.bulk.global.shared::cta.bulk_group",
+        "cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32",
+    );
     let mut after = right(&reduced, &memory, &with);
     assert_eq!(after.read_u32(to, 128), Some((1..129).collect()));
     let shared = text(fence, read).replace("@first fence.mbarrier_init.release.cluster;", "");

@@ -7,7 +7,9 @@ use ptx_emulator::{ErrorKind, FaultKind, Launch, Memory, Module, Options};
 use support::{HEADER, launch, wrong};
 
 fn error(body: &str) -> ptx_emulator::Error {
-    let text = format!("{HEADER}.visible .entry k(.param .u64 p) {{\n.reg .b32 a, b;\n.reg .b64 w;\n.reg .pred q;\n{body}\nret;\n}}\n");
+    let text = format!(
+        "{HEADER}.visible .entry k(.param .u64 p) {{\n.reg .b32 a, b;\n.reg .b64 w;\n.reg .pred q;\n{body}\nret;\n}}\n"
+    );
     Module::parse(&text).expect_err(body)
 }
 
@@ -49,7 +51,9 @@ fn errors_name_the_line_and_what_is_wrong() {
 #[test]
 fn the_module_must_state_what_it_uses() {
     let text = |version: &str, target: &str, body: &str| {
-        format!(".version {version}\n.target {target}\n.address_size 64\n.visible .entry k() {{\n.reg .b64 w; .reg .b32 a; .reg .pred p;\n{body}\nret;\n}}\n")
+        format!(
+            ".version {version}\n.target {target}\n.address_size 64\n.visible .entry k() {{\n.reg .b64 w; .reg .b32 a; .reg .pred p;\n{body}\nret;\n}}\n"
+        )
     };
     let needs = [
         ("wgmma.fence.sync.aligned;", "8.0", "sm_90", "PTX 8.0 and sm_90a"),
@@ -104,7 +108,11 @@ fn launches_are_checked() {
 
 #[test]
 fn accesses_are_checked() {
-    let kernel = |body: &str| format!(".visible .entry k(.param .u64 p) {{ .reg .b32 a, b, t; .reg .b64 w, v; .reg .pred q; .reg .f32 f; .shared .align 4 .b8 s[16]; ld.param.u64 w, [p]; mov.u32 t, %tid.x; {body} ret; }}");
+    let kernel = |body: &str| {
+        format!(
+            ".visible .entry k(.param .u64 p) {{ .reg .b32 a, b, t; .reg .b64 w, v; .reg .pred q; .reg .f32 f; .shared .align 4 .b8 s[16]; ld.param.u64 w, [p]; mov.u32 t, %tid.x; {body} ret; }}"
+        )
+    };
     let mut memory = Memory::new();
     let data = memory.upload(&[0; 64]);
     memory.allocate(64);
@@ -132,7 +140,12 @@ fn accesses_are_checked() {
         assert_eq!(fault.kind, kind, "{fault}");
         assert!(body.contains(fault.place.text.trim_end_matches("ret; }").trim()) || fault.place.text.contains(body));
     }
-    wrong(&kernel("ld.global.u32 a, [w];"), &memory, &Launch::new(1, 1).arg(unwritten), &[FaultKind::UninitialisedMemory]);
+    wrong(
+        &kernel("ld.global.u32 a, [w];"),
+        &memory,
+        &Launch::new(1, 1).arg(unwritten),
+        &[FaultKind::UninitialisedMemory],
+    );
     // Lanes that write different values to one place race; equal ones do not.
     let every = Launch::new(1, 32).arg(data);
     wrong(&kernel("st.global.u32 [w], t;"), &memory, &every, &[FaultKind::Race]);

@@ -199,7 +199,10 @@ fn halves() {
     assert_eq!(one("cvt.rn.f16x2.f32 d, a, b;", "b32", &["f32", "f32"], &[bits(1.0), bits(2.0)]), 0x3c00_4000);
     assert_eq!(one("cvt.f32.bf16 d, a;", "f32", &["b16"], &[0x4040]), bits(3.0));
     assert_eq!(one("cvt.rna.tf32.f32 d, a;", "b32", &["f32"], &[0x3f80_1000]), 0x3f80_2000);
-    assert_eq!(one("fma.rn.bf16x2 d, a, b, c;", "b32", &["b32"; 3], &[0x4000_3f80, 0x4040_3f80, 0x3f80_3f80]), 0x40e0_4000);
+    assert_eq!(
+        one("fma.rn.bf16x2 d, a, b, c;", "b32", &["b32"; 3], &[0x4000_3f80, 0x4040_3f80, 0x3f80_3f80]),
+        0x40e0_4000
+    );
     assert_eq!(one("add.rn.f16x2 d, a, a;", "b32", &["b32"], &[0x3c00_0001]), 0x4000_0002);
     assert_eq!(one("fma.rn.relu.f16 d, a, a, b;", "b16", &["b16", "b16"], &[0x3c00, 0xc400]), 0);
     assert_eq!(one("max.bf16x2 d, a, b;", "b32", &["b32", "b32"], &[0x7fff_3f80, 0x4000_4000]), 0x4000_4000);

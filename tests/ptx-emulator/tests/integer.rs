@@ -45,7 +45,9 @@ fn arithmetic_of_32_bits() {
     check2("mad.lo.u32 d, a, b, 9;", "b32", |a, b| a.wrapping_mul(b).wrapping_add(9));
     check2("mad.hi.u32 d, a, b, 9;", "b32", |a, b| (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(9));
     check2("{ .reg .b32 m; or.b32 m, b, 1; div.u32 d, a, m; }", "b32", |a, b| a / (b | 1));
-    check2("{ .reg .b32 m; or.b32 m, b, 1; rem.s32 d, a, m; }", "b32", |a, b| (a as i32).wrapping_rem(b as i32 | 1) as u32);
+    check2("{ .reg .b32 m; or.b32 m, b, 1; rem.s32 d, a, m; }", "b32", |a, b| {
+        (a as i32).wrapping_rem(b as i32 | 1) as u32
+    });
 }
 
 #[test]

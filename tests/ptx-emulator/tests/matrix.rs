@@ -35,9 +35,7 @@ fn factors(m: usize, n: usize, k: usize, unsigned: bool) -> Factors {
 }
 
 fn expected(f: &Factors, m: usize, n: usize, k: usize) -> Vec<f32> {
-    (0..m * n)
-        .map(|at| f.c[at] + (0..k).map(|i| f.a[at / n * k + i] * f.b[i * n + at % n]).sum::<f32>())
-        .collect()
+    (0..m * n).map(|at| f.c[at] + (0..k).map(|i| f.a[at / n * k + i] * f.b[i * n + at % n]).sum::<f32>()).collect()
 }
 
 /// A product of one warp whose lanes gather their fragments from global memory, element by element, by the tables of
@@ -100,7 +98,8 @@ fn mma(k: usize, a: &str, b: &str, sum: &str) {
     t += "ret;\n}\n";
     let f = factors(m, n, k, a == "u8" || b == "u8");
     let mut memory = Memory::new();
-    let pack = |kind: &str, values: &mut dyn Iterator<Item = f32>| values.flat_map(|v| code(kind, v)).collect::<Vec<u8>>();
+    let pack =
+        |kind: &str, values: &mut dyn Iterator<Item = f32>| values.flat_map(|v| code(kind, v)).collect::<Vec<u8>>();
     let pa = memory.upload(&pack(a, &mut f.a.iter().copied()));
     let pb = memory.upload(&pack(b, &mut (0..n * k).map(|i| f.b[i % k * n + i / k])));
     let sums = |v: f32| match sum {
@@ -166,7 +165,9 @@ fn matrices_are_loaded_and_stored() {
     let from = memory.upload(&data);
     let to = memory.allocate(512);
     let with = Launch::new(1, 32).arg(from).arg(to);
-    for (load, store, turned) in [("", "", false), (".trans", ".trans", false), (".trans", "", true), ("", ".trans", true)] {
+    for (load, store, turned) in
+        [("", "", false), (".trans", ".trans", false), (".trans", "", true), ("", ".trans", true)]
+    {
         let mut after = right(&text(load, store), &memory, &with);
         let found = after.read(to, 512).unwrap();
         for at in 0..256usize {
@@ -283,11 +284,16 @@ impl Grouped<'_> {
         let half = self.sum == "f16";
         let mut each = |t: &mut String, op: &dyn Fn(usize, usize) -> String| {
             for r in 0..count {
-                let (row, column) = if half { (8 * (r % 2), 8 * (r / 2)) } else { (8 * (r / 2 % 2), 8 * (r / 4) + r % 2) };
+                let (row, column) =
+                    if half { (8 * (r % 2), 8 * (r / 2)) } else { (8 * (r / 2 % 2), 8 * (r / 4) + r % 2) };
                 t.push_str(&op(r, (row * n + column) * bytes));
             }
         };
-        let load = format!("mul.lo.u32 x, x, {}; and.b32 y, lane, 3; mad.lo.u32 x, y, {}, x; cvt.u64.u32 w, x;\n", n * bytes, 2 * bytes);
+        let load = format!(
+            "mul.lo.u32 x, x, {}; and.b32 y, lane, 3; mad.lo.u32 x, y, {}, x; cvt.u64.u32 w, x;\n",
+            n * bytes,
+            2 * bytes
+        );
         t += &load;
         t += "add.s64 p, p, w;\n";
         each(&mut t, &|r, at| format!("ld.global.{ty} d{r}, [p+{at}];\n"));
@@ -301,8 +307,18 @@ impl Grouped<'_> {
                 writeln!(t, "add.s64 da, da, p; ld.global.b32 r{r}, [da+{column}];").unwrap();
             }
         }
-        writeln!(t, "mov.u32 x, sa; shr.u32 x, x, 4; cvt.u64.u32 da, x; or.b64 da, da, {};", self.descriptor(m, size, self.across[0]) as i64).unwrap();
-        writeln!(t, "mov.u32 x, sb; shr.u32 x, x, 4; cvt.u64.u32 db, x; or.b64 db, db, {};", self.descriptor(n, size, self.across[1]) as i64).unwrap();
+        writeln!(
+            t,
+            "mov.u32 x, sa; shr.u32 x, x, 4; cvt.u64.u32 da, x; or.b64 da, da, {};",
+            self.descriptor(m, size, self.across[0]) as i64
+        )
+        .unwrap();
+        writeln!(
+            t,
+            "mov.u32 x, sb; shr.u32 x, x, 4; cvt.u64.u32 db, x; or.b64 db, db, {};",
+            self.descriptor(n, size, self.across[1]) as i64
+        )
+        .unwrap();
         let left = if self.from_registers { "{r0, r1, r2, r3}" } else { "da" };
         let mut tail = String::from(", 1");
         if self.sum != "s32" {
@@ -331,7 +347,8 @@ impl Grouped<'_> {
         let pd = memory.allocate(m * n * bytes);
         let with = Launch::new(1, 128).arg(pa).arg(pb).arg(pc).arg(pd).arg(rows);
         let module = support::module(&t);
-        support::launch(&module, &mut memory, &with, &ptx_emulator::Options::default()).unwrap_or_else(|f| panic!("{f}"));
+        support::launch(&module, &mut memory, &with, &ptx_emulator::Options::default())
+            .unwrap_or_else(|f| panic!("{f}"));
         let wanted: Vec<u8> = expected(&f, m, n, k).into_iter().flat_map(sums).collect();
         let what = format!("n{n} {} {} swizzle {} {:?}", self.kind, self.sum, self.swizzle, self.across);
         assert!(memory.read(pd, m * n * bytes) == Some(wanted), "{what}");
@@ -346,7 +363,9 @@ fn products_of_a_warpgroup() {
             Grouped { n, swizzle, ..plain }.check();
             Grouped { n, swizzle, kind: "e4m3", ..plain }.check();
         }
-        for (kind, sum) in [("f16", "f32"), ("f16", "f16"), ("tf32", "f32"), ("e5m2", "f32"), ("s8", "s32"), ("u8", "s32")] {
+        for (kind, sum) in
+            [("f16", "f32"), ("f16", "f16"), ("tf32", "f32"), ("e5m2", "f32"), ("s8", "s32"), ("u8", "s32")]
+        {
             Grouped { swizzle, kind, sum, ..plain }.check();
             Grouped { swizzle, kind, sum, from_registers: true, ..plain }.check();
         }

@@ -65,8 +65,15 @@ impl Comparison {
                 match (format.decode(a), format.decode(b)) {
                     (Value::Nan, _) | (_, Value::Nan) => None,
                     _ => {
-                        let wide = |x| f32::from_bits(crate::float::format::convert(
-                            x, format, F32, crate::float::exact::Rounding::Nearest, false) as u32);
+                        let wide = |x| {
+                            f32::from_bits(crate::float::format::convert(
+                                x,
+                                format,
+                                F32,
+                                crate::float::exact::Rounding::Nearest,
+                                false,
+                            ) as u32)
+                        };
                         wide(a).partial_cmp(&wide(b))
                     }
                 }

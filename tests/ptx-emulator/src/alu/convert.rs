@@ -67,9 +67,9 @@ impl Conversion {
             (to, from) if integer(from) => scalar_format(to).is_some() && rounds,
             (to, from) => scalar_format(to).is_some() && scalar_format(from).is_some(),
         };
-        let narrows = scalar_format(to).zip(scalar_format(from)).is_some_and(|(t, f)| {
-            t.mantissa < f.mantissa || t.exponent < f.exponent
-        });
+        let narrows = scalar_format(to)
+            .zip(scalar_format(from))
+            .is_some_and(|(t, f)| t.mantissa < f.mantissa || t.exponent < f.exponent);
         if !fits || (narrows && !rounds) {
             return bad();
         }
@@ -101,7 +101,7 @@ impl Conversion {
                     let bits = format.encode(exact::from_integer(value), self.rounding, false);
                     if self.saturate { clamp_unit(format, bits) } else { bits }
                 }
-                (None, Some(format)) => self.to_integer(format, a),
+                (None, Some(format)) => self.integral(format, a),
                 (None, None) => {
                     let value = integer_value(from, a);
                     let value = if self.saturate { clamp(to, value) } else { value };
@@ -135,12 +135,18 @@ impl Conversion {
         if self.saturate { clamp_unit(to, result) } else { result }
     }
 
-    fn to_integer(&self, format: Format, bits: u64) -> u64 {
+    fn integral(&self, format: Format, bits: u64) -> u64 {
         let bits = bits & mask(format.bits());
         let bits = if self.flush && format == F32 { flush(format, bits) } else { bits };
         let whole = match format.decode(bits) {
             Value::Nan => 0,
-            Value::Infinite(negative) => if negative { i128::MIN } else { i128::MAX },
+            Value::Infinite(negative) => {
+                if negative {
+                    i128::MIN
+                } else {
+                    i128::MAX
+                }
+            }
             Value::Finite(f) => {
                 exact::integer(f, self.rounding).unwrap_or(if f.negative { i128::MIN } else { i128::MAX })
             }
@@ -170,7 +176,11 @@ fn integer_value(ty: Type, bits: u64) -> i128 {
 
 fn clamp(ty: Type, value: i128) -> i128 {
     let bits = ty.bits();
-    if ty.is_signed() { value.clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1) } else { value.clamp(0, (1 << bits) - 1) }
+    if ty.is_signed() {
+        value.clamp(-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    } else {
+        value.clamp(0, (1 << bits) - 1)
+    }
 }
 
 /// Clamped to 0 … 1, NaN at 0.

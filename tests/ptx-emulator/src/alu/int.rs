@@ -40,10 +40,30 @@ macro_rules! each {
 macro_rules! wide {
     ($ty:expr, $T:ident, $W:ident, $f:expr) => {
         match $ty {
-            Type::U16 => { type $T = u16; type $W = u32; let f: Function = $f; Some(f) }
-            Type::S16 => { type $T = i16; type $W = i32; let f: Function = $f; Some(f) }
-            Type::U32 => { type $T = u32; type $W = u64; let f: Function = $f; Some(f) }
-            Type::S32 => { type $T = i32; type $W = i64; let f: Function = $f; Some(f) }
+            Type::U16 => {
+                type $T = u16;
+                type $W = u32;
+                let f: Function = $f;
+                Some(f)
+            }
+            Type::S16 => {
+                type $T = i16;
+                type $W = i32;
+                let f: Function = $f;
+                Some(f)
+            }
+            Type::U32 => {
+                type $T = u32;
+                type $W = u64;
+                let f: Function = $f;
+                Some(f)
+            }
+            Type::S32 => {
+                type $T = i32;
+                type $W = i64;
+                let f: Function = $f;
+                Some(f)
+            }
             _ => None,
         }
     };
@@ -53,12 +73,48 @@ macro_rules! wide {
 macro_rules! high {
     ($ty:expr, $T:ident, $W:ident, $n:ident, $f:expr) => {
         match $ty {
-            Type::U16 => { type $T = u16; type $W = u32; const $n: u32 = 16; let f: Function = $f; Some(f) }
-            Type::S16 => { type $T = i16; type $W = i32; const $n: u32 = 16; let f: Function = $f; Some(f) }
-            Type::U32 => { type $T = u32; type $W = u64; const $n: u32 = 32; let f: Function = $f; Some(f) }
-            Type::S32 => { type $T = i32; type $W = i64; const $n: u32 = 32; let f: Function = $f; Some(f) }
-            Type::U64 => { type $T = u64; type $W = u128; const $n: u32 = 64; let f: Function = $f; Some(f) }
-            Type::S64 => { type $T = i64; type $W = i128; const $n: u32 = 64; let f: Function = $f; Some(f) }
+            Type::U16 => {
+                type $T = u16;
+                type $W = u32;
+                const $n: u32 = 16;
+                let f: Function = $f;
+                Some(f)
+            }
+            Type::S16 => {
+                type $T = i16;
+                type $W = i32;
+                const $n: u32 = 16;
+                let f: Function = $f;
+                Some(f)
+            }
+            Type::U32 => {
+                type $T = u32;
+                type $W = u64;
+                const $n: u32 = 32;
+                let f: Function = $f;
+                Some(f)
+            }
+            Type::S32 => {
+                type $T = i32;
+                type $W = i64;
+                const $n: u32 = 32;
+                let f: Function = $f;
+                Some(f)
+            }
+            Type::U64 => {
+                type $T = u64;
+                type $W = u128;
+                const $n: u32 = 64;
+                let f: Function = $f;
+                Some(f)
+            }
+            Type::S64 => {
+                type $T = i64;
+                type $W = i128;
+                const $n: u32 = 64;
+                let f: Function = $f;
+                Some(f)
+            }
             _ => None,
         }
     };
@@ -100,7 +156,7 @@ pub(super) fn choose(words: &[&str], ty: Type) -> Result<Option<Chosen>> {
             Ok(Some(Chosen::new(known(f)?, &[ty; 2], ty)))
         }
         ("mul", ["hi"]) => {
-            let f = high!(ty, T, W, N, |_, a, b, _| ((T::of(a) as W * T::of(b) as W) >> N) as T as u64 & mask(N));
+            let f = high!(ty, T, W, N, |_, a, b, _| (((T::of(a) as W * T::of(b) as W) >> N) as T).bits());
             Ok(Some(Chosen::new(known(f)?, &[ty; 2], ty)))
         }
         ("mul", ["wide"]) => {
@@ -108,20 +164,17 @@ pub(super) fn choose(words: &[&str], ty: Type) -> Result<Option<Chosen>> {
             Ok(Some(Chosen::new(known(f)?, &[ty; 2], doubled(ty))))
         }
         ("mad", ["lo"]) => {
-            let f =
-                each!(ty, T, |_, a, b, c| T::of(a).wrapping_mul(T::of(b)).wrapping_add(T::of(c)).bits());
+            let f = each!(ty, T, |_, a, b, c| T::of(a).wrapping_mul(T::of(b)).wrapping_add(T::of(c)).bits());
             Ok(Some(Chosen::new(known(f)?, &[ty; 3], ty)))
         }
         ("mad", ["hi"]) => {
             let f = high!(ty, T, W, N, |_, a, b, c| (((T::of(a) as W * T::of(b) as W) >> N) as T)
-                .wrapping_add(T::of(c)) as u64
-                & mask(N));
+                .wrapping_add(T::of(c))
+                .bits());
             Ok(Some(Chosen::new(known(f)?, &[ty; 3], ty)))
         }
         ("mad", ["wide"]) => {
-            let f = wide!(ty, T, W, |_, a, b, c| (W::from(T::of(a)) * W::from(T::of(b)))
-                .wrapping_add(W::of(c))
-                .bits());
+            let f = wide!(ty, T, W, |_, a, b, c| (W::from(T::of(a)) * W::from(T::of(b))).wrapping_add(W::of(c)).bits());
             Ok(Some(Chosen::new(known(f)?, &[ty, ty, doubled(ty)], doubled(ty))))
         }
         ("mul24" | "mad24", ["lo"]) if ty.bits() == 32 => {
@@ -135,19 +188,31 @@ pub(super) fn choose(words: &[&str], ty: Type) -> Result<Option<Chosen>> {
             Ok(Some(Chosen::new(f, &vec![ty; count], ty)))
         }
         // Division by zero has no defined result; all ones is what hardware gives for unsigned ones.
-        ("div", _) => plain(each!(ty, T, |_, a, b, _| T::of(a).checked_div(T::of(b)).map_or(
-            if b == 0 { (!0u64 as T).bits() } else { a }, Bits::bits)), 2),
-        ("rem", _) => plain(each!(ty, T, |_, a, b, _| T::of(a).checked_rem(T::of(b)).map_or(
-            if b == 0 { a } else { 0 }, Bits::bits)), 2),
+        ("div", _) => plain(
+            each!(ty, T, |_, a, b, _| T::of(a)
+                .checked_div(T::of(b))
+                .map_or(if b == 0 { (!0u64 as T).bits() } else { a }, Bits::bits)),
+            2,
+        ),
+        ("rem", _) => plain(
+            each!(ty, T, |_, a, b, _| T::of(a).checked_rem(T::of(b)).map_or(if b == 0 { a } else { 0 }, Bits::bits)),
+            2,
+        ),
         ("min", _) => plain(each!(ty, T, |_, a, b, _| T::of(a).min(T::of(b)).bits()), 2),
         ("max", _) => plain(each!(ty, T, |_, a, b, _| T::of(a).max(T::of(b)).bits()), 2),
         ("sad", _) => {
             plain(each!(ty, T, |_, a, b, c| T::of(c).wrapping_add(T::of(a).abs_diff(T::of(b)) as T).bits()), 3)
         }
-        ("abs", _) => plain(each!(ty, T, |_, a, _, _| T::of(a).wrapping_abs().bits(),
-            S16 => i16, S32 => i32, S64 => i64), 1),
-        ("neg", _) => plain(each!(ty, T, |_, a, _, _| T::of(a).wrapping_neg().bits(),
-            S16 => i16, S32 => i32, S64 => i64), 1),
+        ("abs", _) => plain(
+            each!(ty, T, |_, a, _, _| T::of(a).wrapping_abs().bits(),
+            S16 => i16, S32 => i32, S64 => i64),
+            1,
+        ),
+        ("neg", _) => plain(
+            each!(ty, T, |_, a, _, _| T::of(a).wrapping_neg().bits(),
+            S16 => i16, S32 => i32, S64 => i64),
+            1,
+        ),
         ("and", _) => logic(words, rest, ty, |_, a, b, _| a & b, 2),
         ("or", _) => logic(words, rest, ty, |_, a, b, _| a | b, 2),
         ("xor", _) => logic(words, rest, ty, |_, a, b, _| a ^ b, 2),
@@ -155,13 +220,21 @@ pub(super) fn choose(words: &[&str], ty: Type) -> Result<Option<Chosen>> {
         ("not", _) => plain(each!(ty, T, |_, a, _, _| (!T::of(a)).bits()), 1),
         ("cnot", _) => plain(each!(ty, T, |_, a, _, _| u64::from(a == 0)), 1),
         ("lop3", _) if ty == Type::B32 => plain(Some(lop3), 3),
-        ("shl", _) => shift(words, rest, each!(ty, T, |_, a, b, _| {
-            if b >= u64::from(T::BITS) { 0 } else { (T::of(a) << b).bits() }
-        }), ty),
-        ("shr", _) => shift(words, rest, each!(ty, T, |_, a, b, _| {
-            let by = (b as u32).min(T::BITS);
-            (T::of(a) >> by.min(T::BITS - 1)).bits() & if by == T::BITS && T::MIN == 0 { 0 } else { u64::MAX }
-        }), ty),
+        ("shl", _) => shift(
+            words,
+            rest,
+            each!(ty, T, |_, a, b, _| { if b >= u64::from(T::BITS) { 0 } else { (T::of(a) << b).bits() } }),
+            ty,
+        ),
+        ("shr", _) => shift(
+            words,
+            rest,
+            each!(ty, T, |_, a, b, _| {
+                let by = (b as u32).min(T::BITS);
+                (T::of(a) >> by.min(T::BITS - 1)).bits() & if by == T::BITS && T::MIN == 0 { 0 } else { u64::MAX }
+            }),
+            ty,
+        ),
         ("shf", [direction @ ("l" | "r"), mode @ ("wrap" | "clamp")]) if ty == Type::B32 => {
             let f: Function = match (*direction, *mode) {
                 ("l", "wrap") => |_, a, b, c| funnel(a, b) << (c & 31) >> 32,
@@ -175,23 +248,19 @@ pub(super) fn choose(words: &[&str], ty: Type) -> Result<Option<Chosen>> {
         ("clz", _) if ty == Type::B32 => counting(words, rest, |_, a, _, _| u64::from((a as u32).leading_zeros()), ty),
         ("clz", _) if ty == Type::B64 => counting(words, rest, |_, a, _, _| u64::from(a.leading_zeros()), ty),
         ("brev", _) => plain(each!(ty, T, |_, a, _, _| T::of(a).reverse_bits().bits(), B32 => u32, B64 => u64), 1),
-        ("bfind", ["shiftamt"]) => {
-            let f = each!(ty, T, |_, a, _, _| {
-                let x = T::of(a);
-                #[allow(unused_comparisons, reason = "also for unsigned types")]
-                let x = if x < 0 { !x } else { x };
-                if x == 0 { mask(32) } else { u64::from(x.leading_zeros()) }
-            }, U32 => u32, S32 => i32, U64 => u64, S64 => i64);
-            Ok(Some(Chosen::new(known(f)?, &[ty], Type::U32)))
-        }
-        ("bfind", []) => {
-            let f = each!(ty, T, |_, a, _, _| {
-                let x = T::of(a);
-                #[allow(unused_comparisons, reason = "also for unsigned types")]
-                let x = if x < 0 { !x } else { x };
-                if x == 0 { mask(32) } else { u64::from(T::BITS - 1 - x.leading_zeros()) }
-            }, U32 => u32, S32 => i32, U64 => u64, S64 => i64);
-            Ok(Some(Chosen::new(known(f)?, &[ty], Type::U32)))
+        ("bfind", [] | ["shiftamt"]) => {
+            let f: Function = match (ty, rest.is_empty()) {
+                (Type::U32, true) => |_, a, _, _| highest(a, 32).map_or(mask(32), u64::from),
+                (Type::S32, true) => |_, a, _, _| highest(a ^ sign(a, 32), 32).map_or(mask(32), u64::from),
+                (Type::U64, true) => |_, a, _, _| highest(a, 64).map_or(mask(32), u64::from),
+                (Type::S64, true) => |_, a, _, _| highest(a ^ sign(a, 64), 64).map_or(mask(32), u64::from),
+                (Type::U32, _) => |_, a, _, _| highest(a, 32).map_or(mask(32), |n| u64::from(31 - n)),
+                (Type::S32, _) => |_, a, _, _| highest(a ^ sign(a, 32), 32).map_or(mask(32), |n| u64::from(31 - n)),
+                (Type::U64, _) => |_, a, _, _| highest(a, 64).map_or(mask(32), |n| u64::from(63 - n)),
+                (Type::S64, _) => |_, a, _, _| highest(a ^ sign(a, 64), 64).map_or(mask(32), |n| u64::from(63 - n)),
+                _ => return unsupported(words.join(".")),
+            };
+            Ok(Some(Chosen::new(f, &[ty], Type::U32)))
         }
         ("bfe", _) => {
             no_more(words, rest)?;
@@ -225,6 +294,16 @@ pub(super) fn choose(words: &[&str], ty: Type) -> Result<Option<Chosen>> {
         ("dp4a" | "dp2a", _) => dot(words),
         _ => Ok(None),
     }
+}
+
+/// The highest bit that is set.
+fn highest(a: u64, bits: u32) -> Option<u32> {
+    (a & mask(bits)).checked_ilog2()
+}
+
+/// All ones if the value is negative.
+fn sign(a: u64, bits: u32) -> u64 {
+    (sign_extend(a, bits) >> 63) as u64
 }
 
 fn halves(a: u64, b: u64, f: impl Fn(u16, u16) -> u16) -> u64 {

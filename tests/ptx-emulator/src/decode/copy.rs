@@ -133,11 +133,8 @@ fn bulk(
     let to = b.address_in(to_space)?;
     let from = b.address_in(from_space)?;
     let bytes = b.s(Type::U32)?;
-    let done = if modifiers.barrier {
-        Completion::Barrier(b.address_in(Space::SharedCluster)?)
-    } else {
-        Completion::Group
-    };
+    let done =
+        if modifiers.barrier { Completion::Barrier(b.address_in(Space::SharedCluster)?) } else { Completion::Group };
     let blocks = if modifiers.multicast { Some(b.s(Type::U16)?) } else { None };
     policy(b, modifiers.hint)?;
     Ok(Op::BulkCopy { to, to_space, from, from_space, bytes, done, blocks, reduce })

@@ -63,8 +63,14 @@ fn modifiers(words: &[&str]) -> Access {
                 "v2" => found.lanes = 2,
                 "v4" => found.lanes = 4,
                 "ca" | "cg" | "cs" | "lu" | "cv" | "wb" | "wt" | "nc" => {}
-                "L1::evict_normal" | "L1::evict_unchanged" | "L1::evict_first" | "L1::evict_last"
-                | "L1::no_allocate" | "L2::64B" | "L2::128B" | "L2::256B" => {}
+                "L1::evict_normal"
+                | "L1::evict_unchanged"
+                | "L1::evict_first"
+                | "L1::evict_last"
+                | "L1::no_allocate"
+                | "L2::64B"
+                | "L2::128B"
+                | "L2::256B" => {}
                 "L2::cache_hint" => found.hint = true,
                 other => found.rest.push(other.to_owned()),
             }
@@ -167,7 +173,15 @@ pub(super) fn atomic_fits(op: AtomicOp, ty: Type) -> bool {
     match op {
         AtomicOp::Add => matches!(
             ty,
-            Type::U32 | Type::S32 | Type::U64 | Type::F16x2 | Type::Bf16x2 | Type::F16 | Type::Bf16 | Type::F32 | Type::F64
+            Type::U32
+                | Type::S32
+                | Type::U64
+                | Type::F16x2
+                | Type::Bf16x2
+                | Type::F16
+                | Type::Bf16
+                | Type::F32
+                | Type::F64
         ),
         AtomicOp::Min | AtomicOp::Max => matches!(ty, Type::U32 | Type::S32 | Type::U64 | Type::S64),
         AtomicOp::And | AtomicOp::Or | AtomicOp::Xor => matches!(ty, Type::B32 | Type::B64),
@@ -186,7 +200,8 @@ pub(super) fn atomic(b: &mut Builder, words: &[&str]) -> Result<Op> {
     }
     let [op] = &access.rest[..] else { return unsupported(words.join(".")) };
     let Some(op) = atomic_op(op).filter(|&op| atomic_fits(op, ty)) else { return unsupported(words.join(".")) };
-    if access.lanes != 1 || !matches!(access.space, Space::Generic | Space::Global | Space::Shared | Space::SharedCluster)
+    if access.lanes != 1
+        || !matches!(access.space, Space::Generic | Space::Global | Space::Shared | Space::SharedCluster)
     {
         return unsupported(words.join("."));
     }
@@ -227,7 +242,7 @@ pub(super) fn address(b: &mut Builder, words: &[&str]) -> Result<Op> {
             let (d, a) = (b.d(ty)?, b.s(ty)?);
             Ok(Op::MapBlock { d, a, rank: b.s(Type::U32)?, generic: rest.is_empty() })
         }
-        ["getctarank", rest @ .., ty @ ("u32" | "u64")] if matches!(rest, [] | ["shared::cluster"]) => {
+        ["getctarank", "shared::cluster", ty @ ("u32" | "u64")] | ["getctarank", ty @ ("u32" | "u64")] => {
             let Some(ty) = Type::parse(ty) else { return unsupported(words.join(".")) };
             Ok(Op::BlockRank { d: b.d(Type::U32)?, a: b.s(ty)? })
         }

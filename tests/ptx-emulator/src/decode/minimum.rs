@@ -61,9 +61,8 @@ fn minimum(words: &[&str]) -> Option<Minimum> {
 
 pub(super) fn check(text: &Text, words: &[&str]) -> Result<()> {
     let Some(Minimum { version, target, specific }) = minimum(words) else { return Ok(()) };
-    let fits = text.version >= version
-        && text.target >= target
-        && (!specific || text.specific && text.target == target);
+    let fits =
+        text.version >= version && text.target >= target && (!specific || text.specific && text.target == target);
     if fits {
         return Ok(());
     }

@@ -2,9 +2,9 @@
 
 use super::args::Builder;
 use super::last_type;
+use crate::alu;
 use crate::alu::compare::Comparison;
 use crate::alu::convert::Conversion;
-use crate::alu;
 use crate::error::{Result, operand, unsupported};
 use crate::float::approx::Approx;
 use crate::program::{Bool, Op, Special, Src};
@@ -145,7 +145,15 @@ fn mov(b: &mut Builder, ty: &str) -> Result<Op> {
         (to, Operand::Special(name)) => {
             let which = special(name).map_or_else(|| b.undeclared(name), Ok)?;
             let wide = matches!(&**name, "%clock64" | "%globaltimer" | "%gridid");
-            if ty.bits() != if wide { 64 } else if which == Special::ExplicitCluster { 1 } else { 32 } {
+            if ty.bits()
+                != if wide {
+                    64
+                } else if which == Special::ExplicitCluster {
+                    1
+                } else {
+                    32
+                }
+            {
                 return operand(&**name, if wide { ".u64" } else { ".u32" }, ty.to_string());
             }
             Ok(Op::Special { d: b.d_of(to, ty, false)?, which })

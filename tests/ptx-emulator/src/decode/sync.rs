@@ -20,12 +20,9 @@ pub(super) fn fence(words: &[&str]) -> Result<Op> {
             Op::FenceAsync { shared: true, global: false }
         }
         ["fence", "mbarrier_init", "release", "cluster"] => Op::FenceBarrierInit,
-        ["fence", rest @ ..] => match rest {
-            [level] | ["sc" | "acq_rel", level] => match scope(level) {
-                Some(scope) => Op::Fence { scope },
-                None => return unsupported(words.join(".")),
-            },
-            _ => return unsupported(words.join(".")),
+        ["fence", level] | ["fence", "sc" | "acq_rel", level] => match scope(level) {
+            Some(scope) => Op::Fence { scope },
+            None => return unsupported(words.join(".")),
         },
         _ => return unsupported(words.join(".")),
     })
@@ -64,10 +61,9 @@ pub(super) fn barrier(b: &mut Builder, words: &[&str]) -> Result<Op> {
             ["relaxed"] | ["relaxed", "aligned"] => Ok(Op::ClusterArrive { relaxed: true }),
             _ => unsupported(words.join(".")),
         },
-        ["barrier", "cluster", "wait", rest @ ..] => match rest {
-            [] | ["aligned"] | ["acquire"] | ["acquire", "aligned"] => Ok(Op::ClusterWait),
-            _ => unsupported(words.join(".")),
-        },
+        ["barrier", "cluster", "wait", "acquire", "aligned"]
+        | ["barrier", "cluster", "wait", "acquire" | "aligned"]
+        | ["barrier", "cluster", "wait"] => Ok(Op::ClusterWait),
         _ => unsupported(words.join(".")),
     }
 }
@@ -105,7 +101,8 @@ pub(super) fn warp(b: &mut Builder, words: &[&str]) -> Result<Op> {
             Ok(Op::Match { all: *kind == "all", d, p, a, mask: b.s(Type::B32)? })
         }
         ["redux", "sync", op, ty] => {
-            let Some(op) = atomic_op(op).filter(|o| !matches!(o, AtomicOp::Exch | AtomicOp::Cas | AtomicOp::Inc | AtomicOp::Dec))
+            let Some(op) =
+                atomic_op(op).filter(|o| !matches!(o, AtomicOp::Exch | AtomicOp::Cas | AtomicOp::Inc | AtomicOp::Dec))
             else {
                 return unsupported(words.join("."));
             };

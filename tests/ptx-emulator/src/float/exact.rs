@@ -163,7 +163,11 @@ pub(crate) fn multiply(a: Value, b: Value) -> Value {
         (Value::Nan, _) | (_, Value::Nan) => Value::Nan,
         (Value::Infinite(s), Value::Infinite(t)) => Value::Infinite(s != t),
         (Value::Infinite(s), Value::Finite(f)) | (Value::Finite(f), Value::Infinite(s)) => {
-            if f.mant == 0 { Value::Nan } else { Value::Infinite(s != f.negative) }
+            if f.mant == 0 {
+                Value::Nan
+            } else {
+                Value::Infinite(s != f.negative)
+            }
         }
         (Value::Finite(a), Value::Finite(b)) => {
             Value::Finite(Finite { negative: a.negative != b.negative, mant: a.mant * b.mant, exp: a.exp + b.exp })
@@ -214,9 +218,7 @@ pub(crate) fn divide(a: Value, b: Value) -> Value {
     match (a, b) {
         (Value::Nan, _) | (_, Value::Nan) | (Value::Infinite(_), Value::Infinite(_)) => Value::Nan,
         (Value::Infinite(s), Value::Finite(f)) => Value::Infinite(s != f.negative),
-        (Value::Finite(f), Value::Infinite(s)) => {
-            Value::Finite(Finite { negative: s != f.negative, mant: 0, exp: 0 })
-        }
+        (Value::Finite(f), Value::Infinite(s)) => Value::Finite(Finite { negative: s != f.negative, mant: 0, exp: 0 }),
         (Value::Finite(a), Value::Finite(b)) => {
             let negative = a.negative != b.negative;
             if b.mant == 0 {

@@ -164,6 +164,21 @@ impl Views {
         view.levels[level as usize].at(self.cluster, cluster, component) >= time
     }
 
+    /// Lanes that know different things, one of each kind.
+    pub(crate) fn distinct(&self) -> Vec<usize> {
+        let mut found: Vec<usize> = Vec::new();
+        for (lane, view) in self.lanes.iter().enumerate() {
+            let same = |other: &usize| {
+                let other = &self.lanes[*other];
+                view.levels.iter().zip(&other.levels).all(|(a, b)| Rc::ptr_eq(a, b))
+            };
+            if !found.iter().any(same) {
+                found.push(lane);
+            }
+        }
+        found
+    }
+
     /// Adds what some lanes know to a clock.
     pub(crate) fn release(&mut self, mask: u32, clock: &mut Clock) {
         for level in 0..LEVELS {

@@ -48,7 +48,14 @@ pub(crate) struct LaneCopies {
 #[derive(Debug)]
 pub(crate) enum Pending {
     /// Copies of words, after which a barrier is told.
-    Words { slot: usize, warp: u32, lane: usize, copies: Vec<WordCopy>, barrier: (usize, u32), component: Component },
+    Words {
+        slot: usize,
+        warp: u32,
+        lane: usize,
+        copies: Vec<WordCopy>,
+        barrier: (usize, u32),
+        component: Component,
+    },
     Transfer(Box<Transfer>),
 }
 
@@ -162,9 +169,9 @@ impl Machine<'_> {
             None => self.new_operation(warp.views.cluster, warp.views.first + lane as u32),
         };
         let stamp = self.operation_stamp(warp, operation, false);
-        self.shadowed(warp, lane, to, bytes, true, stamp, Level::Known)?;
+        self.shadowed(warp, lane, to, (bytes, true), stamp, Level::Known)?;
         if given > 0 {
-            self.shadowed(warp, lane, from, given, false, stamp, Level::Known)?;
+            self.shadowed(warp, lane, from, (given, false), stamp, Level::Known)?;
             self.report.global_read += u64::from(given);
             self.report.global_read_sectors += u64::from(given.div_ceil(32));
         }

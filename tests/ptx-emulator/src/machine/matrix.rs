@@ -5,8 +5,8 @@ use super::clock::Level;
 use super::memory::bank_conflicts;
 use super::warp::{Outcome, Warp};
 use crate::fault::Run;
-use crate::float::format::convert;
 use crate::float::exact::{F16, F64, Rounding};
+use crate::float::format::convert;
 use crate::matrix::{Kind, Product, Sum};
 use crate::program::{Address, Op, Src};
 use crate::types::Space;
@@ -134,7 +134,7 @@ impl Machine<'_> {
             for part in 0..16 / size {
                 let owner = if transposed { part as usize * 4 + lane % 8 / 2 } else { lane % 8 * 4 + part as usize };
                 let stamp = self.stamp(warp, owner, false);
-                self.shadowed(warp, owner, target.plus(part * size), size, write, stamp, Level::Known)?;
+                self.shadowed(warp, owner, target.plus(part * size), (size, write), stamp, Level::Known)?;
             }
             if let Some(data) = data {
                 self.put(warp, lane, target, &data[lane])?;

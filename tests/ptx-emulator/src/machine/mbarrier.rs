@@ -69,7 +69,7 @@ impl Machine<'_> {
             return trouble_at(FaultKind::Barrier, 1 << lane, space, address, message);
         }
         let stamp = self.stamp(warp, lane, true);
-        self.shadowed(warp, lane, target, 8, false, stamp, Level::Known)?;
+        self.shadowed(warp, lane, target, (8, false), stamp, Level::Known)?;
         Ok((slot, offset))
     }
 
@@ -99,7 +99,7 @@ impl Machine<'_> {
                     let (slot, offset) = self.barrier_at(warp, lane, *space, at)?;
                     let stamp = self.stamp(warp, lane, false);
                     let target = Target::Shared { slot, offset };
-                    self.shadowed(warp, lane, target, 8, true, stamp, Level::Known)?;
+                    self.shadowed(warp, lane, target, (8, true), stamp, Level::Known)?;
                     self.blocks[slot].mbarriers.remove(&offset);
                 }
             }
@@ -109,8 +109,7 @@ impl Machine<'_> {
                     let (slot, offset) = self.barrier_at(warp, lane, *space, at)?;
                     let expect = expect.map_or(0, |e| warp.lane(e, lane) as u32);
                     let count = warp.lane(*count, lane) as u32;
-                    let state =
-                        self.arrive(warp, lane, (slot, offset), count, expect, (*complete, *drop, *relaxed))?;
+                    let state = self.arrive(warp, lane, (slot, offset), count, expect, (*complete, *drop, *relaxed))?;
                     if let Some(d) = d {
                         warp.regs[*d as usize][lane] = state;
                     }
@@ -160,7 +159,7 @@ impl Machine<'_> {
             return trouble_at(FaultKind::Barrier, 1 << lane, space, at, message);
         }
         let stamp = self.stamp(warp, lane, false);
-        self.shadowed(warp, lane, target, 8, true, stamp, Level::Known)?;
+        self.shadowed(warp, lane, target, (8, true), stamp, Level::Known)?;
         self.put(warp, lane, target, &[0; 8])?;
         let cluster = self.blocks[slot].cluster;
         let component = self.new_component(cluster);
@@ -258,7 +257,9 @@ impl Machine<'_> {
             let barrier = &self.blocks[slot].mbarriers[&offset];
             if relaxed {
                 for lane in lanes(same) {
-                    warp.sync[lane].seen[Scope::Cluster as usize].get_or_insert_with(|| Clock::new(warp.views.cluster)).join(&barrier.done);
+                    warp.sync[lane].seen[Scope::Cluster as usize]
+                        .get_or_insert_with(|| Clock::new(warp.views.cluster))
+                        .join(&barrier.done);
                 }
             } else {
                 warp.views.acquire(same, &barrier.done);

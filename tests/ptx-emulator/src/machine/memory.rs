@@ -44,10 +44,21 @@ pub(super) fn from_generic(address: u64) -> (Space, u64) {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Target {
     /// An allocation and the place in it, with the address.
-    Global { index: usize, offset: usize, address: u64 },
-    Shared { slot: usize, offset: u32 },
-    Local { offset: u32 },
-    Param { offset: u32 },
+    Global {
+        index: usize,
+        offset: usize,
+        address: u64,
+    },
+    Shared {
+        slot: usize,
+        offset: u32,
+    },
+    Local {
+        offset: u32,
+    },
+    Param {
+        offset: u32,
+    },
 }
 
 impl Target {
@@ -109,9 +120,7 @@ impl Machine<'_> {
                 }
                 Ok(Target::Local { offset: inner as u32 })
             }
-            Space::Param if inner >= CALL_PARAMS => {
-                self.resolve(warp, lane, Space::Local, inner - CALL_PARAMS, bytes)
-            }
+            Space::Param if inner >= CALL_PARAMS => self.resolve(warp, lane, Space::Local, inner - CALL_PARAMS, bytes),
             Space::Param => {
                 let size = self.params.len() as u64;
                 if inner.checked_add(u64::from(bytes)).is_none_or(|end| end > size) {
@@ -161,8 +170,7 @@ impl Machine<'_> {
         warp: &Warp,
         lane: usize,
         target: Target,
-        bytes: u32,
-        write: bool,
+        (bytes, write): (u32, bool),
         stamp: Stamp,
         level: Level,
     ) -> Run<()> {
@@ -206,7 +214,8 @@ impl Machine<'_> {
         let Conflict { other, wrote, unfenced } = conflict;
         let verb = if write { "write" } else { "read" };
         let (kind, message) = if unfenced {
-            let fence = if level == Level::FencedGlobal { "fence.proxy.async" } else { "fence.proxy.async.shared::cta" };
+            let fence =
+                if level == Level::FencedGlobal { "fence.proxy.async" } else { "fence.proxy.async.shared::cta" };
             (FaultKind::MissingProxyFence, format!("an asynchronous {verb} after an ordinary write without `{fence}`"))
         } else {
             (FaultKind::Race, format!("a {verb} that nothing orders behind an earlier access"))
@@ -315,7 +324,7 @@ impl Machine<'_> {
             let at = self.address(warp, address, lane);
             let target = self.resolve(warp, lane, *space, at, total)?;
             let stamp = self.stamp(warp, lane, strong);
-            self.shadowed(warp, lane, target, total, false, stamp, Level::Known)?;
+            self.shadowed(warp, lane, target, (total, false), stamp, Level::Known)?;
             let mut bytes = [0; 16];
             self.fetch(warp, lane, target, &mut bytes[..total as usize])?;
             touched.add(target, lane);
@@ -325,8 +334,7 @@ impl Machine<'_> {
                 let from = index * each as usize;
                 value[..each as usize].copy_from_slice(&bytes[from..from + each as usize]);
                 let value = u64::from_le_bytes(value);
-                let value =
-                    if ty.is_signed() { sign_extend(value, ty.bits()) as u64 & mask(*widths) } else { value };
+                let value = if ty.is_signed() { sign_extend(value, ty.bits()) as u64 & mask(*widths) } else { value };
                 warp.regs[*d as usize][lane] = value;
             }
             if strong {
@@ -353,7 +361,7 @@ impl Machine<'_> {
             }
             let bytes = &bytes[..total as usize];
             let stamp = self.stamp(warp, lane, strong);
-            if let Err(found) = self.shadowed(warp, lane, target, total, true, stamp, Level::Known) {
+            if let Err(found) = self.shadowed(warp, lane, target, (total, true), stamp, Level::Known) {
                 // Lanes that write the same in one instruction are in no conflict.
                 let mut there = [0; 16];
                 let there = &mut there[..total as usize];
@@ -394,7 +402,7 @@ impl Machine<'_> {
                 return trouble_at(FaultKind::OutOfBounds, 1 << lane, *space, at, message);
             }
             let stamp = self.stamp(warp, lane, true);
-            self.shadowed(warp, lane, target, bytes, true, stamp, Level::Known)?;
+            self.shadowed(warp, lane, target, (bytes, true), stamp, Level::Known)?;
             let mut old = [0; 8];
             self.fetch(warp, lane, target, &mut old[..bytes as usize])?;
             let old = u64::from_le_bytes(old);
@@ -422,7 +430,8 @@ impl Machine<'_> {
         };
         let size = self.launch.cluster.iter().product::<u32>();
         let number = u64::from(cluster.index) * u64::from(size) + u64::from(block.rank);
-        let scopes = [(Scope::Block, (0, number)), (Scope::Cluster, (1, u64::from(cluster.index))), (Scope::Device, (2, 0))];
+        let scopes =
+            [(Scope::Block, (0, number)), (Scope::Cluster, (1, u64::from(cluster.index))), (Scope::Device, (2, 0))];
         let wanted = scopes.into_iter().filter(|(s, _)| *s <= scope);
         wanted.map(|(_, scope)| SyncKey { owner, address, scope }).collect()
     }
@@ -509,17 +518,12 @@ impl Machine<'_> {
 }
 
 /// What a warp's instruction touched, for the counts.
+#[derive(Default)]
 struct Touched {
     global: [u64; 32],
     globals: usize,
     shared: [u32; 32],
     shareds: usize,
-}
-
-impl Default for Touched {
-    fn default() -> Touched {
-        Touched { global: [0; 32], globals: 0, shared: [0; 32], shareds: 0 }
-    }
 }
 
 impl Touched {
@@ -571,14 +575,44 @@ pub(super) fn combine(op: AtomicOp, ty: Type, old: u64, a: u64, b: u64) -> u64 {
     match (op, crate::alu::format_of(ty)) {
         (AtomicOp::Add, Some((format, packed))) => float(packed, format),
         (AtomicOp::Add, None) => old.wrapping_add(a) & mask(bits),
-        (AtomicOp::Min, _) => if less { old } else { a },
-        (AtomicOp::Max, _) => if less { a } else { old },
+        (AtomicOp::Min, _) => {
+            if less {
+                old
+            } else {
+                a
+            }
+        }
+        (AtomicOp::Max, _) => {
+            if less {
+                a
+            } else {
+                old
+            }
+        }
         (AtomicOp::And, _) => old & a,
         (AtomicOp::Or, _) => old | a,
         (AtomicOp::Xor, _) => old ^ a,
-        (AtomicOp::Inc, _) => if old >= a { 0 } else { old + 1 },
-        (AtomicOp::Dec, _) => if old == 0 || old > a { a } else { old - 1 },
+        (AtomicOp::Inc, _) => {
+            if old >= a {
+                0
+            } else {
+                old + 1
+            }
+        }
+        (AtomicOp::Dec, _) => {
+            if old == 0 || old > a {
+                a
+            } else {
+                old - 1
+            }
+        }
         (AtomicOp::Exch, _) => a,
-        (AtomicOp::Cas, _) => if old == a { b } else { old },
+        (AtomicOp::Cas, _) => {
+            if old == a {
+                b
+            } else {
+                old
+            }
+        }
     }
 }

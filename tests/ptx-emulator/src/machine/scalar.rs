@@ -37,11 +37,7 @@ impl Machine<'_> {
                     let format = crate::float::exact::F32;
                     let x = if *flush { alu::flush(format, input[lane]) } else { input[lane] };
                     let x = f32::from_bits(x as u32);
-                    let y = if self.options.perturb {
-                        which.perturbed(x, self.random.share())
-                    } else {
-                        which.of(x)
-                    };
+                    let y = if self.options.perturb { which.perturbed(x, self.random.share()) } else { which.of(x) };
                     let y = u64::from(y.to_bits());
                     warp.regs[*d as usize][lane] = if *flush { alu::flush(format, y) } else { y };
                 }
@@ -110,7 +106,10 @@ impl Machine<'_> {
                 for lane in lanes(active) {
                     let (found, address) = from_generic(a[lane]);
                     let fits = found == *space
-                        || matches!((found, *space), (Space::Global, Space::Const) | (Space::Shared, Space::SharedCluster));
+                        || matches!(
+                            (found, *space),
+                            (Space::Global, Space::Const) | (Space::Shared, Space::SharedCluster)
+                        );
                     if !fits {
                         let message = format!("an address of {found} memory turned into one of {space} memory");
                         return trouble_at(FaultKind::OutOfBounds, 1 << lane, found, address, message);
@@ -183,11 +182,9 @@ impl Machine<'_> {
             Op::LoadMatrix { .. } | Op::StoreMatrix { .. } | Op::Mma { .. } => {
                 return self.matrix(warp, &inst.op, active);
             }
-            Op::WgmmaFence
-            | Op::WgmmaCommit
-            | Op::WgmmaWait { .. }
-            | Op::Wgmma { .. }
-            | Op::SetMaxRegisters { .. } => return self.warpgroup(warp, inst, active),
+            Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait { .. } | Op::Wgmma { .. } | Op::SetMaxRegisters { .. } => {
+                return self.warpgroup(warp, inst, active);
+            }
         }
         Ok(Outcome::Next)
     }

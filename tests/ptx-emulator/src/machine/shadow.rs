@@ -38,12 +38,12 @@ struct Readers {
 struct Cell {
     write: Stamp,
     reader: Readers,
-    more: Option<Box<Vec<Readers>>>,
+    more: Vec<Readers>,
     split: bool,
 }
 
 const EMPTY: Cell =
-    Cell { write: NO_STAMP, reader: Readers { stamp: NO_STAMP, lanes: 0 }, more: None, split: false };
+    Cell { write: NO_STAMP, reader: Readers { stamp: NO_STAMP, lanes: 0 }, more: Vec::new(), split: false };
 
 /// When asynchronous operations completed.
 #[derive(Clone, Debug, Default)]
@@ -77,8 +77,7 @@ impl Accessor<'_> {
     fn ordered(&self, stamp: Stamp, level: Level) -> bool {
         let (who, time) = if stamp.who & OPERATION != 0 {
             let operations = self.operations.get(stamp.cluster as usize);
-            let Some((component, done)) = operations.and_then(|o| o.done.get((stamp.who & !OPERATION) as usize))
-            else {
+            let Some((component, done)) = operations.and_then(|o| o.done.get((stamp.who & !OPERATION) as usize)) else {
                 return false;
             };
             let Some(time) = *done else { return false };
@@ -139,7 +138,7 @@ impl Cell {
         if absorb(&mut self.reader, new) {
             return Ok(());
         }
-        let more = self.more.get_or_insert_default();
+        let more = &mut self.more;
         more.retain_mut(|r| !covered(r, new));
         if !more.iter_mut().any(|r| merge(r, new)) {
             more.push(new);
@@ -150,12 +149,12 @@ impl Cell {
     fn write(&mut self, by: &Accessor) -> Result<(), Conflict> {
         by.against_write(self.write)?;
         by.against_readers(self.reader)?;
-        for readers in self.more.iter().flat_map(|m| m.iter()) {
+        for readers in &self.more {
             by.against_readers(*readers)?;
         }
         self.write = by.stamp;
         self.reader = EMPTY.reader;
-        self.more = None;
+        self.more.clear();
         Ok(())
     }
 }

@@ -27,14 +27,14 @@ impl Machine<'_> {
                 if *aligned && let Some(outcome) = warp.together(active) {
                     return Ok(outcome);
                 }
-                return self.barrier(warp, *id, *count, *wait, *aligned, active, 0);
+                return self.barrier(warp, (*id, *count), (*wait, *aligned), active, 0);
             }
             Op::BarrierReduce { id, count, a, negate, .. } => {
                 if let Some(outcome) = warp.together(active) {
                     return Ok(outcome);
                 }
                 let votes = lanes(active).filter(|&l| (warp.lane(*a, l) & 1 == 1) != *negate).count();
-                return self.barrier(warp, *id, *count, true, true, active, votes as u32);
+                return self.barrier(warp, (*id, *count), (true, true), active, votes as u32);
             }
             Op::ClusterArrive { relaxed } => {
                 if let Some(outcome) = warp.together(active) {
@@ -49,7 +49,11 @@ impl Machine<'_> {
                 let mut generation = None;
                 for lane in lanes(active) {
                     let Some(arrived) = warp.cluster_arrived[lane].take() else {
-                        return trouble(FaultKind::Barrier, 1 << lane, "a wait at the cluster's barrier without arrival");
+                        return trouble(
+                            FaultKind::Barrier,
+                            1 << lane,
+                            "a wait at the cluster's barrier without arrival",
+                        );
                     };
                     generation = Some(arrived);
                 }
@@ -69,10 +73,8 @@ impl Machine<'_> {
     fn barrier(
         &mut self,
         warp: &mut Warp,
-        id: Src,
-        count: Option<Src>,
-        wait: bool,
-        aligned: bool,
+        (id, count): (Src, Option<Src>),
+        (wait, aligned): (bool, bool),
         active: u32,
         votes: u32,
     ) -> Run<Outcome> {
@@ -137,7 +139,11 @@ impl Machine<'_> {
         let barrier = &mut cluster.barrier;
         for lane in lanes(active) {
             if warp.cluster_arrived[lane].replace(barrier.generation).is_some() {
-                return trouble(FaultKind::Barrier, 1 << lane, "a second arrival at the cluster's barrier without a wait");
+                return trouble(
+                    FaultKind::Barrier,
+                    1 << lane,
+                    "a second arrival at the cluster's barrier without a wait",
+                );
             }
             if relaxed && let Some((view, time)) = &warp.sync[lane].fenced[Scope::Cluster as usize] {
                 warp.views.release_view(lane as u32, view, *time, &mut barrier.clock);
@@ -196,9 +202,8 @@ impl Machine<'_> {
             Op::WarpSync { .. } => warp.views.meet(mask),
             Op::Shuffle { mode, d, p, s, .. } => return self.shuffle(warp, *mode, (*d, *p), s, mask),
             Op::Vote { mode, d, a, negate, .. } => {
-                let votes = lanes(mask)
-                    .filter(|&l| (warp.lane(*a, l) & 1 == 1) != *negate)
-                    .fold(0, |m, l| m | 1u32 << l);
+                let votes =
+                    lanes(mask).filter(|&l| (warp.lane(*a, l) & 1 == 1) != *negate).fold(0, |m, l| m | 1u32 << l);
                 let value = match mode {
                     VoteMode::All => u32::from(votes == mask),
                     VoteMode::Any => u32::from(votes != 0),
@@ -252,7 +257,14 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn shuffle(&mut self, warp: &mut Warp, mode: ShuffleMode, to: (u32, Option<u32>), s: &[Src; 3], mask: u32) -> Run<()> {
+    fn shuffle(
+        &mut self,
+        warp: &mut Warp,
+        mode: ShuffleMode,
+        to: (u32, Option<u32>),
+        s: &[Src; 3],
+        mask: u32,
+    ) -> Run<()> {
         let [a, b, c] = [warp.read(s[0]), warp.read(s[1]), warp.read(s[2])];
         let (mut values, mut inside) = ([0; 32], [0; 32]);
         for lane in lanes(mask) {

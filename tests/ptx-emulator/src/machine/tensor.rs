@@ -110,7 +110,7 @@ fn pieces(map: &TensorMap, at: &[i32], shared: u32) -> (Vec<Piece>, u64) {
             let mut length = 1;
             // On to where the tensor begins or ends, elements stop being neighbours, or 16 bytes end.
             while index + length < copied[0]
-                && (begin + length * size) % 16 != 0
+                && !(begin + length * size).is_multiple_of(16)
                 && place(index + length).is_some() == start.is_some()
                 && (stride == 1 || start.is_none())
             {
@@ -119,9 +119,7 @@ fn pieces(map: &TensorMap, at: &[i32], shared: u32) -> (Vec<Piece>, u64) {
             found.push(Piece { global: start, shared: map.swizzle.apply(begin), bytes: length * size });
             index += length;
         }
-        if let (Some(first), Some(last)) =
-            ((0..copied[0]).find_map(place), (0..copied[0]).rev().find_map(place))
-        {
+        if let (Some(first), Some(last)) = ((0..copied[0]).find_map(place), (0..copied[0]).rev().find_map(place)) {
             sectors += last / 32 - first / 32 + 1;
         }
     }
@@ -167,11 +165,13 @@ impl Machine<'_> {
                         let message = format!("a bulk copy of {bytes} bytes, which is no multiple of 16");
                         return trouble(FaultKind::Misaligned, 1 << lane, message);
                     }
-                    let global = |a: u64, at: u32| (0..bytes / 16).map(move |i| Piece {
-                        global: Some(a + u64::from(i) * 16),
-                        shared: at + i * 16,
-                        bytes: 16,
-                    });
+                    let global = |a: u64, at: u32| {
+                        (0..bytes / 16).map(move |i| Piece {
+                            global: Some(a + u64::from(i) * 16),
+                            shared: at + i * 16,
+                            bytes: 16,
+                        })
+                    };
                     match (to_space, from_space, done) {
                         (Space::Global, _, _) => {
                             let (_, offset) = self.shared_side(warp, lane, from, 16)?;
@@ -248,7 +248,8 @@ impl Machine<'_> {
             return trouble_at(FaultKind::Misaligned, 1 << lane, Space::Generic, address, message);
         }
         // A parameter's own address may stand for its generic one.
-        let space = if map.base.is_none() && address < crate::decode::CALL_PARAMS { Space::Param } else { Space::Generic };
+        let space =
+            if map.base.is_none() && address < crate::decode::CALL_PARAMS { Space::Param } else { Space::Generic };
         let target = self.resolve(warp, lane, space, address, TENSOR_MAP_BYTES as u32 / 2)?;
         let mut bytes = [0; TENSOR_MAP_BYTES];
         match target {
@@ -292,14 +293,7 @@ impl Machine<'_> {
     }
 
     /// Checks and marks the global side.
-    fn global_side(
-        &mut self,
-        warp: &Warp,
-        lane: usize,
-        pieces: &[Piece],
-        write: bool,
-        operation: u32,
-    ) -> Run<()> {
+    fn global_side(&mut self, warp: &Warp, lane: usize, pieces: &[Piece], write: bool, operation: u32) -> Run<()> {
         let stamp = self.operation_stamp(warp, operation, true);
         for piece in pieces {
             let Some(address) = piece.global else { continue };
@@ -312,7 +306,7 @@ impl Machine<'_> {
                 return trouble_at(FaultKind::ReadOnly, 1 << lane, Space::Const, address, message);
             }
             let target = Target::Global { index, offset, address };
-            self.shadowed(warp, lane, target, piece.bytes, write, stamp, Level::FencedGlobal)?;
+            self.shadowed(warp, lane, target, (piece.bytes, write), stamp, Level::FencedGlobal)?;
             let report = &mut self.report;
             *(if write { &mut report.global_written } else { &mut report.global_read }) += u64::from(piece.bytes);
         }
@@ -368,13 +362,13 @@ impl Machine<'_> {
                 let offset = piece.shared.wrapping_add(destination.shift);
                 self.inside(lane, destination.slot, offset, piece.bytes)?;
                 let target = Target::Shared { slot: destination.slot, offset };
-                self.shadowed(warp, lane, target, piece.bytes, true, stamp, Level::FencedShared)?;
+                self.shadowed(warp, lane, target, (piece.bytes, true), stamp, Level::FencedShared)?;
             }
             self.report.shared_written += u64::from(total);
             if let Some((offset, _)) = source {
                 self.inside(lane, warp.slot, offset, total)?;
                 let target = Target::Shared { slot: warp.slot, offset };
-                self.shadowed(warp, lane, target, total, false, stamp, Level::FencedShared)?;
+                self.shadowed(warp, lane, target, (total, false), stamp, Level::FencedShared)?;
             }
         }
         let cluster = self.blocks[warp.slot].cluster;
@@ -414,7 +408,7 @@ impl Machine<'_> {
         for piece in &pieces {
             self.inside(lane, warp.slot, piece.shared, piece.bytes)?;
             let target = Target::Shared { slot: warp.slot, offset: piece.shared };
-            self.shadowed(warp, lane, target, piece.bytes, false, stamp, Level::FencedShared)?;
+            self.shadowed(warp, lane, target, (piece.bytes, false), stamp, Level::FencedShared)?;
             if !self.blocks[warp.slot].written.all(piece.shared as usize, piece.bytes as usize) {
                 let message = "a bulk copy of bytes that nothing wrote";
                 let address = u64::from(piece.shared);
@@ -434,7 +428,7 @@ impl Machine<'_> {
                     return trouble_at(FaultKind::OutOfBounds, 1 << lane, Space::Global, address, message);
                 };
                 let target = Target::Global { index, offset, address };
-                self.shadowed(warp, lane, target, piece.bytes, true, stamp, Level::FencedGlobal)?;
+                self.shadowed(warp, lane, target, (piece.bytes, true), stamp, Level::FencedGlobal)?;
                 self.report.global_written += u64::from(piece.bytes);
             }
         }

@@ -21,12 +21,23 @@ pub(crate) enum Wait {
     /// For other lanes of the warp.
     Lanes(u32),
     /// At a numbered barrier, at which it arrived in this generation.
-    Barrier { id: u32, generation: u64 },
-    Cluster { generation: u64 },
+    Barrier {
+        id: u32,
+        generation: u64,
+    },
+    Cluster {
+        generation: u64,
+    },
     /// For the end of a phase.
-    Mbarrier { address: u32, phase: u64 },
+    Mbarrier {
+        address: u32,
+        phase: u64,
+    },
     /// For the copies of some lanes.
-    Bulk { left: u32, read: bool },
+    Bulk {
+        left: u32,
+        read: bool,
+    },
     /// For the other warps at the product of this number.
     Warpgroup(u64),
     /// For so many registers to be free.

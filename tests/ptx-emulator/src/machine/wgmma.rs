@@ -51,7 +51,8 @@ struct Layout {
 impl Layout {
     fn parse(descriptor: u64) -> Option<Layout> {
         let field = |at: u32| ((descriptor >> at & 0x3fff) << 4) as u32;
-        let reserved = (descriptor >> 14 & 3) | (descriptor >> 30 & 3) | (descriptor >> 46 & 7) | (descriptor >> 52 & 0x3ff);
+        let reserved =
+            (descriptor >> 14 & 3) | (descriptor >> 30 & 3) | (descriptor >> 46 & 7) | (descriptor >> 52 & 0x3ff);
         let swizzle = [Swizzle::None, Swizzle::B128, Swizzle::B64, Swizzle::B32][(descriptor >> 62) as usize];
         (reserved == 0).then(|| Layout {
             start: field(0),
@@ -69,7 +70,9 @@ impl Layout {
         let (row, group) = (slow % 8, slow / 8);
         let address = match (self.swizzle, across) {
             // Eight rows of 16 bytes; `leading` along, `stride` across, the other way round if it lies across.
-            (Swizzle::None, false) => self.start + fast / 16 * self.leading + group * self.stride + row * 16 + fast % 16,
+            (Swizzle::None, false) => {
+                self.start + fast / 16 * self.leading + group * self.stride + row * 16 + fast % 16
+            }
             (Swizzle::None, true) => self.start + fast / 16 * self.stride + group * self.leading + row * 16 + fast % 16,
             (_, false) => self.start + group * self.stride + row * span + fast,
             (_, true) => self.start + fast / span * self.leading + group * self.stride + row * span + fast % span,
@@ -126,10 +129,13 @@ impl Machine<'_> {
             }
         }
         let factors: Vec<u32> = match a {
-            Fragment::Registers(s) => s.iter().filter_map(|s| match s {
-                crate::program::Src::Reg(r) => Some(*r),
-                crate::program::Src::Imm(_) => None,
-            }).collect(),
+            Fragment::Registers(s) => s
+                .iter()
+                .filter_map(|s| match s {
+                    crate::program::Src::Reg(r) => Some(*r),
+                    crate::program::Src::Imm(_) => None,
+                })
+                .collect(),
             Fragment::Shared(_) => Vec::new(),
         };
         for &reg in d.iter().chain(&factors) {
@@ -200,7 +206,10 @@ impl Machine<'_> {
         };
         let size = kind.bytes();
         let stamp = self.operation_stamp(warp, operation, true);
-        let (slow, fast) = if matrix.transposed { (0..k, rows.start * size..rows.end * size) } else { (rows, 0..k * size) };
+        // All lanes take part, so what is read must be in order for each.
+        let witnesses = warp.views.distinct();
+        let (slow, fast) =
+            if matrix.transposed { (0..k, rows.start * size..rows.end * size) } else { (rows, 0..k * size) };
         for slow in slow {
             for fast in fast.clone().step_by(16) {
                 let offset = layout.place(fast, slow, matrix.transposed);
@@ -211,10 +220,18 @@ impl Machine<'_> {
                     return trouble_at(FaultKind::OutOfBounds, u32::MAX, Space::Shared, u64::from(offset), message);
                 }
                 let target = Target::Shared { slot: warp.slot, offset };
-                self.shadowed(warp, 0, target, 16, false, stamp, Level::FencedShared)?;
+                for &lane in &witnesses {
+                    self.shadowed(warp, lane, target, (16, false), stamp, Level::FencedShared)?;
+                }
                 if !self.blocks[warp.slot].written.all(offset as usize, 16) {
                     let message = "a factor of a product that nothing wrote";
-                    return trouble_at(FaultKind::UninitialisedMemory, u32::MAX, Space::Shared, u64::from(offset), message);
+                    return trouble_at(
+                        FaultKind::UninitialisedMemory,
+                        u32::MAX,
+                        Space::Shared,
+                        u64::from(offset),
+                        message,
+                    );
                 }
             }
         }
@@ -281,11 +298,9 @@ impl Machine<'_> {
     fn factor(&self, slot: usize, descriptor: u64, matrix: &Matrix, kind: Kind, row: u32, k: u32) -> f64 {
         let Some(layout) = Layout::parse(descriptor) else { return 0.0 };
         let size = kind.bytes();
-        let offset = if matrix.transposed {
-            layout.place(row * size, k, true)
-        } else {
-            layout.place(k * size, row, false)
-        } as usize;
+        let offset =
+            if matrix.transposed { layout.place(row * size, k, true) } else { layout.place(k * size, row, false) }
+                as usize;
         let mut code = [0; 4];
         code[..size as usize].copy_from_slice(&self.blocks[slot].shared[offset..offset + size as usize]);
         kind.value(u32::from_le_bytes(code))

@@ -25,7 +25,8 @@ pub fn kernel(factors: Factors) -> String {
     let sums: Vec<String> = (0..64).map(|i| format!("%f{i}")).collect();
     let sums = sums.join(", ");
     let mut t = String::new();
-    let full = |stage: &str| format!("add.s32 %r20, %r1, {BARRIERS}; shl.b32 %r21, {stage}, 4; add.s32 %r20, %r20, %r21;");
+    let full =
+        |stage: &str| format!("add.s32 %r20, %r1, {BARRIERS}; shl.b32 %r21, {stage}, 4; add.s32 %r20, %r20, %r21;");
     writeln!(
         t,
         ".extern .shared .align 1024 .b8 pool[];
@@ -119,8 +120,11 @@ setp.ne.u32 %p8, %r13, 0;",
     .unwrap();
     for step in 0..4 {
         let scale = if step == 0 { "%p8" } else { "1" };
-        writeln!(t, "wgmma.mma_async.sync.aligned.{shape}.f32.{wide}.{wide} {{{sums}}}, %rd10, %rd11, {scale}, 1, 1{across};")
-            .unwrap();
+        writeln!(
+            t,
+            "wgmma.mma_async.sync.aligned.{shape}.f32.{wide}.{wide} {{{sums}}}, %rd10, %rd11, {scale}, 1, 1{across};"
+        )
+        .unwrap();
         writeln!(t, "add.s64 %rd10, %rd10, 2; add.s64 %rd11, %rd11, 2;").unwrap();
     }
     writeln!(
