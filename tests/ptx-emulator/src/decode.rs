@@ -229,6 +229,7 @@ fn place(
     program.param_bytes = param as u32;
     let mut local = 0u64;
     let mut shared: Vec<Symbol> = Vec::new();
+    let mut seen = vec![false; text.variables.len()];
     for &index in functions {
         let function = &text.functions[index];
         let params: &[Symbol] = if function.entry { &[] } else { &function.params };
@@ -241,7 +242,10 @@ fn place(
                     placement.here.insert(symbol, base + local);
                     local += variable.size;
                 }
-                _ => shared.push(symbol),
+                _ => {
+                    shared.push(symbol);
+                    seen[symbol as usize] = true;
+                }
             }
         }
         for operand in function.insts.iter().flat_map(|i| &i.operands) {
@@ -250,7 +254,8 @@ fn place(
                 Operand::Address { base: Base::Variable(symbol), .. } => *symbol,
                 _ => continue,
             };
-            if text.variables[symbol as usize].space == Space::Shared && !shared.contains(&symbol) {
+            let new = !std::mem::replace(&mut seen[symbol as usize], true);
+            if new && text.variables[symbol as usize].space == Space::Shared {
                 shared.push(symbol);
             }
         }

@@ -1,8 +1,22 @@
 //! Shapes and formats of matrix products.
 
-use crate::float::exact::{E4M3, E5M2, F16, Format, TF32};
+use std::sync::LazyLock;
+
+use crate::float::exact::{E4M3, E5M2, F16, F64, Format, Rounding, TF32};
+use crate::float::format::convert;
 use crate::program::Src;
 use crate::report::FlopKind;
+
+/// The values of all codes of eight bits.
+fn values(format: Format) -> [f64; 256] {
+    std::array::from_fn(|code| {
+        let bits = convert(code as u64, format, F64, Rounding::Nearest, false);
+        f64::from_bits(bits)
+    })
+}
+
+static E4M3_VALUES: LazyLock<[f64; 256]> = LazyLock::new(|| values(E4M3));
+static E5M2_VALUES: LazyLock<[f64; 256]> = LazyLock::new(|| values(E5M2));
 
 /// What an element of a factor is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,9 +63,7 @@ impl Kind {
     /// The value of a code. Of a tf32 the low 13 bits are ignored.
     pub(crate) fn value(self, code: u32) -> f64 {
         let wide = |format: Format, bits: u32| -> f64 {
-            let rounding = crate::float::exact::Rounding::Nearest;
-            let to = crate::float::exact::F64;
-            f64::from_bits(crate::float::format::convert(u64::from(bits), format, to, rounding, false))
+            f64::from_bits(convert(u64::from(bits), format, F64, Rounding::Nearest, false))
         };
         match self {
             Kind::S8 => f64::from(code as u8 as i8),
@@ -59,8 +71,8 @@ impl Kind {
             Kind::F16 => wide(F16, code & 0xffff),
             Kind::Bf16 => f64::from(f32::from_bits(code << 16)),
             Kind::Tf32 => wide(TF32, code >> 13),
-            Kind::E4m3 => wide(E4M3, code & 0xff),
-            Kind::E5m2 => wide(E5M2, code & 0xff),
+            Kind::E4m3 => E4M3_VALUES[code as usize & 0xff],
+            Kind::E5m2 => E5M2_VALUES[code as usize & 0xff],
         }
     }
 

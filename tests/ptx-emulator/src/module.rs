@@ -13,6 +13,8 @@ use crate::types::Space;
 /// Where variables of modules lie in global memory; each module has a piece of its own.
 const VARIABLES: u64 = 0x1000_0000_0000;
 const PIECE: u64 = 1 << 32;
+/// What the variables of a module may take.
+const MOST: u64 = 1 << 30;
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -47,8 +49,8 @@ impl Module {
                 addresses.insert(symbol as Symbol, next);
                 // A gap, so that running off one variable is not the next.
                 next += variable.size + 256;
-                if next > VARIABLES + (id % (1 << 12) + 1) * PIECE {
-                    return Err(at(1)(ErrorKind::Limit { what: "bytes of variables", limit: PIECE as usize }));
+                if next > VARIABLES + (id % (1 << 12)) * PIECE + MOST {
+                    return Err(at(1)(ErrorKind::Limit { what: "bytes of variables", limit: MOST as usize }));
                 }
             }
         }

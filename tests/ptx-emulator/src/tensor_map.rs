@@ -111,6 +111,8 @@ pub struct TensorMap {
 
 /// The size of an encoded map.
 pub const TENSOR_MAP_BYTES: usize = 128;
+/// The shared memory that a block can have.
+const MAX_BOX: u32 = 227 << 10;
 const MAGIC: u32 = 0x7e50_4d41;
 
 impl TensorMap {
@@ -141,7 +143,8 @@ impl TensorMap {
 
     /// How many bytes a box takes in shared memory.
     pub fn box_bytes(&self) -> u32 {
-        self.copied().iter().product::<u32>() * self.element.bytes()
+        let elements = self.copied().iter().fold(1u32, |n, size| n.saturating_mul(*size));
+        elements.saturating_mul(self.element.bytes())
     }
 
     /// The rules that the driver checks when it encodes a map.
@@ -179,6 +182,9 @@ impl TensorMap {
             if !(1..=8).contains(&stride) {
                 return operand("an element stride", "1 to 8", stride.to_string());
             }
+        }
+        if self.box_bytes() > MAX_BOX {
+            return operand("a box", format!("at most {MAX_BOX} bytes"), self.box_bytes().to_string());
         }
         let inner = self.copied()[0] * self.element.bytes();
         if !inner.is_multiple_of(16) {

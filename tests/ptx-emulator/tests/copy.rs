@@ -43,7 +43,7 @@ fn copies_of_words() {
     let found = after.read(to, 1024).unwrap();
     assert!((0..1024).all(|i| usize::from(found[i]) == if i % 16 < 4 { (i / 16) ^ 33 } else { 0 }));
     for bad in [
-        format!("{group}"),
+        group.to_owned(),
         "bar.sync 0;".into(),
         "cp.async.commit_group; bar.sync 0; cp.async.wait_group 0;".into(),
         "cp.async.wait_group 0; bar.sync 0;".into(),

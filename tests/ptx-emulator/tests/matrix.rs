@@ -282,7 +282,7 @@ impl Grouped<'_> {
         );
         let bytes = if self.sum == "f16" { 2 } else { 4 };
         let half = self.sum == "f16";
-        let mut each = |t: &mut String, op: &dyn Fn(usize, usize) -> String| {
+        let each = |t: &mut String, op: &dyn Fn(usize, usize) -> String| {
             for r in 0..count {
                 let (row, column) =
                     if half { (8 * (r % 2), 8 * (r / 2)) } else { (8 * (r / 2 % 2), 8 * (r / 4) + r % 2) };

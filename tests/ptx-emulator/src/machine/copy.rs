@@ -4,11 +4,11 @@
 
 use super::Machine;
 use super::clock::{Component, Level};
-use super::memory::Target;
+use super::memory::{Target, Touched};
 use super::shadow::{OPERATION, Stamp};
 use super::tensor::Transfer;
 use super::warp::{Warp, lanes};
-use crate::fault::{FaultKind, Run, Trouble, trouble};
+use crate::fault::{FaultKind, Run, Trouble, trouble, trouble_at};
 use crate::program::Op;
 use crate::types::Space;
 
@@ -107,6 +107,7 @@ impl Machine<'_> {
     pub(super) fn copy(&mut self, warp: &mut Warp, op: &Op, active: u32) -> Run<()> {
         match op {
             Op::CopyAsync { to, from, bytes, given, ignore } => {
+                let mut touched = Touched::default();
                 for lane in lanes(active) {
                     let given = match (given, ignore) {
                         (Some(given), _) => warp.lane(*given, lane) as u32,
@@ -118,8 +119,9 @@ impl Machine<'_> {
                         return trouble(FaultKind::OutOfBounds, 1 << lane, message);
                     }
                     let (to, from) = (self.address(warp, to, lane), self.address(warp, from, lane));
-                    self.start_words(warp, lane, to, from, *bytes, given)?;
+                    self.start_words(warp, lane, (to, from), (*bytes, given), &mut touched)?;
                 }
+                self.count(&touched, *bytes, false, warp.pc);
             }
             Op::CopyCommit => {
                 for lane in lanes(active) {
@@ -156,13 +158,28 @@ impl Machine<'_> {
         &*self.program.opcodes[opcode as usize] == "cp.async.wait_all"
     }
 
-    fn start_words(&mut self, warp: &mut Warp, lane: usize, to: u64, from: u64, bytes: u32, given: u32) -> Run<()> {
+    fn start_words(
+        &mut self,
+        warp: &mut Warp,
+        lane: usize,
+        (to, from): (u64, u64),
+        (bytes, given): (u32, u32),
+        touched: &mut Touched,
+    ) -> Run<()> {
         let to = self.resolve(warp, lane, Space::Shared, to, bytes)?;
         // With nothing to read the source may be anywhere.
         let from = if given == 0 {
             Target::Param { offset: 0 }
         } else {
-            self.resolve(warp, lane, Space::Global, from, bytes.min(given.next_power_of_two()))?
+            if !from.is_multiple_of(u64::from(bytes)) {
+                let message = format!("the address is no multiple of {bytes}");
+                return trouble_at(FaultKind::Misaligned, 1 << lane, Space::Global, from, message);
+            }
+            let Some((index, offset)) = self.memory.find(from, given as usize) else {
+                let message = format!("{given} bytes; {}", self.memory.near(from));
+                return trouble_at(FaultKind::OutOfBounds, 1 << lane, Space::Global, from, message);
+            };
+            Target::Global { index, offset, address: from }
         };
         let operation = match warp.copies[lane].open.first() {
             Some(copy) => copy.operation,
@@ -172,8 +189,7 @@ impl Machine<'_> {
         self.shadowed(warp, lane, to, (bytes, true), stamp, Level::Known)?;
         if given > 0 {
             self.shadowed(warp, lane, from, (given, false), stamp, Level::Known)?;
-            self.report.global_read += u64::from(given);
-            self.report.global_read_sectors += u64::from(given.div_ceil(32));
+            touched.add(from);
         }
         self.report.shared_written += u64::from(bytes);
         warp.copies[lane].open.push(WordCopy { to, from, bytes, given, operation });

@@ -327,7 +327,7 @@ impl Machine<'_> {
             self.shadowed(warp, lane, target, (total, false), stamp, Level::Known)?;
             let mut bytes = [0; 16];
             self.fetch(warp, lane, target, &mut bytes[..total as usize])?;
-            touched.add(target, lane);
+            touched.add(target);
             for (index, d) in d.iter().enumerate() {
                 let Some(d) = d else { continue };
                 let mut value = [0; 8];
@@ -371,7 +371,7 @@ impl Machine<'_> {
                 }
             }
             self.put(warp, lane, target, bytes)?;
-            touched.add(target, lane);
+            touched.add(target);
             if strong {
                 self.release_at(warp, lane, target, *order, *scope, true);
             }
@@ -411,7 +411,7 @@ impl Machine<'_> {
             if let Some(d) = d {
                 warp.regs[*d as usize][lane] = old;
             }
-            touched.add(target, lane);
+            touched.add(target);
             self.acquire_at(warp, lane, target, *order, *scope);
             self.release_at(warp, lane, target, *order, *scope, false);
         }
@@ -490,7 +490,7 @@ impl Machine<'_> {
         warp.views.now += 1;
     }
 
-    fn count(&mut self, touched: &Touched, bytes: u32, write: bool, pc: u32) {
+    pub(super) fn count(&mut self, touched: &Touched, bytes: u32, write: bool, pc: u32) {
         let report = &mut self.report;
         let (global, sectors, shared) = if write {
             (&mut report.global_written, &mut report.global_written_sectors, &mut report.shared_written)
@@ -519,7 +519,7 @@ impl Machine<'_> {
 
 /// What a warp's instruction touched, for the counts.
 #[derive(Default)]
-struct Touched {
+pub(super) struct Touched {
     global: [u64; 32],
     globals: usize,
     shared: [u32; 32],
@@ -527,7 +527,7 @@ struct Touched {
 }
 
 impl Touched {
-    fn add(&mut self, target: Target, _lane: usize) {
+    pub(super) fn add(&mut self, target: Target) {
         match target {
             Target::Global { address, .. } => {
                 self.global[self.globals] = address;

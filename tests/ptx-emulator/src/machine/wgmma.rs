@@ -172,10 +172,10 @@ impl Machine<'_> {
         self.reads_factor(warp, operation, (b_descriptor, b), product.b, 0..product.n, product.k)?;
         for &reg in d {
             warp.defined[reg as usize] = u32::MAX;
-            warp.uses[reg as usize].sums += 1;
+            warp.uses[reg as usize].sums = warp.uses[reg as usize].sums.saturating_add(1);
         }
         for &reg in &factors {
-            warp.uses[reg as usize].factors += 1;
+            warp.uses[reg as usize].factors = warp.uses[reg as usize].factors.saturating_add(1);
         }
         let warpgroup = &mut self.blocks[warp.slot].warpgroups[index];
         warpgroup.open.push(Open {
