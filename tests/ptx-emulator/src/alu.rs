@@ -90,7 +90,8 @@ pub(crate) fn choose(words: &[&str]) -> Result<Option<Chosen>> {
     if words[0] == "prmt" {
         return int::permute(words);
     }
-    let Some(ty) = words.last().and_then(|w| Type::parse(w)) else { return Ok(None) };
+    let [_, .., last] = words else { return Ok(None) };
+    let Some(ty) = Type::parse(last) else { return Ok(None) };
     let chosen = if ty.is_float() { float::choose(words, ty)? } else { None };
     if chosen.is_some() {
         return Ok(chosen);

@@ -1,9 +1,11 @@
 //! Texts that are not PTX, or more than is understood: clear errors with lines, and never a panic.
 
 mod support;
+#[path = "support/gemm.rs"]
+mod text;
 
 use proptest::prelude::*;
-use ptx_emulator::{ErrorKind, FaultKind, Launch, Memory, Module, Options};
+use ptx_emulator::{Element, ErrorKind, FaultKind, Launch, Memory, Module, Options, Swizzle, TensorMap};
 use support::{HEADER, launch, wrong};
 
 fn error(body: &str) -> ptx_emulator::Error {
@@ -31,6 +33,8 @@ fn errors_name_the_line_and_what_is_wrong() {
         ("mov.u32 a, %nonsense;", "`%nonsense` is not declared"),
         (".reg .b32 a;", "`a` is declared twice"),
         ("x: x:", "`x` is declared twice"),
+        ("u32 a, b;", "u32 is not supported"),
+        ("mbarrier;", "mbarrier is not supported"),
         ("fma.f32 a, a, a, a;", "fma.f32 without a rounding"),
         ("bar.arrive 0;", "without a number of threads"),
         ("cp.async.cg.shared.global [a], [w], 8;", "expected 4, 8 or 16"),
@@ -173,9 +177,34 @@ const SEED: &str = ".visible .entry k(.param .u64 p, .param .align 64 .b8 m[128]
     ret;
 }";
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+/// A text cut between words and marks.
+fn parts(text: &str) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    for character in text.chars() {
+        match parts.last_mut() {
+            Some(last) if character.is_alphanumeric() && last.chars().all(char::is_alphanumeric) => {
+                last.push(character)
+            }
+            _ => parts.push(character.to_string()),
+        }
+    }
+    parts
+}
 
+/// Parts taken away, doubled, exchanged or replaced.
+fn change(parts: &mut Vec<String>, changes: &[(u16, u16, u8)]) {
+    for &(at, other, what) in changes {
+        let (at, other) = (usize::from(at) % parts.len(), usize::from(other) % parts.len());
+        match what {
+            0 => drop(parts.remove(at)),
+            1 => parts.insert(at, parts[other].clone()),
+            2 => parts.swap(at, other),
+            _ => parts[at] = ["9", "4294967295", "-1", "x", "%r99", "{"][other % 6].to_owned(),
+        }
+    }
+}
+
+proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "[ -~\\n]{0,200}") {
         let _ = Module::parse(&text);
@@ -185,27 +214,33 @@ proptest! {
     /// Tokens of a right text, some of them taken away, doubled or exchanged: what still parses may run.
     #[test]
     fn no_change_of_a_text_makes_it_panic(changes in prop::collection::vec((any::<u16>(), any::<u16>(), 0..4u8), 1..6)) {
-        let mut parts: Vec<String> = Vec::new();
-        for character in SEED.chars() {
-            match parts.last_mut() {
-                Some(last) if character.is_alphanumeric() && last.chars().all(char::is_alphanumeric) => last.push(character),
-                _ => parts.push(character.to_string()),
-            }
-        }
-        for (at, other, what) in changes {
-            let (at, other) = (usize::from(at) % parts.len(), usize::from(other) % parts.len());
-            match what {
-                0 => drop(parts.remove(at)),
-                1 => parts.insert(at, parts[other].clone()),
-                2 => parts.swap(at, other),
-                _ => parts[at] = ["9", "4294967295", "-1", "x", "%r99", "{"][other % 6].to_owned(),
-            }
-        }
+        let mut parts = parts(SEED);
+        change(&mut parts, &changes);
         if let Ok(module) = Module::parse(&format!("{HEADER}{}", parts.concat())) {
             let mut memory = Memory::new();
             let data = memory.upload(&[0; 1024]);
             let with = Launch::new(1, 32).arg(data).arg(vec![0; 128]);
             let options = Options { max_steps: 10_000, ..Options::default() };
+            if module.kernels().next().is_some() {
+                let _ = launch(&module, &mut memory, &with, &options);
+            }
+        }
+    }
+
+    /// The same of a kernel with everything in it, which runs until it faults.
+    #[test]
+    fn no_change_of_a_product_makes_it_panic(changes in prop::collection::vec((any::<u16>(), any::<u16>(), 0..4u8), 1..3)) {
+        let mut parts = parts(&text::kernel(text::Factors::Bf16));
+        change(&mut parts, &changes);
+        if let Ok(module) = Module::parse(&format!("{HEADER}{}", parts.concat())) {
+            let mut memory = Memory::new();
+            let factor = memory.upload(&[0; 128 * 128 * 2]);
+            let out = memory.allocate(4 * 128 * 128);
+            let map = TensorMap::matrix(factor, Element::Bf16, 128, 128, 128, 64).swizzled(Swizzle::B128);
+            let sums = TensorMap::matrix(out, Element::F32, 128, 128, 64, 128);
+            let with = Launch { dynamic_shared: text::SHARED, ..Launch::new(1, 384) }
+                .arg(&map).arg(&map).arg(&sums).arg(1u32).arg(1u32).arg(2u32);
+            let options = Options { max_steps: 20_000, ..Options::default() };
             if module.kernels().next().is_some() {
                 let _ = launch(&module, &mut memory, &with, &options);
             }

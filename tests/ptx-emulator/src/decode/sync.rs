@@ -128,6 +128,9 @@ pub(super) fn warp(b: &mut Builder, words: &[&str]) -> Result<Op> {
 pub(super) fn mbarrier(b: &mut Builder, words: &[&str]) -> Result<Op> {
     let mut at = Space::Generic;
     let (mut relaxed, mut parity, mut expects, mut complete) = (false, false, false, true);
+    if words.last() != Some(&"b64") || words.len() < 3 {
+        return unsupported(words.join("."));
+    }
     for word in &words[2..] {
         match *word {
             "b64" | "acquire" | "release" => {}
@@ -141,9 +144,6 @@ pub(super) fn mbarrier(b: &mut Builder, words: &[&str]) -> Result<Op> {
                 _ => return unsupported(words.join(".")),
             },
         }
-    }
-    if words.last() != Some(&"b64") || words.len() < 3 {
-        return unsupported(words.join("."));
     }
     let plain = !parity && !expects && complete;
     match words[1] {
