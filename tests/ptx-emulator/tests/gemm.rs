@@ -6,7 +6,7 @@ mod support;
 mod text;
 
 use ptx_emulator::{
-    Element, Fault, FlopKind, Launch, Memory, Options, Report, Swizzle, TensorMap, f32_to_bf16, f32_to_e4m3,
+    Element, Fault, FlopKind, Launch, Memory, Module, Options, Report, Swizzle, TensorMap, f32_to_bf16, f32_to_e4m3,
 };
 use support::{Numbers, launch, module};
 use text::{Factors, SHARED, kernel};
@@ -63,9 +63,13 @@ fn case(factors: Factors, swizzles: [Swizzle; 2]) -> Case {
 }
 
 fn outcome(text: &str, case: &Case, seed: u64) -> Result<(bool, Report), Box<Fault>> {
+    with_module(&module(text), case, seed)
+}
+
+fn with_module(module: &Module, case: &Case, seed: u64) -> Result<(bool, Report), Box<Fault>> {
     let mut memory = case.memory.clone();
     let options = Options { seed, max_steps: 1 << 22, ..Options::default() };
-    let report = launch(&module(text), &mut memory, &case.with, &options)?;
+    let report = launch(module, &mut memory, &case.with, &options)?;
     let found = memory.read_f32(case.out, M * N);
     Ok((found.as_ref() == Some(&case.expected), report))
 }
@@ -76,9 +80,10 @@ const PLAIN: [Swizzle; 2] = [Swizzle::B128; 2];
 fn it_is_right() {
     for factors in [Factors::Bf16, Factors::E4m3] {
         let case = case(factors, PLAIN);
-        let text = kernel(factors);
-        for seed in 0..10 {
-            let (equal, report) = outcome(&text, &case, seed).unwrap_or_else(|f| panic!("{factors:?} {seed}: {f}"));
+        let module = module(&kernel(factors));
+        for seed in 0..50 {
+            let (equal, report) =
+                with_module(&module, &case, seed).unwrap_or_else(|f| panic!("{factors:?} {seed}: {f}"));
             assert!(equal, "{factors:?} with seed {seed}");
             let k = if factors == Factors::Bf16 { 192 } else { 384 };
             let kind = if factors == Factors::Bf16 { FlopKind::TensorHalf } else { FlopKind::TensorFp8 };
@@ -103,8 +108,9 @@ fn whatever_is_left_out_is_found() {
     for mark in marks {
         let tail = format!("//@ {mark}");
         let mutant: Vec<&str> = text.lines().filter(|l| !l.ends_with(&tail)).collect();
-        for seed in 0..2 {
-            match outcome(&mutant.join("\n"), &case, seed) {
+        let module = module(&mutant.join("\n"));
+        for seed in 0..5 {
+            match with_module(&module, &case, seed) {
                 Ok((equal, _)) => panic!("without {mark} nothing is reported, equal: {equal}"),
                 Err(fault) => println!("without {mark}: {:?}: {}", fault.kind, fault.place.text),
             }

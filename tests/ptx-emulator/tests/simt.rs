@@ -387,3 +387,57 @@ fn clusters_read_each_other() {
     let early = text(both).replacen(both.split_at(31).0, "", 1).replacen("barrier.cluster.wait.aligned;", "", 1);
     wrong(&early, &memory, &with, &[FaultKind::Race, FaultKind::UninitialisedMemory, FaultKind::Barrier]);
 }
+
+/// One block of a cluster writes into another and arrives at its barrier.
+fn remote(release: &str, made: &str) -> String {
+    format!(
+        ".visible .entry k(.param .u64 out) .explicitcluster .reqnctapercluster 2, 1, 1 {{
+        .reg .b32 t, r, w, b, v, one;
+        .reg .b64 o, x;
+        .reg .pred first, sender, done;
+        .shared .align 8 .b8 words[128];
+        .shared .align 8 .b8 bar[8];
+        mov.u32 t, %tid.x; mov.u32 r, %cluster_ctarank; mov.u32 one, 0;
+        setp.eq.u32 first, t, 0; setp.eq.u32 sender, r, 1;
+        mov.u32 w, words; mov.u32 b, bar;
+        @first mbarrier.init.shared::cta.b64 [b], 32;
+        @first fence.mbarrier_init.release.cluster;
+        {made}
+        @!sender bra wait;
+        mad.lo.u32 w, t, 4, w;
+        mapa.shared::cluster.u32 w, w, one;
+        mapa.shared::cluster.u32 b, b, one;
+        add.u32 v, t, 5;
+        st.shared::cluster.u32 [w], v;
+        mbarrier.arrive{release}.shared::cluster.b64 _, [b];
+        bra end;
+    wait:
+        mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [b], 0;
+        @!done bra wait;
+        xor.b32 v, t, 3; mad.lo.u32 w, v, 4, w;
+        ld.shared.u32 v, [w];
+        ld.param.u64 o, [out]; mul.wide.u32 x, t, 4; add.s64 o, o, x;
+        st.global.u32 [o], v;
+    end:
+        barrier.cluster.arrive; barrier.cluster.wait;
+        ret;
+    }}"
+    )
+}
+
+#[test]
+fn a_block_arrives_at_the_barrier_of_another() {
+    let mut memory = Memory::new();
+    let out = memory.allocate(128);
+    let with = Launch { cluster: [2, 1, 1], ..Launch::new(2, 32).arg(out) };
+    let expected: Vec<u32> = (0..32).map(|t| (t ^ 3) + 5).collect();
+    for made in [
+        "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;",
+        "barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;",
+    ] {
+        let mut after = right(&remote(".release.cluster", made), &memory, &with);
+        assert_eq!(after.read_u32(out, 32), Some(expected.clone()));
+    }
+    let kinds = [FaultKind::Race, FaultKind::Barrier, FaultKind::UninitialisedMemory, FaultKind::OutOfBounds];
+    wrong(&remote(".release.cluster", "bar.sync 0;"), &memory, &with, &kinds);
+}

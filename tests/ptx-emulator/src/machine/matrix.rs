@@ -32,26 +32,27 @@ pub(super) fn codes(kind: Kind, register: u32) -> impl Iterator<Item = u32> {
     (0..32 / bits).map(move |i| (u64::from(register) >> (i * bits) & crate::types::mask(bits)) as u32)
 }
 
-/// A sum rounded as the product has it. `products` is exact but for f64's own rounding.
-pub(super) fn rounded(product: &Product, start: u64, products: &[f64], options: &crate::Options) -> u64 {
+/// A row times a column, added to a sum and rounded as the product has it. Products of elements are exact in f64.
+pub(super) fn rounded(product: &Product, start: u64, (a, b): (&[f64], &[f64]), options: &crate::Options) -> u64 {
+    let products = || a.iter().zip(b).map(|(a, b)| a * b);
     match product.sum {
         Sum::S32 => {
-            let sum = i64::from(start as i32) + products.iter().sum::<f64>() as i64;
+            let sum = i64::from(start as i32) + products().sum::<f64>() as i64;
             let value = if product.saturate { sum.clamp(i32::MIN.into(), i32::MAX.into()) } else { sum };
             u64::from(value as u32)
         }
         Sum::F32 => {
             let start = f64::from(f32::from_bits(start as u32));
             let sum = match options.fp8_accumulation_bits.filter(|_| product.a.is_fp8()) {
-                Some(bits) => truncated(start, products, bits),
-                None => start + products.iter().sum::<f64>(),
+                Some(bits) => truncated(start, &products().collect::<Vec<f64>>(), bits),
+                None => start + products().sum::<f64>(),
             };
             let value = sum as f32;
             u64::from(if value.is_nan() { 0x7fff_ffff } else { value.to_bits() })
         }
         Sum::F16 => {
             let wide = convert(start & 0xffff, F16, F64, Rounding::Nearest, false);
-            let sum = f64::from_bits(wide) + products.iter().sum::<f64>();
+            let sum = f64::from_bits(wide) + products().sum::<f64>();
             convert(sum.to_bits(), F64, F16, Rounding::Nearest, false)
         }
     }
@@ -172,24 +173,21 @@ impl Machine<'_> {
                 let bits = warp.lane(*source, lane as usize) as u32;
                 for (index, code) in codes(product.b, bits).enumerate() {
                     let (row, column) = b_place(product.b, lane, register as u32, index as u32);
-                    right[row as usize * n + column as usize] = product.b.value(code);
+                    right[column as usize * k + row as usize] = product.b.value(code);
                 }
             }
         }
         let starts: Vec<[u64; 32]> = c.iter().map(|c| warp.read(*c)).collect();
         let mut out = vec![[0u64; 32]; d.len()];
-        let mut products = vec![0.0; k];
         let halves = if product.sum == Sum::F16 { 2 } else { 1 };
         for lane in 0..32 {
             for element in 0..4 {
                 let row = lane / 4 + 8 * (element / 2);
                 let column = lane % 4 * 2 + element % 2;
-                for (index, slot) in products.iter_mut().enumerate() {
-                    *slot = left[row * k + index] * right[index * n + column];
-                }
+                let factors = (&left[row * k..row * k + k], &right[column * k..column * k + k]);
                 let (register, shift) = (element / halves, 16 * (element % halves));
                 let start = starts[register][lane] >> shift;
-                out[register][lane] |= rounded(product, start, &products, self.options) << shift;
+                out[register][lane] |= rounded(product, start, factors, self.options) << shift;
             }
         }
         for (d, values) in d.iter().zip(&out) {

@@ -342,7 +342,6 @@ impl Machine<'_> {
                 right[(column * k + at) as usize] = sign(negate[1]) * value;
             }
         }
-        let mut products = vec![0.0; depth];
         let halves = if product.sum == Sum::F16 { 2 } else { 1 };
         for (register, &reg) in d.iter().enumerate() {
             for lane in 0..32 {
@@ -351,11 +350,10 @@ impl Machine<'_> {
                     let element = register * halves + half;
                     let row = lane / 4 + 8 * (element / 2 % 2);
                     let column = 8 * (element / 4) + lane % 4 * 2 + element % 2;
-                    for (index, slot) in products.iter_mut().enumerate() {
-                        *slot = left[row * depth + index] * right[column * depth + index];
-                    }
+                    let (row, column) = (row * depth, column * depth);
+                    let factors = (&left[row..row + depth], &right[column..column + depth]);
                     let start = if open.scale { warp.regs[reg as usize][lane] >> (16 * half) } else { 0 };
-                    value |= rounded(product, start, &products, self.options) << (16 * half);
+                    value |= rounded(product, start, factors, self.options) << (16 * half);
                 }
                 warp.regs[reg as usize][lane] = value;
             }

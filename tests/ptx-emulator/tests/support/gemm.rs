@@ -1,4 +1,5 @@
 //! A product `c = a · bᵀ` as a persistent kernel with a producer, two consumers and four stages, written out.
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::fmt::Write;
 
