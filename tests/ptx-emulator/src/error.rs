@@ -14,7 +14,7 @@ pub struct Error {
     pub kind: ErrorKind,
 }
 
-/// The kinds of [`Error`].
+/// The kinds of [`struct@Error`].
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ErrorKind {
     /// The text is not PTX.
