@@ -11,7 +11,7 @@ use hadal_codegen::kernels::{self, limits};
 use hadal_ir::kernel::Kernel;
 use hadal_ir::target::{Activations, Peaks, Target, TargetKind};
 use hadal_types::DType;
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 /// The figures of several runs, sorted.
@@ -84,19 +84,13 @@ const RUNS: usize = 25;
 
 /// Measures with so many threads. `progress` hears what is next.
 pub fn probe(threads: usize, progress: &dyn Fn(&str)) -> Result<Probe, Failure> {
-    let Some(cpu) = hadal_codegen::levels().into_iter().find(CpuTarget::is_here) else {
-        let needs: Vec<String> = hadal_codegen::levels().iter().map(|l| format!("{} ({})", l.name, l.arch)).collect();
-        let needs = needs.join(", ");
-        return Err(Failure::failed(format!("this machine cannot run the code that this build makes, for {needs}")));
-    };
-    let of = kernels::Target::of(&cpu);
-    let machine = Machine { lanes: if of.is_wide() { 16 } else { 4 }, cpu };
+    let machine = Machine::here()?;
+    let of = kernels::Target::of(&machine.cpu);
     let caches = caches();
     let own = caches.iter().filter(|c| c.level <= 2).map(|c| c.bytes).max().unwrap_or(1 << 20);
     let shared = caches.iter().map(|c| c.bytes).max().unwrap_or(own);
-    // Far more than any cache holds, and not more than a small machine has.
     let memory = memory_bytes();
-    let far = (4 * shared).clamp(256 << 20, 1 << 30).min(memory / 4).max(1 << 20) as usize;
+    let far = far(shared);
 
     progress("multiply-add peak");
     let steps = 1_000_000;
@@ -177,6 +171,42 @@ impl Probe {
     }
 }
 
+/// Bytes that are far more than any cache holds, and not more than a small machine has.
+fn far(largest_cache: u64) -> usize {
+    (4 * largest_cache).clamp(256 << 20, 1 << 30).min(memory_bytes() / 4).max(1 << 20) as usize
+}
+
+/// Measures what memory gives at a moment: on shared machines that changes within seconds, and a call that waits for memory
+/// says little beside what was read a minute ago.
+pub struct Reader {
+    bench: Bench,
+    /// For each thread.
+    bytes: usize,
+    buffers: Mutex<Vec<Buffers>>,
+}
+
+impl Reader {
+    /// For calls by so many threads, each of which moves so many bytes; `None` where caches have much to do with what they
+    /// take, which reading would empty.
+    pub fn beside(probe: &Probe, bytes: f64) -> Result<Option<Reader>, Failure> {
+        if bytes < 4.0 * probe.all_cache_bytes as f64 {
+            return Ok(None);
+        }
+        let machine = Machine::here()?;
+        let (kernel, bytes) = machine.reading(far(probe.all_cache_bytes) / probe.threads, 1);
+        let bench = machine.bench(&kernel)?;
+        let buffers = (0..probe.threads).map(|_| bench.buffers(bytes)).collect();
+        Ok(Some(Reader { bench, bytes, buffers: Mutex::new(buffers) }))
+    }
+
+    /// Seconds that reading a byte takes now.
+    pub fn seconds_of_byte(&self) -> Result<f64, Failure> {
+        let mut buffers = self.buffers.lock().unwrap_or_else(|e| e.into_inner());
+        let took = self.bench.rounds(&mut buffers, 1)?;
+        Ok(took[0].as_secs_f64() / (self.bytes * buffers.len()) as f64)
+    }
+}
+
 /// What measures.
 struct Machine {
     cpu: CpuTarget,
@@ -185,6 +215,18 @@ struct Machine {
 }
 
 impl Machine {
+    fn here() -> Result<Machine, Failure> {
+        let Some(cpu) = hadal_codegen::levels().into_iter().find(CpuTarget::is_here) else {
+            let needs: Vec<String> =
+                hadal_codegen::levels().iter().map(|l| format!("{} ({})", l.name, l.arch)).collect();
+            let needs = needs.join(", ");
+            return Err(Failure::failed(format!(
+                "this machine cannot run the code that this build makes, for {needs}"
+            )));
+        };
+        Ok(Machine { lanes: if kernels::Target::of(&cpu).is_wide() { 16 } else { 4 }, cpu })
+    }
+
     fn bench(&self, kernel: &Kernel) -> Result<Bench, Failure> {
         let failed = |e: hadal_codegen::Error| Failure::internal("compiling a measurement", e);
         let compiled = hadal_codegen::compile(kernel, &self.cpu, false).map_err(failed)?;
@@ -192,12 +234,17 @@ impl Machine {
         Ok(Bench { jit: JitFn::new(&compiled).map_err(failed)?, inputs: kernel.params.len() - 1, scratch })
     }
 
+    /// A kernel that reads so many bytes so many times over, and how many there are, since it reads whole vectors.
+    fn reading(&self, bytes: usize, times: usize) -> (Kernel, usize) {
+        let words = (bytes / 4 / 128).max(1) * 128;
+        (limits::read(words as i64, times as i64, self.lanes), words * 4)
+    }
+
     /// Bytes per second that threads read, each from its own `bytes`, so many times over.
     fn read(&self, threads: usize, bytes: usize, times: usize) -> Result<Sample, Failure> {
-        let words = (bytes / 4 / 128).max(1) * 128;
         let times = times.max(1);
-        let bench = self.bench(&limits::read(words as i64, times as i64, self.lanes))?;
-        Ok(bench.on(threads, words * 4)?.per_second((threads * words * 4 * times) as f64))
+        let (kernel, bytes) = self.reading(bytes, times);
+        Ok(self.bench(&kernel)?.on(threads, bytes)?.per_second((threads * bytes * times) as f64))
     }
 }
 
@@ -217,39 +264,59 @@ impl Times {
     }
 }
 
+/// What a thread's calls read and write.
+struct Buffers {
+    input: Aligned,
+    other: Aligned,
+    output: Aligned,
+    scratch: Aligned,
+}
+
 impl Bench {
-    /// Runs on so many threads at once, each with an input of its own; a run's time is that of the slowest.
+    fn buffers(&self, bytes: usize) -> Buffers {
+        let new = Aligned::new;
+        let mut out =
+            Buffers { input: new(bytes.max(256)), other: new(256), output: new(64), scratch: new(self.scratch) };
+        // Written to, so that each page is one of its own and not the system's page of zeros.
+        out.input.as_mut_slice().fill(0x31);
+        out
+    }
+
+    /// Runs on so many threads at once, each with an input of its own.
     fn on(&self, threads: usize, bytes: usize) -> Result<Times, Failure> {
-        let gate = Barrier::new(threads);
-        let worker = || {
-            // Written to, so that each page is one of its own and not the system's page of zeros.
-            let (mut input, mut other, mut output) =
-                (Aligned::new(bytes.max(256)), Aligned::new(256), Aligned::new(64));
-            input.as_mut_slice().fill(0x31);
-            let mut scratch = Aligned::new(self.scratch);
+        let mut buffers: Vec<Buffers> = (0..threads).map(|_| self.buffers(bytes)).collect();
+        self.rounds(&mut buffers, 1)?;
+        Ok(Times(self.rounds(&mut buffers, RUNS)?))
+    }
+
+    /// So many runs by a thread for each of `buffers` at once; a run's time is that of the slowest.
+    fn rounds(&self, buffers: &mut [Buffers], runs: usize) -> Result<Vec<Duration>, Failure> {
+        let gate = Barrier::new(buffers.len());
+        let worker = |own: &mut Buffers| {
             let args: Vec<*mut u8> = match self.inputs {
-                1 => vec![input.as_mut_ptr(), output.as_mut_ptr()],
-                _ => vec![input.as_mut_ptr(), other.as_mut_ptr(), output.as_mut_ptr()],
+                1 => vec![own.input.as_mut_ptr(), own.output.as_mut_ptr()],
+                _ => vec![own.input.as_mut_ptr(), own.other.as_mut_ptr(), own.output.as_mut_ptr()],
             };
             let mut run = || {
                 gate.wait();
                 let start = Instant::now();
                 // SAFETY: the inputs are as large as the kernel's parameters, the output and scratch too; they are apart.
-                unsafe { self.jit.call(&args, &[], 0, 1, scratch.as_mut_ptr()) };
+                unsafe { self.jit.call(&args, &[], 0, 1, own.scratch.as_mut_ptr()) };
                 gate.wait();
                 start.elapsed()
             };
-            run();
-            (0..RUNS).map(|_| run()).collect::<Vec<_>>()
+            (0..runs).map(|_| run()).collect::<Vec<_>>()
         };
+        let threads = buffers.len();
         let times: Vec<Vec<Duration>> = std::thread::scope(|scope| {
-            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+            let worker = &worker;
+            let handles: Vec<_> = buffers.iter_mut().map(|own| scope.spawn(move || worker(own))).collect();
             handles.into_iter().filter_map(|h| h.join().ok()).collect()
         });
         if times.len() < threads {
             return Err(Failure::failed("a measuring thread ended early: is there memory enough?"));
         }
-        Ok(Times((0..RUNS).filter_map(|i| times.iter().map(|t| t[i]).max()).collect()))
+        Ok((0..runs).filter_map(|i| times.iter().map(|t| t[i]).max()).collect())
     }
 }
 

@@ -180,7 +180,7 @@ fn main() {
         }
     }
     // Rows in bf16, for instructions on pairs; and formats of eight and four bits in groups.
-    for t in [1i64, 2, 4, 16, 512] {
+    for t in [1i64, 2, 4, 8, 16, 512] {
         for (n, k) in [(65536i64, 1536i64), (8960, 1536), (1536, 8960), (1408, 2048)] {
             if t > 1 && n == 65536 {
                 continue;

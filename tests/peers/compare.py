@@ -65,11 +65,11 @@ def timed(words, threads):
 
 
 def run(words, threads):
-    """What a driver prints: for each metric the median of its samples and of the limits beside them."""
+    """What a driver prints: for each metric the median of its samples, and the limit beside it."""
     done = timed(words, threads)
     if done["error"]:
         return None, done["error"]
-    samples, limits = defaultdict(list), {}
+    samples, limits = defaultdict(list), defaultdict(list)
     for line in done["out"].splitlines():
         if line.startswith("{"):
             found = json.loads(line)
@@ -77,8 +77,11 @@ def run(words, threads):
             name = found["metric"] + (f" {at}" if at else "")
             samples[name].append(found["value"])
             if "limit" in found:
-                limits[name] = found["limit"]
+                limits[name].append(found["limit"])
     values = {name: statistics.median(all) for name, all in samples.items()}
+    # Each sample has a limit of its own, as memory was around it.
+    shares = {name: statistics.median(v / l for v, l in zip(samples[name], all)) for name, all in limits.items()}
+    limits = {name: values[name] / share for name, share in shares.items()}
     return {"values": values, "limits": limits, "seconds": done["seconds"], OTHERS: done[OTHERS]}, None
 
 
@@ -160,7 +163,7 @@ def main():
     for system in given.systems.split(","):
         model = given.folder if system == "torch" or not given.gguf else given.gguf
         words = command(system, model, given.threads, pythons, given.hadal) + measured
-        commands[system] = (words + ["--limits"] if system == "hadal" else words, given.threads)
+        commands[system] = (words, given.threads)
     found = rows(rounds(given.rounds, commands))
     if given.json:
         print(json.dumps({"threads": given.threads, "rounds": given.rounds, "rows": found}, indent=1))

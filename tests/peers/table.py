@@ -83,7 +83,7 @@ def measure(given, words_of, metrics):
     for system in given.systems:
         words = words_of(system)
         if words:
-            commands[system] = (words + metrics + (["--limits"] if system == "hadal" else []), given.threads)
+            commands[system] = (words + metrics, given.threads)
     if "hadal" in commands:
         _, fault = compare.run(commands["hadal"][0] + ["--compile"], len(os.sched_getaffinity(0)))
         if fault:

@@ -4,9 +4,9 @@ use crate::commands::compile::write;
 use crate::driver::{Compiled, compile};
 use crate::failure::{Failure, read_text};
 use crate::input::Input;
-use crate::measure::{Meter, limit};
+use crate::measure::{Limits, Measured, Meter};
 use crate::options::{AdapterArgs, CompileArgs};
-use crate::probe::{Sample, probe};
+use crate::probe::probe;
 use crate::random_checkpoint::write_for;
 use crate::roofline::Step;
 use crate::units::{self, bytes, count, percent, seconds};
@@ -21,7 +21,8 @@ use std::time::Instant;
 ///
 /// Compiles for the processor at hand into a file in the temporary folder, measures what the machine can do, and then what prompts and tokens take at each
 /// context. The limit of a call is its roofline: every launch takes the longer of its operations at the peak of the
-/// formats it multiplies and its bytes at read bandwidth. Without PATH it measures the model that comes with hadal.
+/// formats it multiplies and its bytes at read bandwidth, which is measured between calls where these read far more than
+/// caches hold. Without PATH it measures the model that comes with hadal.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  hadal bench\n  hadal bench DeepSeek-R1-Distill-Qwen-1.5B --contexts 128,2k,16k \
     --max-context 17k --threads 1,2\n  hadal bench deepseek-v2-lite/config.json --layers 6 --activations bf16\n  hadal bench CHECKPOINT --json > before.json; …; hadal bench CHECKPOINT --against \
@@ -70,39 +71,36 @@ struct Row {
     phase: &'static str,
     threads: usize,
     context: usize,
-    /// New tokens of a call.
-    tokens: usize,
-    /// Seconds of a call.
-    seconds: Sample,
-    /// What its launches would take at the machine's limits.
-    limit: Step,
+    measured: Measured,
 }
 
 impl Row {
     fn rate(&self) -> f64 {
-        self.tokens as f64 / self.seconds.median()
+        self.measured.tokens as f64 / self.measured.seconds().median()
     }
 
-    /// Of what the machine allows.
-    fn share(&self) -> f64 {
-        self.limit.seconds() / self.seconds.median()
+    /// What a call moves and computes, and its limit in the run in the middle.
+    fn limit(&self) -> Step {
+        let mut all: Vec<Step> = self.measured.runs.iter().map(|r| r.limit).collect();
+        all.sort_by(|a, b| a.seconds().total_cmp(&b.seconds()));
+        all.get(all.len() / 2).copied().unwrap_or_default()
     }
 
     fn json(&self, tolerance: u32) -> Value {
-        let least = self.limit.seconds() / self.seconds.max() * (1.0 - f64::from(tolerance) / 100.0);
+        let (seconds, share, limit) = (self.measured.seconds(), self.measured.share(), self.limit());
         json!({
             "phase": self.phase,
             "threads": self.threads,
             "context": self.context,
-            "tokens": self.tokens,
-            "seconds": {"min": self.seconds.min(), "median": self.seconds.median(), "max": self.seconds.max()},
+            "tokens": self.measured.tokens,
+            "seconds": {"min": seconds.min(), "median": seconds.median(), "max": seconds.max()},
             "tokens_per_second": self.rate(),
-            "bytes": self.limit.bytes(),
-            "flops": self.limit.flops,
-            "limit_seconds": self.limit.seconds(),
-            "bound": self.limit.bound(),
-            "share_of_limit": self.share(),
-            "least_share": least,
+            "bytes": limit.bytes(),
+            "flops": limit.flops,
+            "limit_seconds": limit.seconds(),
+            "bound": limit.bound(),
+            "share_of_limit": share.median(),
+            "least_share": share.min() * (1.0 - f64::from(tolerance) / 100.0),
         })
     }
 }
@@ -156,18 +154,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let (mut machines, mut rows) = (Vec::new(), Vec::new());
     for threads in threads {
         let machine = probe(threads.min(cores), &|_| {})?;
-        let target = machine.target("here");
         let meter = Meter::new(program.clone(), threads, args.repeat);
+        let limits = Limits { compiled: &compiled, machine: &machine };
         for context in contexts.iter().copied() {
             eprintln!("measuring {threads} threads at {context} tokens");
-            if let Some((tokens, seconds)) = meter.prompt(context, args.prompt_len)? {
-                let limit = limit(&compiled, &target, "prefill", context, tokens)?;
-                rows.push(Row { phase: "prompt", threads, context, tokens, seconds, limit });
-            }
-            let seconds = meter.decode(context, args.n)?;
-            let limit = limit(&compiled, &target, "decode", context, 1)?;
-            rows.push(Row { phase: "decode", threads, context, tokens: 1, seconds, limit });
+            let prompt = meter.prompt(context, args.prompt_len, &limits)?;
+            rows.extend(prompt.map(|measured| Row { phase: "prompt", threads, context, measured }));
+            let measured = meter.decode(context, args.n, &limits)?;
+            rows.push(Row { phase: "decode", threads, context, measured });
         }
+        let target = machine.target("here");
         machines.push((machine, target));
     }
 
@@ -199,17 +195,17 @@ fn print(machines: &[&Target], rows: &[Row]) -> Result<(), Failure> {
     let head = ["", "threads", "context", "tokens/s", "a call", "bytes/s", "FLOP/s", "bound by", "of the limit"];
     let mut lines = vec![head.map(str::to_owned)];
     lines.extend(rows.iter().map(|r| {
-        let median = r.seconds.median();
+        let (median, limit) = (r.measured.seconds().median(), r.limit());
         [
             r.phase.to_owned(),
             r.threads.to_string(),
             r.context.to_string(),
             format!("{:.1}", r.rate()),
             seconds(median),
-            format!("{}/s", bytes(r.limit.bytes() / median)),
-            count(r.limit.flops / median),
-            r.limit.bound().to_owned(),
-            percent(r.share()),
+            format!("{}/s", bytes(limit.bytes() / median)),
+            count(limit.flops / median),
+            limit.bound().to_owned(),
+            percent(r.measured.share().median()),
         ]
     }));
     say!("{}", super::table(&lines))
@@ -254,12 +250,15 @@ fn regressions(before: &Value, rows: &[Row]) -> Vec<String> {
     let known = |r: &Row| {
         let all = before["rows"].as_array()?;
         let same = |b: &&Value| {
-            b["phase"] == r.phase && b["threads"] == r.threads && b["context"] == r.context && b["tokens"] == r.tokens
+            b["phase"] == r.phase
+                && b["threads"] == r.threads
+                && b["context"] == r.context
+                && b["tokens"] == r.measured.tokens
         };
         all.iter().find(same)?["least_share"].as_f64()
     };
     let worse = |r: &Row| {
-        let (least, best) = (known(r)?, r.limit.seconds() / r.seconds.min());
+        let (least, best) = (known(r)?, r.measured.share().max());
         let place = format!("{} by {} threads at {} tokens", r.phase, r.threads, r.context);
         (best < least).then(|| format!("{place}: {}, expected at least {}", percent(best), percent(least)))
     };
@@ -269,10 +268,16 @@ fn regressions(before: &Value, rows: &[Row]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::Run;
+
+    fn noisy(seconds: &[f64]) -> Row {
+        let limit = Step { memory_seconds: 1.0, ..Step::default() };
+        let runs = seconds.iter().map(|s| Run { seconds: *s, limit }).collect();
+        Row { phase: "decode", threads: 1, context: 128, measured: Measured { tokens: 1, runs } }
+    }
 
     fn row(seconds: f64) -> Row {
-        let limit = Step { memory_seconds: 1.0, ..Step::default() };
-        Row { phase: "decode", threads: 1, context: 128, tokens: 1, seconds: Sample::new(vec![seconds]), limit }
+        noisy(&[seconds])
     }
 
     #[test]
@@ -286,10 +291,9 @@ mod tests {
 
     #[test]
     fn noise_is_none() {
-        let noisy = |seconds: Vec<f64>| Row { seconds: Sample::new(seconds), ..row(1.0) };
-        let before = json!({"rows": [noisy(vec![2.0, 2.1, 3.0]).json(0)]});
-        assert!(regressions(&before, &[noisy(vec![2.9, 4.0, 5.0])]).is_empty());
-        assert_eq!(regressions(&before, &[noisy(vec![3.1, 4.0, 5.0])]).len(), 1);
+        let before = json!({"rows": [noisy(&[2.0, 2.1, 3.0]).json(0)]});
+        assert!(regressions(&before, &[noisy(&[2.9, 4.0, 5.0])]).is_empty());
+        assert_eq!(regressions(&before, &[noisy(&[3.1, 4.0, 5.0])]).len(), 1);
     }
 
     #[test]

@@ -5,9 +5,9 @@
 //! its first token. `hadal-bench CONFIG --random FOLDER` writes the checkpoint that all are measured on.
 
 use clap::Parser;
-use hadal::measure::{Meter, limit};
+use hadal::measure::{Limits, Measured, Meter};
 use hadal::probe::probe;
-use hadal::{Compiled, Input, Options, compile, random_checkpoint};
+use hadal::{Input, Options, compile, random_checkpoint};
 use hadal_models::Activations;
 use hadal_models::checkpoint::WeightOnly;
 use hadal_types::DType;
@@ -44,9 +44,6 @@ struct Args {
     /// Starts a file instead, with a prompt of so many tokens.
     #[arg(long, default_value_t = 0)]
     ttft: usize,
-    /// Adds to each line what the machine, measured first, would allow.
-    #[arg(long)]
-    limits: bool,
     /// Only compiles, weights and all, and prints how long that takes and where the file is.
     #[arg(long)]
     compile: bool,
@@ -60,16 +57,14 @@ struct Args {
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// What a line says besides its value: at how many tokens it was measured, and what the machine would allow.
-type At<'a> = Option<(&'a str, usize, Option<f64>)>;
+/// What a line says besides its value: at how many tokens it was measured, and what the machine allowed meanwhile.
+type At<'a> = Option<(&'a str, usize, f64)>;
 
 fn line(metric: &str, value: f64, at: At) {
     let mut line = json!({"metric": metric, "value": value});
     if let Some((name, n, limit)) = at {
         line[name] = n.into();
-        if let Some(limit) = limit {
-            line["limit"] = limit.into();
-        }
+        line["limit"] = limit.into();
     }
     println!("{line}");
 }
@@ -110,24 +105,21 @@ fn main() -> Result {
     let opened = Instant::now();
     let meter = Meter::open(&file, args.threads, args.reps)?;
     line("load_s", opened.elapsed().as_secs_f64(), None);
-    let limits = match args.limits {
-        true => Some((compile(&input()?, &args.options())?, probe(args.threads, &|_| {})?.target("here"))),
-        false => None,
-    };
-    let limit = |entry, context, tokens| -> Result<Option<f64>> {
-        let Some((compiled, target)): &Option<(Compiled, _)> = &limits else { return Ok(None) };
-        Ok(Some(tokens as f64 / limit(compiled, target, entry, context, tokens)?.seconds()))
+    let (compiled, machine) = (compile(&input()?, &args.options())?, probe(args.threads, &|_| {})?);
+    let limits = Limits { compiled: &compiled, machine: &machine };
+    let lines = |metric: &str, name: &str, n: usize, measured: Measured| {
+        measured.runs.iter().for_each(|run| {
+            let limit = measured.tokens as f64 / run.limit.seconds();
+            line(metric, measured.tokens as f64 / run.seconds, Some((name, n, limit)));
+        });
     };
     if args.prefill > 0
-        && let Some((n, took)) = meter.prompt(args.prefill, args.prefill)?
+        && let Some(measured) = meter.prompt(args.prefill, args.prefill, &limits)?
     {
-        let limit = limit("prefill", args.prefill, n)?;
-        took.runs().for_each(|s| line("prefill_tps", n as f64 / s, Some(("n", n, limit))));
+        lines("prefill_tps", "n", measured.tokens, measured);
     }
     for ctx in args.ctx.iter().copied().filter(|c| *c > 0) {
-        let took = meter.decode(ctx, args.tokens)?;
-        let limit = limit("decode", ctx, 1)?;
-        took.runs().for_each(|s| line("decode_tps", 1.0 / s, Some(("ctx", ctx, limit))));
+        lines("decode_tps", "ctx", ctx, meter.decode(ctx, args.tokens, &limits)?);
     }
     Ok(())
 }
