@@ -178,7 +178,7 @@ impl Func {
 /// form and in one order, so that a token has the same bits alone and among others. Drafts are verified in such calls, and
 /// tokens of several sequences computed together: then what is not apart for each token runs for one sequence after the other, with
 /// one new token. So a version for several tokens must be right for any number of them from one on, whatever its range: see [`sizes`].
-pub const STEP: i64 = 8;
+pub const STEP: i64 = 16;
 
 /// A way into a module: a function with ranges for its symbols.
 ///

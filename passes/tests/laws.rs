@@ -138,7 +138,7 @@ fn experts_are_weighed_before_their_last_product() {
               %g = sigmoid %h : f32[T, 2, 8]
               %1 = contract %g, %0, %k {spec = \"tkf,tkdf,tk->td\"} : f32[T, 16]
               return %1 }",
-            16,
+            64,
         ),
         LawSet::default(),
     );

@@ -2,6 +2,7 @@
 
 use crate::common::*;
 use hadal_ir::interpret::Interpreter;
+use hadal_ir::module::STEP;
 use hadal_ir::plan::Program;
 use hadal_ir::target::{Peaks, Target};
 use hadal_ir::{InstKind, Module, Op, Sym};
@@ -136,9 +137,10 @@ fn by_plan(module: &Module, program: &Program, calls: &[usize]) -> Vec<hadal_ir:
 #[test]
 fn sequences_across_borders_are_those_of_the_graph() {
     // One more than a step has, which would have one form for all.
-    let text = latent(TINY, "entry prefill = @core where T in 1..9");
-    let module = parse(&format!("symbols P in 0..15, T in 1..9\n{text}"));
-    let options = Options { max_context: Some(16), ..Options::default() };
+    let most = STEP + 1;
+    let text = latent(TINY, &format!("entry prefill = @core where T in 1..{most}"));
+    let module = parse(&format!("symbols P in 0..31, T in 1..{most}\n{text}"));
+    let options = Options { max_context: Some(32), ..Options::default() };
     let (fused, program) = compile(&module, &flops_only(), &options).unwrap();
     let versions = ranges(&fused.optimised, "prefill");
     assert!(versions.len() >= 2, "{versions:?}");

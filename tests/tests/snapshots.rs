@@ -5,7 +5,7 @@
 use hadal::commands::dump::{Stage, stage_text};
 use hadal::{Compiled, Input, Options, compile};
 use hadal_ir::Sym;
-use hadal_ir::module::{Func, InstKind};
+use hadal_ir::module::{Func, InstKind, STEP};
 use hadal_ir::ops::Op;
 use hadal_tests::root;
 use std::sync::LazyLock;
@@ -50,7 +50,7 @@ fn attentions(entry: &str) -> Vec<(&'static Func, &'static hadal_ir::module::Ins
 fn absorption_is_found_in_decode_only() {
     let most =
         |name: &str| TINY.optimised.versions(name).map(|e| TINY.optimised.ranges(e)[&Sym::T].max).collect::<Vec<_>>();
-    assert_eq!((most("decode"), most("prefill").len()), (vec![1, 2, 8], 2), "{:?}", most("prefill"));
+    assert_eq!((most("decode"), most("prefill").len()), (vec![1, 2, STEP], 2), "{:?}", most("prefill"));
     for (entry, layers) in [("decode", 6), ("prefill", 4)] {
         let found = attentions(entry);
         assert_eq!(found.len(), layers, "{entry}: one attention in each kind of layer, and version");

@@ -228,7 +228,7 @@ mod tests {
                 let made = select(&reading, &Ranges::new(), &target).unwrap().kernel;
                 let found = interpreted(&made, &reading, &args, &bindings);
                 close(&found[0], &expected[0], 0.0, &|| format!("{dtype}\n{made}"));
-                compiled(&made, &reading, &args, &bindings, &found, false);
+                compiled(&made, &reading, &args, &bindings, &found, (false, target.is_wide()));
             }
         }
     }

@@ -82,10 +82,13 @@ impl<'a> Cell<'a> {
     pub(super) fn block(&self, b: &mut Builder, block: Block<'a>) {
         let zero = b.const_i64(0);
         self.convert(b, block);
-        // A tile of keys meets all rows while it is near.
-        b.for_each(zero, block.count, self.s.tiles.keys, LoopKind::Serial, |b, j| {
-            b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| self.score(b, (r, j), block));
-        });
+        match self.turned {
+            Some(turned) => self.scores_by_column(b, turned, block),
+            // A tile of keys meets all rows while it is near.
+            None => b.for_each(zero, block.count, self.s.tiles.keys, LoopKind::Serial, |b, j| {
+                b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| self.score(b, (r, j), block));
+            }),
+        }
         self.soften(b, block);
         for (part, columns) in block.layout.set.values.iter().enumerate() {
             self.accumulate(b, (part, columns), block);
@@ -93,7 +96,7 @@ impl<'a> Cell<'a> {
     }
 
     /// With the row of keys and values bound that is the `j`-th of a block.
-    fn key(&self, b: &mut Builder, block: Block<'a>, j: Value) -> Env<'a> {
+    pub(super) fn key(&self, b: &mut Builder, block: Block<'a>, j: Value) -> Env<'a> {
         let row = match block.list {
             Some(list) => b.load(list, &[j], 1),
             None => b.add(block.start, j),
@@ -313,7 +316,7 @@ impl<'a> Cell<'a> {
         }
     }
 
-    fn score_at(&self, b: &mut Builder, row: Value, key: Value, offset: i64) -> Value {
+    pub(super) fn score_at(&self, b: &mut Builder, row: Value, key: Value, offset: i64) -> Value {
         let (width, offset) = (b.const_i64(self.s.scores()), b.const_i64(offset));
         let row = b.mul(row, width);
         let at = b.add(row, key);

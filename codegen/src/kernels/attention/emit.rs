@@ -75,6 +75,8 @@ pub(super) struct Cell<'a> {
     list: Option<Buf>,
     /// A block's keys and values in f32.
     pub staged: Option<Buf>,
+    /// The columns of a block's keys.
+    pub turned: Option<Buf>,
     layouts: &'a [Layout<'a>],
 }
 
@@ -114,6 +116,7 @@ impl<'a> Cell<'a> {
         let staged = (stride > 0).then(|| b.alloc("keys", DType::F32, [stride.saturating_mul(KEYS)]));
         let listed = desc.sets.iter().any(|set| matches!(set.rows, Rows::Masked(_) | Rows::Selected(..)));
         let list = listed.then(|| b.alloc("list", DType::I64, [KEYS]));
+        let turned = s.turned.then(|| Self::room_for_columns(b, query_width));
         let spread = s.tiles.spread.then(|| {
             let n = s.scores().saturating_mul(room).saturating_mul(i64::from(s.tiles.lanes));
             b.alloc("weights", DType::F32, [n])
@@ -139,6 +142,7 @@ impl<'a> Cell<'a> {
             output: alloc("output", width.saturating_mul(room)),
             list,
             staged,
+            turned,
             layouts,
         }
     }

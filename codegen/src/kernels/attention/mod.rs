@@ -22,6 +22,9 @@
 //! scales or without. Of keys each part is a term. What has scales or eight bits, and on narrow registers all that many
 //! rows share, is converted to f32 for a block of rows at a time; the rest is converted where it is multiplied.
 //!
+//! **Keys turned.** Prompts on wide registers write the keys of a block column by column first: lanes of scores are keys then, and
+//! a score is added column by column (`turned.rs`).
+//!
 //! **What is seen.** All and causal sets run from the first row to the last that any row of the tile sees; intervals from
 //! the first bound to the second. Of masks and selections the numbers of the rows seen are written to a list,
 //! 32 places at a time, and the block reads its keys and values through it: nothing is gathered in memory, and what is
@@ -31,10 +34,10 @@
 //! **Numbers.** There is a block for every 32 rows from the first that may be seen, or places of a selection, whatever the
 //! number of new tokens and wherever rows of a window stand; a block
 //! that a row cannot see multiplies by one and adds zeros. Sets follow each other as written. So a row has the same bits
-//! alone, in a chunk, and however the grid is cut: `T = 1` and more agree, unless the form of the graph differs between
-//! the two. Rows that a selection lists in another order are summed in another order.
+//! alone, in a chunk, and however the grid is cut: `T = 1` and more agree within an entry, unless the form of the graph differs between
+//! the two; where keys are turned, prompts add the products of a score in another order than steps. Rows that a selection lists in another order are summed in another order.
 //!
-//! Lanes of scores are those of the machine's registers (four or sixteen), the same in all schedules. The lanes of a tile's scores
+//! Lanes of scores that are added are those of the machine's registers (four or sixteen), the same in all schedules. The lanes of a tile's scores
 //! are added together, as many scores at once as there are lanes, in the order in which one would be added alone.
 //!
 //! **Memory.** Few rows ask for the next block of consecutive keys and values while they compute one: a line or so at each
@@ -48,6 +51,7 @@ mod block;
 pub mod desc;
 pub mod emit;
 pub mod schedule;
+mod turned;
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,9 @@ pub struct Schedule {
     pub grid: Vec<Var>,
     /// Whether a block's keys and values are converted to f32 in one place before they are used.
     pub staged: bool,
+    /// Whether the keys of a block are turned, so that lanes of scores are keys. Part of the meaning of the result's bits, so the same in all
+    /// schedules of an attention.
+    pub turned: bool,
     /// Registers and what they hold.
     pub tiles: Tiles,
 }
@@ -80,6 +83,8 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
     // Queries that see different rows have nothing to share.
     let single = tokens == Some(1) || desc.listed();
     let step = tokens.is_some_and(|n| n <= STEP);
+    // Many rows share what turning costs.
+    let turned = target.is_wide() && !step;
     // Rows of a grid index share what is loaded and converted. With one query there are no others to share the work of a
     // grid with, so heads are not taken all together.
     let wanted: &[i64] = match (desc.listed(), step) {
@@ -93,6 +98,7 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
             }
         }
         (false, true) => &[16, 4, 1],
+        (false, false) if turned => &[48, 8, 1],
         (false, false) => &[32, 8, 1],
     };
     let mut out = Vec::new();
@@ -102,10 +108,11 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
         let most = if single { 1 } else { (rows / heads).clamp(1, tokens.unwrap_or(rows).max(1)) };
         let queries = (most * 3 / 4..=most).rev().find(|q| *q > 0 && heads * q % 4 == 0).unwrap_or(most);
         let tiles = Tiles::of(heads * queries, target);
+        let tiles = Tiles { ahead: tiles.ahead && !turned, ..tiles };
         // Wide registers convert bf16 while they multiply.
         let pays = heads * queries >= 8 && !target.is_wide();
         for staged in [pays, !pays] {
-            let schedule = Schedule { shared, heads, queries, grid: grid.clone(), staged, tiles };
+            let schedule = Schedule { shared, heads, queries, grid: grid.clone(), staged, turned, tiles };
             if !out.contains(&schedule) {
                 out.push(schedule);
             }
@@ -140,9 +147,10 @@ impl Schedule {
         let shared = self.shared.map_or("-".into(), |v| desc.vars.name(v));
         let Tiles { lanes, rows, keys, vectors, .. } = self.tiles;
         let staged = if self.staged { ", staged" } else { "" };
+        let turned = if self.turned { ", keys turned" } else { "" };
         format!(
             "flash {} queries x {} heads of {shared}, keys by {KEYS}, grid [{grid}], {lanes} lanes, tiles {rows}x{keys} and \
-             {rows}x{vectors}{staged}",
+             {rows}x{vectors}{staged}{turned}",
             self.queries, self.heads
         )
     }

@@ -38,10 +38,22 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
         }
     };
     let env = last.iter().fold(env, |env, letter| env.with(*letter, dimension(&mut b, *letter)));
+    let all = s.rows.map_or(Dim::from(1i64), |m| desc.size(m).clone());
     match &desc.grouped {
+        None if s.rows_block.is_some() => {
+            // Extents of a grid are affine in the symbols, so there is an index for every row: the first of a block acts.
+            let first = b.grid_dim(all.clone());
+            let (unit, zero, total) = (b.const_i64(s.rows_block.unwrap_or(1)), b.const_i64(0), b.dim(&all));
+            let place = b.rem(first, unit);
+            let leads = b.eq(place, zero);
+            b.if_then(leads, |b| {
+                let left = b.sub(total, first);
+                let count = b.min(left, unit);
+                laid::cell(b, desc, s, &env, (lo, hi), (first, count));
+            });
+        }
         None => {
-            let total = s.rows.map_or(Dim::from(1i64), |m| desc.size(m).clone());
-            let total = b.dim(&total);
+            let total = b.dim(&all);
             cell(&mut b, desc, s, &env, (lo, hi), total);
         }
         Some(grouped) => {
@@ -57,7 +69,8 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
 /// What a grid index computes: `total` rows of these columns.
 fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
     if s.form == Form::Laid {
-        return laid::cell(b, desc, s, env, (lo, hi), total);
+        let first = b.const_i64(0);
+        return laid::cell(b, desc, s, env, (lo, hi), (first, total));
     }
     if s.form == Form::Packed {
         return packed::cell(b, desc, s, env, (lo, hi), total);

@@ -209,6 +209,7 @@ mod tests {
     use super::super::tests::{arguments, close, compiled, function, interpreted, kernel};
     use super::super::{Desc, emit};
     use crate::kernels::{Ranges, Target};
+    use hadal_ir::module::STEP;
     use hadal_ir::{Bindings, Func, Range, Tensor, interpret};
     use hadal_types::{DType, Sym};
 
@@ -272,7 +273,7 @@ mod tests {
 
     /// All grouped schedules give what the graph interpreter does, whoever chooses what.
     fn check(func: &Func, experts: i64, t: i64, step: bool) {
-        let ranges = if step { Ranges::from([(Sym::T, Range { min: 1, max: 8 })]) } else { Ranges::new() };
+        let ranges = if step { Ranges::from([(Sym::T, Range { min: 1, max: STEP })]) } else { Ranges::new() };
         let desc = Desc::of(func).unwrap().within(&ranges);
         let desc = desc.grouped().expect("rows that can be grouped");
         let bindings = Bindings::from([(Sym::T, t)]);
@@ -292,7 +293,7 @@ mod tests {
                 close(&found[0], &expected[0], 1e-5, &|| format!("{what}: {}\n{desc}\n{made}", s.show(&desc)));
                 // Code is made anew each time.
                 if i + 2 == CHOICES.len() {
-                    compiled(&made, func, &args, &bindings, &found, true);
+                    compiled(&made, func, &args, &bindings, &found, (true, s.register > 8));
                 }
             }
         }
@@ -317,7 +318,7 @@ mod tests {
     /// A row has the same bits alone and with others, whatever these choose, in steps and in chunks.
     #[test]
     fn a_row_has_the_same_bits_in_every_company() {
-        let steps = Ranges::from([(Sym::T, Range { min: 1, max: 8 })]);
+        let steps = Ranges::from([(Sym::T, Range { min: 1, max: STEP })]);
         for (x, weights, own) in [("f32", BF16, false), ("bf16", BF16, true), ("bf16", F8, false), ("f32", I8, false)] {
             let func = experts(x, weights, own, [4, 2, 36, 72]);
             for (target, ranges, t) in [

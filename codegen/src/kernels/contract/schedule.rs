@@ -64,6 +64,8 @@ pub struct Schedule {
     pub apart: i64,
     /// Columns of one grid index; `None` where a grid index does all.
     pub block: Option<i64>,
+    /// Rows of one grid index; `None` where a grid index does all.
+    pub rows_block: Option<i64>,
     /// Number of rows from which on a block of the streamed operand is converted to f32 once, then reused.
     pub convert: Option<i64>,
     /// Whether the streamed operand's scales are multiplied into the rows instead, once for a block of columns.
@@ -311,6 +313,7 @@ fn dot(desc: &Desc, streamed: usize, k: Var, lanes: u32, register: u32) -> Optio
         },
         strip: if cols.is_some() { 8 / vectors.min(8) } else { 1 },
         apart: 1,
+        rows_block: None,
         block,
         convert,
         fold: false,
@@ -413,6 +416,7 @@ fn packed(desc: &Desc, streamed: usize, k: Var, n: Var, target: &Target) -> Opti
         tile: PACKED_TILE,
         strip: PACKED_TILE.1,
         apart: 1,
+        rows_block: None,
         block: desc.size(n).as_const().map(|_| if desc.grouped.is_some() { width * LISTED } else { width }),
         convert: None,
         fold: false,
@@ -477,6 +481,7 @@ fn outer(desc: &Desc, streamed: usize, v: Var, lanes: u32, register: u32) -> Opt
         tile: (4, 2 / vectors),
         strip,
         apart: 1,
+        rows_block: None,
         block: block(desc, v, if register > 4 { 64 } else { 32 }),
         convert: None,
         fold: false,
@@ -554,12 +559,13 @@ impl Schedule {
         let name = |v: Option<Var>| v.map_or("-".into(), |v| desc.vars.name(v));
         let list = |vs: &[Var]| vs.iter().map(|v| desc.vars.name(*v)).collect::<String>();
         format!(
-            "{} stream {} {}x{} rows {}{} cols {} tile {}x{} strip {} block {:?} convert {:?}{}{}{} grid [{}] sum [{}]",
+            "{} stream {} {}x{} rows {}{}{} cols {} tile {}x{} strip {} block {:?} convert {:?}{}{}{} grid [{}] sum [{}]",
             self.form,
             self.streamed,
             name(Some(self.lane)),
             self.lanes,
             name(self.rows),
+            self.rows_block.map_or(String::new(), |n| format!(" by {n}")),
             match &desc.grouped {
                 None => "",
                 Some(g) if g.each_row => " that share what the first of them chooses",

@@ -9,7 +9,7 @@ use super::codes::{self, Line};
 use super::rows::{Row, Rows};
 use super::{Groups, LANES, Laid, heights};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, Value};
-use hadal_types::DType;
+use hadal_types::{DType, Dim};
 
 /// Lines that are no loop where a part has no more, and at a time where it has.
 const UNROLLED: i64 = 8;
@@ -17,11 +17,24 @@ const UNROLLED: i64 = 8;
 /// Sums of integers that grow side by side, at least.
 const CHAINS: usize = 4;
 
-/// All columns and rows of one grid index.
-pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Value, Value), total: Value) {
+/// Rows of a step's tile above which lines are asked for ahead of time, and how many lines: a page. With so many products for
+/// each line a processor does not look far enough ahead by itself, and what foresees streams for it stops at the ends of pages.
+const ASKING: usize = 4;
+const AHEAD: i64 = 64;
+
+/// Some columns of so many rows from the first one on: a grid index.
+pub fn cell(
+    b: &mut Builder,
+    desc: &Desc,
+    s: &Schedule,
+    env: &Env<'_>,
+    (lo, hi): (Value, Value),
+    (first, total): (Value, Value),
+) {
     let Some(laid) = Laid::of(desc, s.streamed) else { return };
     let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
     let rows = s.rows.map_or(1i64.into(), |m| desc.size(m).clone());
+    let rows = s.rows_block.map_or(rows, Dim::from);
     // What is written of rows is for all panels of the grid index.
     let together = if laid.part.is_some() { s.block.unwrap_or(s.strip as i64) } else { s.strip as i64 };
     let width = together * LANES;
@@ -35,7 +48,7 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi):
         let line = codes::vectors(w, s.quads, s.pairs) * each * LANES;
         Decoded { buf: b.alloc("panel", dtype, [lines * line]), line, vector: each * LANES }
     });
-    let cell = Cell { desc, s, laid, env, w, x, x_scale, scales, total, together, width, sums, decoded };
+    let cell = Cell { desc, s, laid, env, w, x, x_scale, scales, first, total, together, width, sums, decoded };
     let written = Rows::new(b, &cell, s.tile.0 as i64, s.depth.min(laid.lines * laid.word));
     b.for_each(lo, hi, together, LoopKind::Serial, |b, panel| cell.run(b, panel, written));
 }
@@ -54,7 +67,8 @@ pub struct Cell<'e, 'a> {
     pub x_scale: Option<Scale<'a>>,
     /// Scale and offset of columns.
     scales: [Option<Scale<'a>>; 2],
-    /// How many rows there are.
+    /// The first row, and how many there are.
+    first: Value,
     total: Value,
     /// Panels that rows are written for at a time, and their columns.
     together: i64,
@@ -176,7 +190,11 @@ impl<'a> Cell<'_, 'a> {
         if let Some(decoded) = self.decoded {
             self.decode(b, panel, chunk, decoded);
         }
-        let known = self.s.rows.map_or(Some(1), |m| self.desc.known(m));
+        let known = match (self.s.rows, self.s.rows_block) {
+            (None, _) => Some(1),
+            (Some(m), None) => self.desc.known(m),
+            (Some(_), Some(_)) => None,
+        };
         let heights = heights(self.laid, i64::from(self.s.register) == LANES, self.s.step);
         let (mut first, mut left) = (b.const_i64(0), known);
         for height in heights.iter().copied().filter(|h| *h <= self.s.tile.0 as i64) {
@@ -223,6 +241,15 @@ impl<'a> Cell<'_, 'a> {
         });
     }
 
+    /// Asks for the line that is so far behind this one.
+    fn prefetch(&self, b: &mut Builder, base: Value, i: Value) {
+        let ahead = b.const_i64(AHEAD);
+        let i = b.add(i, ahead);
+        let at = self.times(b, i, LANES * self.laid.word);
+        let at = b.add(base, at);
+        b.prefetch(self.env.bufs[self.w.param], &[at]);
+    }
+
     /// A line, counted from where a panel's begin.
     fn load(&self, b: &mut Builder, base: Value, i: Value) -> Line {
         let elements = LANES * self.laid.word;
@@ -238,6 +265,7 @@ impl<'a> Cell<'_, 'a> {
             .map(|i| {
                 let offset = b.const_i64(i);
                 let m = b.add(first, offset);
+                let m = b.add(self.first, m);
                 let env = self.s.rows.map_or(self.env.clone(), |rows| self.env.row(b, rows, m));
                 written.write(b, self, (i, env), (chunk.from, chunk.part), chunk.length * self.laid.word)
             })
@@ -425,6 +453,9 @@ impl<'a> Cell<'_, 'a> {
             Some(_) => Vec::new(),
             None => strip.lines.iter().map(|base| self.load(b, *base, i)).collect(),
         };
+        if s.step && rows.len() > ASKING {
+            strip.lines.iter().for_each(|base| self.prefetch(b, *base, i));
+        }
         for vector in 0..count {
             let chain = (number * count + vector) as usize % chains;
             let sums = &mut sums[chain * tile..][..tile];
@@ -460,8 +491,9 @@ impl<'a> Cell<'_, 'a> {
         let vectors = on_vectors(&self.desc.vars, epilogue, lane);
         let zero = b.const_i64(0);
         b.for_each(zero, self.total, 1, LoopKind::Serial, |b, m| {
-            let env = self.s.rows.map_or(self.env.clone(), |rows| self.env.row(b, rows, m));
             let line = self.times(b, m, self.width);
+            let m = b.add(self.first, m);
+            let env = self.s.rows.map_or(self.env.clone(), |rows| self.env.row(b, rows, m));
             // Gathers do not run along lanes.
             let there = match (env.found(b, self.x), env.found(b, self.w)) {
                 (Some(x), Some(w)) => Some(b.and(x, w)),

@@ -17,6 +17,9 @@
 //! where they lie in a cache, several side by side, so that sums do not wait for each other; many rows meet so much of the
 //! panels at a time that it stays in the second-level cache, and sums wait in memory meanwhile.
 //!
+//! What rows of bytes need besides is done once for all panels of a grid index, so prompts have many of these in one, and some of the rows
+//! instead of all.
+//!
 //! **Scales.** The summed elements that share all scales, a *part*, are summed by themselves, unscaled; then their sum is
 //! multiplied with the scales of both operands and added:
 //!
@@ -41,6 +44,7 @@ use super::desc::{Desc, Role};
 use super::schedule::{Form, Schedule, tile_letters};
 use super::view::{Access, Affine, Var, VarKind};
 use crate::kernels::Target;
+use hadal_ir::module::STEP;
 use hadal_types::DType;
 
 /// Columns of a panel.
@@ -62,6 +66,10 @@ const STREAM: i64 = 256 << 10;
 
 /// Grid indices that there are at least, where one has more panels than a tile.
 const SHARES: i64 = 32;
+
+/// Rows of a grid index where they are in parts, a multiple of the heights of tiles, and panels of it at most.
+const ROWS: i64 = 96;
+const MOST: i64 = 16;
 
 /// Elements of a part of bytes at most, so that sums of their products are exact in f32 where no instruction makes integers.
 const LONGEST: i64 = 512;
@@ -253,8 +261,8 @@ fn line_bytes(w: &Access, laid: Laid) -> i64 {
 fn rows_of(desc: &Desc, streamed: usize, laid: Laid) -> Option<i64> {
     let Some(rows) = tile_letters(desc, streamed, Some(laid.panel)).0 else { return Some(1) };
     match desc.known(rows) {
-        Some(n) if n <= 8 => Some(n),
-        _ => (desc.in_steps() && desc.is_few(rows)).then_some(8),
+        Some(n) if n <= STEP => Some(n),
+        _ => (desc.in_steps() && desc.is_few(rows)).then_some(STEP),
     }
 }
 
@@ -293,7 +301,12 @@ fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: 
         let shared = written && block * LANES <= 128 && panels / block >= SHARES / 2;
         panels % block == 0 && (listed && (!written || block * LANES <= 128) || few.is_some() && enough || shared)
     };
-    let block = [8, 4, 2].map(|n| n * vectors).into_iter().find(longer).unwrap_or(vectors);
+    // Bytes are put in order and summed for all panels of a grid index, which costs as much as some of these: many of them,
+    // and rows in parts, so that there are indices for many processors all the same.
+    let rows_block = (written && quads && !listed && rows.is_some()).then_some(ROWS);
+    let many = |block: &i64| rows_block.is_some() && panels % block == 0;
+    let block = (1..=MOST / vectors).rev().map(|n| n * vectors).find(many);
+    let block = block.or_else(|| [8, 4, 2].map(|n| n * vectors).into_iter().find(longer)).unwrap_or(vectors);
     let unit = laid.part.map_or(1, |part| part / laid.word);
     let together = if laid.part.is_some() { block } else { vectors };
     let most = (target.cache / 2 / (together * line)).max(unit);
@@ -310,6 +323,7 @@ fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: 
         tile: (height as usize, vectors as usize),
         strip: vectors as usize,
         apart: 1,
+        rows_block,
         block: Some(block),
         convert,
         fold: false,
