@@ -4,8 +4,9 @@ use crate::driver::Compiled;
 use crate::failure::Failure;
 use crate::probe::{Probe, Reader, Sample};
 use crate::roofline::{Call, Step};
-use hadal_ir::Sym;
-use hadal_runtime::{Pool, Program, Rng, Session};
+use hadal_ir::{Bindings, Sym};
+use hadal_runtime::{Pool, Program, Rng, Session, Watch, Watched};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,6 +27,21 @@ pub struct Measured {
     pub tokens: usize,
     /// The runs.
     pub runs: Vec<Run>,
+    /// Where the time of one more run went, where that was asked for: the kernels that took longest first.
+    pub kernels: Vec<KernelRun>,
+}
+
+/// The launches of a kernel in a call.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct KernelRun {
+    /// The kernel.
+    pub name: String,
+    /// The first place in the model that it came from.
+    pub place: String,
+    /// Seconds of its launches.
+    pub seconds: f64,
+    /// What the machine would allow for them.
+    pub limit: Step,
 }
 
 impl Measured {
@@ -49,15 +65,21 @@ pub struct Limits<'a> {
 }
 
 impl Limits<'_> {
-    /// For a call of an entry, of `tokens` that are the last of `context`.
-    fn of(&self, entry: &str, context: usize, tokens: usize, bandwidth: Option<f64>) -> Result<Step, Failure> {
+    /// For each launch of a call of an entry, of `tokens` that are the last of `context`: its kernel, and what it would take.
+    fn launches(
+        &self,
+        entry: &str,
+        (context, tokens): (usize, usize),
+        bandwidth: Option<f64>,
+    ) -> Result<Vec<(&str, Step)>, Failure> {
         let program = &self.compiled.program;
-        let call = [(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)].into();
+        let call = Bindings::from([(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)]);
         let bindings = program.module.complete(&call);
         let plan = program.plan_for(entry, &bindings).ok_or_else(|| Failure::internal("no plan for", entry))?;
         let mut target = self.machine.target("here");
         target.bandwidth = bandwidth.unwrap_or(target.bandwidth);
-        Ok(Call { program, plan, target: &target, bindings: &bindings, batch: 1 }.step())
+        let steps = Call { program, plan, target: &target, bindings: &bindings, batch: 1 }.launches();
+        Ok(plan.launches.iter().map(|l| l.kernel.as_str()).zip(steps).collect())
     }
 }
 
@@ -66,6 +88,7 @@ pub struct Meter {
     program: Arc<Program>,
     pool: Arc<Pool>,
     repeat: u32,
+    by_kernel: bool,
 }
 
 impl Meter {
@@ -76,7 +99,12 @@ impl Meter {
 
     /// The same for a program that is open.
     pub fn new(program: Arc<Program>, threads: usize, repeat: u32) -> Meter {
-        Meter { program, pool: Pool::new(threads), repeat }
+        Meter { program, pool: Pool::new(threads), repeat, by_kernel: false }
+    }
+
+    /// Also tells where the time goes, by kernel, in one more run of each measurement.
+    pub fn by_kernel(self, by_kernel: bool) -> Meter {
+        Meter { by_kernel, ..self }
     }
 
     /// The program.
@@ -92,57 +120,81 @@ impl Meter {
     /// The last call of a prompt of `context` tokens, which has `tokens` of them or as many as a call can
     /// take. `None` where the program reads no prompts.
     pub fn prompt(&self, context: usize, tokens: usize, limits: &Limits) -> Result<Option<Measured>, Failure> {
-        let mut session = Session::new(self.program.clone(), self.pool.clone())?;
-        let Ok(entry) = session.entry("prefill") else { return Ok(None) };
-        let most = self.program.manifest().entries[entry].range(Sym::T).map_or(1, |r| r.hi as usize);
-        let tokens = tokens.clamp(1, most).min(context);
-        let limit = |bandwidth| limits.of("prefill", context, tokens, bandwidth);
-        let runs = self.runs(limits, limit, |between| {
-            session.pretend((context - tokens) as u64)?;
-            between()?;
-            let took = self.call(&mut session, entry, tokens)?;
-            between()?;
-            Ok(took)
-        })?;
-        Ok(Some(Measured { tokens, runs }))
+        let Some(described) = self.program.manifest().entries.iter().find(|e| e.name == "prefill") else {
+            return Ok(None);
+        };
+        let most = described.range(Sym::T).map_or(1, |r| r.hi as usize);
+        self.measure("prefill", (context, tokens.clamp(1, most).min(context)), 1, limits).map(Some)
     }
 
     /// A token that is generated, the first of `n` being the last of `context`.
     pub fn decode(&self, context: usize, n: u32, limits: &Limits) -> Result<Measured, Failure> {
-        let mut session = Session::new(self.program.clone(), self.pool.clone())?;
-        let entry = session.entry("decode")?;
-        let limit = |bandwidth| limits.of("decode", context, 1, bandwidth);
-        let runs = self.runs(limits, limit, |between| {
-            session.pretend(context as u64 - 1)?;
-            let mut took = 0.0;
-            for _ in 0..n {
-                between()?;
-                took += self.call(&mut session, entry, 1)?;
-            }
-            Ok(took / f64::from(n))
-        })?;
-        Ok(Measured { tokens: 1, runs })
+        self.measure("decode", (context, 1), n, limits)
     }
 
-    /// Runs after one to warm up, each beside the limit at the bandwidth that memory had between its calls.
-    fn runs(
-        &self,
-        limits: &Limits,
-        limit: impl Fn(Option<f64>) -> Result<Step, Failure>,
-        mut once: impl FnMut(&mut dyn FnMut() -> Result<(), Failure>) -> Result<f64, Failure>,
-    ) -> Result<Vec<Run>, Failure> {
-        once(&mut || Ok(()))?;
+    /// Runs of `calls` calls each, the first of `tokens` that are the last of `context`, after one to warm up.
+    fn measure(&self, name: &str, sizes: (usize, usize), calls: u32, limits: &Limits) -> Result<Measured, Failure> {
+        let mut session = Session::new(self.program.clone(), self.pool.clone())?;
+        let entry = session.entry(name)?;
+        let (context, tokens) = sizes;
+        let limit = |bandwidth| -> Result<Step, Failure> {
+            Ok(limits.launches(name, sizes, bandwidth)?.into_iter().map(|(_, step)| step).sum())
+        };
         let reader = Reader::beside(limits.machine, limit(None)?.bytes())?;
-        let one = |_| {
-            let mut read = Vec::new();
-            let seconds = once(&mut || {
-                read.extend(reader.as_ref().map(Reader::seconds_of_byte).transpose()?);
-                Ok(())
-            })?;
+        // Seconds of a call, and the bandwidth that memory had between them.
+        let once = |session: &mut Session| -> Result<(f64, Option<f64>), Failure> {
+            session.pretend((context - tokens) as u64)?;
+            let (mut took, mut read) = (0.0, Vec::new());
+            let mut between = || reader.as_ref().map(Reader::seconds_of_byte).transpose().map(|s| read.extend(s));
+            for _ in 0..calls {
+                between()?;
+                took += self.call(session, entry, tokens)?;
+            }
+            between()?;
             let bandwidth = (!read.is_empty()).then(|| read.len() as f64 / read.iter().sum::<f64>());
+            Ok((took / f64::from(calls), bandwidth))
+        };
+        once(&mut session)?;
+        let one = |_| -> Result<Run, Failure> {
+            let (seconds, bandwidth) = once(&mut session)?;
             Ok(Run { seconds, limit: limit(bandwidth)? })
         };
-        (0..self.repeat).map(one).collect()
+        let runs = (0..self.repeat).map(one).collect::<Result<_, _>>()?;
+        let mut kernels = Vec::new();
+        if self.by_kernel {
+            session.watch();
+            let (_, bandwidth) = once(&mut session)?;
+            let watched = session.watched().map(Watch::calls).unwrap_or_default();
+            kernels = self.kernels(watched, limits.launches(name, sizes, bandwidth)?)?;
+        }
+        Ok(Measured { tokens, runs, kernels })
+    }
+
+    /// What launches took in a call, by kernel, beside what they would take. Calls that run another version than the first,
+    /// which the limits are for, are left out.
+    fn kernels(&self, calls: &[Watched], limits: Vec<(&str, Step)>) -> Result<Vec<KernelRun>, Failure> {
+        let m = self.program.manifest();
+        let Some(Watched { entry, version, .. }) = calls.first() else { return Ok(Vec::new()) };
+        let calls: Vec<&Watched> = calls.iter().filter(|c| c.version == *version).collect();
+        let launches = &m.entries[*entry].versions[*version].launches;
+        let kernels = launches.iter().map(|l| &m.kernels[l.kernel as usize]);
+        if !kernels.clone().map(|k| k.name.as_str()).eq(limits.iter().map(|(name, _)| *name)) {
+            return Err(Failure::internal("measuring kernels", "what ran is not what was planned"));
+        }
+        let mut by_name: BTreeMap<&str, KernelRun> = BTreeMap::new();
+        for (i, (kernel, (_, limit))) in kernels.zip(limits).enumerate() {
+            let took: f64 = calls.iter().map(|c| (c.clock[i + 1] - c.clock[i]).as_secs_f64()).sum();
+            let run = by_name.entry(&kernel.name).or_insert_with(|| KernelRun {
+                name: kernel.name.clone(),
+                place: kernel.origin.split(", ").next().unwrap_or_default().to_owned(),
+                ..KernelRun::default()
+            });
+            run.seconds += took / calls.len() as f64;
+            run.limit = [run.limit, limit].into_iter().sum();
+        }
+        let mut all: Vec<KernelRun> = by_name.into_values().collect();
+        all.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(all)
     }
 
     /// Seconds of one call with random tokens.
@@ -162,5 +214,60 @@ impl Meter {
         let begun = Instant::now();
         session.run(entry, tokens, &[bytemuck::cast_slice(&input)], &mut outputs)?;
         Ok(begun.elapsed().as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::{Options, compile};
+    use crate::input::Input;
+
+    #[test]
+    fn kernels_make_up_the_call() {
+        let input = Input::demo().unwrap();
+        let compiled = compile(&input, &Options { cache: None, ..Options::default() }.here()).unwrap();
+        let (_file, path) = compiled.in_memory(&input).unwrap();
+        let s = |x: f64| Sample::new(vec![x]);
+        let machine = Probe {
+            threads: 2,
+            processor: "a processor".into(),
+            level: compiled.levels[0].cpu.name,
+            flops: s(1e11),
+            bf16: None,
+            i8: None,
+            bandwidth: s(1e10),
+            bandwidth_of_one: s(1e10),
+            cache_bandwidth: s(1e11),
+            launch: s(1e-6),
+            cache_bytes: 1 << 21,
+            // The model fits, so that memory is not read between calls.
+            all_cache_bytes: 1 << 30,
+            memory_bytes: 1 << 34,
+        };
+        let limits = Limits { compiled: &compiled, machine: &machine };
+        let meter = Meter::open(&path, 2, 1).unwrap();
+        assert!(meter.decode(32, 1, &limits).unwrap().kernels.is_empty());
+        let meter = meter.by_kernel(true);
+        for measured in [meter.prompt(48, 32, &limits).unwrap().unwrap(), meter.decode(128, 3, &limits).unwrap()] {
+            let (all, kernels) = (measured.runs[0].limit, &measured.kernels);
+            let sum: Step = kernels.iter().map(|k| k.limit).sum();
+            assert_eq!(sum.launches, all.launches);
+            let same = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b;
+            assert!(same(sum.bytes(), all.bytes()) && same(sum.flops, all.flops), "{sum:?} {all:?}");
+            assert!(same(sum.seconds(), all.seconds()));
+            assert!(kernels.len() > 3 && kernels.iter().all(|k| k.seconds > 0.0 && !k.name.is_empty()));
+            assert!(kernels.is_sorted_by(|a, b| a.seconds >= b.seconds));
+            assert!(kernels.iter().any(|k| !k.place.is_empty()));
+        }
+        // What ran must be what was planned.
+        let mut other = limits.launches("decode", (128, 1), None).unwrap();
+        other.pop();
+        let mut session = Session::new(meter.program.clone(), meter.pool.clone()).unwrap();
+        session.watch();
+        session.pretend(127).unwrap();
+        let entry = session.entry("decode").unwrap();
+        meter.call(&mut session, entry, 1).unwrap();
+        assert!(meter.kernels(session.watched().unwrap().calls(), other).is_err());
     }
 }

@@ -322,17 +322,7 @@ impl Bench {
 
 /// Processor features that matter here, of those this machine has.
 fn features() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    let found = [
-        ("avx2", is_x86_feature_detected!("avx2")),
-        ("avx512f", is_x86_feature_detected!("avx512f")),
-        ("bmi2", is_x86_feature_detected!("bmi2")),
-        ("f16c", is_x86_feature_detected!("f16c")),
-        ("fma", is_x86_feature_detected!("fma")),
-    ];
-    #[cfg(not(target_arch = "x86_64"))]
-    let found: [(&str, bool); 0] = [];
-    found.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+    ["avx2", "avx512f", "bmi2", "f16c", "fma"].into_iter().filter(|f| hadal_artifact::has_feature(f)).collect()
 }
 
 /// A data cache of the first processor.

@@ -93,17 +93,17 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// The whole call.
     pub fn step(&self) -> Step {
-        self.launches().into_iter().map(|(_, one)| one).sum()
+        self.launches().into_iter().sum()
     }
 
-    /// Each launch with its kernel, in order.
-    pub fn launches(&self) -> Vec<(&str, Step)> {
-        let launches = self.plan.launches.iter();
-        launches.filter_map(|l| Some((l.kernel.as_str(), self.launch(&l.kernel, &l.args)?))).collect()
+    /// Each launch of the plan, in order.
+    pub fn launches(&self) -> Vec<Step> {
+        self.plan.launches.iter().map(|l| self.launch(&l.kernel, &l.args)).collect()
     }
 
-    fn launch(&self, kernel: &str, args: &[Place]) -> Option<Step> {
-        let kernel = Kernel { func: self.program.module.func(kernel)?, args, call: self };
+    fn launch(&self, kernel: &str, args: &[Place]) -> Step {
+        let func = self.program.module.func(kernel).expect("plans launch kernels of their program");
+        let kernel = Kernel { func, args, call: self };
         let mut one = kernel.step();
         let traffic = one.memory_seconds;
         // The longer of the two is what the launch waits for.
@@ -113,7 +113,7 @@ impl Call<'_> {
         }
         one.launch_seconds = self.target.launch_seconds;
         one.launches = 1;
-        Some(one)
+        one
     }
 }
 
@@ -367,7 +367,8 @@ mod tests {
             let insts = program.module.func(name).into_iter().flat_map(|f| &f.insts);
             insts.filter(|i| matches!(&i.kind, InstKind::Op(Op::Attention(_)))).count() > 0
         };
-        let found: Vec<Step> = call.launches().into_iter().filter(|(k, _)| selects(k)).map(|(_, s)| s).collect();
+        let launches = plan.launches.iter().zip(call.launches());
+        let found: Vec<Step> = launches.filter(|(l, _)| selects(&l.kernel)).map(|(_, step)| step).collect();
         assert_eq!(found.len(), 61);
         for step in found {
             assert_eq!(step.state_bytes_read, 2048.0 * (512.0 + 64.0) * 4.0);

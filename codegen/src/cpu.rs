@@ -3,6 +3,7 @@
 //! A level is a set of features that came together in processors; a compiled file may hold code for several, and the
 //! best one that the processor has is taken when it starts.
 
+use hadal_artifact::has_feature;
 use hadal_types::Dim;
 
 /// A processor to make code for: an architecture and the features that the code may use.
@@ -86,30 +87,8 @@ impl CpuTarget {
 
     /// Whether this machine can run code for the level.
     pub fn is_here(&self) -> bool {
-        self.arch == std::env::consts::ARCH && self.features.iter().all(|f| is_feature_here(f))
+        self.arch == std::env::consts::ARCH && self.features.iter().all(|f| has_feature(f))
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-fn is_feature_here(feature: &str) -> bool {
-    // The macro only takes literals, so the names are spelled out once.
-    macro_rules! table {
-        ($($name:tt)*) => {
-            match feature {
-                $($name => std::arch::is_x86_feature_detected!($name),)*
-                _ => false,
-            }
-        };
-    }
-    table!(
-        "sse3" "ssse3" "sse4.1" "sse4.2" "popcnt" "lzcnt" "bmi1" "bmi2" "avx" "avx2" "fma" "f16c"
-        "avx512f" "avx512cd" "avx512bw" "avx512dq" "avx512vl" "avx512vnni" "avx512bf16" "avx512vbmi"
-    )
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn is_feature_here(feature: &str) -> bool {
-    feature == "neon" && cfg!(target_arch = "aarch64")
 }
 
 /// One kernel's code.

@@ -88,12 +88,17 @@ pub struct Interpreter<'a, W: WeightSource> {
     weights: &'a W,
     /// States by full name.
     pub states: BTreeMap<String, Tensor>,
+    /// Is shown every op before it is evaluated.
+    pub seen: Option<Seen<'a>>,
 }
+
+/// What is shown ops and what they are given.
+pub type Seen<'a> = &'a mut dyn FnMut(&Op, &[&Tensor]);
 
 impl<'a, W: WeightSource> Interpreter<'a, W> {
     /// Begins with empty states.
     pub fn new(module: &'a Module, weights: &'a W) -> Self {
-        Interpreter { module, weights, states: BTreeMap::new() }
+        Interpreter { module, weights, states: BTreeMap::new(), seen: None }
     }
 
     /// Evaluates `func`. States that do not exist yet hold no rows, or zeros where their size is fixed.
@@ -129,6 +134,9 @@ impl<'a, W: WeightSource> Interpreter<'a, W> {
             let args: Vec<&Tensor> = inst.args.iter().map(|a| values[a.index()].as_ref().expect("verified")).collect();
             match &inst.kind {
                 InstKind::Op(op) => {
+                    if let Some(seen) = &mut self.seen {
+                        seen(op, &args);
+                    }
                     let result = eval_op(op, &args, func.ty(inst.results[0]), bindings)?;
                     values[inst.results[0].index()] = Some(result);
                 }

@@ -22,6 +22,30 @@ pub fn fixture(name: &str) -> PathBuf {
     root().join("tests/fixtures").join(name)
 }
 
+/// Fixtures of every kind of model.
+pub const KINDS: [&str; 17] = [
+    "llama-dense",
+    "r1-distill-qwen",
+    "deepseek-moe-16b",
+    "v2",
+    "v2-lite",
+    "v3",
+    "v3-fp8",
+    "variant-v3-k1",
+    "variant-v3-mtp2",
+    "v32",
+    "variant-v32-fp8",
+    "v4-flash-like",
+    "v4-fp4",
+    "v41-like",
+    "v41-fp8fp4-like",
+    "engram",
+    "nsa",
+];
+
+/// Those with releases that define how states are rounded.
+pub const ROUNDED: [&str; 3] = ["variant-v32-fp8", "v4-fp4", "v41-fp8fp4-like"];
+
 /// A fixture as input. Where its tokenizer is not there, the classes of tokens are those that were recorded.
 pub fn open(name: &str) -> Input {
     let mut input = Input::open(&fixture(name)).unwrap_or_else(|e| panic!("{name}: {e}"));

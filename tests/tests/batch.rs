@@ -4,33 +4,13 @@
 use hadal::{Input, Options};
 use hadal_models::Activations;
 use hadal_runtime::{Batch, Error, Pool, Program, Session};
-use hadal_tests::{Numbers, call, load, open, session};
+use hadal_tests::{KINDS, Numbers, ROUNDED, call, load, open, session};
 use std::sync::Arc;
 
 /// Models of every kind; those that keep rounded rows too, where any other bit would show.
 fn programs() -> Vec<(String, Arc<Program>)> {
-    let plain = [
-        "llama-dense",
-        "r1-distill-qwen",
-        "deepseek-moe-16b",
-        "v2",
-        "v2-lite",
-        "v3",
-        "v3-fp8",
-        "variant-v3-k1",
-        "variant-v3-mtp2",
-        "v32",
-        "variant-v32-fp8",
-        "v4-flash-like",
-        "v4-fp4",
-        "v41-like",
-        "v41-fp8fp4-like",
-        "engram",
-        "nsa",
-    ];
-    let plain = plain.map(|name| (name.to_owned(), program(&open(name), Activations::F32)));
-    let rounded = ["variant-v32-fp8", "v4-fp4", "v41-fp8fp4-like"]
-        .map(|name| (format!("{name} with rounded states"), program(&open(name), Activations::Cache)));
+    let plain = KINDS.map(|name| (name.to_owned(), program(&open(name), Activations::F32)));
+    let rounded = ROUNDED.map(|name| (format!("{name} with rounded states"), program(&open(name), Activations::Cache)));
     let demo = ("demo".to_owned(), program(&Input::demo().expect("embedded"), Activations::F32));
     plain.into_iter().chain(rounded).chain([demo]).collect()
 }

@@ -4,11 +4,12 @@
 use hadal::golden::verify;
 use hadal::{Input, Options, compile};
 use hadal_ir::interpret::Interpreter;
-use hadal_ir::{Bindings, Sym, Tensor};
-use hadal_models::Activations;
+use hadal_ir::ops::map::MapFn;
+use hadal_ir::{Bindings, Op, Sym, Tensor};
 use hadal_models::checkpoint::{Checkpoint, Quantize, WeightOnly};
+use hadal_models::{Activations, Model};
 use hadal_runtime::Program;
-use hadal_tests::{call, demo_folder, fixture, session};
+use hadal_tests::{Numbers, call, demo_folder, fixture, session};
 use hadal_types::DType;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use std::path::Path;
@@ -36,24 +37,47 @@ fn without_ties(folder: &Path) -> Input {
     Input { checkpoint: Some(checkpoint.with_adapter(norms).expect("the same shapes")), ..input }
 }
 
+/// How near to the middle between two codes of an activation a number may be rounded the other way when sums run in another
+/// order: what f32 leaves of codes up to 127.
+const NEAR: f64 = 5e-5;
+
+/// Tokens, and what the interpreter makes of them. A single code on the other side changes logits by as much as rounding
+/// costs at all (v2-lite through LLVM: 3.5000029 in a row of the first layer, and 0.87 in the end), so these are tokens with
+/// which nothing comes near to that; about half the texts of this length have something that does.
+fn interpreted(model: &Model, checkpoint: &Checkpoint) -> (Vec<u32>, Tensor) {
+    let weights = model.weights(checkpoint);
+    let func = &model.module.entry("logits").expect("an entry").func;
+    let text = |seed| {
+        let mut numbers = Numbers(seed);
+        let tokens: Vec<u32> = (0..7).map(|_| numbers.below(model.vocab) as u32).collect();
+        let ids = Tensor::int(DType::I32, &[tokens.len()], tokens.iter().map(|t| i64::from(*t)).collect());
+        let bindings: Bindings = [(Sym::T, tokens.len() as i64), (Sym::P, 0)].into();
+        let mut nearest = f64::INFINITY;
+        let mut seen = |op: &Op, args: &[&Tensor]| {
+            // Codes are rounded down from a half more.
+            if matches!(op, Op::Map(m) if m.f == MapFn::Floor) {
+                nearest = args[0].reals().iter().map(|v| (v - v.round()).abs()).fold(nearest, f64::min);
+            }
+        };
+        let mut interpreter = Interpreter::new(&model.module, &weights);
+        interpreter.seen = Some(&mut seen);
+        let logits = interpreter.run(func, "", &[ids], &bindings).expect("it evaluates").swap_remove(0);
+        (nearest > NEAR).then_some((tokens, logits))
+    };
+    (1..50).find_map(text).expect("some text has nothing near the middle")
+}
+
 fn compiled_is_interpreted(folder: &Path, to: WeightOnly, activations: Activations) {
     let input = without_ties(folder).quantized(Some(to.into())).unwrap_or_else(|e| panic!("{e}"));
     let options = Options { max_context: Some(32), activations, ..Options::default() };
     let compiled = compile(&input, &options).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
+    let model = &compiled.model;
+    assert!(model.params.iter().any(|p| p.name.ends_with(".codes") && p.ty.dtype == to.codes));
+    let (tokens, expected) = interpreted(model, input.checkpoint.as_ref().expect("weights"));
     let (_file, path) = compiled.in_memory(&input).expect("it fits into memory");
     let mut sequence = session(&Program::open(&path).expect("it opens"), 2);
-    let tokens = [3, 14, 15, 92, 65, 35, 89];
     let logits = call(&mut sequence, "logits", &tokens, &[]).swap_remove(0);
-
-    let model = &compiled.model;
-    let checkpoint = input.checkpoint.as_ref().expect("weights");
-    assert!(model.params.iter().any(|p| p.name.ends_with(".codes") && p.ty.dtype == to.codes));
-    let weights = model.weights(checkpoint);
-    let ids = Tensor::int(DType::I32, &[tokens.len()], tokens.iter().map(|t| i64::from(*t)).collect());
-    let bindings: Bindings = [(Sym::T, tokens.len() as i64), (Sym::P, 0)].into();
-    let func = &model.module.entry("logits").expect("an entry").func;
-    let expected = Interpreter::new(&model.module, &weights).run(func, "", &[ids], &bindings).expect("it evaluates");
-    let worst = logits.iter().zip(expected[0].reals()).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+    let worst = logits.iter().zip(expected.reals()).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
     println!("{worst:e} {}", folder.display());
     assert!(worst <= 2e-4, "{}: off by {worst:e}", folder.display());
 }

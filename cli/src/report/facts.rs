@@ -164,11 +164,9 @@ fn versions<'a>(
         let entry = optimised.entries.iter().find(|e| e.name == plan.entry && optimised.ranges(e) == plan.ranges);
         let bindings = entry.map_or_else(Bindings::new, |e| options.typical(optimised, &e.func));
         let call = Call { program, plan, target, bindings: &bindings, batch: options.batch as usize };
-        let launches = call.launches();
-        let step = launches.iter().map(|(_, s)| *s).sum();
-        // The names outlive the call, which borrows sizes of this frame.
-        let names = plan.launches.iter().map(|l| l.kernel.as_str());
-        let launches = names.zip(launches.into_iter().map(|(_, s)| s)).collect();
+        let steps = call.launches();
+        let step = steps.iter().copied().sum();
+        let launches = plan.launches.iter().map(|l| l.kernel.as_str()).zip(steps).collect();
         Version { plan, label: label(program, plan), bindings, launches, step }
     };
     program.plans.iter().map(one).collect()

@@ -11,6 +11,7 @@
 
 mod check;
 mod error;
+mod features;
 mod format;
 mod manifest;
 mod read;
@@ -18,6 +19,7 @@ mod write;
 
 pub use check::check;
 pub use error::{ArgFault, BatchFault, Error, Fault, Part, VersionFault};
+pub use features::has_feature;
 pub use manifest::*;
 pub use read::{Artifact, parse};
 pub use write::{Parts, WeightWriter, write, write_to};
