@@ -283,6 +283,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="one round of short runs, hadal and llama.cpp alone, no context of 16384")
     parser.add_argument("--only", default=",".join(MODELS), help="models: " + ", ".join(MODELS) + "; none with an empty word")
     parser.add_argument("--dtypes", default="bf16,int8,int4")
+    parser.add_argument("--contexts", help="tokens held where others are generated [default: 128,2048 and for 1.5b 16384]")
     parser.add_argument("--systems", default="hadal,llama.cpp,torch,openvino")
     parser.add_argument("--python", action="append", default=[], metavar="SYSTEM=PATH", help="numpy=PATH writes GGUF files")
     parser.add_argument("--llama", metavar="FOLDER", help="where llama-bench and llama-quantize are, if not on the PATH")
@@ -330,7 +331,7 @@ def main():
         os.environ["TMPDIR"] = str(work)
         for name in filter(None, given.only.split(",")):
             config, layers, contexts = MODELS[name]
-            contexts = contexts.replace(",16384", "") if given.quick else contexts
+            contexts = given.contexts or (contexts.replace(",16384", "") if given.quick else contexts)
             folder = random_weights(name, config, layers, given, work)
             if not given.no_files:
                 for dtype in dtypes if name == "1.5b" else dtypes[:1]:
