@@ -3,7 +3,7 @@
 
   gguf_file.py FOLDER FILE.gguf
 
-Without a tokenizer: what is measured is given tokens. Weights stay in bf16, vectors and routers become f32. Further
+The tokenizer is made up: what is measured is given tokens, but some programs open no file without one. Weights stay in bf16, vectors and routers become f32. Further
 formats: `llama-quantize FILE.gguf OUT.gguf Q8_0`. It knows the `qwen2` and `deepseek_v2` families, and needs numpy.
 """
 
@@ -162,7 +162,26 @@ def field(key, value):
         return text(key) + struct.pack("<II", 4, value)
     if isinstance(value, float):
         return text(key) + struct.pack("<If", 6, value)
+    if isinstance(value, list):
+        of, entries = (5, [struct.pack("<i", v) for v in value]) if isinstance(value[0], int) else (8, map(text, value))
+        return text(key) + struct.pack("<IIQ", 9, of, len(value)) + b"".join(entries)
     return text(key) + struct.pack("<I", 8) + text(value)
+
+
+def tokenizer(size):
+    """A vocabulary with the characters of ASCII, one pair of them, other words, and one token that is special."""
+    words = [chr(33 + i) for i in range(94)] + ["ab"]
+    words += [f"word{i}" for i in range(size - len(words) - 1)] + ["<end>"]
+    about = {
+        "model": "gpt2",
+        "pre": "qwen2",
+        "tokens": words,
+        "token_type": [1] * (size - 1) + [3],
+        "merges": ["a b"],
+        "eos_token_id": size - 1,
+        "bos_token_id": size - 1,
+    }
+    return [field(f"tokenizer.ggml.{key}", value) for key, value in about.items()]
 
 
 def write(folder, path):
@@ -182,7 +201,7 @@ def write(folder, path):
         "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
         "rope.freq_base": float(config["rope_theta"]),
     }
-    fields = [field("general.architecture", arch), field("tokenizer.ggml.model", "no_vocab")]
+    fields = [field("general.architecture", arch)] + tokenizer(config["vocab_size"])
     fields += [field(f"{arch}.{key}", value) for key, value in about.items()]
     infos, offset = [], 0
     for name, shape, dtype, _ in tensors:

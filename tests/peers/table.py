@@ -34,6 +34,8 @@ MODELS = {
     "v2-lite": ("deepseek-v2-lite.json", 6, "128,2048"),
 }
 FORMATS = {"int8": "Q8_0", "int4": "Q4_K_M"}
+# OpenVINO reads no bf16 from GGUF, and multiplies f16 in bf16.
+HALVES = "f16"
 # Share of the limit to reach, by model, format and metric.
 AIMS = {
     ("1.5b", "bf16", "decode_tps 128"): 0.95,
@@ -107,7 +109,8 @@ def of_model(name, folder, files, dtypes, contexts, given):
             # torch multiplies no integers here, and OpenVINO reads no experts from GGUF.
             if system == "torch" and (dtype != "bf16" or not folder) or system == "openvino" and name == "v2-lite":
                 return None
-            model = folder if folder and system in ("hadal", "torch") else files.get(dtype)
+            file = HALVES if (system, dtype) == ("openvino", "bf16") else dtype
+            model = folder if folder and system in ("hadal", "torch") else files.get(file)
             return model and compare.command(system, model, given.threads, given.pythons, given.hadal) + ["--dtype", dtype]
 
         gen = ["--gen", str(given.gen), "--reps", str(given.reps)]
@@ -270,10 +273,13 @@ def gguf_files(name, folder, dtypes, given, work):
         python = given.pythons.get("numpy", sys.executable)
         subprocess.run([python, str(compare.HERE / "gguf_file.py"), str(folder), str(plain)], check=True)
     files["bf16"] = plain
-    for dtype in [d for d in dtypes if d in FORMATS and given.quantize]:
+    wanted = {d: FORMATS[d] for d in dtypes if d in FORMATS}
+    if "openvino" in given.systems and name != "v2-lite" and "bf16" in dtypes:
+        wanted[HALVES] = "F16"
+    for dtype, kind in wanted.items() if given.quantize else []:
         files[dtype] = work / f"{name}-{dtype}.gguf"
         if not files[dtype].exists():
-            words = [given.quantize, str(plain), str(files[dtype]), FORMATS[dtype]]
+            words = [given.quantize, str(plain), str(files[dtype]), kind]
             subprocess.run(words, check=True, capture_output=True)
     return files
 
