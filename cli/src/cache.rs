@@ -2,12 +2,12 @@
 //!
 //! The key of an entry is a hash of the kernel's text without its name and of everything else that its code depends on
 //! ([`hadal_codegen::maker`]); the value is the code. Entries are files that are written whole or not at all, by any
-//! number of processes at once. One that is not what was written (its checksum covers all of it, its key too) is removed
-//! and made anew. As code from here is run, the folder must belong to the user and be writable by nobody else.
+//! number of processes at once. One that is not what was written (its checksum covers all of it, its key too) is
+//! removed and made anew. As code from here is run, the folder must belong to the user and be writable by nobody else.
 //!
 //! A cache changes no result: whatever goes wrong with it, code is made as if there were none.
 
-use hadal_codegen::cpu::{CompiledKernel, CpuTarget};
+use hadal_codegen::processor::{CompiledKernel, Processor};
 use hadal_ir::kernel::Kernel;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
@@ -75,11 +75,10 @@ impl Cache {
     }
 
     /// Code for a kernel, and whether it was there already.
-    pub fn compile(&self, kernel: &Kernel, cpu: &CpuTarget) -> Result<(CompiledKernel, bool), hadal_codegen::Error> {
+    pub fn compile(&self, kernel: &Kernel, cpu: &Processor) -> Result<(CompiledKernel, bool), hadal_codegen::Error> {
         let key = key(kernel, cpu);
         if let Some(code) = self.read(key) {
-            let (name, scratch_bytes) = (kernel.name.clone(), kernel.scratch_bytes().unwrap_or_default());
-            return Ok((CompiledKernel { name, code, scratch_bytes, disassembly: None }, true));
+            return Ok((CompiledKernel::of(kernel, cpu, code), true));
         }
         let compiled = hadal_codegen::compile(kernel, cpu, false)?;
         // What cannot be kept is made again.
@@ -203,7 +202,7 @@ fn total(entries: &[(PathBuf, SystemTime, u64)]) -> Usage {
 }
 
 /// What code is kept under. Kernels that differ in nothing but their name have the same.
-fn key(kernel: &Kernel, cpu: &CpuTarget) -> u128 {
+fn key(kernel: &Kernel, cpu: &Processor) -> u128 {
     struct Text(Xxh3Default);
     impl std::fmt::Write for Text {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
@@ -239,7 +238,7 @@ mod tests {
 
     const KERNEL: &str = "kernel @f\nsymbols T\nparam x : f32[T] read\nparam y : f32[T] write\ngrid T\n{\n  \
         %0 = grid 0 : i64\n  %1 = load x[%0] : f32\n  %2 = add %1, %1 : f32\n  store y[%0] = %2\n}\n";
-    const CPU: CpuTarget = CpuTarget::X86_64_V3;
+    const CPU: Processor = Processor::X86_64_V3;
 
     fn kernel(text: &str) -> Kernel {
         hadal_ir::kernel::text::parse(text).unwrap()
@@ -271,8 +270,8 @@ mod tests {
         let all = [
             key(&one, &CPU),
             key(&kernel(&KERNEL.replace("add", "mul")), &CPU),
-            key(&one, &CpuTarget { features: &["sse3"], ..CPU }),
-            key(&one, &CpuTarget { arch: "aarch64", ..CPU }),
+            key(&one, &Processor { features: &["sse3"], ..CPU }),
+            key(&one, &Processor { arch: "aarch64", ..CPU }),
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().collect();
         assert_eq!(distinct.len(), all.len());

@@ -7,8 +7,8 @@ use crate::input::Input;
 use crate::runner::Runner;
 use crate::tuning::{self, Choice, Database, Tuning};
 use hadal_artifact as artifact;
-use hadal_codegen::cpu::{self, CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
+use hadal_codegen::processor::{self, CompiledKernel, Processor};
 use hadal_ir::interpret::{WeightSource, eval_func};
 use hadal_ir::layout_fold::{self, Piece, pieces};
 use hadal_ir::module::FuncKind;
@@ -54,13 +54,15 @@ pub struct Options {
     /// Sequences that a call is costed for.
     pub batch: u64,
     /// Processors that the file holds code for, those to be preferred first.
-    pub levels: Vec<CpuTarget>,
+    pub levels: Vec<Processor>,
     /// Where measurements that choose among kernels of equal bits are kept; `None` for the generators' own choice.
     pub tuning: Option<Tuning>,
+    /// Whether verification runs a GPU's code on the emulator.
+    pub emulate: bool,
     /// The program that the file begins with.
     pub runner: Runner,
-    /// Where machine code of kernels is kept that were compiled before; `None` to make all of it. Assembler text is made with
-    /// the code and needs it made.
+    /// Where machine code of kernels is kept that were compiled before; `None` to make all of it. Assembler text is
+    /// made with the code and needs it made.
     pub cache: Option<Cache>,
 }
 
@@ -97,6 +99,7 @@ impl Default for Options {
             batch: 1,
             levels: levels_like_here(),
             tuning: None,
+            emulate: false,
             runner: Runner::default(),
             cache: Cache::of_user(),
         }
@@ -104,9 +107,9 @@ impl Default for Options {
 }
 
 /// The levels of this machine's architecture that code can be made for, or all where there are none.
-fn levels_like_here() -> Vec<CpuTarget> {
+fn levels_like_here() -> Vec<Processor> {
     let all = hadal_codegen::levels();
-    let like: Vec<CpuTarget> = all.iter().filter(|l| l.arch == std::env::consts::ARCH).cloned().collect();
+    let like: Vec<Processor> = all.iter().filter(|l| l.arch == std::env::consts::ARCH).cloned().collect();
     if like.is_empty() { all } else { like }
 }
 
@@ -132,7 +135,7 @@ pub struct BuiltKernel {
 #[derive(Clone, Debug)]
 pub struct Level {
     /// The processors.
-    pub cpu: CpuTarget,
+    pub cpu: Processor,
     /// One per kernel function, in the module's order.
     pub kernels: Vec<BuiltKernel>,
 }
@@ -178,9 +181,7 @@ pub fn compile_model(
     options: &Options,
 ) -> Result<Compiled, Failure> {
     let target = target(&options.target)?;
-    if target.kind != TargetKind::Cpu {
-        return Err(Failure::usage(format!("target `{}`: code is generated for cpu only, so far", target.name)));
-    }
+    let options = &Options { levels: levels(&target, options)?, ..options.clone() };
     if input.checkpoint.is_some() {
         model.check_made()?;
     }
@@ -206,7 +207,7 @@ pub fn compile_model(
     }
 
     let start = Instant::now();
-    let build = |(cpu, kernels): (&CpuTarget, Vec<Choice>)| {
+    let build = |(cpu, kernels): (&Processor, Vec<Choice>)| {
         let build = |choice: &Choice| {
             let generated = choice.best().clone();
             let (compiled, cached) =
@@ -224,16 +225,34 @@ pub fn compile_model(
     let mut copies = input.checkpoint.as_ref().map(Checkpoint::copies).unwrap_or_default();
     copies.retain(|name, _| !model.made.contains_key(*name));
     let stored = Storage::of(&program, &|name| copies.get(name).copied().unwrap_or(name).to_owned());
-    let packed = cpu::pack(levels.iter().flat_map(|l| &l.kernels).map(|k| &k.compiled));
+    let packed = processor::pack(levels.iter().flat_map(|l| &l.kernels).map(|k| &k.compiled));
     let manifest = manifest(input, &model, (&fused.optimised, &program, &stored), &levels, &packed.offsets, options)?;
     let (optimised, passes) = (fused.optimised, fused.reports);
     let (code, runner) = (packed.code, options.runner.clone());
     Ok(Compiled { model, optimised, program, levels, passes, times, manifest, stored, code, runner })
 }
 
-/// The machine called `name`, or described in the file `name`.
+/// What to make code for: of a GPU its architecture, elsewhere the levels asked for.
+fn levels(target: &Target, options: &Options) -> Result<Vec<Processor>, Failure> {
+    if target.kind == TargetKind::Cpu {
+        return Ok(options.levels.clone());
+    }
+    let level = Processor::GPUS.into_iter().find(|l| l.name == target.arch);
+    let Some(level) = level else {
+        let known = Processor::GPUS.map(|l| l.name).join(", ");
+        return Err(Failure::usage(format!("target `{}`: no code for {}, only for {known}", target.name, target.arch)));
+    };
+    if !cfg!(feature = "llvm") && !cfg!(feature = "llvm-static") {
+        let help = "build hadal with `--features llvm`";
+        return Err(Failure::usage(format!("target `{}`: this build makes no code for GPUs", target.name)).help(help));
+    }
+    Ok(vec![level])
+}
+
+/// The machine called `name`, or the first one of the architecture `name`, or what the file `name` describes.
 pub fn target(name: &str) -> Result<Target, Failure> {
-    if let Some(known) = Target::by_name(name) {
+    let of_architecture = || Target::all().into_iter().find(|t| t.kind != TargetKind::Cpu && t.arch == name);
+    if let Some(known) = Target::by_name(name).or_else(of_architecture) {
         return Ok(known);
     }
     let path = Path::new(name);
@@ -285,7 +304,7 @@ pub fn build_model(input: &Input, options: &Options) -> Result<Model, Failure> {
 /// A kernel's code, and whether it was there already.
 fn code(
     kernel: &hadal_ir::kernel::Kernel,
-    cpu: &CpuTarget,
+    cpu: &Processor,
     options: &Options,
 ) -> Result<(CompiledKernel, bool), hadal_codegen::Error> {
     match &options.cache {
@@ -298,7 +317,7 @@ fn code(
 fn choose(program: &Program, options: &Options) -> Result<Vec<Vec<Choice>>, Failure> {
     let Some(tuning) = &options.tuning else {
         let funcs: Vec<&Func> = program.module.funcs.iter().filter(|f| f.kind == FuncKind::Kernel).collect();
-        let level = |cpu: &CpuTarget| {
+        let level = |cpu: &Processor| {
             let target = kernels::Target::of(cpu);
             on_all_cores(&funcs, |func| Choice::first(func, program, &target))
         };
@@ -306,7 +325,7 @@ fn choose(program: &Program, options: &Options) -> Result<Vec<Vec<Choice>>, Fail
     };
     let mut database = Database::open(&tuning.file)?;
     // What this machine would run is measured here.
-    let here = options.levels.iter().position(CpuTarget::is_here).filter(|_| tuning.measure);
+    let here = options.levels.iter().position(Processor::is_here).filter(|_| tuning.measure);
     let level = |(i, cpu)| tuning::choose(program, cpu, &mut database, here == Some(i));
     options.levels.iter().enumerate().map(level).collect()
 }
@@ -339,7 +358,7 @@ fn lay_out(
     fused: Fused,
     program: Program,
     max_context: i64,
-    levels: &[CpuTarget],
+    levels: &[Processor],
     fixed: &dyn Fn(&hadal_ir::plan::Weight) -> bool,
 ) -> Result<(Fused, Program), Failure> {
     let targets: Vec<kernels::Target> = levels.iter().map(kernels::Target::of).collect();
@@ -437,6 +456,7 @@ fn level(
         offset: *offset as u64,
         bytes: k.compiled.code.len() as u64,
         scratch_bytes,
+        block: k.compiled.block.map(|b| artifact::Block { warps: b.warps, shared_bytes: b.shared_bytes }),
         symbols: k.generated.kernel.symbols.clone(),
         params: k.generated.kernel.params.iter().map(kernel_param).collect(),
         origin: origins.get(k.func.as_str()).cloned().unwrap_or_default(),

@@ -62,8 +62,8 @@ pub fn kernels<'a>(versions: &'a [Version<'a>], name: &str) -> Vec<&'a str> {
     }
 }
 
-/// The chosen forms that ended in a kernel, with the function they were chosen in: such an op, from such a place, by such
-/// laws. Fusion and later passes add to what an op remembers, and take nothing away.
+/// The chosen forms that ended in a kernel, with the function they were chosen in: such an op, from such a place, by
+/// such laws. Fusion and later passes add to what an op remembers, and take nothing away.
 pub fn forms_of<'a>(optimised: &'a Optimised, kernel: &Kernel) -> Vec<(&'a Explanation, &'a Form)> {
     let mut out = Vec::new();
     for e in explanations(optimised) {

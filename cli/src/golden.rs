@@ -18,6 +18,7 @@
 //! Every other tensor is named as not checked.
 
 use crate::driver::{Options, compile};
+use crate::emulate::Emulator;
 use crate::failure::Failure;
 use crate::input::Input;
 use bytemuck::cast_slice;
@@ -39,10 +40,10 @@ mod drafts;
 /// reference itself on the fixtures (`measured.err_f32_vs_f64_max`, at most 2e-5).
 pub const DEFAULT_TOLERANCE: f64 = 2e-4;
 
-/// How far logits with rounded activations may be on the whole, as a part of what rounding does to them (both as root mean
-/// squares). Rounding is discontinuous: a value that lies on an edge, but for the last bits of an f32, may fall to the other
-/// side, and all that follows from it is another. That changes no largest element and leaves rows before that token, and
-/// most of those behind, as they should be; a mistake in what is rounded, or how, shows in every row.
+/// How far logits with rounded activations may be on the whole, as a part of what rounding does to them (both as root
+/// mean squares). Rounding is discontinuous: a value that lies on an edge, but for the last bits of an f32, may fall to
+/// the other side, and all that follows from it is another. That changes no largest element and leaves rows before that
+/// token, and most of those behind, as they should be; a mistake in what is rounded, or how, shows in every row.
 const FLIPS: f64 = 0.1;
 
 /// The part of the rows, of so many, that must be within the tolerance where a value fell to the other side.
@@ -60,7 +61,8 @@ pub struct Check {
     pub max_abs_error: f64,
     /// What it may be.
     pub tolerance: f64,
-    /// Where something is rounded on the way and a value fell to the other side: the error on the whole, and what it may be.
+    /// Where something is rounded on the way and a value fell to the other side: the error on the whole, and what it
+    /// may be.
     pub rms: Option<[f64; 2]>,
     /// Rows whose largest element is the same one.
     pub argmax_agree: usize,
@@ -91,7 +93,8 @@ pub struct Outcome {
     pub pass: bool,
 }
 
-/// Opens the checkpoint of a golden folder. Where a model needs a tokenizer that is not there, what is recorded of it will do.
+/// Opens the checkpoint of a golden folder. Where a model needs a tokenizer that is not there, what is recorded of it
+/// will do.
 pub fn open(dir: &Path) -> Result<Input, Failure> {
     let mut input = Input::open(dir)?;
     let file = dir.join("golden.safetensors");
@@ -169,7 +172,11 @@ pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, 
 fn load(input: &Input, options: &Options) -> Result<(Model, Arc<Program>), Failure> {
     let compiled = compile(input, &options.clone().here())?;
     let (_file, path) = compiled.in_memory(input)?;
-    Ok((compiled.model, Program::open(&path)?))
+    let program = match options.emulate {
+        true => Program::open_on(&path, Box::<Emulator>::default())?,
+        false => Program::open(&path)?,
+    };
+    Ok((compiled.model, program))
 }
 
 fn tolerance(dir: &Path) -> Result<f64, Failure> {

@@ -15,6 +15,7 @@
 pub mod cache;
 pub mod commands;
 pub mod driver;
+pub mod emulate;
 pub mod explain;
 pub mod failure;
 pub mod golden;

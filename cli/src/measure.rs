@@ -65,7 +65,8 @@ pub struct Limits<'a> {
 }
 
 impl Limits<'_> {
-    /// For each launch of a call of an entry, of `tokens` that are the last of `context`: its kernel, and what it would take.
+    /// For each launch of a call of an entry, of `tokens` that are the last of `context`: its kernel, and what it would
+    /// take.
     fn launches(
         &self,
         entry: &str,
@@ -170,8 +171,8 @@ impl Meter {
         Ok(Measured { tokens, runs, kernels })
     }
 
-    /// What launches took in a call, by kernel, beside what they would take. Calls that run another version than the first,
-    /// which the limits are for, are left out.
+    /// What launches took in a call, by kernel, beside what they would take. Calls that run another version than the
+    /// first, which the limits are for, are left out.
     fn kernels(&self, calls: &[Watched], limits: Vec<(&str, Step)>) -> Result<Vec<KernelRun>, Failure> {
         let m = self.program.manifest();
         let Some(Watched { entry, version, .. }) = calls.first() else { return Ok(Vec::new()) };

@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::input::Input;
 use crate::tuning::{self, Tuning};
 use crate::units;
-use hadal_codegen::cpu::CpuTarget;
+use hadal_codegen::processor::Processor;
 use hadal_models::checkpoint::{Checkpoint, Quantize, WeightOnly};
 use hadal_models::{Activations, AttnFactor, Model};
 use hadal_passes::{LawSet, rules};
@@ -34,15 +34,17 @@ pub struct CompileArgs {
     /// In what format states (keys, values, latent rows) are kept.
     #[arg(long, value_enum, default_value_t = StateArg::F32)]
     pub state_dtype: StateArg,
-    /// Processors to make code for: `all` that this build knows of this machine's architecture, `here` for the best level of
-    /// this machine only, or names as `x86-64-v3`. The best one that a processor has is taken when the file starts.
+    /// Processors to make code for: `all` that this build knows of this machine's architecture, `here` for the best
+    /// level of this machine only, or names as `x86-64-v3`. The best one that a processor has is taken when the file
+    /// starts.
     #[arg(long, value_name = "LEVEL,…", value_delimiter = ',', default_value = "all", value_parser = levels)]
     pub cpu: Vec<Levels>,
-    /// Choose among kernels that give the same bits by measurements: `quick` takes those that are missing on this machine, a
-    /// minute or so, `stored` takes what the database has [default: the generators' own choice].
+    /// Choose among kernels that give the same bits by measurements: `quick` takes those that are missing on this
+    /// machine, a minute or so, `stored` takes what the database has [default: the generators' own choice].
     #[arg(long, value_enum)]
     pub tune: Option<TuneArg>,
-    /// The database of measurements; by itself it means `--tune stored` [default: hadal/tuning.json in the user's cache folder].
+    /// The database of measurements; by itself it means `--tune stored` [default: hadal/tuning.json in the user's cache
+    /// folder].
     #[arg(long, value_name = "FILE")]
     pub tuning: Option<PathBuf>,
     /// Make all machine code anew instead of taking it from the cache (see `hadal cache`).
@@ -63,7 +65,7 @@ pub enum TuneArg {
 }
 
 /// Levels of processors that go by one name.
-pub type Levels = Vec<CpuTarget>;
+pub type Levels = Vec<Processor>;
 
 fn levels(name: &str) -> Result<Levels, String> {
     let all = hadal_codegen::levels();
@@ -72,7 +74,7 @@ fn levels(name: &str) -> Result<Levels, String> {
         "here" => Ok(Options::default().here().levels),
         _ => all.iter().find(|l| l.name == name).map(|l| vec![l.clone()]).ok_or_else(|| {
             let names: Vec<&str> = all.iter().map(|l| l.name).collect();
-            let more = if CpuTarget::LEVELS.iter().any(|l| l.name == name) {
+            let more = if Processor::LEVELS.iter().any(|l| l.name == name) {
                 "; this one needs a build with `--features llvm`"
             } else {
                 ""
@@ -130,8 +132,8 @@ pub struct AdapterArgs {
 /// How weights are rounded.
 #[derive(clap::Args, Clone, Copy, Debug, Default)]
 pub struct QuantizeArgs {
-    /// Round the weights of products to int8, int4 or fp8 (e4m3), with a scale for every GROUP neighbours of a row. Embeddings
-    /// and output heads are rounded to eight bits with any of them; norms and routers stay as they are.
+    /// Round the weights of products to int8, int4 or fp8 (e4m3), with a scale for every GROUP neighbours of a row.
+    /// Embeddings and output heads are rounded to eight bits with any of them; norms and routers stay as they are.
     #[arg(long, value_name = "int8|int4|fp8[:GROUP]", value_parser = weight_only)]
     pub quantize: Option<WeightOnly>,
     /// With --quantize: embeddings and output heads stay as they are.
@@ -234,10 +236,12 @@ impl StateDtypeArg {
 pub enum ActivationsArg {
     /// As they are.
     F32,
-    /// Inputs of products with narrow weights are rounded to bf16, which processors with such instructions multiply faster.
+    /// Inputs of products with narrow weights are rounded to bf16, which processors with such instructions multiply
+    /// faster.
     Bf16,
-    /// Inputs of products with weights of eight bits or four (--quantize, GGUF) are rounded to integers of eight bits with a
-    /// scale for each 32 to 128 neighbours, which processors with such instructions multiply faster; of others, as with bf16.
+    /// Inputs of products with weights of eight bits or four (--quantize, GGUF) are rounded to integers of eight bits
+    /// with a scale for each 32 to 128 neighbours, which processors with such instructions multiply faster; of others,
+    /// as with bf16.
     Int8,
     /// What states keep is kept in the formats of the release, where it has any.
     Cache,
@@ -255,8 +259,8 @@ impl CompileArgs {
     }
 
     /// The levels asked for, those to be preferred first, each once.
-    fn levels(&self) -> Vec<CpuTarget> {
-        let asked = |l: &CpuTarget| self.cpu.iter().flatten().any(|a| a == l);
+    fn levels(&self) -> Vec<Processor> {
+        let asked = |l: &Processor| self.cpu.iter().flatten().any(|a| a == l);
         hadal_codegen::levels().into_iter().filter(asked).collect()
     }
 

@@ -152,9 +152,9 @@ impl Context {
         self.phase(Phase::Decode).next().map_or(0, |c| c.stored_bytes)
     }
 
-    /// Tokens a second that a call gains. Of checked drafts it takes knowing how often one is right when those before it
-    /// are: then each check gains the drafts up to the first wrong one and one token more, for its own time and that of
-    /// the model's own drafts. A draft alone gains none.
+    /// Tokens a second that a call gains. Of checked drafts it takes knowing how often one is right when those before
+    /// it are: then each check gains the drafts up to the first wrong one and one token more, for its own time and that
+    /// of the model's own drafts. A draft alone gains none.
     pub fn rate(&self, call: &Predicted, acceptance: Option<f64>) -> Option<f64> {
         let (tokens, seconds) = match call.phase {
             Phase::Prompt | Phase::Prefill | Phase::Decode => (call.tokens as f64, call.step.seconds()),
@@ -178,7 +178,8 @@ impl Context {
     }
 }
 
-/// Tokens that a check of all but one of `tokens` gains: the drafts that are right up to the first that is not, and one.
+/// Tokens that a check of all but one of `tokens` gains: the drafts that are right up to the first that is not, and
+/// one.
 pub fn expected_tokens(tokens: usize, acceptance: f64) -> f64 {
     std::iter::successors(Some(1.0), |p| Some(p * acceptance)).take(tokens).sum()
 }

@@ -1,13 +1,13 @@
-//! Measures the machine at hand, with kernels that our own code generator emits: what they reach is what compiled models
-//! can reach, whatever a data sheet says.
+//! Measures the machine at hand, with kernels that our own code generator emits: what they reach is what compiled
+//! models can reach, whatever a data sheet says.
 //!
 //! Every figure is taken several times by all threads at once. The best is what the machine can do; the median and the
 //! worst say how much else was going on. Nothing here takes longer than some hundred milliseconds a run.
 
 use crate::failure::Failure;
-use hadal_codegen::cpu::CpuTarget;
 use hadal_codegen::cranelift::jit::{Aligned, JitFn};
 use hadal_codegen::kernels::{self, limits};
+use hadal_codegen::processor::Processor;
 use hadal_ir::kernel::Kernel;
 use hadal_ir::target::{Activations, Peaks, Target, TargetKind};
 use hadal_types::DType;
@@ -176,8 +176,8 @@ fn far(largest_cache: u64) -> usize {
     (4 * largest_cache).clamp(256 << 20, 1 << 30).min(memory_bytes() / 4).max(1 << 20) as usize
 }
 
-/// Measures what memory gives at a moment: on shared machines that changes within seconds, and a call that waits for memory
-/// says little beside what was read a minute ago.
+/// Measures what memory gives at a moment: on shared machines that changes within seconds, and a call that waits for
+/// memory says little beside what was read a minute ago.
 pub struct Reader {
     bench: Bench,
     /// For each thread.
@@ -186,8 +186,8 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// For calls by so many threads, each of which moves so many bytes; `None` where caches have much to do with what they
-    /// take, which reading would empty.
+    /// For calls by so many threads, each of which moves so many bytes; `None` where caches have much to do with what
+    /// they take, which reading would empty.
     pub fn beside(probe: &Probe, bytes: f64) -> Result<Option<Reader>, Failure> {
         if bytes < 4.0 * probe.all_cache_bytes as f64 {
             return Ok(None);
@@ -209,14 +209,14 @@ impl Reader {
 
 /// What measures.
 struct Machine {
-    cpu: CpuTarget,
+    cpu: Processor,
     /// f32 lanes of a register.
     lanes: u32,
 }
 
 impl Machine {
     fn here() -> Result<Machine, Failure> {
-        let Some(cpu) = hadal_codegen::levels().into_iter().find(CpuTarget::is_here) else {
+        let Some(cpu) = hadal_codegen::levels().into_iter().find(Processor::is_here) else {
             let needs: Vec<String> =
                 hadal_codegen::levels().iter().map(|l| format!("{} ({})", l.name, l.arch)).collect();
             let needs = needs.join(", ");
@@ -300,7 +300,8 @@ impl Bench {
             let mut run = || {
                 gate.wait();
                 let start = Instant::now();
-                // SAFETY: the inputs are as large as the kernel's parameters, the output and scratch too; they are apart.
+                // SAFETY: the inputs are as large as the kernel's parameters, the output and scratch too; they are
+                // apart.
                 unsafe { self.jit.call(&args, &[], 0, 1, own.scratch.as_mut_ptr()) };
                 gate.wait();
                 start.elapsed()
@@ -372,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_small_read_is_measured_and_counts_what_it_read() {
-        let machine = Machine { cpu: CpuTarget::X86_64_V3, lanes: 4 };
+        let machine = Machine { cpu: Processor::X86_64_V3, lanes: 4 };
         let s = machine.read(2, 1 << 16, 64).unwrap();
         // Between a slow disk's speed and what no core has.
         assert!(s.min() > 1e7 && s.max() < 1e13, "{s:?}");

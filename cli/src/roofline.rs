@@ -1,10 +1,10 @@
-//! What one call of an entry should take on a machine: each launch of its plan takes the longer of its operations at the
-//! machine's peak and its bytes at the machine's bandwidth, and a launch; launches follow one another.
+//! What one call of an entry should take on a machine: each launch of its plan takes the longer of its operations at
+//! the machine's peak and its bytes at the machine's bandwidth, and a launch; launches follow one another.
 //!
-//! A kernel's bytes are those of its parameters that its ops touch, and of its results, each once a kernel: views, casts and
-//! dequantisation read what their result needs of them, `append` writes the new rows only, and a gather of weights reads
-//! the rows that are chosen. For `batch` sequences at once weights are read once, and everything else once for each.
-//! What kernels hand on is in the machine's own format for that, and comes from the cache where it fits.
+//! A kernel's bytes are those of its parameters that its ops touch, and of its results, each once a kernel: views,
+//! casts and dequantisation read what their result needs of them, `append` writes the new rows only, and a gather of
+//! weights reads the rows that are chosen. For `batch` sequences at once weights are read once, and everything else
+//! once for each. What kernels hand on is in the machine's own format for that, and comes from the cache where it fits.
 
 use hadal_ir::ops::Attention;
 use hadal_ir::ops::attention::{Operand, Role};

@@ -1,11 +1,11 @@
 //! The program that a compiled file begins with.
 //!
-//! One for machines like this is embedded here. A file for another architecture begins with one that was built for it and
-//! is named by the user; code and program are held against each other before anything is written.
+//! One for machines like this is embedded here. A file for another architecture begins with one that was built for it
+//! and is named by the user; code and program are held against each other before anything is written.
 
 use crate::Failure;
 use hadal_artifact::{ABI_VERSION, RUNNER_NAME, is_compiled};
-use hadal_codegen::cpu::CpuTarget;
+use hadal_codegen::processor::Processor;
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
@@ -67,10 +67,10 @@ impl Runner {
     }
 
     /// Its bytes, once it is known to run on the processors that code is for.
-    pub fn for_levels<'a>(&self, mut levels: impl Iterator<Item = &'a CpuTarget>) -> Result<&[u8], Failure> {
+    pub fn for_levels<'a>(&self, mut levels: impl Iterator<Item = &'a Processor>) -> Result<&[u8], Failure> {
         // The embedded one need not be ELF: it runs where this program runs.
         let own = self.file.as_ref().map_or(Some(std::env::consts::ARCH), |_| arch(&self.bytes));
-        let Some(other) = levels.find(|l| Some(l.arch) != own) else { return Ok(&self.bytes) };
+        let Some(other) = levels.find(|l| !l.is_gpu() && Some(l.arch) != own) else { return Ok(&self.bytes) };
         let name = self.file.as_ref().map_or("the embedded one".into(), |f| f.display().to_string());
         let own = own.unwrap_or("an unknown processor");
         let message = format!("--cpu {}: the file's runner ({name}) is for {own}, not for {}", other.name, other.arch);
@@ -107,9 +107,9 @@ mod tests {
     #[test]
     fn the_embedded_runner_can_be_given_too() {
         let runner = opened(EMBEDDED).unwrap();
-        let level = CpuTarget::LEVELS.into_iter().find(|l| l.arch == std::env::consts::ARCH).unwrap();
+        let level = Processor::LEVELS.into_iter().find(|l| l.arch == std::env::consts::ARCH).unwrap();
         assert_eq!(runner.for_levels([&level].into_iter()).unwrap(), EMBEDDED);
-        let other = CpuTarget::LEVELS.into_iter().find(|l| l.arch != std::env::consts::ARCH).unwrap();
+        let other = Processor::LEVELS.into_iter().find(|l| l.arch != std::env::consts::ARCH).unwrap();
         let refused = Runner::default().for_levels([&level, &other].into_iter()).unwrap_err();
         assert!(refused.message.contains(other.name) && refused.help.unwrap().contains("--runner"));
     }

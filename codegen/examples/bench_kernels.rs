@@ -2,8 +2,8 @@
 //! rate, both measured in the same run.
 //!
 //! `cargo run --release -p hadal-codegen --example bench_kernels [-- FILTER]`, with `--features llvm` and
-//! `HADAL_BACKEND=llvm` through LLVM for the best level that the machine has; with `HADAL_PANELS` weights that can be are
-//! stored as panels, with `HADAL_COLD` nothing is in caches when a kernel begins.
+//! `HADAL_BACKEND=llvm` through LLVM for the best level that the machine has; with `HADAL_PANELS` weights that can be
+//! are stored as panels, with `HADAL_COLD` nothing is in caches when a kernel begins.
 
 mod runner;
 

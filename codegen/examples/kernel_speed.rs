@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p hadal-codegen --example kernel_speed [--asm NAME]`: the code that runs is the same in every profile.
 
-use hadal_codegen::cranelift::{CpuTarget, compile_with, jit};
+use hadal_codegen::cranelift::{Processor, compile_with, jit};
 use hadal_ir::kernel::*;
 use hadal_types::DType;
 use std::time::Instant;
@@ -81,7 +81,7 @@ fn product(m: usize, n: usize, k: usize, tile: (usize, usize), lanes: u32, forma
 /// Best of several runs over the whole grid, in seconds.
 fn seconds(kernel: &Kernel, rounds: usize) -> f64 {
     let wanted = std::env::args().skip_while(|a| a != "--asm").nth(1);
-    let compiled = compile_with(kernel, &CpuTarget::X86_64_V3, true).unwrap_or_else(|e| panic!("{e}"));
+    let compiled = compile_with(kernel, &Processor::X86_64_V3, true).unwrap_or_else(|e| panic!("{e}"));
     if wanted.is_some_and(|w| kernel.name == w) {
         println!("{}", compiled.disassembly.as_deref().unwrap_or(""));
     }

@@ -1,13 +1,15 @@
-//! Kernel IR to machine code. Knows no graph op and no device; the artifact crate says what comes out.
+//! Kernel IR to machine code, and to PTX. Knows no graph op and no device; the artifact crate says what comes out.
 
-pub mod cpu;
 pub mod cranelift;
+pub mod gpu;
 pub mod kernels;
 #[cfg(feature = "llvm-backend")]
 pub mod llvm;
 pub mod math;
+pub mod processor;
 
 use hadal_ir::kernel::verify::VerifyError;
+use processor::Processor;
 
 /// Why a kernel could not be compiled.
 #[derive(Debug, thiserror::Error)]
@@ -16,7 +18,7 @@ pub enum Error {
     #[error("{} mistakes, the first: {}", .0.len(), .0[0])]
     Malformed(Vec<VerifyError>),
     /// This code generator has no code for something.
-    #[error("kernel @{kernel}: no CPU code for {what}")]
+    #[error("kernel @{kernel}: no code for {what}")]
     Unsupported {
         /// The kernel.
         kernel: String,
@@ -44,28 +46,32 @@ pub enum Error {
     Memory(std::io::Error),
 }
 
-/// Levels that this build makes code for, the best one of each architecture first: without LLVM only the first of x86-64.
-pub fn levels() -> Vec<cpu::CpuTarget> {
-    let all = cpu::CpuTarget::LEVELS.into_iter().rev();
-    all.filter(|l| cfg!(feature = "llvm-backend") || *l == cpu::CpuTarget::X86_64_V3).collect()
+/// Levels that this build makes code for, the best one of each architecture first: without LLVM only the first of
+/// x86-64.
+pub fn levels() -> Vec<Processor> {
+    let all = Processor::LEVELS.into_iter().rev();
+    all.filter(|l| cfg!(feature = "llvm-backend") || *l == Processor::X86_64_V3).collect()
 }
 
 /// Code for a kernel by the code generator for the level: Cranelift for the first of x86-64, LLVM for all others.
 pub fn compile(
     kernel: &hadal_ir::kernel::Kernel,
-    target: &cpu::CpuTarget,
+    target: &Processor,
     disassembly: bool,
-) -> Result<cpu::CompiledKernel, Error> {
+) -> Result<processor::CompiledKernel, Error> {
     #[cfg(feature = "llvm-backend")]
     if by_llvm(target) {
         return llvm::compile(kernel, target, llvm::Options { disassembly });
     }
+    if target.is_gpu() {
+        return Err(Error::Unsupported { kernel: kernel.name.clone(), what: "GPUs in a build without LLVM" });
+    }
     cranelift::compile_with(kernel, target, disassembly)
 }
 
-/// Everything that the code for a kernel depends on besides its text: the code generator for the level with its sources and
-/// libraries, and the features that it may use. The same text and the same maker give the same code.
-pub fn maker(target: &cpu::CpuTarget) -> String {
+/// Everything that the code for a kernel depends on besides its text: the code generator for the level with its sources
+/// and libraries, and the features that it may use. The same text and the same maker give the same code.
+pub fn maker(target: &Processor) -> String {
     #[cfg(feature = "llvm-backend")]
     let library = by_llvm(target).then(llvm::version);
     #[cfg(not(feature = "llvm-backend"))]
@@ -76,6 +82,6 @@ pub fn maker(target: &cpu::CpuTarget) -> String {
 
 /// Whether LLVM makes the code for a level.
 #[cfg(feature = "llvm-backend")]
-fn by_llvm(target: &cpu::CpuTarget) -> bool {
-    *target != cpu::CpuTarget::X86_64_V3
+fn by_llvm(target: &Processor) -> bool {
+    *target != Processor::X86_64_V3
 }

@@ -1,10 +1,10 @@
 //! Transcendental functions as polynomials of basic operations.
 //!
 //! One expansion for all back ends, so that results depend neither on the machine nor on a library. Errors, measured
-//! by the test over all exponents, against the correctly rounded value: exp, log, sin, cos, tanh and erf ≤ 2 ulp; sin and
-//! cos for |x| ≤ 2·10⁵ (their argument is reduced by three parts of π/2), beyond that they lose accuracy and NaN
-//! comes out of infinities. exp overflows to infinity and underflows through the subnormals to 0. log of 0 is -∞,
-//! of negative numbers NaN. NaN stays NaN. The sign of a zero is not kept.
+//! by the test over all exponents, against the correctly rounded value: exp, log, sin, cos, tanh and erf ≤ 2 ulp; sin
+//! and cos for |x| ≤ 2·10⁵ (their argument is reduced by three parts of π/2), beyond that they lose accuracy and NaN
+//! comes out of infinities. exp overflows to infinity and underflows through the subnormals to 0. log of 0 is -∞, of
+//! negative numbers NaN. NaN stays NaN. The sign of a zero is not kept.
 //!
 //! Integers are taken out of floats by adding 1.5·2²³, whose last place is 1: the sum's bits are the integer.
 

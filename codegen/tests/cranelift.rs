@@ -1,8 +1,9 @@
-//! Machine code of every code generator against the interpreter: every conversion, vectors of odd widths, masks, control flow.
+//! Machine code of every code generator against the interpreter: every conversion, vectors of odd widths, masks,
+//! control flow.
 
 mod kernels;
 
-use hadal_codegen::cranelift::{CpuTarget, compile, pack};
+use hadal_codegen::cranelift::{Processor, compile, pack};
 use hadal_codegen::{Error, math};
 use hadal_ir::kernel::interpret::{self, Buffer};
 use hadal_ir::kernel::*;
@@ -29,6 +30,7 @@ fn agree(kernel: &Kernel, symbols: &Bindings, args: &[Buffer]) {
 fn both_nan(dtype: DType, a: &[u8], b: &[u8]) -> bool {
     [a, b].iter().all(|x| match dtype {
         DType::F32 => f32::from_le_bytes([x[0], x[1], x[2], x[3]]).is_nan(),
+        DType::F64 => u64::from_le_bytes(std::array::from_fn(|i| x[i])) & (u64::MAX >> 1) > 0x7ff0 << 48,
         DType::BF16 => u16::from_le_bytes([x[0], x[1]]) & 0x7fff > 0x7f80,
         DType::F16 => u16::from_le_bytes([x[0], x[1]]) & 0x7fff > 0x7c00,
         DType::F8E4M3 => x[0] & 0x7f == 0x7f,
@@ -329,7 +331,7 @@ fn gpu_statements_are_refused() {
     let mut b = Builder::new("gpu");
     let (zero, n) = (b.const_i64(0), b.const_i64(4));
     b.for_each(zero, n, 1, LoopKind::Thread, |b, _| b.barrier(Scope::Block));
-    let error = compile(&b.finish(), &CpuTarget::X86_64_V3).unwrap_err();
+    let error = compile(&b.finish(), &Processor::X86_64_V3).unwrap_err();
     assert!(matches!(error, Error::Unsupported { what: "a barrier inside a concurrent loop", .. }), "{error}");
 }
 
@@ -338,7 +340,7 @@ fn kernels_are_packed_at_64_bytes() {
     let kernels: Vec<_> = [DType::F32, DType::F16]
         .into_iter()
         .map(|to| {
-            compile(&cast_kernel(DType::BF16, to, 64, 8), &CpuTarget::X86_64_V3).unwrap_or_else(|e| panic!("{e}"))
+            compile(&cast_kernel(DType::BF16, to, 64, 8), &Processor::X86_64_V3).unwrap_or_else(|e| panic!("{e}"))
         })
         .collect();
     let packed = pack(&kernels);

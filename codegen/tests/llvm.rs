@@ -2,8 +2,8 @@
 #![cfg(feature = "llvm-backend")]
 
 use hadal_codegen::Error;
-use hadal_codegen::cpu::{CompiledKernel, CpuTarget};
 use hadal_codegen::llvm::{Options, compile, llvm_ir_text};
+use hadal_codegen::processor::{CompiledKernel, Processor};
 use hadal_ir::kernel::*;
 use hadal_types::{DType, Dim, Sym};
 
@@ -34,7 +34,7 @@ fn casts() -> Vec<Kernel> {
 
 #[test]
 fn every_level_has_code_for_every_cast() {
-    for target in CpuTarget::LEVELS {
+    for target in Processor::LEVELS {
         for kernel in casts() {
             let compiled = compile(&kernel, &target, Options::default()).unwrap_or_else(|e| panic!("{e}"));
             assert!(compiled.name == kernel.name && !compiled.code.is_empty());
@@ -45,7 +45,7 @@ fn every_level_has_code_for_every_cast() {
 #[test]
 fn any_thread_makes_the_same_bytes() {
     let kernels: Vec<Kernel> = casts().into_iter().step_by(17).collect();
-    for target in CpuTarget::LEVELS {
+    for target in Processor::LEVELS {
         let made = || kernels.iter().map(|k| compile(k, &target, Options::default()).unwrap_or_else(|e| panic!("{e}")));
         let all: Vec<CompiledKernel> =
             std::thread::scope(|scope| scope.spawn(|| made().collect()).join().expect("kernels compile"));
@@ -58,13 +58,13 @@ fn any_thread_makes_the_same_bytes() {
 #[test]
 fn text_is_shown_before_and_after() {
     let kernel = cast_kernel(DType::BF16, DType::F32, 16);
-    let [before, after] = [false, true].map(|o| llvm_ir_text(&kernel, &CpuTarget::X86_64_V4, o).unwrap());
+    let [before, after] = [false, true].map(|o| llvm_ir_text(&kernel, &Processor::X86_64_V4, o).unwrap());
     assert!(before.contains("llvm.masked.load.v16i16.p0") && after.contains("llvm.masked.load.v16i16.p0"), "{before}");
     let folded = "getelementptr ptr, ptr %args, i64 0";
     assert!(before.contains(folded) && !after.contains(folded), "{after}");
     let assembly = |target| compile(&kernel, &target, Options { disassembly: true }).unwrap().disassembly.unwrap();
-    assert!(assembly(CpuTarget::X86_64_V4).contains("zmm"));
-    assert!(assembly(CpuTarget::AARCH64_NEON).contains(".4s"));
+    assert!(assembly(Processor::X86_64_V4).contains("zmm"));
+    assert!(assembly(Processor::AARCH64_NEON).contains(".4s"));
 }
 
 #[test]
@@ -72,12 +72,12 @@ fn what_cannot_be_compiled_is_an_error() {
     let mut b = Builder::new("gpu");
     let (zero, n) = (b.const_i64(0), b.const_i64(4));
     b.for_each(zero, n, 1, LoopKind::Thread, |b, _| b.barrier(Scope::Block));
-    let error = compile(&b.finish(), &CpuTarget::X86_64_V4, Options::default()).unwrap_err();
+    let error = compile(&b.finish(), &Processor::X86_64_V4, Options::default()).unwrap_err();
     assert!(matches!(error, Error::Unsupported { what: "a barrier inside a concurrent loop", .. }), "{error}");
     let mut kernel = cast_kernel(DType::BF16, DType::F32, 16);
     kernel.values.pop();
-    assert!(matches!(compile(&kernel, &CpuTarget::X86_64_V4, Options::default()), Err(Error::Malformed(_))));
-    let unknown = CpuTarget { arch: "pdp11", ..CpuTarget::X86_64_V3 };
+    assert!(matches!(compile(&kernel, &Processor::X86_64_V4, Options::default()), Err(Error::Malformed(_))));
+    let unknown = Processor { arch: "pdp11", ..Processor::X86_64_V3 };
     let kernel = cast_kernel(DType::BF16, DType::F32, 16);
     assert!(matches!(compile(&kernel, &unknown, Options::default()), Err(Error::Backend { .. })));
 }
@@ -88,7 +88,7 @@ proptest::proptest! {
     #[test]
     fn arbitrary_kernels_compile_for_arm(bytes in proptest::collection::vec(0u8.., 0..400)) {
         let kernel = arbitrary::kernel(&bytes);
-        let compiled = compile(&kernel, &CpuTarget::AARCH64_NEON, Options::default());
+        let compiled = compile(&kernel, &Processor::AARCH64_NEON, Options::default());
         compiled.unwrap_or_else(|e| panic!("{e}\n{kernel}"));
     }
 }

@@ -171,7 +171,8 @@ fn appends() {
     insta::assert_snapshot!(text);
 }
 
-/// Rows of e2m1 with a scale for every block, rounded and appended: several elements are stored at once, whatever the sizes.
+/// Rows of e2m1 with a scale for every block, rounded and appended: several elements are stored at once, whatever the
+/// sizes.
 #[test]
 fn packed_rows() {
     for (n, block) in [(64, 32), (20, 4), (6, 6), (2, 1)] {

@@ -103,8 +103,8 @@ impl Builder {
         self.append_to(name, hadal_types::Sym::P, rows, dtype)
     }
 
-    /// The same for a state of `held` rows: groups of tokens that are complete, or a number, which makes a window of the last
-    /// ones.
+    /// The same for a state of `held` rows: groups of tokens that are complete, or a number, which makes a window of
+    /// the last ones.
     pub fn append_to(&mut self, name: &str, held: impl Into<Dim>, rows: ValueId, dtype: DType) -> ValueId {
         let mut ty = self.ty(rows).with_dtype(dtype);
         ty.shape[0] = held.into();

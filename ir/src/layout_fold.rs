@@ -37,7 +37,8 @@ impl<L> Piece<L> {
 }
 
 /// The result at position `result` as pieces of the parameters' bytes, end to end: where a function only joins and cuts
-/// along axes that nothing larger stands before. Elements may be smaller than bytes, pieces may not begin or end inside one.
+/// along axes that nothing larger stands before. Elements may be smaller than bytes, pieces may not begin or end inside
+/// one.
 pub fn pieces(func: &Func, result: usize) -> Option<Vec<Piece<usize>>> {
     let bytes = |ty: &TensorType, shape: &[Dim]| {
         let count = shape.iter().try_fold(1u64, |n, d| n.checked_mul(u64::try_from(d.as_const()?).ok()?))?;
@@ -93,8 +94,8 @@ struct Bytes {
     data: Vec<u8>,
 }
 
-/// The result at position `result` of a function that [`is_layout`], of arguments as bytes; `None` where these have other
-/// sizes than declared, or a slice leaves its operand.
+/// The result at position `result` of a function that [`is_layout`], of arguments as bytes; `None` where these have
+/// other sizes than declared, or a slice leaves its operand.
 pub fn eval(func: &Func, args: Vec<Vec<u8>>, result: usize) -> Option<Vec<u8>> {
     if args.len() != func.params.len() || !is_layout(func) {
         return None;

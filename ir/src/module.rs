@@ -51,8 +51,8 @@ pub struct Weight {
 
 /// What a function keeps between calls: rows along the first axis.
 ///
-/// A state of `P` rows, or of a symbol that counts groups of tokens, grows as that does. A state of a fixed size is a *window*: it
-/// keeps the last rows of its next value, and holds zeros before there were any.
+/// A state of `P` rows, or of a symbol that counts groups of tokens, grows as that does. A state of a fixed size is a
+/// *window*: it keeps the last rows of its next value, and holds zeros before there were any.
 #[derive(Clone, PartialEq, Debug)]
 pub struct State {
     /// The rows held before this call.
@@ -174,10 +174,11 @@ impl Func {
     }
 }
 
-/// Most new tokens of a *step*. An entry whose calls never have more is one for steps: all its sizes are computed in one
-/// form and in one order, so that a token has the same bits alone and among others. Drafts are verified in such calls, and
-/// tokens of several sequences computed together: then what is not apart for each token runs for one sequence after the other, with
-/// one new token. So a version for several tokens must be right for any number of them from one on, whatever its range: see [`sizes`].
+/// Most new tokens of a *step*. An entry whose calls never have more is one for steps: all its sizes are computed in
+/// one form and in one order, so that a token has the same bits alone and among others. Drafts are verified in such
+/// calls, and tokens of several sequences computed together: then what is not apart for each token runs for one
+/// sequence after the other, with one new token. So a version for several tokens must be right for any number of them
+/// from one on, whatever its range: see [`sizes`].
 pub const STEP: i64 = 16;
 
 /// A way into a module: a function with ranges for its symbols.
@@ -259,8 +260,8 @@ impl Module {
         Ok(())
     }
 
-    /// The groups of `m` tokens that are complete before this call, and how many more this call completes: `⌊P/m⌋` and its
-    /// growth. Every token is a group where `m` is 1.
+    /// The groups of `m` tokens that are complete before this call, and how many more this call completes: `⌊P/m⌋` and
+    /// its growth. Every token is a group where `m` is 1.
     pub fn counter(&mut self, m: usize) -> Counter {
         if m == 1 {
             return Counter { held: Sym::P, new: Sym::T };
@@ -317,8 +318,8 @@ pub fn follow(definitions: &Definitions, ranges: &mut BTreeMap<Sym, Range>) {
     }
 }
 
-/// The values of symbols for which code and memory of a version with these `ranges` must do: one new token too, where it is for
-/// several of a step. What is concluded from a size is concluded from these.
+/// The values of symbols for which code and memory of a version with these `ranges` must do: one new token too, where
+/// it is for several of a step. What is concluded from a size is concluded from these.
 pub fn sizes(definitions: &Definitions, ranges: &BTreeMap<Sym, Range>) -> BTreeMap<Sym, Range> {
     let mut out = ranges.clone();
     if let Some(tokens) = out.get_mut(&Sym::T).filter(|t| 1 < t.min && t.min < t.max && t.max <= STEP) {

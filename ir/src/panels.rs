@@ -4,10 +4,10 @@
 //! W[.., n, k]  is stored as  W'[.., n / 16, k / g, n % 16, k % g]
 //! ```
 //!
-//! with some neighbours `g` along `k` kept together: as many as make up a word of 32 bits, of what is multiplied; one, of
-//! scales and the like. This is no format: what is stored is a tensor of two
-//! more axes, and a function that had `W` for a parameter has `W'` and begins by transposing and reshaping it. Who knows
-//! panels reads them in place (`contract/laid/` of the code generators); for everybody else nothing has changed.
+//! with some neighbours `g` along `k` kept together: as many as make up a word of 32 bits, of what is multiplied; one,
+//! of scales and the like. This is no format: what is stored is a tensor of two more axes, and a function that had `W`
+//! for a parameter has `W'` and begins by transposing and reshaping it. Who knows panels reads them in place
+//! (`contract/laid/` of the code generators); for everybody else nothing has changed.
 
 use crate::module::{Func, FuncKind, Inst, InstKind, ValueId};
 use crate::ops::{Op, Reshape, Transpose};
@@ -28,8 +28,9 @@ pub struct Wish {
     pub pays: bool,
 }
 
-/// The type of a tensor's panels with so many neighbours together; `None` where its last two axes have none: columns are
-/// whole pairs of panels, so that no reader meets a half of what it takes at a time, and what is kept together is whole bytes.
+/// The type of a tensor's panels with so many neighbours together; `None` where its last two axes have none: columns
+/// are whole pairs of panels, so that no reader meets a half of what it takes at a time, and what is kept together is
+/// whole bytes.
 pub fn stored(ty: &TensorType, group: i64) -> Option<TensorType> {
     let [outer @ .., n, k] = &ty.shape[..] else { return None };
     let (n, k) = (n.as_const()?, k.as_const()?);
@@ -75,8 +76,8 @@ pub fn fold(name: &str, ty: &TensorType, group: i64) -> Option<Func> {
     Some(func)
 }
 
-/// Bytes of a row, and of what is kept together of it, where a function is a [`fold`]: sixteen rows, one after the other,
-/// become one panel in their place.
+/// Bytes of a row, and of what is kept together of it, where a function is a [`fold`]: sixteen rows, one after the
+/// other, become one panel in their place.
 pub fn rows(func: &Func) -> Option<(usize, usize)> {
     let from = func.ty(*func.params.first()?);
     let [.., group] = &func.ty(func.results.first()?.1).shape[..] else { return None };

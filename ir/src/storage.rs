@@ -1,8 +1,8 @@
 //! Constants as they lie in memory: what their bytes are made of, and which of them lie inside of others.
 //!
-//! Versions of an entry may join the same weights differently: a step reads `[gate; up]` by one kernel, a prompt reads both
-//! by themselves. Rows of the first *are* the second, so it is stored alone, and the others are addresses in it. Nothing
-//! here knows why weights were joined: constants are compared as runs of bytes of the tensors they come from.
+//! Versions of an entry may join the same weights differently: a step reads `[gate; up]` by one kernel, a prompt reads
+//! both by themselves. Rows of the first *are* the second, so it is stored alone, and the others are addresses in it.
+//! Nothing here knows why weights were joined: constants are compared as runs of bytes of the tensors they come from.
 
 use crate::layout_fold::{Piece, cut, pieces};
 use crate::module::{Func, expand_weight_name};
@@ -12,8 +12,8 @@ use crate::text::print_func;
 use hadal_types::{Bindings, TensorType};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Bytes of one tensor that lie together: of a name in the checkpoint with the format it is read in, or of what is computed.
-/// Tensors are called the same in all programs of a model.
+/// Bytes of one tensor that lie together: of a name in the checkpoint with the format it is read in, or of what is
+/// computed. Tensors are called the same in all programs of a model.
 pub type Run = Piece<String>;
 
 /// The tensor that one of this name has the elements of: itself where no other is known.
@@ -97,8 +97,8 @@ fn joined(runs: Vec<Run>) -> Vec<Run> {
     out
 }
 
-/// For each of several constants: which other one it lies in, and from which byte on, a multiple of [`ALIGN`]. Those that
-/// others lie in lie in none. Of equal ones the first holds the others.
+/// For each of several constants: which other one it lies in, and from which byte on, a multiple of [`ALIGN`]. Those
+/// that others lie in lie in none. Of equal ones the first holds the others.
 pub fn nested(constants: &[Vec<Run>]) -> Vec<Option<(usize, u64)>> {
     let mut order: Vec<usize> = (0..constants.len()).collect();
     order.sort_by_key(|i| (std::cmp::Reverse(total(&constants[*i])), *i));
@@ -131,7 +131,8 @@ fn total(runs: &[Run]) -> u64 {
     runs.iter().map(Run::length).sum()
 }
 
-/// How many bytes of the first run of `whole` come before `part`, if `part` begins in that run and goes on as `whole` does.
+/// How many bytes of the first run of `whole` come before `part`, if `part` begins in that run and goes on as `whole`
+/// does.
 fn within(whole: &[Run], part: &[Run]) -> Option<u64> {
     let last = part.len().checked_sub(1)?;
     let fits = part.iter().enumerate().all(|(i, p)| {
@@ -184,8 +185,8 @@ mod tests {
     use crate::text::parse_module;
     use hadal_types::DType;
 
-    /// Two weights of 64 rows of four bits each, their rows one after the other, rows 32..96 of that as a cube, and both side
-    /// by side.
+    /// Two weights of 64 rows of four bits each, their rows one after the other, rows 32..96 of that as a cube, and
+    /// both side by side.
     fn program() -> Program {
         let module = parse_module(
             "fold @rows(%0: u4[64, 4], %1: u4[64, 4]) -> (y: u4[128, 4]) {

@@ -160,8 +160,8 @@ fn callees(func: &Func) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What is wrong with the versions of an entry, where it has several: they must be for different values of the symbols, leave
-/// none out between them, and take and give the same.
+/// What is wrong with the versions of an entry, where it has several: they must be for different values of the symbols,
+/// leave none out between them, and take and give the same.
 fn wrong_versions(module: &Module, funcs: &BTreeMap<&str, &Func>, name: &str, all: &[&Entry]) -> Option<String> {
     if all.len() < 2 {
         return None;

@@ -23,7 +23,8 @@ pub struct Scheme {
     pub fp8: &'static [&'static str],
     /// In names of those that are not, although the former are in them.
     pub not_fp8: &'static [&'static str],
-    /// In names of weights in e2m1 with a scale for 32 columns of a row, unless the configuration says that they are in e4m3.
+    /// In names of weights in e2m1 with a scale for 32 columns of a row, unless the configuration says that they are in
+    /// e4m3.
     pub fp4: &'static [&'static str],
     /// In names of weights that are f32 whatever the others are.
     pub wide: &'static [&'static str],
@@ -159,8 +160,8 @@ impl Plan {
         Plan { dtype, block: None, pow2: false, fp4: true, scheme: &PROJECTIONS }
     }
 
-    /// The plan of a family that names what it quantises by `scheme`. `expert_dtype` may stand beside `quantization_config`
-    /// or inside, or be left out where weights are in e2m1 all the same.
+    /// The plan of a family that names what it quantises by `scheme`. `expert_dtype` may stand beside
+    /// `quantization_config` or inside, or be left out where weights are in e2m1 all the same.
     pub fn read_with(o: &Object<'_>, scheme: &'static Scheme) -> Result<Plan> {
         let names = ["fp4", "fp8"];
         let beside = o.optional_str_in("expert_dtype", &names)?;
@@ -239,15 +240,15 @@ pub enum Activations {
     /// The inputs of products with narrow weights: to bf16, as engines do that compute in bf16. Where a processor has
     /// instructions for pairs of bf16, products run by them.
     Bf16,
-    /// The same, but for products with weights of eight bits or four that have scales for groups of a row: their inputs are
-    /// rounded to `i8`, with a scale for as many neighbours as the weights' scales have, from 32 to 128. Where a processor has
-    /// instructions for bytes, products run by them.
+    /// The same, but for products with weights of eight bits or four that have scales for groups of a row: their inputs
+    /// are rounded to `i8`, with a scale for as many neighbours as the weights' scales have, from 32 to 128. Where a
+    /// processor has instructions for bytes, products run by them.
     Int8,
     /// What states keep, where a release defines how: stored in those formats.
     Cache,
-    /// That, and the inputs of products with block-scaled weights: to e4m3, with a scale for every row and block of channels
-    /// chosen by the values there, as the releases' own code does and as such models were trained. Blocks and scales are
-    /// those of `quantization_config`.
+    /// That, and the inputs of products with block-scaled weights: to e4m3, with a scale for every row and block of
+    /// channels chosen by the values there, as the releases' own code does and as such models were trained. Blocks and
+    /// scales are those of `quantization_config`.
     Fp8,
 }
 
@@ -272,8 +273,8 @@ pub enum Code {
     I8,
 }
 
-/// Neighbours that share a scale in rows of integers, where weights have other groups: fewer cost more than they gain, of
-/// more one is too often much larger than the others.
+/// Neighbours that share a scale in rows of integers, where weights have other groups: fewer cost more than they gain,
+/// of more one is too often much larger than the others.
 const INT8_BLOCKS: [usize; 2] = [32, 128];
 
 /// The formats of a model's weights: the oracle's answers, completed by the plan. And of what they are multiplied with.
@@ -326,8 +327,8 @@ impl Formats<'_> {
         if own != other && !stored(&own) && stored(&other) { other } else { own }
     }
 
-    /// The block that shares a scale in the weight `name`: where scales are stored beside it, or where it is in a narrow
-    /// format and the configuration says that there should be scales.
+    /// The block that shares a scale in the weight `name`: where scales are stored beside it, or where it is in a
+    /// narrow format and the configuration says that there should be scales.
     pub fn block(&self, name: &str) -> Option<[usize; 2]> {
         let dtype = self.of(name);
         let stored = |n: &String| self.oracle.dtype(n).is_some();

@@ -160,7 +160,8 @@ impl Model {
         ModelWeights { made: &self.made, stored: CheckpointWeights(checkpoint) }
     }
 
-    /// Fails where a weight that the model makes has no value, for want of a tokenizer. What is only looked at needs none.
+    /// Fails where a weight that the model makes has no value, for want of a tokenizer. What is only looked at needs
+    /// none.
     pub fn check_made(&self) -> Result<()> {
         match self.made.iter().find(|(_, value)| value.is_none()) {
             Some((weight, _)) => Err(Error::NoTokenizer { weight: weight.clone() }),

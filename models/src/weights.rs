@@ -52,8 +52,8 @@ impl CheckpointWeights<'_> {
     }
 }
 
-/// Weights that a model makes for itself, by name: tables that follow from its configuration and its tokenizer. Where that is
-/// not at hand, as when only planning, they have no values yet.
+/// Weights that a model makes for itself, by name: tables that follow from its configuration and its tokenizer. Where
+/// that is not at hand, as when only planning, they have no values yet.
 pub type Made = BTreeMap<String, Option<Tensor>>;
 
 /// All weights of a model: those that it makes, else those of a checkpoint.

@@ -1,5 +1,5 @@
-//! Heads that draft blocks of tokens, in the graph interpreter, against what was recorded of them; and how configurations
-//! describe them.
+//! Heads that draft blocks of tokens, in the graph interpreter, against what was recorded of them; and how
+//! configurations describe them.
 
 mod common;
 
@@ -11,7 +11,8 @@ use hadal_models::{BuildOptions, Model, Planned, build};
 use hadal_types::DType;
 use serde_json::{Value, json};
 
-/// The stages are given the prompt in pieces of `sizes`, which are taken in turn, then a token at a time; a draft follows each.
+/// The stages are given the prompt in pieces of `sizes`, which are taken in turn, then a token at a time; a draft
+/// follows each.
 fn drafts(name: &str, sizes: &[usize]) {
     let f = Fixture::open(name, BuildOptions { max_context: Some(128), ..BuildOptions::default() });
     let weights = f.weights();
@@ -67,7 +68,8 @@ fn of_v4() {
     drafts("variant-v4-dspark-fp4", &[5]);
 }
 
-/// V4-Flash as it is published with a draft head: three stages, which the copies' count of layers that predict does not say.
+/// V4-Flash as it is published with a draft head: three stages, which the copies' count of layers that predict does not
+/// say.
 fn with_a_head() -> Value {
     let file = std::fs::read(folder("configs/deepseek-v4-flash.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&file).unwrap();

@@ -1,5 +1,5 @@
-//! The Engram demonstration in the graph interpreter, against what was recorded of it: constants, numbers of rows, what is
-//! added to the streams, and logits, of prompts whole and in pieces.
+//! The Engram demonstration in the graph interpreter, against what was recorded of it: constants, numbers of rows, what
+//! is added to the streams, and logits, of prompts whole and in pieces.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! A checkpoint under the names that transformers writes is the same model: every tensor of a fixture is renamed, experts
-//! are put together, and what is read of it under the release's names is compared.
+//! A checkpoint under the names that transformers writes is the same model: every tensor of a fixture is renamed,
+//! experts are put together, and what is read of it under the release's names is compared.
 
 use hadal_models::checkpoint::{Checkpoint, check};
 use hadal_models::config_reader::Config;

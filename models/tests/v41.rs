@@ -1,5 +1,6 @@
-//! DeepSeek-V4.1 in the graph interpreter, against everything that was recorded of it: logits of prompts whole, in pieces and
-//! token by token; numbers of rows, selections and memories on the way; and the levels of rounding. Drafts are in `drafts.rs`.
+//! DeepSeek-V4.1 in the graph interpreter, against everything that was recorded of it: logits of prompts whole, in
+//! pieces and token by token; numbers of rows, selections and memories on the way; and the levels of rounding. Drafts
+//! are in `drafts.rs`.
 
 mod common;
 
@@ -117,7 +118,8 @@ fn the_release() {
     hadal_ir::verify::module(&model.module).unwrap();
     assert!(model.unread.is_empty(), "{:?}", model.unread);
     let s = stats(&model);
-    // The sheet: 552 B and 196.6 B in tables; 890 B a token; a window is 67,584 B a layer, an open token of a source 4096 B.
+    // The sheet: 552 B and 196.6 B in tables; 890 B a token; a window is 67,584 B a layer, an open token of a source
+    // 4096 B.
     assert_eq!(s.tables, (384_006_168 + 384_016_682) * 256);
     let billions = |n: u64| (n as f64 / 1e9).round();
     assert_eq!([s.main - s.tables, s.active].map(billions), [552.0, 16.0]);

@@ -1,7 +1,7 @@
 //! What is known of sizes: the values that symbols may take where a function runs.
 //!
-//! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them. What
-//! else is known of a function from outside comes along: which inputs hold a choice.
+//! Laws ask for bounds where what they say depends on a size: choosing 2048 rows of at most 2048 chooses all of them.
+//! What else is known of a function from outside comes along: which inputs hold a choice.
 
 use crate::{Options, chosen};
 use hadal_ir::module::{follow, sizes};

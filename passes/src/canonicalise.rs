@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Applies the directed laws of [`rules::CANONICAL`] wherever they fire, computes equal things once, and drops what
-//! nothing uses. Weights that nothing uses go too; states stay. Exact: results keep their values (a zero may change its sign).
+//! nothing uses. Weights that nothing uses go too; states stay. Exact: results keep their values (a zero may change its
+//! sign).
 
 use crate::Options;
 use crate::bounds::{Bounds, Reached};

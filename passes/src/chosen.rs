@@ -6,9 +6,9 @@
 //! %1 = call @choose(…);   %2 = call @read(…, %1)
 //! ```
 //!
-//! Laws look at one function, and a layer that reads rows by number need not be the one that chose them. An input is known
-//! if every call gives it a choice: what `top_k` makes, a part of that, an input that is known, or a result that is one of
-//! these. Inputs of entries are whatever a user gives.
+//! Laws look at one function, and a layer that reads rows by number need not be the one that chose them. An input is
+//! known if every call gives it a choice: what `top_k` makes, a part of that, an input that is known, or a result that
+//! is one of these. Inputs of entries are whatever a user gives.
 //!
 //! It is a fact about values, so what is rewritten because of it stays right however its producer is rewritten later.
 

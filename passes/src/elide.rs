@@ -5,15 +5,15 @@
 //! %1 = slice %h {axis = 0, start = T-1, len = 1}   ->
 //! ```
 //!
-//! Where all that is wanted of a value is one and the same slice, its op is done on slices of its operands, by the laws of
-//! [`rules::PARTS`] and the canonical ones, and so on upwards. A call whose result is wanted in part is one of a copy of
-//! the function that returns this part. What is also wanted whole, or in two different parts, is computed whole, so
-//! nothing is computed twice.
+//! Where all that is wanted of a value is one and the same slice, its op is done on slices of its operands, by the laws
+//! of [`rules::PARTS`] and the canonical ones, and so on upwards. A call whose result is wanted in part is one of a
+//! copy of the function that returns this part. What is also wanted whole, or in two different parts, is computed
+//! whole, so nothing is computed twice.
 //!
 //! In the prefill of a model whose logits are wanted of the last token alone, the last layer so runs its queries, its
-//! output projection and its feed-forward part for one row; rows of states are all needed and stay. The price is one more
-//! copy of that layer. There are no more than `MAX_PARTS` such copies of a function; a call that wants yet another part
-//! stays whole.
+//! output projection and its feed-forward part for one row; rows of states are all needed and stay. The price is one
+//! more copy of that layer. There are no more than `MAX_PARTS` such copies of a function; a call that wants yet another
+//! part stays whole.
 //!
 //! Before, calls lose the results that nobody wants at all (`unwanted`).
 //!
@@ -73,8 +73,8 @@ struct Elide<'a> {
 }
 
 impl Elide<'_> {
-    /// The name of the copy of a function that returns these parts of its results; it and what it calls are made if they
-    /// are not there yet. `None` where there are too many already.
+    /// The name of the copy of a function that returns these parts of its results; it and what it calls are made if
+    /// they are not there yet. `None` where there are too many already.
     fn copy(&mut self, name: &str, parts: &[Option<Slice>]) -> Option<String> {
         let key = (name.to_owned(), parts.to_vec());
         if let Some(known) = self.made.get(&key) {

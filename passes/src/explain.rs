@@ -1,4 +1,5 @@
-//! What the search can say about its choice, as plain data: made where [`Options::explain`](crate::Options) asks for it.
+//! What the search can say about its choice, as plain data: made where [`Options::explain`](crate::Options) asks for
+//! it.
 //!
 //! Chains of laws need none of this: they are on the ops themselves ([`hadal_ir::Inst::laws`]). This is what is not in
 //! the result: what else there was, and why it was not taken.

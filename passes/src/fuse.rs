@@ -10,8 +10,9 @@
 //! Exact: every op is still there, in some kernel.
 //!
 //! Views, constants, and casts, dequantisation and gathers of weights are *carried*: never computed on their own but
-//! repeated in each kernel that reads them. What attention reads is put together before, but for columns of keys and values that
-//! lie in parts or are kept narrow with scales. All other ops begin as kernels of their own, which are then joined:
+//! repeated in each kernel that reads them. What attention reads is put together before, but for columns of keys and
+//! values that lie in parts or are kept narrow with scales. All other ops begin as kernels of their own, which are then
+//! joined:
 //!
 //! 1. elementwise ops of one shape, where one is only used by the other;
 //! 2. a contraction with the elementwise ops on its result;
@@ -20,8 +21,8 @@
 //!
 //! What follows from weights alone becomes a `fold`, computed when compiling.
 //!
-//! Entries for steps ([`hadal_ir::module::STEP`]) share no kernels with others: what is generated for a few tokens is not what
-//! is generated for many.
+//! Entries for steps ([`hadal_ir::module::STEP`]) share no kernels with others: what is generated for a few tokens is
+//! not what is generated for many.
 
 mod emit;
 mod group;

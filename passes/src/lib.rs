@@ -1,5 +1,5 @@
-//! Passes: from a model's graph to a program. Specialise per entry, canonicalise, rewrite by cost in an e-graph, cut into
-//! kernels, plan memory.
+//! Passes: from a model's graph to a program. Specialise per entry, canonicalise, rewrite by cost in an e-graph, cut
+//! into kernels, plan memory.
 //!
 //! Everything between the steps is the graph IR, so every step can be checked by evaluating before and after. The only
 //! place that knows of egg is the private module `egraph`. Machines are known by [`hadal_ir::target`] alone, models not

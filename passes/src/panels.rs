@@ -5,11 +5,11 @@
 //!                                         %y = call @product(%x, %p)
 //! ```
 //!
-//! Some kernels read a matrix faster where it lies as [panels](hadal_ir::panels::stored). A file holds each tensor once, so it is
-//! stored so if *all* kernels that any launch gives it to know panels, in all versions of all entries, and one of them is faster
-//! with them. A kernel serves
-//! many launches, of each layer: tensors and the kernels' parameters that they are given to are decided together as far as
-//! they hang together. Who decides is asked (code generators do not exist here) with the kernel as it would be.
+//! Some kernels read a matrix faster where it lies as [panels](hadal_ir::panels::stored). A file holds each tensor
+//! once, so it is stored so if *all* kernels that any launch gives it to know panels, in all versions of all entries,
+//! and one of them is faster with them. A kernel serves many launches, of each layer: tensors and the kernels'
+//! parameters that they are given to are decided together as far as they hang together. Who decides is asked (code
+//! generators do not exist here) with the kernel as it would be.
 //!
 //! Needs a fused module and its plan; gives both anew, with folds that lay tensors out when compiling. Exact: a view of
 //! the same elements, whoever reads them.
@@ -24,8 +24,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// A kernel's parameter.
 type Reader = (String, usize);
 
-/// The parameters of which a kernel, launched with these values of the symbols, reads panels as well as rows, if it is given
-/// panels of all of them.
+/// The parameters of which a kernel, launched with these values of the symbols, reads panels as well as rows, if it is
+/// given panels of all of them.
 pub type Wants<'a> = &'a dyn Fn(&Func, &BTreeMap<Sym, Range>) -> Vec<Wish>;
 
 /// Lays out what all readers want so, but for weights that stay where they are: those of which `fixed` says so.

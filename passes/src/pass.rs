@@ -126,7 +126,8 @@ fn rewrite(module: &Module, target: &Target, options: &Options) -> Outcome {
     Ok((out, details))
 }
 
-/// Bytes of memory that weights and states at their largest leave for values; all of it where they need several machines.
+/// Bytes of memory that weights and states at their largest leave for values; all of it where they need several
+/// machines.
 fn room(module: &Module, target: &Target, options: &Options) -> f64 {
     let mut kept: BTreeMap<String, f64> = BTreeMap::new();
     let reached = Reached::of(module);

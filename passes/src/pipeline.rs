@@ -71,9 +71,9 @@ impl Options {
         module.complete(&self.typical_of(&module.ranges(entry), &whole, self.context(module)))
     }
 
-    /// Usual sizes of a version for `part` of an entry's values: as many new tokens as it takes (of an entry for steps as
-    /// few), and some thousands of rows in all. Where one of them lies beyond the part, its middle on a logarithmic scale, since near the border both
-    /// forms cost the same.
+    /// Usual sizes of a version for `part` of an entry's values: as many new tokens as it takes (of an entry for steps
+    /// as few), and some thousands of rows in all. Where one of them lies beyond the part, its middle on a logarithmic
+    /// scale, since near the border both forms cost the same.
     pub(crate) fn typical_of(&self, part: &Ranges, whole: &Ranges, context: i64) -> Bindings {
         let mut out: Bindings = part.iter().map(|(s, r)| (*s, r.max)).collect();
         if let (Some(p), Some(t)) = (part.get(&Sym::P), part.get(&Sym::T)) {

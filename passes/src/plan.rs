@@ -1,10 +1,10 @@
 //! `plan`: flattens the entries of a fused module into launches over planned memory.
 //!
-//! Each version of an entry has a plan of its own; weights, folds and states are those of the program. Working memory is
-//! one arena, as large as the largest plan needs. Every kernel result gets a buffer of its largest size, alive from the launch
-//! that writes it to the last one that reads it, and buffers share bytes only if their lives do not meet. Large buffers
-//! are placed first, each at the lowest offset that is free for its whole life. The result of `append` is the state's
-//! own memory. [`check`] proves all that again from the finished plan, and `crate::simulate` runs it.
+//! Each version of an entry has a plan of its own; weights, folds and states are those of the program. Working memory
+//! is one arena, as large as the largest plan needs. Every kernel result gets a buffer of its largest size, alive from
+//! the launch that writes it to the last one that reads it, and buffers share bytes only if their lives do not meet.
+//! Large buffers are placed first, each at the lowest offset that is free for its whole life. The result of `append` is
+//! the state's own memory. [`check`] proves all that again from the finished plan, and `crate::simulate` runs it.
 
 mod batch;
 mod check;
@@ -238,8 +238,8 @@ impl<'a> Planner<'a> {
         Ok(states.len() - 1)
     }
 
-    /// The most rows of a state of `held` rows and the new ones of a call, over all entries: a row for each token of the
-    /// context, as many groups as can be complete, or a window and the new tokens.
+    /// The most rows of a state of `held` rows and the new ones of a call, over all entries: a row for each token of
+    /// the context, as many groups as can be complete, or a window and the new tokens.
     fn rows(&self, held: &Dim) -> Option<i64> {
         let symbols = &self.module.symbols;
         let most = |s: Sym| symbols.get(&s).map_or(0, |r| r.max);

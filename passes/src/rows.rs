@@ -1,21 +1,22 @@
 //! Whether a kernel treats the tokens of a call apart: row `t` of all it writes follows from row `t` of what it reads.
 //!
-//! Where it does, tokens of several sequences can be computed in one launch, and each has the bits that it has alone, since kernels add
-//! in an order that does not depend on the number of tokens. See `docs/src/design/batching.md`.
+//! Where it does, tokens of several sequences can be computed in one launch, and each has the bits that it has alone,
+//! since kernels add in an order that does not depend on the number of tokens. See `docs/src/design/batching.md`.
 //!
-//! The *token axis* of a value is told from its type: the one axis whose size mentions `T`, and is `k·T`: then there are `k` rows for
-//! each token, one after the other. Of a value whose type does not mention `T` every token sees the same. So it is
-//! enough that each op keeps to that: it leaves rows of different tokens apart, and makes nothing of their positions. Composite ops are
-//! looked at through their decomposition.
+//! The *token axis* of a value is told from its type: the one axis whose size mentions `T`, and is `k·T`: then there
+//! are `k` rows for each token, one after the other. Of a value whose type does not mention `T` every token sees the
+//! same. So it is enough that each op keeps to that: it leaves rows of different tokens apart, and makes nothing of
+//! their positions. Composite ops are looked at through their decomposition.
 //!
-//! What is not recognised is refused, which costs speed and no bits: masks between tokens, positions, anything that mentions
-//! another symbol, states, two axes of tokens.
+//! What is not recognised is refused, which costs speed and no bits: masks between tokens, positions, anything that
+//! mentions another symbol, states, two axes of tokens.
 
 use hadal_ir::builder::decompose_func;
 use hadal_ir::ops::Contract;
 use hadal_ir::{Dim, Func, InstKind, Op, Sym, TensorType};
 
-/// Whether all rows of what `kernel` computes follow from rows of the same token alone, besides values that have no tokens.
+/// Whether all rows of what `kernel` computes follow from rows of the same token alone, besides values that have no
+/// tokens.
 pub fn are_apart(kernel: &Func) -> bool {
     // Types first: most kernels that are refused mention another symbol, and need not be taken apart.
     let known = |func: &Func| func.values.iter().all(|v| token_axis(&v.ty).is_ok());
@@ -68,7 +69,8 @@ fn keeps_apart(op: &Op, args: &[&TensorType], out: &TensorType) -> bool {
     let (from, to): (Vec<Option<usize>>, _) = (args.iter().map(|a| axis(a)).collect(), axis(out));
     let fixed = |d: &Dim| d.as_const().is_some();
     match (from.iter().flatten().next(), to, op) {
-        // The same for every token. What there is as many times as tokens, and not by repetition, is made of their positions.
+        // The same for every token. What there is as many times as tokens, and not by repetition, is made of their
+        // positions.
         (None, None, Op::Slice(s)) => fixed(&s.start),
         (None, None, Op::Iota(i)) => fixed(&i.start),
         (None, None, _) | (None, Some(_), Op::Broadcast(_)) => true,

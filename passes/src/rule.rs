@@ -52,8 +52,8 @@ pub trait Site {
     fn upper(&self, size: &Dim) -> Option<i64>;
     /// The least that a size can be; `None` where that is not known.
     fn lower(&self, size: &Dim) -> Option<i64>;
-    /// Whether a value from outside always holds what `top_k` chose, wherever that was, or some of it: along the last axis
-    /// no number that is not negative stands twice.
+    /// Whether a value from outside always holds what `top_k` chose, wherever that was, or some of it: along the last
+    /// axis no number that is not negative stands twice.
     fn chosen(&self, _v: V) -> bool {
         false
     }
@@ -83,7 +83,8 @@ pub struct Rule {
     pub class: NumericClass,
     /// A function with symbolic sizes in which the rule fires.
     pub example: &'static str,
-    /// What the op equals by this law. Terms must have the op's type; one that is refused by [`Term::ty`] is passed over.
+    /// What the op equals by this law. Terms must have the op's type; one that is refused by [`Term::ty`] is passed
+    /// over.
     pub apply: fn(&dyn Site, &Op, &[V]) -> Vec<Term>,
 }
 

@@ -7,16 +7,16 @@
 //!                                                   %2 = call @layer(%1, %a) at "1."
 //! ```
 //!
-//! A function may compute values from its inputs alone, without weights and states. Where most of its calls get the same
-//! value as some other call, of whatever function, the caller computes it and passes it on: tables of angles, masks, a
-//! choice of rows. Values are compared by structure, over the caller's values. The function stays one template for all its
-//! calls. Only work moves: views, constants and what follows from constants stay where they are, and so do casts, which
-//! whoever reads a value does on the way.
+//! A function may compute values from its inputs alone, without weights and states. Where most of its calls get the
+//! same value as some other call, of whatever function, the caller computes it and passes it on: tables of angles,
+//! masks, a choice of rows. Values are compared by structure, over the caller's values. The function stays one template
+//! for all its calls. Only work moves: views, constants and what follows from constants stay where they are, and so do
+//! casts, which whoever reads a value does on the way.
 //!
 //! It comes after the search for alternatives, whose laws have to see a selection and its use in one function.
 //!
-//! Besides, two calls of one function without states, with the same weights and inputs, are one call; and a result that is
-//! one of the function's inputs is that input in the caller. Exact.
+//! Besides, two calls of one function without states, with the same weights and inputs, are one call; and a result that
+//! is one of the function's inputs is that input in the caller. Exact.
 
 use crate::edit::{Edit, Trail, mentions_symbols};
 use hadal_ir::{Call, Func, FuncKind, Inst, InstKind, Module, Op, ValueId};

@@ -9,8 +9,8 @@
 //! once per distinct binding however many entries or calls reach it. Afterwards no function is shared between bindings,
 //! so each can be rewritten for its own.
 //!
-//! Symbols that states have in their sizes stay, also where they are fixed: a state is one thing for all entries. So do symbols
-//! that are defined by those: a number in place of one of them would say nothing of the other.
+//! Symbols that states have in their sizes stay, also where they are fixed: a state is one thing for all entries. So do
+//! symbols that are defined by those: a number in place of one of them would say nothing of the other.
 
 use hadal_ir::attr::{Attr, Attrs};
 use hadal_ir::{Bindings, Definition, Dim, Func, InstKind, Module, Op, Sym};

@@ -6,11 +6,11 @@
 //!                                                    entry decode = @main.decode where T in 3..8
 //! ```
 //!
-//! Most steps have one token, or one and a guess, for which kernels are simpler: there is no number of tokens to ask for. What is
-//! left keeps the number as a symbol, for which the sizes of inputs and results stand. It
-//! comes after the choice of forms, so that all versions have the same one: with kernels whose order of summation does not depend
-//! on `T`, a token has the same bits alone and among drafts. For that reason nothing but canonical laws may follow. Functions
-//! that no entry reaches afterwards are left out. Exact.
+//! Most steps have one token, or one and a guess, for which kernels are simpler: there is no number of tokens to ask
+//! for. What is left keeps the number as a symbol, for which the sizes of inputs and results stand. It comes after the
+//! choice of forms, so that all versions have the same one: with kernels whose order of summation does not depend on
+//! `T`, a token has the same bits alone and among drafts. For that reason nothing but canonical laws may follow.
+//! Functions that no entry reaches afterwards are left out. Exact.
 
 use crate::specialise::{Copier, Key, Made};
 use hadal_ir::{Bindings, Entry, Module, Range, Sym};

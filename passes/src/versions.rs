@@ -9,11 +9,11 @@
 //! entry the choice is made on a grid, powers of two of new tokens and of rows in all; between neighbours that choose
 //! differently, bisection finds where the costs of the two choices cross. Sizes that laws ask for (how many rows are
 //! chosen) are tried as well, with the ranges narrowed as the version would have them. Of these candidates the one that
-//! gains most is taken, as long as it gains a percent of the entry's time somewhere on the grid, up to [`MOST`]. First by
-//! new tokens, then each part by rows.
+//! gains most is taken, as long as it gains a percent of the entry's time somewhere on the grid, up to [`MOST`]. First
+//! by new tokens, then each part by rows.
 //!
-//! Entries for steps ([`STEP`]) have one form for all numbers of new tokens, so they are split by rows only. Entries with
-//! equal ranges are split alike, since they share their layers. Functions are looked at as `specialise` makes
+//! Entries for steps ([`STEP`]) have one form for all numbers of new tokens, so they are split by rows only. Entries
+//! with equal ranges are split alike, since they share their layers. Functions are looked at as `specialise` makes
 //! them. What is already in several versions stays. Exact.
 
 use crate::Options;
@@ -229,7 +229,8 @@ impl Search<'_> {
                 let (sum, _) = gained(&known, &self.times(&cut_parts, &points, By::Known));
                 ranked.push((sum, *at, cut_parts));
             }
-            // Sizes that laws ask for always; what changes there is not known yet. Of equal ones the last come first, as below.
+            // Sizes that laws ask for always; what changes there is not known yet. Of equal ones the last come first,
+            // as below.
             let first = |at: &i64| !asked.contains(at);
             ranked.sort_by(|a, b| first(&a.1).cmp(&first(&b.1)).then(b.0.total_cmp(&a.0)).then(b.1.cmp(&a.1)));
             ranked.truncate(asked.len().min(LOOKED_AT) + LOOKED_AT);
@@ -465,8 +466,8 @@ fn gained(before: &[f64], after: &[f64]) -> (f64, f64) {
     gains.fold((0.0, 0.0), |(sum, most), gain| (sum + gain, f64::max(most, gain)))
 }
 
-/// Whether a range can be divided behind `at`. A state of one size could not be told from one that keeps its size, so both
-/// sides are left with two sizes held.
+/// Whether a range can be divided behind `at`. A state of one size could not be told from one that keeps its size, so
+/// both sides are left with two sizes held.
 fn divides(sym: Sym, range: Range, at: i64) -> bool {
     let more = i64::from(sym == Sym::P);
     at.checked_sub(more).is_some_and(|x| range.min <= x) && at.checked_add(more).is_some_and(|x| x < range.max)

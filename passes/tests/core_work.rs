@@ -1,8 +1,8 @@
 //! The work of latent attention at the size of a large model, from the query's low-rank row to the output projection,
 //! without rotated channels: what is written, and what is chosen, in operations.
 //!
-//! By hand, with H = 128 heads, n = v = 128, latent rows of c = 512, queries from rows of 1536, outputs of 7168, and two
-//! operations for a multiply-add:
+//! By hand, with H = 128 heads, n = v = 128, latent rows of c = 512, queries from rows of 1536, outputs of 7168, and
+//! two operations for a multiply-add:
 //!
 //! ```text
 //! projections  2·T·(1536·H·n + H·v·7168)

@@ -1,8 +1,8 @@
 //! The check of laws is worth something: every law broken on purpose is noticed by it.
 //!
 //! Mutations know nothing of the laws; they change what a law made. A mutant may pass only where it is the same term
-//! with the operands of commutative ops in another order, or with one more or less op that does nothing, or what the law
-//! started from.
+//! with the operands of commutative ops in another order, or with one more or less op that does nothing, or what the
+//! law started from.
 
 use crate::common::{law, parse};
 use hadal_ir::attr::Real;
@@ -117,7 +117,8 @@ fn before_mask(func: &Func, mask: &Op, term: &Term) -> Term {
 }
 
 /// A spelling that is the same for terms that differ only in the order of operands of commutative ops, and in the
-/// names of letters, in views and casts that change nothing, or in masking twice. A value that is repeated is spelled out.
+/// names of letters, in views and casts that change nothing, or in masking twice. A value that is repeated is spelled
+/// out.
 fn spelling(func: &Func, term: &Term) -> String {
     let (op, args) = match term {
         Term::Old(v) => match func.insts.iter().find(|i| i.results.contains(&ValueId(v.0))) {

@@ -1,5 +1,5 @@
-//! Sparse attention from its masked-dense definition: attention over the rows that an indexer chose is found, and chosen
-//! where the numbers say so. Where a context never has more rows than are chosen, there is no indexer at all.
+//! Sparse attention from its masked-dense definition: attention over the rows that an indexer chose is found, and
+//! chosen where the numbers say so. Where a context never has more rows than are chosen, there is no indexer at all.
 
 use crate::common::*;
 use hadal_ir::ops::attention::Visible;

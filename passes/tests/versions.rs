@@ -232,8 +232,8 @@ fn published_models_have_few_versions_and_the_same_in_every_run() {
     assert_eq!(twice[0], twice[1], "{name}");
 }
 
-/// A state of a single size could not be told from one that keeps its size: the borders that a choice of nearly all rows
-/// asks for are not taken.
+/// A state of a single size could not be told from one that keeps its size: the borders that a choice of nearly all
+/// rows asks for are not taken.
 #[test]
 fn no_version_holds_a_single_number_of_rows() {
     for k in [2, 3, 1021, 1022, 1023, 1024] {

@@ -1,9 +1,9 @@
 //! Several sequences in one step: a new token for each, and weights are read once for all of them.
 //!
 //! The program says of each launch whether it runs once, row `b` being that of sequence `b`, or for each sequence alone
-//! with its own states and numbers (`docs/src/design/batching.md`). Launches stay in order, one for all sequences before the next. So sequences of
-//! different lengths share a step, they join it and leave it between any two steps, and each gets the bits it would
-//! get alone.
+//! with its own states and numbers (`docs/src/design/batching.md`). Launches stay in order, one for all sequences
+//! before the next. So sequences of different lengths share a step, they join it and leave it between any two steps,
+//! and each gets the bits it would get alone.
 //!
 //! Like a session, a batch allocates nothing once it has run.
 
@@ -110,6 +110,9 @@ impl Batch {
     /// Memory for steps of `program`'s entry `decode`, to be run by `pool`.
     pub fn new(program: &Arc<Program>, pool: &Arc<Pool>) -> Result<Batch, Error> {
         let m = program.manifest();
+        if program.device().is_some() {
+            return Err(Error::BatchOnDevice);
+        }
         let no_entry =
             || Error::NoEntry { name: "decode".to_owned(), has: m.entries.iter().map(|e| e.name.clone()).collect() };
         let entry = m.entries.iter().position(|e| e.name == "decode").ok_or_else(no_entry)?;
@@ -162,8 +165,8 @@ impl Batch {
         self.most
     }
 
-    /// Gives each sequence its token, and `logits` a row for each, those of the token after it. Sequences must hold their
-    /// prompts, and need not be those of other steps. Nothing is changed where that is refused.
+    /// Gives each sequence its token, and `logits` a row for each, those of the token after it. Sequences must hold
+    /// their prompts, and need not be those of other steps. Nothing is changed where that is refused.
     pub fn step(&mut self, sessions: &mut [&mut Session], tokens: &[u32], logits: &mut [f32]) -> Result<(), Error> {
         let vocab = self.vocab;
         if tokens.len() != sessions.len() || logits.len() != sessions.len() * vocab {
@@ -293,9 +296,10 @@ impl Batch {
                 args = args.wrapping_add(l.args.len());
             }
         }
-        // SAFETY: as in a session's call. The manifest was checked for one token and as many as there are sequences at most: what sequences
-        // share is rows, so that each sequence's end where the next one's begin, and `each` launches of different sequences write to
-        // different memory: their own, and their rows. `bind` found room in every session.
+        // SAFETY: as in a session's call. The manifest was checked for one token and as many as there are sequences at
+        // most: what sequences share is rows, so that each sequence's end where the next one's begin, and `each`
+        // launches of different sequences write to different memory: their own, and their rows. `bind` found room in
+        // every session.
         unsafe { self.pool.run(&self.steps, self.scratch.place(), None) };
         if !in_a_row {
             for (b, i) in members.iter().enumerate() {

@@ -143,6 +143,17 @@ pub enum Error {
         /// The entry.
         entry: String,
     },
+    /// What runs the program takes one sequence at a time.
+    #[error("several sequences at a time run on processors only")]
+    BatchOnDevice,
+    /// A kernel did not run on the device that it is for.
+    #[error("kernel @{kernel}: {message}")]
+    Device {
+        /// The kernel.
+        kernel: String,
+        /// What the device says.
+        message: String,
+    },
     /// A session that runs another program than its batch.
     #[error("sequence {number} of the batch is of another program")]
     OtherProgram {

@@ -1,8 +1,8 @@
 //! A prompt in chunks, then token by token, or several at a time with drafts.
 //!
-//! Entries are found by name: `prefill` and `decode` take `tokens`, an `i32[T]`. `prefill` gives `logits`, an `f32[1, V]`
-//! of the last token; `decode` the same, or the logits of each token where it takes several. Tokens go through the model
-//! lazily: a token that was drawn is run when the next one is wanted, so the last one costs nothing.
+//! Entries are found by name: `prefill` and `decode` take `tokens`, an `i32[T]`. `prefill` gives `logits`, an `f32[1,
+//! V]` of the last token; `decode` the same, or the logits of each token where it takes several. Tokens go through the
+//! model lazily: a token that was drawn is run when the next one is wanted, so the last one costs nothing.
 //!
 //! Where a program drafts ([`Generator::draft`]), `decode` also gives `hidden`, a row for each token, and so does
 //! `prefill`, or `prefill_hidden` in its place.
@@ -105,8 +105,8 @@ impl Generator {
         self.width > 0 && drafter(&self.session, self.width).is_some()
     }
 
-    /// Drafts from now on, or no longer; to be called before the prompt. The tokens stay the same. Where the program cannot
-    /// draft this does nothing.
+    /// Drafts from now on, or no longer; to be called before the prompt. The tokens stay the same. Where the program
+    /// cannot draft this does nothing.
     pub fn draft(&mut self, drafts: Drafts) -> Result<(), Error> {
         self.speculation = None;
         let m = self.session.program().manifest();

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `program` | map a file, check the machine, find kernels and weights |
 //! | `pool` | persistent threads that share out the grid of each launch |
+//! | `device` | what runs kernels that are not for this processor |
 //! | `topology` | cores and memory nodes, and how threads are shared out to them |
 //! | `session` | states, arena and scratch of one sequence; one call of an entry |
 //! | `batch` | one token for each of several sequences, in one step |
@@ -34,6 +35,7 @@ mod batch;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod cpu;
+mod device;
 mod error;
 mod generate;
 mod pool;
@@ -49,6 +51,7 @@ mod topology;
 mod watch;
 
 pub use batch::Batch;
+pub use device::{Argument, Device};
 pub use error::Error;
 pub use generate::{Generator, Stop};
 pub use hadal_artifact as artifact;

@@ -1,12 +1,13 @@
 //! Persistent threads that run a list of steps, sharing out the grid of each.
 //!
 //! A step is cut into *pieces*, contiguous ranges of its grid, and pieces are shared out to groups of threads
-//! ([`Topology`]). A group's 64-bit word says which step is current, how many pieces of it the group has and how many are taken;
-//! a thread takes a piece by adding one to its group's word, or to another's where there is none left. Whoever finishes the
-//! last piece of a step opens the next one by writing the words anew. So there is no barrier that waits for threads, only for work:
-//! a thread that the system has put aside between pieces (a busy neighbour on a shared machine) delays nobody, and a run
-//! of small one-piece steps stays on the thread that began it, with no hand-over in between. Up to eight threads are one
-//! group; with more, few take from the same word, and those near the same memory take neighbouring pieces.
+//! ([`Topology`]). A group's 64-bit word says which step is current, how many pieces of it the group has and how many
+//! are taken; a thread takes a piece by adding one to its group's word, or to another's where there is none left.
+//! Whoever finishes the last piece of a step opens the next one by writing the words anew. So there is no barrier that
+//! waits for threads, only for work: a thread that the system has put aside between pieces (a busy neighbour on a
+//! shared machine) delays nobody, and a run of small one-piece steps stays on the thread that began it, with no
+//! hand-over in between. Up to eight threads are one group; with more, few take from the same word, and those near the
+//! same memory take neighbouring pieces.
 //!
 //! Steps that do not depend on each other may be run *together*: then their pieces are taken like those of one step.
 //!
@@ -111,8 +112,8 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-/// Step number (32 bits, wrapping), the group's pieces (16), pieces taken (16). A stale word could be mistaken for a new one only
-/// if a thread were stopped between two instructions for exactly 2^32 steps.
+/// Step number (32 bits, wrapping), the group's pieces (16), pieces taken (16). A stale word could be mistaken for a
+/// new one only if a thread were stopped between two instructions for exactly 2^32 steps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Word(u64);
 
@@ -197,13 +198,14 @@ impl Pool {
         start.elapsed().as_secs_f64() / STEPS as f64
     }
 
-    /// Runs `steps` in order and returns when all are finished. A `clock`, one longer than `steps`, is given the time of the
-    /// beginning and of each step's end.
+    /// Runs `steps` in order and returns when all are finished. A `clock`, one longer than `steps`, is given the time
+    /// of the beginning and of each step's end.
     ///
     /// # Safety
     ///
-    /// No step may have more steps together with it than there are behind it. Every step's kernel must be sound to call with its arguments and symbols for any part of `0..grid`, on any
-    /// thread, different parts, and those of steps that run together, at the same time; `scratch` must have room for [`Pool::threads`] workers.
+    /// No step may have more steps together with it than there are behind it. Every step's kernel must be sound to call
+    /// with its arguments and symbols for any part of `0..grid`, on any thread, different parts, and those of steps
+    /// that run together, at the same time; `scratch` must have room for [`Pool::threads`] workers.
     pub(crate) unsafe fn run(&self, steps: &[Step], scratch: Scratch, mut clock: Option<&mut [Instant]>) {
         assert!(clock.as_ref().is_none_or(|c| c.len() == steps.len() + 1), "a clock with room for each step");
         if self.workers.is_empty() {
@@ -262,14 +264,14 @@ impl Shared {
         self.groups.iter().any(|g| g.load(Ordering::SeqCst).has_pieces())
     }
 
-    /// Where a group's pieces begin, of so many of all groups; they end where the next one's begin. The first group has the
-    /// only one.
+    /// Where a group's pieces begin, of so many of all groups; they end where the next one's begin. The first group has
+    /// the only one.
     fn share(&self, pieces: usize, threads: usize) -> usize {
         (pieces * threads).div_ceil(self.threads)
     }
 
-    /// Takes and runs one piece of the current step, if one is left: of its own group, or else of the next ones. Opens the next
-    /// step where it was the last.
+    /// Takes and runs one piece of the current step, if one is left: of its own group, or else of the next ones. Opens
+    /// the next step where it was the last.
     fn work_on(&self, worker: usize) -> bool {
         let own = self.group_of[worker];
         let found = (0..self.groups.len()).find_map(|i| {
@@ -282,7 +284,8 @@ impl Shared {
             return true;
         }
         let pieces = self.pieces.load(Ordering::Relaxed) as usize;
-        // SAFETY: we hold a piece, so the job stays as it is until we have finished it; steps that run together are inside.
+        // SAFETY: we hold a piece, so the job stays as it is until we have finished it; steps that run together are
+        // inside.
         let (steps, scratch) = unsafe {
             let job = &*self.job.get();
             let first = job.steps.add(word.step().wrapping_sub(job.base) as usize);
@@ -306,7 +309,8 @@ impl Shared {
         true
     }
 
-    /// Makes step number `step` the current one. Only for the thread that finished the `ended` steps before, or starts a job.
+    /// Makes step number `step` the current one. Only for the thread that finished the `ended` steps before, or starts
+    /// a job.
     fn open(&self, step: u32, ended: usize) {
         // SAFETY: the job was written by this thread, or before the piece it just finished was opened.
         let (index, len, steps, clock) = unsafe {
@@ -332,12 +336,13 @@ impl Shared {
         let s = unsafe { *steps.add(index) };
         let most = (self.threads * PIECES_PER_THREAD) as i64;
         let together = 1 + s.more as i64;
-        // Each step is cut into as many, or all are one piece. Those that are there for each sequence have grids much alike.
+        // Each step is cut into as many, or all are one piece. Those that are there for each sequence have grids much
+        // alike.
         let parts = (most / together).max(1).min(s.grid.max(1));
         let pieces = if s.large { (together * parts) as usize } else { 1 };
         self.pieces.store(pieces as u32, Ordering::Relaxed);
-        // Groups without pieces first: once the last word with pieces is written, others may finish all of them and open the step
-        // behind, while this thread must write no more.
+        // Groups without pieces first: once the last word with pieces is written, others may finish all of them and
+        // open the step behind, while this thread must write no more.
         let of = |g: &Line| self.share(pieces, g.threads.end) - self.share(pieces, g.threads.start);
         for some in [false, true] {
             for group in self.groups.iter().filter(|g| (of(g) > 0) == some) {
@@ -361,8 +366,8 @@ impl Shared {
         }
     }
 
-    /// Sleeps until `wanted`. Registering before looking (here) and looking after storing (in `open`), both sequentially
-    /// consistent, means that one of the two sees the other.
+    /// Sleeps until `wanted`. Registering before looking (here) and looking after storing (in `open`), both
+    /// sequentially consistent, means that one of the two sees the other.
     fn sleep(&self, wanted: impl Fn() -> bool) {
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.sleepers.fetch_add(1, Ordering::SeqCst);

@@ -7,8 +7,8 @@
 //! the way keep damage and mistakes out, not malice.
 
 use crate::error::WeightsDiffer;
-use crate::{Error, cpu};
-use hadal_artifact::{Artifact, ExternalFile, Manifest, Place};
+use crate::{Device, Error, cpu};
+use hadal_artifact::{Artifact, ExternalFile, Manifest, Place, Target};
 use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::io;
@@ -22,10 +22,18 @@ pub type KernelFn = unsafe extern "C" fn(args: *const *mut u8, symbols: *const i
 /// A loaded program. Shared by all sessions that run it.
 pub struct Program {
     manifest: Manifest,
-    kernels: Vec<KernelFn>,
+    code: Code,
     /// First byte of each weight; kept alive by `memory`.
     weights: Vec<*const u8>,
     memory: Memory,
+}
+
+/// What runs.
+enum Code {
+    /// By this process's threads.
+    Here(Vec<KernelFn>),
+    /// By something else, which takes each kernel's code from the file.
+    There(Box<dyn Device>),
 }
 
 /// What keeps code and weights alive.
@@ -62,14 +70,11 @@ impl Program {
         Self::from_file(&path, file)
     }
 
-    /// Loads a compiled file that is open already (it need not have a name any more); `path` is what errors call it, and
-    /// what the paths of external weights are relative to.
+    /// Loads a compiled file that is open already (it need not have a name any more); `path` is what errors call it,
+    /// and what the paths of external weights are relative to.
     pub fn from_file(path: &Path, opened: File) -> Result<Arc<Program>, Error> {
         let at = |source| Error::Io { path: path.to_path_buf(), source };
-        let file = map(&opened).map_err(at)?;
-        let refused = |source| Error::Artifact { path: path.to_path_buf(), source };
-        let artifact = hadal_artifact::parse(&file, &cpu::runs).map_err(refused)?;
-        let manifest = artifact.manifest.clone();
+        let (manifest, mut mapped, weights) = Self::map_all(path, &opened, &cpu::runs)?;
         if manifest.target.arch != cpu::ARCH {
             return Err(Error::Architecture { needed: manifest.target.arch, found: cpu::ARCH });
         }
@@ -78,6 +83,40 @@ impl Program {
             return Err(Error::CpuFeatures { missing });
         }
 
+        let artifact = &mapped.artifact;
+        let code = if artifact.code.is_empty() { None } else { Some(map_code(&opened, artifact).map_err(at)?) };
+        let start = code.as_ref().map_or(std::ptr::null(), |c| c.as_ptr());
+        let kernels = manifest.kernels.iter().map(|k| {
+            // SAFETY: `parse` checked that the kernel lies inside the code section, all of which is mapped executable,
+            // and the manifest promises code of this signature there.
+            unsafe { std::mem::transmute::<*const u8, KernelFn>(start.add(k.offset as usize)) }
+        });
+        let code_here = Code::Here(kernels.collect());
+        mapped._code = code;
+        Ok(Arc::new(Program { manifest, code: code_here, weights, memory: Memory::Mapped(Box::new(mapped)) }))
+    }
+
+    /// Loads the compiled file at `path` for a device, which takes the first of its levels that it can run.
+    pub fn open_on(path: &Path, device: Box<dyn Device>) -> Result<Arc<Program>, Error> {
+        let (manifest, mapped, weights) = Self::map_all(path, &open(path)?, &|target| device.runs(target))?;
+        if !device.runs(&manifest.target) {
+            return Err(Error::Architecture { needed: manifest.target.arch, found: "another device" });
+        }
+        let memory = Memory::Mapped(Box::new(mapped));
+        Ok(Arc::new(Program { manifest, code: Code::There(device), weights, memory }))
+    }
+
+    /// A file with its weights, for what is usable.
+    fn map_all(
+        path: &Path,
+        opened: &File,
+        usable: &dyn Fn(&Target) -> bool,
+    ) -> Result<(Manifest, Mapped, Vec<*const u8>), Error> {
+        let at = |source| Error::Io { path: path.to_path_buf(), source };
+        let file = map(opened).map_err(at)?;
+        let refused = |source| Error::Artifact { path: path.to_path_buf(), source };
+        let artifact = hadal_artifact::parse(&file, usable).map_err(refused)?;
+        let manifest = artifact.manifest.clone();
         let folder = path.parent().unwrap_or(Path::new("."));
         let external = manifest.files.iter().map(|f| map_external(folder, f)).collect::<Result<Vec<_>, _>>()?;
         let embedded = &file[artifact.weights.clone()];
@@ -86,17 +125,8 @@ impl Program {
             Place::External { file, offset } => external[file as usize][offset as usize..].as_ptr(),
         });
         let weights = weights.collect();
-
-        let code = if artifact.code.is_empty() { None } else { Some(map_code(&opened, &artifact).map_err(at)?) };
-        let start = code.as_ref().map_or(std::ptr::null(), |c| c.as_ptr());
-        let kernels = manifest.kernels.iter().map(|k| {
-            // SAFETY: `parse` checked that the kernel lies inside the code section, all of which is mapped executable,
-            // and the manifest promises code of this signature there.
-            unsafe { std::mem::transmute::<*const u8, KernelFn>(start.add(k.offset as usize)) }
-        });
-        let kernels = kernels.collect();
-        let mapped = Mapped { path: path.to_path_buf(), file, artifact, _code: code, _external: external };
-        Ok(Arc::new(Program { manifest, kernels, weights, memory: Memory::Mapped(Box::new(mapped)) }))
+        let mapped = Mapped { path: path.to_path_buf(), file, artifact, _code: None, _external: external };
+        Ok((manifest, mapped, weights))
     }
 
     /// A program from functions of this process and weights in memory, for tests and embedding. The places of the
@@ -104,8 +134,8 @@ impl Program {
     ///
     /// # Safety
     ///
-    /// Each function must keep to its kernel's description: touch only its arguments within their described sizes, write
-    /// only what it may, and not unwind.
+    /// Each function must keep to its kernel's description: touch only its arguments within their described sizes,
+    /// write only what it may, and not unwind.
     pub unsafe fn from_parts(
         manifest: Manifest,
         kernels: Vec<KernelFn>,
@@ -132,7 +162,8 @@ impl Program {
         }
         let owned: Vec<Vec<u64>> = weights.iter().map(|b| copy(b)).collect();
         let weights = owned.iter().map(|w| w.as_ptr().cast()).collect();
-        Ok(Arc::new(Program { manifest, kernels, weights, memory: Memory::Owned { _weights: owned } }))
+        let code = Code::Here(kernels);
+        Ok(Arc::new(Program { manifest, code, weights, memory: Memory::Owned { _weights: owned } }))
     }
 
     /// The plan.
@@ -163,13 +194,37 @@ impl Program {
         }
     }
 
+    /// What runs it, where that is not this processor.
+    pub(crate) fn device(&self) -> Option<&dyn Device> {
+        match &self.code {
+            Code::Here(_) => None,
+            Code::There(device) => Some(&**device),
+        }
+    }
+
+    /// A kernel's code in the file; empty where there is none.
+    pub(crate) fn code_of(&self, index: usize) -> &[u8] {
+        let Some(mapped) = self.mapped() else { return &[] };
+        let (kernel, section) = (&self.manifest.kernels[index], &mapped.file[mapped.artifact.code.clone()]);
+        &section[kernel.offset as usize..][..kernel.bytes as usize]
+    }
+
+    /// A kernel to be called by threads of this process, where it is for them.
     pub(crate) fn kernel(&self, index: usize) -> KernelFn {
-        self.kernels[index]
+        match &self.code {
+            Code::Here(kernels) => kernels[index],
+            Code::There(_) => elsewhere,
+        }
     }
 
     pub(crate) fn weight(&self, index: usize) -> *const u8 {
         self.weights[index]
     }
+}
+
+/// Stands for the kernels of programs that run elsewhere, whose steps are not given to threads.
+unsafe extern "C" fn elsewhere(_: *const *mut u8, _: *const i64, _: i64, _: i64, _: *mut u8) {
+    unreachable!("a kernel for another device");
 }
 
 fn open(path: &Path) -> Result<File, Error> {
@@ -182,8 +237,8 @@ fn open(path: &Path) -> Result<File, Error> {
 }
 
 fn map(file: &File) -> io::Result<Mmap> {
-    // SAFETY: a private read-only mapping. Another process that truncates the file while it is mapped would stop us with
-    // SIGBUS; we accept that, as every program mapped from a file does.
+    // SAFETY: a private read-only mapping. Another process that truncates the file while it is mapped would stop us
+    // with SIGBUS; we accept that, as every program mapped from a file does.
     unsafe { MmapOptions::new().map_copy_read_only(file) }
 }
 

@@ -1,22 +1,23 @@
 //! One sequence: its states, working memory, and calls of a program's entries.
 //!
 //! All addresses and all affine sizes are resolved when a session is made; a call only evaluates sizes for the current
-//! `P` and `T`, takes the entry's version for them, patches in the caller's buffers, and hands the steps to the pool. It
-//! allocates nothing.
+//! `P` and `T`, takes the entry's version for them, patches in the caller's buffers, and hands the steps to the pool.
+//! It allocates nothing.
 //!
 //! `P` comes from the states: an entry that writes states finds there how many tokens they hold, and adds `T` to it.
-//! States that no other entry touches so keep their own count (a draft layer may lag behind the main model). Symbols that
-//! follow from `P` and `T` are worked out here; the caller never sees them.
+//! States that no other entry touches so keep their own count (a draft layer may lag behind the main model). Symbols
+//! that follow from `P` and `T` are worked out here; the caller never sees them.
 //!
 //! A window, which keeps the last rows only, slides through its memory: kernels get the address of its oldest row, and
-//! when the end comes near, its rows move back to the front. Some rows before it stay, so that a few tokens can be taken back.
+//! when the end comes near, its rows move back to the front. Some rows before it stay, so that a few tokens can be
+//! taken back.
 
-use crate::Error;
 use crate::pool::{Pool, Scratch, Step};
 use crate::program::{KernelFn, Program};
 use crate::region::Region;
 use crate::states::{Mark, States};
 use crate::watch::Watch;
+use crate::{Argument, Error};
 use hadal_artifact::{Entry, Manifest, Port, Space, Version};
 use hadal_types::{Definition, Definitions, Dim, Sym, TensorType};
 use std::sync::Arc;
@@ -79,6 +80,8 @@ struct KernelCall {
 
 struct LaunchCall {
     function: KernelFn,
+    /// Of the program.
+    number: usize,
     /// Place in [`VersionCall::kernels`].
     kernel: usize,
     /// Place of its first argument in [`VersionCall::args`].
@@ -189,8 +192,8 @@ impl Session {
 
     /// Forgets all but the first `tokens` tokens in every state. What follows is as if the others had never been there.
     ///
-    /// Windows no longer have what left them long ago: of the last tokens at least [`TAKE_BACK`](crate::TAKE_BACK) can be taken back,
-    /// or all. For more, see [`Session::mark`]. Nothing is changed where that is refused.
+    /// Windows no longer have what left them long ago: of the last tokens at least [`TAKE_BACK`](crate::TAKE_BACK) can
+    /// be taken back, or all. For more, see [`Session::mark`]. Nothing is changed where that is refused.
     pub fn truncate(&mut self, tokens: u64) -> Result<(), Error> {
         self.states.truncate(0..self.program.manifest().states.len(), tokens)
     }
@@ -269,11 +272,18 @@ impl Session {
             version.args[w.arg] = start.wrapping_add(w.offset);
         }
         version.prepare(&call.values);
+        if self.program.device().is_some() {
+            // SAFETY: as below.
+            unsafe { version.launch(&self.program, &call.values) }?;
+            self.advance(entry, new_tokens);
+            return Ok(());
+        }
         let scratch = self.scratch.place();
         let clock = self.watch.as_mut().map(|w| w.start(version.steps.len()));
-        // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter at all
-        // values of the symbols for which `bind` gives this version, and none that is written is read-only. The buffers of the caller
-        // were checked above. Kernels keep to their description, which is what loading a program means to trust.
+        // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter at
+        // all values of the symbols for which `bind` gives this version, and none that is written is read-only. The
+        // buffers of the caller were checked above. Kernels keep to their description, which is what loading a program
+        // means to trust.
         unsafe { self.pool.run(&version.steps, scratch, clock) };
         if let Some(watch) = &mut self.watch {
             watch.add(entry, number);
@@ -282,7 +292,8 @@ impl Session {
         Ok(())
     }
 
-    /// Gives the symbols of an entry their values for a call, which [`Session::values`] then has, and tells the version to run.
+    /// Gives the symbols of an entry their values for a call, which [`Session::values`] then has, and tells the version
+    /// to run.
     pub(crate) fn bind(&mut self, entry: usize, new_tokens: usize) -> Result<usize, Error> {
         let manifest = self.program.manifest();
         let described = &manifest.entries[entry];
@@ -419,7 +430,8 @@ impl Call {
         if !(lo..=hi).contains(&(new_tokens as i64)) {
             return Err(Error::Tokens { entry: entry.name.clone(), lo, hi, found: new_tokens });
         }
-        // Versions cover all that the entry takes, as was checked, so what is left to be wrong is that too little is held.
+        // Versions cover all that the entry takes, as was checked, so what is left to be wrong is that too little is
+        // held.
         entry.version_for(&self.values).ok_or_else(|| {
             let least = entry.range(Sym::P).map_or(0, |r| r.lo as u64);
             Error::Held { entry: entry.name.clone(), least, held }
@@ -464,10 +476,31 @@ impl VersionCall {
             }
             let grid = l.grid.iter().map(|d| Affine::new(d, symbols)).collect();
             let function = program.kernel(l.kernel as usize);
-            launches.push(LaunchCall { function, kernel: number, first_arg, grid });
+            launches.push(LaunchCall { function, number: l.kernel as usize, kernel: number, first_arg, grid });
         }
         let steps = Vec::with_capacity(launches.len());
         VersionCall { kernels, launches, steps, args, patches, windows, symbol_values: vec![0; symbol_count] }
+    }
+
+    /// Runs all launches on the program's device, one after the other.
+    ///
+    /// # Safety
+    ///
+    /// Arguments are buffers at least as large as their kernels' parameters at these values of the entry's symbols.
+    unsafe fn launch(&self, program: &Program, values: &[i64]) -> Result<(), Error> {
+        let Some(device) = program.device() else { return Ok(()) };
+        for l in &self.launches {
+            let (described, kernel) = (&program.manifest().kernels[l.number], &self.kernels[l.kernel]);
+            let each = described.params.iter().zip(&kernel.params).zip(&self.args[l.first_arg..]);
+            let arguments: Vec<Argument> = each
+                .map(|((p, ty), start)| Argument { start: *start, bytes: ty.bytes(values) as usize, access: p.access })
+                .collect();
+            let symbols = &self.symbol_values[kernel.first_symbol..][..kernel.symbols.len()];
+            // SAFETY: promised by the caller; nothing else runs.
+            let done = unsafe { device.launch(described, program.code_of(l.number), &arguments, symbols) };
+            done.map_err(|message| Error::Device { kernel: described.name.clone(), message })?;
+        }
+        Ok(())
     }
 
     /// Lists the steps for these values of the entry's symbols.

@@ -1,11 +1,11 @@
 //! Drafts: a small part of the model guesses tokens, which all of it then verifies in one call.
 //!
-//! Nothing depends on a guess but speed. The call gives logits for every drafted token, and from these the sampler draws as
-//! it would have drawn without drafts: with the same logits to the bit (entries for steps see to that) and the same
-//! random numbers. A draft is accepted as long as the token drawn is the one guessed. So the same seed gives the same
-//! text, whatever is drafted and however much of it: not only the same distribution. Guesses are drawn from the
-//! drafter's own logits with the random numbers that the sampler is about to use, so that where both
-//! distributions agree, so do most draws; at temperature 0 both take the likeliest token.
+//! Nothing depends on a guess but speed. The call gives logits for every drafted token, and from these the sampler
+//! draws as it would have drawn without drafts: with the same logits to the bit (entries for steps see to that) and the
+//! same random numbers. A draft is accepted as long as the token drawn is the one guessed. So the same seed gives the
+//! same text, whatever is drafted and however much of it: not only the same distribution. Guesses are drawn from the
+//! drafter's own logits with the random numbers that the sampler is about to use, so that where both distributions
+//! agree, so do most draws; at temperature 0 both take the likeliest token.
 //!
 //! What a program offers is told by its entries, see [`Drafter`].
 
@@ -232,10 +232,10 @@ fn bytes_mut(values: &mut [f32]) -> &mut [u8] {
 
 /// Chooses how many tokens to draft: the number by which most tokens come out a second.
 ///
-/// A step of one token takes `one` seconds, each further one adds `more`, and drafting it takes `draft`. All are running
-/// means, as is how often the draft at each position is right when those before it are. What is not known, or was not
-/// looked at for a while, is tried: drafts where they do not pay, steps without them where they do. The first steps
-/// of all do not count, as what they touch is not in the caches yet.
+/// A step of one token takes `one` seconds, each further one adds `more`, and drafting it takes `draft`. All are
+/// running means, as is how often the draft at each position is right when those before it are. What is not known, or
+/// was not looked at for a while, is tried: drafts where they do not pay, steps without them where they do. The first
+/// steps of all do not count, as what they touch is not in the caches yet.
 pub(crate) struct Depth {
     choice: Drafts,
     one: Mean,

@@ -1,8 +1,8 @@
 //! What a sequence keeps between calls.
 //!
-//! Each state counts the tokens it has seen. Most keep a row for each, or for each group of them. A *window* keeps the last rows
-//! only: it slides through its memory, kernels get the address of its oldest row, and when the end comes near, its rows move back to
-//! the front. Some rows before it stay, so that a few tokens can be taken back.
+//! Each state counts the tokens it has seen. Most keep a row for each, or for each group of them. A *window* keeps the
+//! last rows only: it slides through its memory, kernels get the address of its oldest row, and when the end comes
+//! near, its rows move back to the front. Some rows before it stay, so that a few tokens can be taken back.
 
 use crate::Error;
 use crate::region::Region;

@@ -1,8 +1,8 @@
 //! Which cores there are, and which memory is near them.
 //!
-//! Threads are shared out to *groups*: up to eight that take work from one place, all in one memory node. What a group takes
-//! first are neighbouring parts of a grid, so that threads of a node read neighbouring weights; only threads without
-//! work take that of other groups.
+//! Threads are shared out to *groups*: up to eight that take work from one place, all in one memory node. What a group
+//! takes first are neighbouring parts of a grid, so that threads of a node read neighbouring weights; only threads
+//! without work take that of other groups.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -41,8 +41,8 @@ impl Topology {
         Topology::read(Path::new("/sys/devices/system"), &allowed(), offered)
     }
 
-    /// From the system's description in a folder: `allowed` hardware threads, of which `offered` may run at once. What the folder
-    /// does not say, or says wrongly, is one node with as many cores.
+    /// From the system's description in a folder: `allowed` hardware threads, of which `offered` may run at once. What
+    /// the folder does not say, or says wrongly, is one node with as many cores.
     pub fn read(system: &Path, allowed: &[usize], offered: usize) -> Topology {
         let list = |file: String| std::fs::read_to_string(system.join(file)).ok().and_then(|text| parse_list(&text));
         // The first hardware thread of a core stands for it.
@@ -149,8 +149,8 @@ pub(crate) fn stay_on(cpus: &[usize]) {
 pub(crate) mod tests {
     use super::*;
 
-    /// A description as the system gives it: nodes of so many cores, each with so many hardware threads, whose numbers are as far
-    /// apart as servers have them.
+    /// A description as the system gives it: nodes of so many cores, each with so many hardware threads, whose numbers
+    /// are as far apart as servers have them.
     fn describe(nodes: &[usize], threads: usize) -> (tempfile::TempDir, Vec<usize>) {
         let folder = tempfile::tempdir().unwrap();
         let write = |file: String, text: String| {

@@ -66,6 +66,7 @@ fn manifest() -> Manifest {
         offset,
         bytes: code.len() as u64,
         scratch_bytes: 0,
+        block: None,
         symbols: symbols.into(),
         params,
         origin: format!("made by hand: {name}"),

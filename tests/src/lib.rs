@@ -1,4 +1,5 @@
-//! What the tests of the whole pipeline share: where data lies, how a command is run, how a program in memory is called.
+//! What the tests of the whole pipeline share: where data lies, how a command is run, how a program in memory is
+//! called.
 
 pub use hadal::random_checkpoint::{self, Numbers};
 use hadal::{Failure, Input, Options, compile};

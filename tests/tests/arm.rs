@@ -4,7 +4,7 @@
 
 use hadal::runner::Runner;
 use hadal::{Input, Options, compile};
-use hadal_codegen::cpu::CpuTarget;
+use hadal_codegen::processor::Processor;
 use hadal_tests::{demo_folder, run};
 use serde_json::Value;
 use std::path::Path;
@@ -21,7 +21,7 @@ fn a_file_for_arm_writes_what_the_reference_writes() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("compiled-for-arm");
     let input = Input::demo().expect("embedded");
     let runner = Runner::open(Path::new(&runner)).expect("a runner");
-    let options = Options { levels: vec![CpuTarget::AARCH64_NEON], runner, ..Options::default() };
+    let options = Options { levels: vec![Processor::AARCH64_NEON], runner, ..Options::default() };
     compile(&input, &options).expect("compiles").write(&input, &file, &mut |_| {}).expect("written");
 
     let facts = std::fs::read(demo_folder().join("golden.json")).expect("there");

@@ -1,5 +1,5 @@
-//! Everything that can be wrong with what a user gives: each is tried on the command itself, which must say what is wrong
-//! with which file, end with the documented code, and leave nothing behind.
+//! Everything that can be wrong with what a user gives: each is tried on the command itself, which must say what is
+//! wrong with which file, end with the documented code, and leave nothing behind.
 
 use hadal_tests::{Ran, copy_files, fixture, run};
 use serde_json::{Map, Value, json};

@@ -1,5 +1,5 @@
-//! Several sequences in one step have the bits they have alone: whatever their lengths, whoever is with them, on any number of
-//! threads.
+//! Several sequences in one step have the bits they have alone: whatever their lengths, whoever is with them, on any
+//! number of threads.
 
 use hadal::{Input, Options};
 use hadal_models::Activations;

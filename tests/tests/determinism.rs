@@ -1,5 +1,5 @@
-//! The same input gives the same bytes: compiled files, and logits whatever the number of threads and however a prompt is
-//! cut.
+//! The same input gives the same bytes: compiled files, and logits whatever the number of threads and however a prompt
+//! is cut.
 
 use hadal::{Input, Options, compile};
 use hadal_runtime::Program;

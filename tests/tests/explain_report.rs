@@ -1,4 +1,5 @@
-//! `hadal explain`, `report` and `target` from outside: what they print, how they fail, and that a page needs nothing else.
+//! `hadal explain`, `report` and `target` from outside: what they print, how they fail, and that a page needs nothing
+//! else.
 
 use hadal_tests::{root, run};
 use serde_json::Value;

@@ -1,6 +1,6 @@
-//! The forms that give large models their speed, found in published configurations from the plain definitions that model
-//! files write: attention over selected rows from attention under a mask, and one rounding per token for all of its
-//! experts from a rounding for each. No model file holds a fused op; the laws that led there are in the program.
+//! The forms that give large models their speed, found in published configurations from the plain definitions that
+//! model files write: attention over selected rows from attention under a mask, and one rounding per token for all of
+//! its experts from a rounding for each. No model file holds a fused op; the laws that led there are in the program.
 
 use hadal::driver::pass_options;
 use hadal::{Input, Options};

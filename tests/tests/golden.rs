@@ -1,5 +1,5 @@
-//! Comparing a compiled program with recorded outputs of independent implementations: that it can fail, and that nothing
-//! recorded is passed over. That it holds for every fixture is the test of the status page.
+//! Comparing a compiled program with recorded outputs of independent implementations: that it can fail, and that
+//! nothing recorded is passed over. That it holds for every fixture is the test of the status page.
 
 use hadal::Options;
 use hadal::golden::{Outcome, verify};

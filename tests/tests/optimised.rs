@@ -1,6 +1,6 @@
-//! Every fixture's graph, optimised, against the same graph as its model file built it, both in the interpreter: a prompt
-//! in two calls, then decoding, on the machine at hand and on one where other forms are chosen, with all laws and with
-//! random sets of them.
+//! Every fixture's graph, optimised, against the same graph as its model file built it, both in the interpreter: a
+//! prompt in two calls, then decoding, on the machine at hand and on one where other forms are chosen, with all laws
+//! and with random sets of them.
 //!
 //! Nothing but rewriting lies between the two sides, so they must agree far below what f32 kernels are allowed. Formats
 //! narrower than f32 still round where a value crosses a tie.

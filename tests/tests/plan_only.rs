@@ -1,5 +1,5 @@
-//! Every published text configuration of these generations is compiled, weights aside, up to machine code: in seconds, in
-//! little memory, and in a time that does not follow the number of layers.
+//! Every published text configuration of these generations is compiled, weights aside, up to machine code: in seconds,
+//! in little memory, and in a time that does not follow the number of layers.
 
 use hadal_tests::{fixture, run};
 use serde_json::{Value, json};

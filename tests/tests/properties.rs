@@ -1,9 +1,9 @@
 //! Random models of every family, compiled, against the graph interpreter.
 //!
 //! A configuration with arbitrary sizes and options, a checkpoint of random numbers for it, and a prompt cut at random
-//! places: what the compiled program computes (prefill in chunks, decode, logits of all rows, multi-token prediction) must
-//! be what the interpreter makes of the graph as the model file built it, before any pass. Everything lies between the two:
-//! rewriting, fusion, planning, kernels, machine code, the compiled file, the runtime.
+//! places: what the compiled program computes (prefill in chunks, decode, logits of all rows, multi-token prediction)
+//! must be what the interpreter makes of the graph as the model file built it, before any pass. Everything lies between
+//! the two: rewriting, fusion, planning, kernels, machine code, the compiled file, the runtime.
 //!
 //! The cases are the same in every run; `HADAL_CASES=1000` tries more of them.
 
@@ -226,8 +226,8 @@ fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) -> Result<
     Ok(())
 }
 
-/// New tokens of calls that together take `total`: as many as a version of `prefill` takes at most, and one more, in turn.
-/// So both sides of every border between versions are run, one after the other. None where there is one version.
+/// New tokens of calls that together take `total`: as many as a version of `prefill` takes at most, and one more, in
+/// turn. So both sides of every border between versions are run, one after the other. None where there is one version.
 fn across_borders(program: &hadal_runtime::Program, total: usize) -> Vec<usize> {
     let Some(entry) = program.manifest().entry("prefill") else { return vec![] };
     let most = entry.range(Sym::T).map_or(1, |r| r.hi);

@@ -1,6 +1,7 @@
 //! What was published of sizes and costs, against what `hadal predict` says from the graphs alone.
 //!
-//! Where ours differs, `docs/src/predict.md` says why; the bands here are around our figures, so that a change is noticed.
+//! Where ours differs, `docs/src/predict.md` says why; the bands here are around our figures, so that a change is
+//! noticed.
 
 use hadal_tests::{root, run};
 use serde_json::Value;
@@ -62,8 +63,9 @@ fn v32_decodes_long_contexts_for_a_fraction_of_v31() {
 
 /// V4-Pro at a million tokens: 27 % of V3.2's FLOPs a token and 10 % of its cache; V4-Flash: 10 % and 7 %.
 ///
-/// Published FLOPs count a product in FP4 half and one in bfloat16 twice, which is where Flash's share differs from a plain
-/// count: two thirds of its operations are index scores in FP4. Caches are published in narrow formats, ours are in bfloat16.
+/// Published FLOPs count a product in FP4 half and one in bfloat16 twice, which is where Flash's share differs from a
+/// plain count: two thirds of its operations are index scores in FP4. Caches are published in narrow formats, ours are
+/// in bfloat16.
 #[test]
 fn v4_takes_the_published_share_of_v32() {
     let args = ["--target", "h800", "--context", "1m", "--state-dtype", "bf16", "--chunk", "64"];

@@ -1,5 +1,5 @@
-//! Weights rounded to few bits when compiling: the compiled program computes what the graph says on the rounded weights, and
-//! rounding costs about what was measured once.
+//! Weights rounded to few bits when compiling: the compiled program computes what the graph says on the rounded
+//! weights, and rounding costs about what was measured once.
 
 use hadal::golden::verify;
 use hadal::{Input, Options, compile};
@@ -37,13 +37,13 @@ fn without_ties(folder: &Path) -> Input {
     Input { checkpoint: Some(checkpoint.with_adapter(norms).expect("the same shapes")), ..input }
 }
 
-/// How near to the middle between two codes of an activation a number may be rounded the other way when sums run in another
-/// order: what f32 leaves of codes up to 127.
+/// How near to the middle between two codes of an activation a number may be rounded the other way when sums run in
+/// another order: what f32 leaves of codes up to 127.
 const NEAR: f64 = 5e-5;
 
-/// Tokens, and what the interpreter makes of them. A single code on the other side changes logits by as much as rounding
-/// costs at all (v2-lite through LLVM: 3.5000029 in a row of the first layer, and 0.87 in the end), so these are tokens with
-/// which nothing comes near to that; about half the texts of this length have something that does.
+/// Tokens, and what the interpreter makes of them. A single code on the other side changes logits by as much as
+/// rounding costs at all (v2-lite through LLVM: 3.5000029 in a row of the first layer, and 0.87 in the end), so these
+/// are tokens with which nothing comes near to that; about half the texts of this length have something that does.
 fn interpreted(model: &Model, checkpoint: &Checkpoint) -> (Vec<u32>, Tensor) {
     let weights = model.weights(checkpoint);
     let func = &model.module.entry("logits").expect("an entry").func;

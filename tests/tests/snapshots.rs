@@ -1,6 +1,6 @@
-//! What each stage makes of a tiny DeepSeek-V3 (one dense layer, one of experts), kept as text: the graph, the optimised
-//! graph, kernel functions, the kernel IR of two, and the plan. A change of any of them shows as a diff to be read;
-//! `INSTA_UPDATE=always cargo test -p hadal-tests --test all snapshots::` accepts it.
+//! What each stage makes of a tiny DeepSeek-V3 (one dense layer, one of experts), kept as text: the graph, the
+//! optimised graph, kernel functions, the kernel IR of two, and the plan. A change of any of them shows as a diff to be
+//! read; `INSTA_UPDATE=always cargo test -p hadal-tests --test all snapshots::` accepts it.
 
 use hadal::commands::dump::{Stage, stage_text};
 use hadal::{Compiled, Input, Options, compile};
@@ -44,8 +44,8 @@ fn attentions(entry: &str) -> Vec<(&'static Func, &'static hadal_ir::module::Ins
         .collect()
 }
 
-/// In decode the keys and values of attention are the latent rows themselves, `[P+T, 32]`; in prefill, where a layer has
-/// queries of many rows, they have been expanded to heads. For few new tokens prefill does as decode.
+/// In decode the keys and values of attention are the latent rows themselves, `[P+T, 32]`; in prefill, where a layer
+/// has queries of many rows, they have been expanded to heads. For few new tokens prefill does as decode.
 #[test]
 fn absorption_is_found_in_decode_only() {
     let most =

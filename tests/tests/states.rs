@@ -1,7 +1,7 @@
 //! States that are not one row per token: windows, groups of tokens, rows shared by functions, numbers beside reals.
 //!
-//! A small graph that uses all of them is compiled and run with its tokens cut at random places; the interpreter runs it with all
-//! tokens in one call. Nothing of it may show where the cuts were.
+//! A small graph that uses all of them is compiled and run with its tokens cut at random places; the interpreter runs
+//! it with all tokens in one call. Nothing of it may show where the cuts were.
 
 use hadal::driver::{build_model, compile_model};
 use hadal::{Input, Options};
@@ -64,7 +64,8 @@ fn features(f: &mut Builder, tokens: ValueId) -> ValueId {
     f.map(MapFn::Sin, &[angle])
 }
 
-/// One row for each group of tokens: their rows weighed by a softmax over the group and the group before it, channel by channel.
+/// One row for each group of tokens: their rows weighed by a softmax over the group and the group before it, channel by
+/// channel.
 fn groups(f: &mut Builder, x: ValueId, of: Counter) -> ValueId {
     let window = 2 * GROUP - 1;
     let all = f.append_to("open", window, x, DType::F32);

@@ -1,5 +1,5 @@
-//! `docs/status.md` is what `hadal verify` finds on the fixtures: a row for each, regenerated with `cargo xtask bless` and
-//! compared here. It says which golden tensors hold, not by how much, so it does not change with the machine.
+//! `docs/status.md` is what `hadal verify` finds on the fixtures: a row for each, regenerated with `cargo xtask bless`
+//! and compared here. It says which golden tensors hold, not by how much, so it does not change with the machine.
 
 use hadal::golden::{Check, Outcome, verify};
 use hadal::{Input, Options};

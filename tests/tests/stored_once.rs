@@ -1,5 +1,5 @@
-//! Whatever versions of an entry join and cut: no constant is stored that is a part of another one. Judged by bytes, in files
-//! that were written.
+//! Whatever versions of an entry join and cut: no constant is stored that is a part of another one. Judged by bytes, in
+//! files that were written.
 
 use hadal::{Input, Options, compile};
 use hadal_artifact::{ALIGN, Place, parse};

@@ -1,5 +1,5 @@
-//! `dump`, `opt` and `eval` together: the text of a whole model goes through every pass by hand, and the interpreter finds
-//! the same numbers after each of them.
+//! `dump`, `opt` and `eval` together: the text of a whole model goes through every pass by hand, and the interpreter
+//! finds the same numbers after each of them.
 
 use hadal_tests::{fixture, root, run};
 use serde_json::Value;

@@ -32,7 +32,8 @@ enum Task {
         /// Do without LLVM.
         #[arg(long)]
         without_llvm: bool,
-        /// The number that random cases begin with, so that a run can be repeated; `cargo test` takes another each time.
+        /// The number that random cases begin with, so that a run can be repeated; `cargo test` takes another each
+        /// time.
         #[arg(long, default_value_t = 20)]
         seed: u64,
     },

@@ -1,4 +1,5 @@
-//! A runner for another architecture: linked statically, by the linker that comes with Rust, so no other tools are needed.
+//! A runner for another architecture: linked statically, by the linker that comes with Rust, so no other tools are
+//! needed.
 
 use crate::{Result, root, step};
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! Installing what cargo does not bring.
 //!
 //! Cargo brings every Rust crate. Beyond that a C linker is needed to build at all, and LLVM 19 for the optional
-//! feature `llvm`, with an emulator of ARM processors for its tests. Where apt-get and the right to use it are at hand they are installed; elsewhere the line to run is
-//! printed.
+//! feature `llvm`, with an emulator of ARM processors for its tests. Where apt-get and the right to use it are at hand
+//! they are installed; elsewhere the line to run is printed.
 
 use crate::Result;
 use std::process::{Command, Stdio};

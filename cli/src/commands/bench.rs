@@ -22,18 +22,18 @@ use std::time::Instant;
 
 /// Measure a model against this machine.
 ///
-/// Compiles for the processor at hand into a file in the temporary folder, measures what the machine can do, and then what prompts and tokens take at each
-/// context. The limit of a call is its roofline: every launch takes the longer of its operations at the peak of the
-/// formats it multiplies and its bytes at read bandwidth, which is measured between calls where these read far more than
-/// caches hold. Without PATH it measures the model that comes with hadal.
+/// Compiles for the processor at hand into a file in the temporary folder, measures what the machine can do, and then
+/// what prompts and tokens take at each context. The limit of a call is its roofline: every launch takes the longer of
+/// its operations at the peak of the formats it multiplies and its bytes at read bandwidth, which is measured between
+/// calls where these read far more than caches hold. Without PATH it measures the model that comes with hadal.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  hadal bench\n  hadal bench DeepSeek-R1-Distill-Qwen-1.5B --contexts 128,2k,16k \
     --max-context 17k --threads 1,2\n  hadal bench deepseek-v2-lite/config.json --layers 6 --activations bf16\n  hadal bench CHECKPOINT --json > before.json; …; hadal bench CHECKPOINT --against \
     before.json\n\nContexts are not run but made up: what a call takes does not depend on what it remembers. For each \
     launch on a line of time, see `FILE bench --trace FILE`.")]
 pub struct Args {
-    /// A checkpoint folder or GGUF file, or a bare config.json, for which random weights are made in the temporary folder
-    /// [default: the model that comes with hadal].
+    /// A checkpoint folder or GGUF file, or a bare config.json, for which random weights are made in the temporary
+    /// folder [default: the model that comes with hadal].
     path: Option<PathBuf>,
     /// Layers of a bare configuration, fewer than it says.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -60,8 +60,8 @@ pub struct Args {
     /// Also show where the time of one more run goes, by kernel, beside the limit of its launches.
     #[arg(long)]
     kernels: bool,
-    /// A report of an earlier run (--json) of the same program on the same processor: fail where even the fastest run of a
-    /// call reaches less of its limit than the `least_share` that the report has for it.
+    /// A report of an earlier run (--json) of the same program on the same processor: fail where even the fastest run
+    /// of a call reaches less of its limit than the `least_share` that the report has for it.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
     /// In reports: so many percent below what the slowest run reached lies `least_share`.
@@ -265,7 +265,8 @@ fn kernel_table(kernels: &[KernelRun]) -> String {
     joined.map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// The program in a compiled file, weights laid out as its users have them. The file is mapped and needs no name any more.
+/// The program in a compiled file, weights laid out as its users have them. The file is mapped and needs no name any
+/// more.
 fn as_a_file(compiled: &Compiled, input: &Input) -> Result<Arc<Program>, Failure> {
     let folder = tempfile::tempdir().map_err(no_folder)?;
     let path = folder.path().join("model");
@@ -331,8 +332,8 @@ fn same_subject(before: &Value, now: &Subject) -> Result<(), Failure> {
 /// An earlier report beside what is measured now, call by call.
 #[derive(Default)]
 struct Compared {
-    /// Calls that are slower. Shares are compared, as the machine's limits differ from run to run, and so do the times; and
-    /// the best of now with the least of then, as both are noisy.
+    /// Calls that are slower. Shares are compared, as the machine's limits differ from run to run, and so do the times;
+    /// and the best of now with the least of then, as both are noisy.
     slower: Vec<String>,
     /// Calls that the report does not have.
     new: Vec<String>,

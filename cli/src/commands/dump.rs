@@ -3,7 +3,7 @@
 use crate::driver::{Compiled, compile};
 use crate::failure::Failure;
 use crate::options::{AdapterArgs, CompileArgs};
-use hadal_codegen::cranelift::{CpuTarget, clif_text};
+use hadal_codegen::cranelift::{Processor, clif_text};
 use hadal_ir::{Module, text};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -134,7 +134,7 @@ pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<Str
         Stage::Clif => {
             let mut out = String::new();
             for k in kernels() {
-                let clif = clif_text(&k.generated.kernel, &CpuTarget::X86_64_V3);
+                let clif = clif_text(&k.generated.kernel, &Processor::X86_64_V3);
                 out += &format!("; {}\n{}\n", k.func, clif.map_err(|e| Failure::internal("lowering a kernel", e))?);
             }
             out

@@ -14,21 +14,24 @@ use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// Predict time, work and traffic of prompts, decode and checked drafts on a machine, for a set of contexts and batches.
+/// Predict time, work and traffic of prompts, decode and checked drafts on a machine, for a set of contexts and
+/// batches.
 ///
-/// For each context and batch the graph is optimised anew, for the machine and for calls of exactly those sizes, and cut
-/// into kernels. A prompt is as long as the context, and its time that to the first token: the sum of its chunks, of
-/// which some are predicted and those between them taken as between. The last chunk is the one that ends at the context;
-/// decode is one token for each sequence of the batch; with --drafts, verify is one token and the drafts behind it, and
-/// draft one of those by the model's own module. How many tokens a verify gains depends on how many drafts are right:
-/// tell with --acceptance.
+/// For each context and batch the graph is optimised anew, for the machine and for calls of exactly those sizes, and
+/// cut into kernels. A prompt is as long as the context, and its time that to the first token: the sum of its chunks,
+/// of which some are predicted and those between them taken as between. The last chunk is the one that ends at the
+/// context; decode is one token for each sequence of the batch; with --drafts, verify is one token and the drafts
+/// behind it, and draft one of those by the model's own module. How many tokens a verify gains depends on how many
+/// drafts are right: tell with --acceptance.
 ///
 /// The model is a roofline: each kernel takes the longer of its operations at the machine's peak for the formats it
-/// multiplies and its bytes at the machine's bandwidth, plus a fixed launch cost, and kernels follow one another. Weights
-/// are read once a step however many sequences there are (of experts: the expected number of different ones, all equally
-/// likely); states and everything that kernels hand on are moved once for each sequence, by each kernel that reads them.
+/// multiplies and its bytes at the machine's bandwidth, plus a fixed launch cost, and kernels follow one another.
+/// Weights are read once a step however many sequences there are (of experts: the expected number of different ones,
+/// all equally likely); states and everything that kernels hand on are moved once for each sequence, by each kernel
+/// that reads them.
 ///
-/// It is not a measurement, and no bound either: nothing overlaps and no kernel falls short of the peak. Several --devices share everything evenly and talk to each other for free.
+/// It is not a measurement, and no bound either: nothing overlaps and no kernel falls short of the peak. Several
+/// --devices share everything evenly and talk to each other for free.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     hadal predict tests/fixtures/configs/deepseek-r1.json --target h200 --context 4k..128k --devices 8\n  \

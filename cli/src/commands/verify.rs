@@ -19,6 +19,9 @@ pub struct Args {
     compile: CompileArgs,
     #[command(flatten)]
     rounding: QuantizeArgs,
+    /// Run the code of a GPU (`--target sm_90a`) on an emulator, which also finds races and memory faults.
+    #[arg(long)]
+    emulate: bool,
     /// Threads, 0 for one per core.
     #[arg(long, default_value_t = 0, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=1024))]
     threads: usize,
@@ -31,7 +34,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let mut outcomes = Vec::new();
     let mut failure = None;
-    let options = Options { quantize: args.rounding.choice(), ..args.compile.options() };
+    let options = Options { quantize: args.rounding.choice(), emulate: args.emulate, ..args.compile.options() };
     for folder in &args.folders {
         match golden::verify(folder, &options, args.threads) {
             Ok(outcome) => {

@@ -1,8 +1,8 @@
 //! Charts as SVG: lines, dots and areas over linear or logarithmic axes.
 //!
 //! A mark's `<title>` says what it stands for; the page's script shows it at once, and without a script the browser
-//! does. Series differ by dash and by colour, so that neither is needed to tell them apart. Colours are classes, given by
-//! the style sheet for light and dark.
+//! does. Series differ by dash and by colour, so that neither is needed to tell them apart. Colours are classes, given
+//! by the style sheet for light and dark.
 
 use super::svg::{at, escape, path, width_of};
 use std::fmt::Write as _;

@@ -82,7 +82,8 @@ impl Kernel<'_> {
 /// The sizes and machines that choices are costed for.
 #[derive(clap::Args, Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Sizes {
-    /// Tokens in the context that calls are costed at, the new ones included, as 4096 or 4k [default: 4k, or what fits].
+    /// Tokens in the context that calls are costed at, the new ones included, as 4096 or 4k [default: 4k, or what
+    /// fits].
     #[arg(long, value_name = "TOKENS", value_parser = units::context)]
     context: Option<u32>,
     /// Machines that share the work and the memory, as if talking cost nothing.

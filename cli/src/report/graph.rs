@@ -1,5 +1,5 @@
-//! A function of the graph IR as a drawing: ops as boxes, inputs and states as rounded ones, weights inside the box that
-//! reads them.
+//! A function of the graph IR as a drawing: ops as boxes, inputs and states as rounded ones, weights inside the box
+//! that reads them.
 
 use super::layout::{Drawing, Size, layers};
 use super::svg::{at, escape, width_of};

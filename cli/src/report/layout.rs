@@ -1,9 +1,9 @@
 //! Where to draw the nodes of a graph without cycles: in layers, each node below all it depends on.
 //!
-//! Layers are longest paths; a source is moved down to just above its first reader. An edge over several layers bends at
-//! a point in each. Within layers, nodes are ordered by where their neighbours are, sweep by sweep, and the order with
-//! the fewest crossings is kept. Then every node goes as near to its neighbours as the order allows, which is isotonic
-//! regression, exact and in a few lines.
+//! Layers are longest paths; a source is moved down to just above its first reader. An edge over several layers bends
+//! at a point in each. Within layers, nodes are ordered by where their neighbours are, sweep by sweep, and the order
+//! with the fewest crossings is kept. Then every node goes as near to its neighbours as the order allows, which is
+//! isotonic regression, exact and in a few lines.
 
 /// A node to be placed.
 #[derive(Clone, Copy, PartialEq, Debug)]

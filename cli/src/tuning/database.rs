@@ -110,8 +110,8 @@ impl Database {
         Ok(())
     }
 
-    /// What is known of a function at these sizes, if it is of just these kernels: on this processor, or else on the one that
-    /// stands first in the file.
+    /// What is known of a function at these sizes, if it is of just these kernels: on this processor, or else on the
+    /// one that stands first in the file.
     pub fn find(
         &self,
         level: &str,
@@ -129,8 +129,8 @@ impl Database {
         Some(std::iter::once(first).chain(all).find(|e| e.processor == here).unwrap_or(first).clone())
     }
 
-    /// Adds what was measured, in place of what was known of the function at these sizes on this processor, and writes the file,
-    /// so that nothing is measured again if it ends here.
+    /// Adds what was measured, in place of what was known of the function at these sizes on this processor, and writes
+    /// the file, so that nothing is measured again if it ends here.
     pub fn add(&mut self, entry: Entry) -> Result<(), Failure> {
         fn key(e: &Entry) -> (&str, &str, &str, &BTreeMap<String, i64>) {
             (&e.processor, &e.level, &e.function, &e.sizes)

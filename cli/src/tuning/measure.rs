@@ -1,8 +1,8 @@
 //! Times of kernels that must write the same, on one thread, taken in turn.
 
 use crate::failure::Failure;
-use hadal_codegen::cpu::CompiledKernel;
 use hadal_codegen::cranelift::jit::{Aligned, JitFn};
+use hadal_codegen::processor::CompiledKernel;
 use hadal_ir::Bindings;
 use hadal_ir::kernel::{Access, Kernel, Param};
 use hadal_runtime::Rng;
@@ -35,8 +35,8 @@ pub struct Bench {
 
 impl Bench {
     /// Buffers of the sizes given, with small numbers in them. Between two runs a
-    /// model reads its other weights, of `between` bytes, so that those of a kernel are where these leave them. `None` where
-    /// buffers would need too much memory.
+    /// model reads its other weights, of `between` bytes, so that those of a kernel are where these leave them. `None`
+    /// where buffers would need too much memory.
     pub fn new(
         kernels: Vec<(&Kernel, &CompiledKernel)>,
         sizes: &Bindings,

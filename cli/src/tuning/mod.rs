@@ -1,9 +1,9 @@
 //! A measured search for the fastest of the kernels that give the same bits.
 //!
-//! The generators' own choice comes from what is known of levels of processors. Here the kernels it could have been (other tiles,
-//! blocks and chunks, never another order of a sum) run on this machine, one thread, on data of the sizes that the model
-//! has; what they write must be equal to the last bit, and the fastest is taken where it wins clearly. What was measured is
-//! kept in a [database](Database) by processor, level and function, so that it is measured once.
+//! The generators' own choice comes from what is known of levels of processors. Here the kernels it could have been
+//! (other tiles, blocks and chunks, never another order of a sum) run on this machine, one thread, on data of the sizes
+//! that the model has; what they write must be equal to the last bit, and the fastest is taken where it wins clearly.
+//! What was measured is kept in a [database](Database) by processor, level and function, so that it is measured once.
 
 mod database;
 mod measure;
@@ -11,8 +11,8 @@ mod measure;
 pub use database::{Candidate, Database, Entry};
 
 use crate::failure::Failure;
-use hadal_codegen::cpu::{CompiledKernel, CpuTarget};
 use hadal_codegen::kernels::{self, Generated};
+use hadal_codegen::processor::{CompiledKernel, Processor};
 use hadal_ir::module::FuncKind;
 use hadal_ir::plan::Program;
 use hadal_ir::storage::length;
@@ -31,7 +31,8 @@ pub struct Tuning {
     pub measure: bool,
 }
 
-/// How much less time another kernel must take before it is preferred, and how many seconds less: what is nearer is noise.
+/// How much less time another kernel must take before it is preferred, and how many seconds less: what is nearer is
+/// noise.
 const CLEARLY: (f64, f64) = (0.97, 3e-7);
 
 /// Context that is measured with, where the model has so much.
@@ -61,11 +62,11 @@ impl Choice {
     }
 }
 
-/// The choice for each kernel function of a program, in the module's order: from the database, and measured where that is asked
-/// for.
+/// The choice for each kernel function of a program, in the module's order: from the database, and measured where that
+/// is asked for.
 pub fn choose(
     program: &Program,
-    cpu: &CpuTarget,
+    cpu: &Processor,
     database: &mut Database,
     measure: bool,
 ) -> Result<Vec<Choice>, Failure> {
@@ -86,7 +87,7 @@ pub fn choose(
 fn one(
     func: &Func,
     program: &Program,
-    cpu: &CpuTarget,
+    cpu: &Processor,
     database: &mut Database,
     measure: bool,
 ) -> Result<Choice, Failure> {
@@ -146,7 +147,7 @@ fn sizes(program: &Program, ranges: &kernels::Ranges) -> Bindings {
 }
 
 /// Machine code of all, on all cores.
-fn compile_all(kernels: &[Generated], cpu: &CpuTarget) -> Result<Vec<CompiledKernel>, Failure> {
+fn compile_all(kernels: &[Generated], cpu: &Processor) -> Result<Vec<CompiledKernel>, Failure> {
     let one = |k: &Generated| {
         hadal_codegen::compile(&k.kernel, cpu, false).map_err(|e| Failure::internal("compiling a kernel", e))
     };

@@ -1,9 +1,9 @@
 //! Runs compiled kernels on buffers of small numbers and takes the time of the fastest run.
 #![allow(dead_code, reason = "shared by several examples")]
 
-use hadal_codegen::cpu::{CompiledKernel, CpuTarget};
 use hadal_codegen::cranelift::jit::{Aligned, JitFn};
 use hadal_codegen::cranelift::{self};
+use hadal_codegen::processor::{CompiledKernel, Processor};
 use hadal_ir::Bindings;
 use hadal_ir::kernel::Kernel;
 use hadal_types::{DType, Dim};
@@ -22,7 +22,7 @@ pub struct Backend {
     /// What to call it.
     pub name: String,
     /// The level.
-    pub target: CpuTarget,
+    pub target: Processor,
     /// Whether LLVM makes the code.
     pub llvm: bool,
 }
@@ -30,9 +30,9 @@ pub struct Backend {
 impl Backend {
     /// Cranelift, and where it is built in LLVM for every level that this machine can run.
     pub fn all() -> Vec<Backend> {
-        let mut all = vec![Backend { name: "cranelift".into(), target: CpuTarget::X86_64_V3, llvm: false }];
+        let mut all = vec![Backend { name: "cranelift".into(), target: Processor::X86_64_V3, llvm: false }];
         if cfg!(feature = "llvm-backend") {
-            let levels = CpuTarget::LEVELS.into_iter().filter(CpuTarget::is_here);
+            let levels = Processor::LEVELS.into_iter().filter(Processor::is_here);
             all.extend(levels.map(|target| Backend { name: format!("llvm {}", target.name), target, llvm: true }));
         }
         all

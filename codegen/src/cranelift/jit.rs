@@ -115,7 +115,7 @@ impl Aligned {
 /// Compiles a kernel for this machine and runs it on the interpreter's buffers, so that the two can be compared.
 /// The grid is cut at `cuts`, as threads would cut it. Buffers must have the sizes that the shapes say.
 pub fn run(kernel: &Kernel, symbols: &Bindings, args: &mut [Buffer], cuts: &[i64]) -> Result<(), Error> {
-    run_compiled(kernel, &super::compile(kernel, &super::CpuTarget::X86_64_V3)?, symbols, args, cuts)
+    run_compiled(kernel, &super::compile(kernel, &super::Processor::X86_64_V3)?, symbols, args, cuts)
 }
 
 /// As [`run`], with code that is there and that this machine can run.

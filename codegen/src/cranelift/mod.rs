@@ -22,15 +22,15 @@ use cranelift_codegen::isa::{self, OwnedTargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use hadal_ir::kernel::{Kernel, verify};
 
-pub use crate::cpu::{CompiledKernel, CpuTarget, Packed, pack};
+pub use crate::processor::{CompiledKernel, Packed, Processor, pack};
 
 /// Makes code for a kernel.
-pub fn compile(kernel: &Kernel, target: &CpuTarget) -> Result<CompiledKernel, Error> {
+pub fn compile(kernel: &Kernel, target: &Processor) -> Result<CompiledKernel, Error> {
     compile_with(kernel, target, false)
 }
 
 /// As [`compile`], with assembler text.
-pub fn compile_with(kernel: &Kernel, target: &CpuTarget, disassembly: bool) -> Result<CompiledKernel, Error> {
+pub fn compile_with(kernel: &Kernel, target: &Processor, disassembly: bool) -> Result<CompiledKernel, Error> {
     let isa = isa_for(kernel, target)?;
     let mut context = lowered(kernel, &isa)?;
     context.set_disasm(disassembly);
@@ -41,16 +41,12 @@ pub fn compile_with(kernel: &Kernel, target: &CpuTarget, disassembly: bool) -> R
     if let Some(reloc) = code.buffer.relocs().first() {
         return Err(Error::Relocation { kernel: kernel.name.clone(), target: format!("{:?}", reloc.target) });
     }
-    Ok(CompiledKernel {
-        name: kernel.name.clone(),
-        code: code.code_buffer().to_vec(),
-        scratch_bytes: kernel.scratch_bytes().unwrap_or_default(),
-        disassembly: code.vcode.clone(),
-    })
+    let made = CompiledKernel::of(kernel, target, code.code_buffer().to_vec());
+    Ok(CompiledKernel { disassembly: code.vcode.clone(), ..made })
 }
 
 /// The text of Cranelift's own representation, before optimisation.
-pub fn clif_text(kernel: &Kernel, target: &CpuTarget) -> Result<String, Error> {
+pub fn clif_text(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
     Ok(lowered(kernel, &isa_for(kernel, target)?)?.func.display().to_string())
 }
 
@@ -67,7 +63,7 @@ fn lowered(kernel: &Kernel, isa: &OwnedTargetIsa) -> Result<cranelift_codegen::C
     lower::lower(&crate::math::expand(kernel), isa)
 }
 
-fn isa_for(kernel: &Kernel, target: &CpuTarget) -> Result<OwnedTargetIsa, Error> {
+fn isa_for(kernel: &Kernel, target: &Processor) -> Result<OwnedTargetIsa, Error> {
     let backend = |message: String| Error::Backend { kernel: kernel.name.clone(), message };
     let mut flags = settings::builder();
     for (name, value) in [

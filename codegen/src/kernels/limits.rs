@@ -25,8 +25,8 @@ pub fn multiply_adds(steps: i64, lanes: u32) -> Kernel {
     total(b, y, sums)
 }
 
-/// `steps` steps of independent dot products of groups of neighbours into `lanes` sums, in registers: as many operations
-/// a step as [`step_flops`] says, times the group. `None` where such factors have no dot product.
+/// `steps` steps of independent dot products of groups of neighbours into `lanes` sums, in registers: as many
+/// operations a step as [`step_flops`] says, times the group. `None` where such factors have no dot product.
 pub fn dots(steps: i64, (left, right, sum): (DType, DType, DType), lanes: u32) -> Option<(Kernel, u32)> {
     let group = dot_group(left, right, sum)?;
     let mut b = Builder::new("dots");

@@ -10,7 +10,7 @@ pub mod index;
 pub mod limits;
 pub mod loops;
 
-use crate::cpu::CpuTarget;
+use crate::processor::Processor;
 use hadal_ir::ops::Op;
 use hadal_ir::panels::Wish;
 use hadal_ir::{Func, Inst, InstKind, Range, ValueId, kernel};
@@ -36,8 +36,8 @@ const CACHE: i64 = 512 << 10;
 
 impl Target {
     /// For kernels of this level.
-    pub fn of(cpu: &CpuTarget) -> Target {
-        let wide = cpu.has("avx512f");
+    pub fn of(cpu: &Processor) -> Target {
+        let wide = cpu.has("avx512f") || cpu.is_gpu();
         Target {
             lanes: (cpu.vector_bits() / 32).max(8),
             registers: if wide || cpu.arch == "aarch64" { 32 } else { 16 },
@@ -134,8 +134,8 @@ pub fn panels(func: &Func, ranges: &Ranges, target: &Target) -> Vec<Wish> {
     if wishes.is_empty() { gathered(func) } else { wishes }
 }
 
-/// Those of which a kernel without products reads a few rows, which it does from panels as well: embeddings, which may be
-/// the output head too.
+/// Those of which a kernel without products reads a few rows, which it does from panels as well: embeddings, which may
+/// be the output head too.
 fn gathered(func: &Func) -> Vec<Wish> {
     if func.insts.iter().any(|inst| matches!(inst.kind, InstKind::Op(Op::Contract(_)))) {
         return Vec::new();

@@ -269,7 +269,8 @@ impl Emitter<'_> {
             }
             (DType::BF16, DType::F32) => l.widen_halves(x),
             (DType::F16, DType::F32) => {
-                // Not `fpext`, which comparisons are pulled through: as such of halves they become calls of the C library.
+                // Not `fpext`, which comparisons are pulled through: as such of halves they become calls of the C
+                // library.
                 let half = l.convert("bitcast", "i16", x, "half");
                 let of = |elem: &str| if lanes == 1 { elem.to_owned() } else { format!("v{lanes}{elem}") };
                 let function = format!("llvm.experimental.constrained.fpext.{}.{}", of("f32"), of("f16"));

@@ -1,12 +1,17 @@
 //! Control flow of one kernel, as the text of an LLVM module.
 //!
+//! A value has *parts*, names of LLVM's: on a processor one, a vector of all lanes; on a GPU one for every 32 lanes, each
+//! a scalar that every lane of the warp has its own of ([`super::warp`]). Operations lane by lane are written once, for a
+//! part; what crosses lanes is written for each.
+//!
 //! The text is made in one pass: values are named as they are written, and what a block needs from below it (the next
 //! values of a loop) is written above it once the body is there. LLVM removes what turns out not to be used.
 
 use super::convert::Pairs;
 use super::types::*;
+use super::warp::{Unseen, WARP};
 use crate::Error;
-use crate::cpu::CpuTarget;
+use crate::processor::Processor;
 use hadal_ir::kernel::*;
 use hadal_types::{DType, Dim, Sym};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,8 +34,8 @@ pub(super) struct Affine {
 /// A kernel value that is written.
 #[derive(Clone, Debug)]
 pub(super) struct Known {
-    /// Its name, or a constant's text.
-    pub text: String,
+    /// The name of each part, or a constant's text.
+    pub parts: Vec<String>,
     /// Of an i64 scalar.
     pub affine: Option<Affine>,
     /// Of a constant scalar.
@@ -41,7 +46,7 @@ pub(super) struct Known {
 
 pub(super) struct Emitter<'a> {
     pub k: &'a Kernel,
-    pub target: &'a CpuTarget,
+    pub target: &'a Processor,
     /// The function's body as far as it is written.
     pub out: String,
     values: Vec<Option<Known>>,
@@ -54,38 +59,47 @@ pub(super) struct Emitter<'a> {
     pub symbols: BTreeMap<Sym, Atom>,
     pub coords: Vec<Affine>,
     /// The block being written.
-    label: String,
+    pub label: String,
     next: u32,
-    depth: u32,
+    pub depth: u32,
     concurrent: u32,
     /// Functions of LLVM that are called.
     declarations: BTreeSet<String>,
+    /// On a GPU, what lanes may not know of each other yet.
+    pub unseen: Unseen,
 }
 
-/// The module of one kernel.
-pub(super) fn emit(kernel: &Kernel, target: &CpuTarget) -> Result<String, Error> {
-    let mut e = Emitter {
-        k: kernel,
-        target,
-        out: String::new(),
-        values: vec![None; kernel.values.len()],
-        pairs: BTreeMap::new(),
-        halves: BTreeMap::new(),
-        params: Vec::new(),
-        allocs: Vec::new(),
-        symbols: BTreeMap::new(),
-        coords: Vec::new(),
-        label: "entry".into(),
-        next: 0,
-        depth: 0,
-        concurrent: 0,
-        declarations: BTreeSet::new(),
-    };
+/// The module of one kernel for a processor.
+pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
+    let mut e = Emitter::new(kernel, target);
     e.function()?;
     Ok(e.module())
 }
 
-type Done = Result<(), Error>;
+impl<'a> Emitter<'a> {
+    pub(super) fn new(kernel: &'a Kernel, target: &'a Processor) -> Emitter<'a> {
+        Emitter {
+            k: kernel,
+            target,
+            out: String::new(),
+            values: vec![None; kernel.values.len()],
+            pairs: BTreeMap::new(),
+            halves: BTreeMap::new(),
+            params: Vec::new(),
+            allocs: Vec::new(),
+            symbols: BTreeMap::new(),
+            coords: Vec::new(),
+            label: "entry".into(),
+            next: 0,
+            depth: 0,
+            concurrent: 0,
+            declarations: BTreeSet::new(),
+            unseen: Unseen::default(),
+        }
+    }
+}
+
+pub(super) type Done = Result<(), Error>;
 
 impl<'a> Emitter<'a> {
     pub(super) fn unsupported(&self, what: &'static str) -> Error {
@@ -96,10 +110,10 @@ impl<'a> Emitter<'a> {
     fn module(self) -> String {
         let mut out = String::new();
         let name = &self.k.name;
-        let _ = writeln!(out, "target triple = \"{}\"\n", triple(self.target.arch));
+        let _ = writeln!(out, "target triple = \"{}\"\n", triple(self.target));
         let parameters = "ptr noalias readonly %args, ptr noalias readonly %symbols, i64 %lo, i64 %hi, ptr noalias align 64 %scratch";
         let _ = writeln!(out, "define void @\"{name}\"({parameters}) #0 {{\nentry:\n{}}}\n", self.out);
-        self.declarations.iter().for_each(|d| out.push_str(&format!("declare {d}\n")));
+        out.push_str(&self.declared());
         // Loops that fill memory stay loops: code calls nothing.
         let attributes = [
             format!("\"target-cpu\"=\"{}\"", cpu(self.target)),
@@ -109,6 +123,11 @@ impl<'a> Emitter<'a> {
         let _ = writeln!(out, "\nattributes #0 = {{ nounwind \"no-builtins\" {} }}\n", attributes.join(" "));
         out.push_str(&super::memory::metadata(self.k));
         out
+    }
+
+    /// Functions that are called.
+    pub(super) fn declared(&self) -> String {
+        self.declarations.iter().map(|d| format!("declare {d}\n")).collect()
     }
 
     /// Prologue, the loop over grid indices and its body.
@@ -121,7 +140,7 @@ impl<'a> Emitter<'a> {
         for (i, param) in self.k.params.iter().enumerate() {
             let at = self.def(format!("getelementptr ptr, ptr %args, i64 {i}"));
             let base = self.def(format!("load ptr, ptr {at}, align 8, !invariant.load !0"));
-            let storage = self.storage(base, &param.shape, param.dtype);
+            let storage = self.storage(("ptr", base), &param.shape, param.dtype);
             self.params.push(storage);
         }
         self.lay_out_scratch();
@@ -162,7 +181,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Coordinates of a flattened index.
-    fn decompose(&mut self, index: &str, extents: &[String]) -> Vec<String> {
+    pub(super) fn decompose(&mut self, index: &str, extents: &[String]) -> Vec<String> {
         let mut rest = index.to_string();
         let mut coords = Vec::new();
         for (i, extent) in extents.iter().enumerate().rev() {
@@ -231,7 +250,7 @@ impl<'a> Emitter<'a> {
         self.def(call)
     }
 
-    fn phi(&mut self, name: &str, ty: &str, from: &[(&str, &str)]) {
+    pub(super) fn phi(&mut self, name: &str, ty: &str, from: &[(&str, &str)]) {
         let from: Vec<String> = from.iter().map(|(value, label)| format!("[ {value}, %{label} ]")).collect();
         self.line(format!("{name} = phi {ty} {}", from.join(", ")));
     }
@@ -262,7 +281,7 @@ impl<'a> Emitter<'a> {
 
     // ---- statements ----
 
-    fn block(&mut self, block: &'a Block) -> Done {
+    pub(super) fn block(&mut self, block: &'a Block) -> Done {
         block.stmts.iter().try_for_each(|stmt| self.stmt(stmt))
     }
 
@@ -307,8 +326,29 @@ impl<'a> Emitter<'a> {
         self.values[value.index()].as_ref().expect("verified: values are defined before they are used")
     }
 
+    /// The only part of a scalar, or of any value on a processor.
     pub(super) fn text(&self, value: Value) -> String {
-        self.known(value).text.clone()
+        self.known(value).parts[0].clone()
+    }
+
+    /// The type of a value's parts, and how many it has.
+    pub(super) fn split(&self, ty: ValueType) -> (ValueType, usize) {
+        match self.target.is_gpu() {
+            true => (ValueType::scalar(ty.elem), (ty.lanes as usize / WARP).max(1)),
+            false => (ty, 1),
+        }
+    }
+
+    /// Does something to each part of values of as many lanes. `ty` has as many.
+    pub(super) fn by_part<const N: usize>(
+        &mut self,
+        ty: ValueType,
+        operands: [Value; N],
+        mut f: impl FnMut(&mut Self, ValueType, [&str; N]) -> String,
+    ) -> Vec<String> {
+        let (part, count) = self.split(ty);
+        let operands = operands.map(|v| self.known(v).parts.clone());
+        (0..count).map(|i| f(self, part, operands.each_ref().map(|parts| parts[i].as_str()))).collect()
     }
 
     pub(super) fn affine(&self, value: Value) -> Affine {
@@ -316,14 +356,14 @@ impl<'a> Emitter<'a> {
     }
 
     /// A value with nothing known but its name.
-    pub(super) fn plain(&self, ty: ValueType, text: String) -> Known {
-        let affine = (ty == ValueType::INDEX).then(|| Affine::atom(&text, self.depth));
-        Known { text, affine, constant: None, small: None }
+    pub(super) fn plain(&self, ty: ValueType, parts: Vec<String>) -> Known {
+        let affine = (ty == ValueType::INDEX).then(|| Affine::atom(&parts[0], self.depth));
+        Known { parts, affine, constant: None, small: None }
     }
 
     pub(super) fn int_const(&self, ty: ValueType, x: i64) -> Known {
         let affine = (ty == ValueType::INDEX).then(|| Affine { terms: Vec::new(), offset: x });
-        Known { text: x.to_string(), affine, constant: Some(x as u64), small: None }
+        Known { parts: vec![x.to_string()], affine, constant: Some(x as u64), small: None }
     }
 
     fn unroll(&mut self, l: &'a For) -> Done {
@@ -347,12 +387,33 @@ impl<'a> Emitter<'a> {
     }
 
     /// Names values whose definitions are written later.
-    fn name(&mut self, values: &[Value], prefix: &str) -> Vec<String> {
-        let names: Vec<String> = (0..values.len()).map(|j| format!("%{prefix}.{j}")).collect();
-        for (value, name) in values.iter().zip(&names) {
-            self.values[value.index()] = Some(self.plain(self.k.ty(*value), name.clone()));
+    fn name(&mut self, values: &[Value], prefix: &str) {
+        let mut next = 0;
+        for value in values {
+            let (_, count) = self.split(self.k.ty(*value));
+            let names = (next..next + count).map(|i| format!("%{prefix}.{i}")).collect();
+            self.values[value.index()] = Some(self.plain(self.k.ty(*value), names));
+            next += count;
         }
-        names
+    }
+
+    /// All parts of values, in order.
+    fn parts(&self, values: &[Value]) -> Vec<String> {
+        values.iter().flat_map(|v| self.known(*v).parts.clone()).collect()
+    }
+
+    /// Chooses each part of values by where it comes from: the parts, and the block.
+    fn phis(&mut self, values: &[Value], from: &[(&[String], &str)]) {
+        let mut next = 0;
+        for value in values {
+            let (part, _) = self.split(self.k.ty(*value));
+            for name in self.known(*value).parts.clone() {
+                let from: Vec<(&str, &str)> =
+                    from.iter().map(|(parts, label)| (parts[next].as_str(), *label)).collect();
+                self.phi(&name, &ty(part), &from);
+                next += 1;
+            }
+        }
     }
 
     /// A loop that tests at the bottom, behind a test whether it runs at all where that is not known.
@@ -365,7 +426,7 @@ impl<'a> Emitter<'a> {
         }
         let guarded = length.is_none();
         let [pre, header, exit] = self.labels(["pre", "loop", "exit"]);
-        let init: Vec<String> = l.init.iter().map(|v| self.text(*v)).collect();
+        let init = self.parts(&l.init);
         let before = self.label.clone();
         if guarded {
             let any = self.def(format!("icmp slt i64 {lo}, {hi}"));
@@ -377,12 +438,16 @@ impl<'a> Emitter<'a> {
         let outer = std::mem::take(&mut self.out);
         self.label = header.clone();
         self.depth += 1;
-        let var = self.name(&[l.var], &pre).remove(0);
-        let carried = self.name(&l.carried, &header);
+        self.name(&[l.var], &pre);
+        let var = self.text(l.var);
+        self.name(&l.carried, &header);
+        let skipped = self.unseen.clone();
+        self.enter(&l.body);
         self.block(&l.body)?;
+        self.unseen.join(skipped);
         let next = self.def(format!("add nsw i64 {var}, {}", l.step));
         let again = self.def(format!("icmp slt i64 {next}, {hi}"));
-        let yields: Vec<String> = l.body.yields.iter().map(|v| self.text(*v)).collect();
+        let yields = self.parts(&l.body.yields);
         let latch = self.label.clone();
         self.branch(&again, &header, &exit);
         self.depth -= 1;
@@ -390,18 +455,12 @@ impl<'a> Emitter<'a> {
         let body = std::mem::replace(&mut self.out, outer);
         let _ = writeln!(self.out, "{header}:");
         self.phi(&var, "i64", &[(&lo, &entered), (&next, &latch)]);
-        for (i, name) in carried.iter().enumerate() {
-            let ty = ty(self.k.ty(l.carried[i]));
-            self.phi(name, &ty, &[(&init[i], &entered), (&yields[i], &latch)]);
-        }
+        self.phis(&l.carried, &[(&init, &entered), (&yields, &latch)]);
         self.out.push_str(&body);
         self.begin(&exit);
-        let results = self.name(&l.results, &exit);
-        for (i, name) in results.iter().enumerate() {
-            let ty = ty(self.k.ty(l.results[i]));
-            let from = [(init[i].as_str(), before.as_str()), (&yields[i], &latch)];
-            self.phi(name, &ty, if guarded { &from } else { &from[1..] });
-        }
+        self.name(&l.results, &exit);
+        let from = [(init.as_slice(), before.as_str()), (&yields, &latch)];
+        self.phis(&l.results, if guarded { &from } else { &from[1..] });
         Ok(())
     }
 
@@ -415,20 +474,21 @@ impl<'a> Emitter<'a> {
         let [then, otherwise, join] = self.labels(["then", "else", "join"]);
         let cond = self.text(c.cond);
         self.branch(&cond, &then, &otherwise);
-        let mut arms: Vec<(Vec<String>, String)> = Vec::new();
+        let (before, mut after) = (self.unseen.clone(), Unseen::default());
+        let mut arms = Vec::new();
         for (label, block) in [(then, &c.then), (otherwise, &c.otherwise)] {
+            self.unseen = before.clone();
             self.begin(&label);
             self.block(block)?;
-            arms.push((block.yields.iter().map(|v| self.text(*v)).collect(), self.label.clone()));
+            arms.push((self.parts(&block.yields), self.label.clone()));
             self.jump(&join);
+            after.join(std::mem::take(&mut self.unseen));
         }
+        self.unseen = after;
         self.begin(&join);
-        let results = self.name(&c.results, &join);
-        for (i, name) in results.iter().enumerate() {
-            let from: Vec<(&str, &str)> = arms.iter().map(|(v, label)| (v[i].as_str(), label.as_str())).collect();
-            let ty = ty(self.k.ty(c.results[i]));
-            self.phi(name, &ty, &from);
-        }
+        self.name(&c.results, &join);
+        let from: Vec<(&[String], &str)> = arms.iter().map(|(v, label)| (v.as_slice(), label.as_str())).collect();
+        self.phis(&c.results, &from);
         Ok(())
     }
 }

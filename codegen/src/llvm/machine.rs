@@ -1,7 +1,7 @@
 //! LLVM itself: from the text of a module to an object. All calls into the library are here.
 
 use super::types::{cpu, features, triple};
-use crate::cpu::CpuTarget;
+use crate::processor::Processor;
 use inkwell::context::Context;
 use inkwell::llvm_sys::LLVMDiagnosticSeverity;
 use inkwell::llvm_sys::core::*;
@@ -15,8 +15,8 @@ use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 
 /// What is done to a module. Kernels come in vectors, unrolled as their schedules say and with loops that test at the
-/// bottom: what is left is to fold, to share, and to move out of loops. All of `O2` takes almost twice as long and makes
-/// no kernel faster (`docs/perf/cpu-code.md`).
+/// bottom: what is left is to fold, to share, and to move out of loops. All of `O2` takes almost twice as long and
+/// makes no kernel faster (`docs/perf/cpu-code.md`).
 const PASSES: &str = "function(early-cse<memssa>,instcombine<no-verify-fixpoint>,loop-mssa(licm),simplifycfg)";
 
 /// What LLVM makes of a module.
@@ -28,7 +28,7 @@ pub(super) struct Made {
 }
 
 /// Compiles the text of a module.
-pub(super) fn compile(text: &str, target: &CpuTarget, assembly: bool) -> Result<Made, String> {
+pub(super) fn compile(text: &str, target: &Processor, assembly: bool) -> Result<Made, String> {
     Session::open(target)?.with_module(text, |session, module| {
         let emit = |file| session.machine.write_to_memory_buffer(module, file).map_err(|e| e.to_string());
         // Making code changes a module, so text is made of a copy.
@@ -46,8 +46,16 @@ pub(super) fn compile(text: &str, target: &CpuTarget, assembly: bool) -> Result<
     })
 }
 
+/// Compiles the text of a module to PTX.
+pub(super) fn ptx(text: &str, target: &Processor) -> Result<String, String> {
+    Session::open(target)?.with_module(text, |session, module| {
+        let ptx = session.machine.write_to_memory_buffer(module, FileType::Assembly).map_err(|e| e.to_string())?;
+        Ok(String::from_utf8_lossy(ptx.as_slice()).trim_end_matches('\0').to_string())
+    })
+}
+
 /// The text of a module after LLVM's passes.
-pub(super) fn optimised(text: &str, target: &CpuTarget) -> Result<String, String> {
+pub(super) fn optimised(text: &str, target: &Processor) -> Result<String, String> {
     Session::open(target)?.with_module(text, |_, module| Ok(module.print_to_string().to_string()))
 }
 
@@ -60,11 +68,12 @@ struct Session {
 }
 
 impl Session {
-    fn open(target: &CpuTarget) -> Result<Session, String> {
+    fn open(target: &Processor) -> Result<Session, String> {
         let config = InitializationConfig { asm_parser: true, asm_printer: true, ..InitializationConfig::default() };
         Target::initialize_x86(&config);
         Target::initialize_aarch64(&config);
-        let triple = TargetTriple::create(&triple(target.arch));
+        Target::initialize_nvptx(&config);
+        let triple = TargetTriple::create(&triple(target));
         let found = Target::from_triple(&triple).map_err(|e| e.to_string())?;
         let [cpu, features] = [cpu(target).to_string(), features(target)].map(|s| CString::new(s).unwrap_or_default());
         // Constants are near the code: on ARM they are then reached by one instruction, wherever pages begin.
@@ -133,7 +142,7 @@ mod tests {
     use super::*;
 
     fn fails(text: &str) -> String {
-        match compile(text, &CpuTarget::X86_64_V3, false) {
+        match compile(text, &Processor::X86_64_V3, false) {
             Ok(_) => panic!("compiles: {text}"),
             Err(message) => message,
         }
@@ -144,7 +153,7 @@ mod tests {
         let message = fails("define void @f() {\n  call void asm \"nonsense\", \"\"()\n  ret void\n}");
         assert!(message.contains("nonsense"), "{message}");
         assert!(fails("define void @f() { what }").contains("what"));
-        let unknown = CpuTarget { arch: "pdp11", ..CpuTarget::X86_64_V3 };
+        let unknown = Processor { arch: "pdp11", ..Processor::X86_64_V3 };
         assert!(compile("", &unknown, false).is_err());
     }
 }

@@ -18,18 +18,24 @@ enum Extent {
 
 /// Where a buffer lies.
 pub(super) struct Storage {
+    /// The type of its addresses.
+    space: &'static str,
     base: String,
     strides: Vec<Extent>,
     dtype: DType,
 }
 
 /// A memory address.
-struct Address {
-    pointer: String,
+pub(super) struct Address {
+    /// Its type.
+    pub space: &'static str,
+    /// Where the buffer begins.
+    pub base: String,
+    pub pointer: String,
     /// Of 4-bit elements: the flat index, whose lowest bit chooses the nibble.
-    flat: Option<String>,
+    pub flat: Option<String>,
     /// What is known of the memory, as an access says it.
-    notes: String,
+    pub notes: String,
 }
 
 /// Nodes before those of buffers: the empty one, and the domain of their names.
@@ -50,8 +56,13 @@ pub(super) fn metadata(kernel: &Kernel) -> String {
     out
 }
 
+/// How many nodes [`metadata`] has; the next ones are free.
+pub(super) fn nodes(kernel: &Kernel) -> usize {
+    FIRST + 3 * (kernel.params.len() + kernel.allocs.len())
+}
+
 impl Emitter<'_> {
-    pub(super) fn storage(&mut self, base: String, shape: &[Dim], dtype: DType) -> Storage {
+    pub(super) fn storage(&mut self, (space, base): (&'static str, String), shape: &[Dim], dtype: DType) -> Storage {
         let mut strides = vec![Extent::Fixed(1); shape.len()];
         for i in (1..shape.len()).rev() {
             strides[i - 1] = match (&strides[i], shape[i].as_const()) {
@@ -66,7 +77,7 @@ impl Emitter<'_> {
                 }
             };
         }
-        Storage { base, strides, dtype }
+        Storage { space, base, strides, dtype }
     }
 
     /// Gives allocations their places in scratch memory: those of fixed size first, at fixed distances.
@@ -91,19 +102,20 @@ impl Emitter<'_> {
             }
         }
         for (alloc, base) in self.k.allocs.iter().zip(bases) {
-            let storage = self.storage(base, &alloc.shape, alloc.dtype);
+            let storage = self.storage(("ptr", base), &alloc.shape, alloc.dtype);
             self.allocs.push(storage);
         }
     }
 
     /// The address of an element. Terms known outside come first, so that sums of them are computed there.
-    fn address(&mut self, place: &Place) -> Address {
+    pub(super) fn address(&mut self, place: &Place) -> Address {
         let indices: Vec<Affine> = place.index.iter().map(|v| self.affine(*v)).collect();
         let (storage, number) = match place.buf {
             Buf::Param(i) => (&self.params[i as usize], i as usize),
             Buf::Alloc(i) => (&self.allocs[i as usize], self.k.params.len() + i as usize),
         };
-        let (base, strides, packed) = (storage.base.clone(), storage.strides.clone(), storage.dtype.is_packed());
+        let (space, base) = (storage.space, storage.base.clone());
+        let (strides, packed) = (storage.strides.clone(), storage.dtype.is_packed());
         let unit = (storage.dtype.bits() / 8).max(1) as i64;
         let mut fixed = Affine::default();
         let mut terms: Vec<(u32, String)> = Vec::new();
@@ -148,17 +160,17 @@ impl Emitter<'_> {
             }
             // A masked vector may begin before its buffer.
             let bytes = self.def(format!("ashr i64 {flat}, 1"));
-            let pointer = self.def(format!("getelementptr i8, ptr {base}, i64 {bytes}"));
-            return Address { pointer, flat: Some(flat), notes };
+            let pointer = self.def(format!("getelementptr i8, {space} {base}, i64 {bytes}"));
+            return Address { space, base, pointer, flat: Some(flat), notes };
         }
-        let mut pointer = base;
+        let mut pointer = base.clone();
         for (_, term) in terms {
-            pointer = self.def(format!("getelementptr i8, ptr {pointer}, i64 {term}"));
+            pointer = self.def(format!("getelementptr i8, {space} {pointer}, i64 {term}"));
         }
         if fixed.offset != 0 {
-            pointer = self.def(format!("getelementptr i8, ptr {pointer}, i64 {}", fixed.offset));
+            pointer = self.def(format!("getelementptr i8, {space} {pointer}, i64 {}", fixed.offset));
         }
-        Address { pointer, flat: None, notes }
+        Address { space, base, pointer, flat: None, notes }
     }
 
     /// The terms of an affine form, each with the depth from which on it is known.
@@ -175,7 +187,14 @@ impl Emitter<'_> {
         result: ValueType,
         mask: Option<Value>,
         fill: Option<Value>,
-    ) -> String {
+    ) -> Vec<String> {
+        match self.target.is_gpu() {
+            true => self.load_parts(place, result, mask, fill),
+            false => vec![self.load_vector(place, result, mask, fill)],
+        }
+    }
+
+    fn load_vector(&mut self, place: &Place, result: ValueType, mask: Option<Value>, fill: Option<Value>) -> String {
         let address = self.address(place);
         let mask = mask.map(|m| self.text(m));
         let fill = match fill {
@@ -298,12 +317,22 @@ impl Emitter<'_> {
 
     /// Into the second-level cache.
     pub(super) fn prefetch(&mut self, place: &Place) {
+        if self.target.is_gpu() {
+            return; // There are other warps to run meanwhile.
+        }
         let pointer = self.address(place).pointer;
         let arguments = [("ptr", pointer.as_str()), ("i32", "0"), ("i32", "2"), ("i32", "1")];
         self.call("void", "llvm.prefetch.p0", &arguments, "");
     }
 
     pub(super) fn store(&mut self, place: &Place, value: Value, mask: Option<Value>) {
+        match self.target.is_gpu() {
+            true => self.store_parts(place, value, mask),
+            false => self.store_vector(place, value, mask),
+        }
+    }
+
+    fn store_vector(&mut self, place: &Place, value: Value, mask: Option<Value>) {
         let (from, x) = (self.k.ty(value), self.text(value));
         let address = self.address(place);
         let (stored, x) = match from.elem {

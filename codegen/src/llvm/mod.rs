@@ -1,7 +1,9 @@
-//! Kernel IR to position-independent code by LLVM, for wide vectors: AVX2, AVX-512 with its dot products, NEON.
+//! Kernel IR to code by LLVM: position-independent code for wide vectors (AVX2, AVX-512 with its dot products, NEON), and
+//! PTX for GPUs.
 //!
-//! A kernel becomes the text of a module (`emit`, `ops`, `memory`, `convert`), LLVM makes an object of it (`machine`), and
-//! `object` takes code and constants out of it. The page to read first is `docs/src/design/cpu-code.md`.
+//! A kernel becomes the text of a module (`emit`, `ops`, `memory`, `convert`, and `warp` for what is different on GPUs),
+//! LLVM makes an object or PTX of it (`machine`), and `object` takes code and constants out of an object. The pages to
+//! read first are `docs/src/design/cpu-code.md` and `docs/src/design/gpu-code.md`.
 //!
 //! Results have the bits that the interpreter gives for the expanded kernel, as Cranelift's have: nothing is contracted
 //! or reassociated. What LLVM reports becomes an [`Error`]. Each compilation has a context of its own, so any number of
@@ -14,9 +16,10 @@ mod memory;
 mod object;
 mod ops;
 mod types;
+mod warp;
 
 use crate::Error;
-use crate::cpu::{CompiledKernel, CpuTarget};
+use crate::processor::{CompiledKernel, Processor};
 use hadal_ir::kernel::{Kernel, verify};
 use hadal_types::DType;
 
@@ -28,19 +31,20 @@ pub struct Options {
 }
 
 /// Makes code for a kernel.
-pub fn compile(kernel: &Kernel, target: &CpuTarget, options: Options) -> Result<CompiledKernel, Error> {
+pub fn compile(kernel: &Kernel, target: &Processor, options: Options) -> Result<CompiledKernel, Error> {
     let failed = |message: String| Error::Backend { kernel: kernel.name.clone(), message };
-    let made = machine::compile(&module(kernel, target)?, target, options.disassembly).map_err(failed)?;
+    let text = module(kernel, target)?;
+    if target.is_gpu() {
+        let ptx = machine::ptx(&text, target).map_err(failed)?;
+        let disassembly = options.disassembly.then(|| ptx.clone());
+        return Ok(CompiledKernel { disassembly, ..CompiledKernel::of(kernel, target, ptx.into_bytes()) });
+    }
+    let made = machine::compile(&text, target, options.disassembly).map_err(failed)?;
     let code = object::code(&made.object).map_err(|e| match e {
         object::Fault::Foreign(target) => Error::Relocation { kernel: kernel.name.clone(), target },
         object::Fault::Broken(message) => failed(message),
     })?;
-    Ok(CompiledKernel {
-        name: kernel.name.clone(),
-        code,
-        scratch_bytes: kernel.scratch_bytes().unwrap_or_default(),
-        disassembly: made.assembly,
-    })
+    Ok(CompiledKernel { disassembly: made.assembly, ..CompiledKernel::of(kernel, target, code) })
 }
 
 /// The library and its version, which a shared one can change without this program being built again.
@@ -50,7 +54,7 @@ pub fn version() -> String {
 }
 
 /// The text of LLVM's own representation, before or after its passes.
-pub fn llvm_ir_text(kernel: &Kernel, target: &CpuTarget, optimised: bool) -> Result<String, Error> {
+pub fn llvm_ir_text(kernel: &Kernel, target: &Processor, optimised: bool) -> Result<String, Error> {
     let text = module(kernel, target)?;
     if !optimised {
         return Ok(text);
@@ -58,10 +62,13 @@ pub fn llvm_ir_text(kernel: &Kernel, target: &CpuTarget, optimised: bool) -> Res
     machine::optimised(&text, target).map_err(|message| Error::Backend { kernel: kernel.name.clone(), message })
 }
 
-fn module(kernel: &Kernel, target: &CpuTarget) -> Result<String, Error> {
+fn module(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
     let mistakes = verify::verify(kernel);
     if !mistakes.is_empty() {
         return Err(Error::Malformed(mistakes));
+    }
+    if target.is_gpu() {
+        return warp::emit(&crate::math::expand(kernel), target);
     }
     let kept: &[DType] = match (target.has("avx512bf16"), target.has("avx512vnni")) {
         (true, true) => &[DType::BF16, DType::I8],

@@ -132,18 +132,18 @@ fn apply(arch: Architecture, r: &Relocation, blob: &mut [u8], at: usize, distanc
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::CpuTarget;
     use crate::llvm::machine;
+    use crate::processor::Processor;
 
-    fn code_of(text: &str, target: &CpuTarget) -> Result<Vec<u8>, Fault> {
-        let triple = super::super::types::triple(target.arch);
+    fn code_of(text: &str, target: &Processor) -> Result<Vec<u8>, Fault> {
+        let triple = super::super::types::triple(target);
         let made = machine::compile(&format!("target triple = \"{triple}\"\n{text}"), target, false);
         code(&made.unwrap_or_else(|e| panic!("{e}")).object)
     }
 
     #[test]
     fn references_to_elsewhere_are_refused() {
-        for target in CpuTarget::LEVELS {
+        for target in Processor::LEVELS {
             let call = "declare void @elsewhere()\ndefine void @f() {\n  call void @elsewhere()\n  ret void\n}";
             let read = "@far = external global i32\ndefine i32 @f() {\n  %x = load i32, ptr @far\n  ret i32 %x\n}";
             let variable = "@x = global i32 1\ndefine i32 @f() {\n  %x = load i32, ptr @x\n  ret i32 %x\n}";
@@ -160,13 +160,13 @@ mod tests {
     fn constants_come_after_the_code() {
         let text = "define <4 x i32> @f(<4 x i32> %x) {\n  %y = add <4 x i32> %x, <i32 1, i32 20, i32 300, i32 4000>\n  ret <4 x i32> %y\n}";
         let constant: Vec<u8> = [1u32, 20, 300, 4000].into_iter().flat_map(u32::to_le_bytes).collect();
-        for target in CpuTarget::LEVELS {
+        for target in Processor::LEVELS {
             let blob = code_of(text, &target).unwrap_or_else(|e| panic!("{e:?}"));
             let at = blob.windows(16).position(|w| w == constant).expect("the constant is in the blob");
             assert!(at > 0 && at.is_multiple_of(16), "{at}");
         }
         // The distance in the code is that to the constant: `vpaddd xmm0, xmm0, [rip + distance]; ret`.
-        let blob = code_of(text, &CpuTarget::X86_64_V3).unwrap_or_else(|e| panic!("{e:?}"));
+        let blob = code_of(text, &Processor::X86_64_V3).unwrap_or_else(|e| panic!("{e:?}"));
         let at = blob.windows(16).position(|w| w == constant).unwrap_or_default();
         let distance = i32::from_le_bytes([blob[4], blob[5], blob[6], blob[7]]);
         assert_eq!(8 + distance as usize, at, "{blob:x?}");

@@ -9,28 +9,64 @@ use hadal_types::DType;
 
 impl Emitter<'_> {
     pub(super) fn op(&mut self, op: &Op, result: ValueType) -> Result<Known, Error> {
-        let t = ty(result);
-        let text = match op {
+        let parts = match op {
             Op::Const(c) => return Ok(self.constant(*c)),
             Op::GridIndex(d) => {
                 let affine = self.coords[*d as usize].clone();
                 let text = affine.terms.first().map_or_else(|| "0".to_string(), |(atom, _)| atom.name.clone());
                 let constant = affine.as_const().map(|x| x as u64);
-                return Ok(Known { text, affine: Some(affine), constant, small: None });
+                return Ok(Known { parts: vec![text], affine: Some(affine), constant, small: None });
             }
             Op::Symbol(s) => {
                 let atom = self.symbols[s].clone();
                 let affine = Affine { terms: vec![(atom.clone(), 1)], offset: 0 };
-                return Ok(Known { text: atom.name, affine: Some(affine), constant: None, small: None });
+                return Ok(Known { parts: vec![atom.name], affine: Some(affine), constant: None, small: None });
             }
             Op::Unary(op, a) => self.unary(*op, result, *a)?,
             Op::Binary(op, a, b) => return Ok(self.binary(*op, result, *a, *b)),
             Op::Compare(op, a, b) => return Ok(self.compare(*op, result, *a, *b)),
-            Op::Fma(a, b, c) => {
-                let [a, b, c] = [a, b, c].map(|v| self.text(*v));
-                let function = format!("llvm.fma.{}", mangled(result));
-                self.call(&t, &function, &[(&t, &a), (&t, &b), (&t, &c)], "")
+            Op::Fma(a, b, c) => self.by_part(result, [*a, *b, *c], |e, part, [a, b, c]| {
+                let (t, function) = (ty(part), format!("llvm.fma.{}", mangled(part)));
+                e.call(&t, &function, &[(&t, a), (&t, b), (&t, c)], "")
+            }),
+            Op::Select(c, a, b) => self.by_part(result, [*c, *a, *b], |e, part, [c, a, b]| {
+                let (mask, t) = (ty(part.with_elem(DType::Bool)), ty(part));
+                e.def(format!("select {mask} {c}, {t} {a}, {t} {b}"))
+            }),
+            Op::Cast(a) => return Ok(self.cast_value(*a, result)),
+            Op::Iota if result.lanes == 1 => return Ok(self.int_const(result, 0)),
+            Op::Extract(a, _) if self.k.ty(*a).lanes == 1 => vec![self.text(*a)],
+            Op::Load { place, mask, fill } => self.load(place, result, *mask, *fill),
+            _ if self.target.is_gpu() => self.across_warp(op, result)?,
+            _ => vec![self.across_vector(op, result)?],
+        };
+        Ok(self.plain(result, parts))
+    }
+
+    fn cast_value(&mut self, a: Value, result: ValueType) -> Known {
+        let from = self.k.ty(a);
+        if let (DType::BF16, Some((elem, origin))) = (result.elem, self.known(a).small.clone()) {
+            let (small, _) = self.split(from.with_elem(elem));
+            let text = self.small_to_bf16(small, &origin);
+            if let Some(pairs) = self.pairs_of(small, &origin) {
+                self.halves.insert(text.clone(), pairs);
             }
+            return self.plain(result, vec![text]);
+        }
+        let x = self.text(a);
+        if let (DType::I64, DType::I32, Some(pairs)) = (from.elem, result.elem, self.halves.get(&x).cloned()) {
+            let text = self.look_up_pairs(&pairs);
+            return self.plain(result, vec![text]);
+        }
+        let parts = self.by_part(from, [a], |e, part, [x]| e.cast(part, result.elem, x));
+        let whole = parts.len() == 1 && result.elem == DType::F32 && is_within_bf16(from.elem);
+        Known { small: whole.then_some((from.elem, x)), ..self.plain(result, parts) }
+    }
+
+    /// What crosses the lanes of one vector.
+    fn across_vector(&mut self, op: &Op, result: ValueType) -> Result<String, Error> {
+        let t = ty(result);
+        Ok(match op {
             Op::Dot(a, b, c) => self.dot(*a, *b, *c)?,
             Op::Lookup(table, a) => self.lookup(table, *a),
             Op::Zip(half, a, b) => {
@@ -38,30 +74,6 @@ impl Emitter<'_> {
                 let order = (0..result.lanes).map(|i| (first + i / 2 + i % 2 * result.lanes).to_string());
                 let order = list_of("i32", order);
                 self.def(format!("shufflevector {t} {a}, {t} {b}, {order}"))
-            }
-            Op::Select(c, a, b) => {
-                let mask = ty(result.with_elem(DType::Bool));
-                let [c, a, b] = [c, a, b].map(|v| self.text(*v));
-                self.def(format!("select {mask} {c}, {t} {a}, {t} {b}"))
-            }
-            Op::Cast(a) => {
-                let from = self.k.ty(*a);
-                if let (DType::BF16, Some((elem, origin))) = (result.elem, self.known(*a).small.clone()) {
-                    let small = from.with_elem(elem);
-                    let text = self.small_to_bf16(small, &origin);
-                    if let Some(pairs) = self.pairs_of(small, &origin) {
-                        self.halves.insert(text.clone(), pairs);
-                    }
-                    return Ok(self.plain(result, text));
-                }
-                let x = self.text(*a);
-                if let (DType::I64, DType::I32, Some(pairs)) = (from.elem, result.elem, self.halves.get(&x).cloned()) {
-                    let text = self.look_up_pairs(&pairs);
-                    return Ok(self.plain(result, text));
-                }
-                let text = self.cast(from, result.elem, &x);
-                let small = (result.elem == DType::F32 && is_within_bf16(from.elem)).then_some((from.elem, x));
-                return Ok(Known { small, ..self.plain(result, text) });
             }
             Op::Bitcast(a) => {
                 let (from, mut x) = (self.k.ty(*a), self.text(*a));
@@ -78,27 +90,23 @@ impl Emitter<'_> {
                 text
             }
             Op::Splat(a) => self.splat(result, &self.text(*a)),
-            Op::Extract(a, lane) => match self.k.ty(*a) {
-                from if from.lanes == 1 => self.text(*a),
-                from => self.def(format!("extractelement {} {}, i64 {lane}", ty(from), self.text(*a))),
-            },
-            Op::Iota => match result.lanes {
-                1 => return Ok(self.int_const(result, 0)),
-                n => list(result.elem, (0..n as i64).map(|i| i.to_string())),
-            },
+            Op::Extract(a, lane) => {
+                self.def(format!("extractelement {} {}, i64 {lane}", ty(self.k.ty(*a)), self.text(*a)))
+            }
+            Op::Iota => list(result.elem, (0..result.lanes as i64).map(|i| i.to_string())),
             Op::Reduce(op, a) => self.reduce(*op, *a),
-            Op::Load { place, mask, fill } => self.load(place, result, *mask, *fill),
-        };
-        Ok(self.plain(result, text))
+            _ => unreachable!("lane by lane: {op:?}"),
+        })
     }
 
     fn constant(&self, c: Const) -> Known {
         match c {
-            Const::Bool(x) => Known { text: x.to_string(), affine: None, constant: Some(x as u64), small: None },
+            Const::Bool(x) => Known { parts: vec![x.to_string()], affine: None, constant: Some(x as u64), small: None },
             Const::I32(x) => self.int_const(ValueType::scalar(DType::I32), x as i64),
             Const::I64(x) => self.int_const(ValueType::INDEX, x),
             Const::F32(bits) => {
-                Known { text: float(f32::from_bits(bits)), affine: None, constant: Some(bits as u64), small: None }
+                let parts = vec![float(f32::from_bits(bits))];
+                Known { parts, affine: None, constant: Some(bits as u64), small: None }
             }
         }
     }
@@ -116,25 +124,24 @@ impl Emitter<'_> {
         }
     }
 
-    fn unary(&mut self, op: UnaryOp, ty_: ValueType, a: Value) -> Result<String, Error> {
-        let (float, t, x) = (ty_.elem == DType::F32, ty(ty_), self.text(a));
-        let mangled = mangled(ty_);
-        Ok(match op {
-            UnaryOp::Neg if float => self.def(format!("fneg {t} {x}")),
-            UnaryOp::Abs if float => self.call(&t, &format!("llvm.fabs.{mangled}"), &[(&t, &x)], ""),
-            UnaryOp::Neg => self.def(format!("sub {t} {}, {x}", int(ty_, 0))),
-            UnaryOp::Abs => self.call(&t, &format!("llvm.abs.{mangled}"), &[(&t, &x), ("i1", "false")], ""),
-            UnaryOp::Not => self.def(format!("xor {t} {x}, {}", int(ty_, -1))),
-            UnaryOp::Sqrt => self.call(&t, &format!("llvm.sqrt.{mangled}"), &[(&t, &x)], ""),
-            UnaryOp::Floor => self.call(&t, &format!("llvm.floor.{mangled}"), &[(&t, &x)], ""),
-            UnaryOp::Pow2Ceil
-            | UnaryOp::Exp
-            | UnaryOp::Log
-            | UnaryOp::Sin
-            | UnaryOp::Cos
-            | UnaryOp::Tanh
-            | UnaryOp::Erf => return Err(self.unsupported("a function that should have been expanded")),
-        })
+    fn unary(&mut self, op: UnaryOp, whole: ValueType, a: Value) -> Result<Vec<String>, Error> {
+        use UnaryOp::*;
+        if let Pow2Ceil | Exp | Log | Sin | Cos | Tanh | Erf = op {
+            return Err(self.unsupported("a function that should have been expanded"));
+        }
+        Ok(self.by_part(whole, [a], |e, part, [x]| {
+            let (float, t, mangled) = (part.elem == DType::F32, ty(part), mangled(part));
+            let call = |e: &mut Self, name: &str| e.call(&t, &format!("llvm.{name}.{mangled}"), &[(&t, x)], "");
+            match op {
+                Neg if float => e.def(format!("fneg {t} {x}")),
+                Abs if float => call(e, "fabs"),
+                Neg => e.def(format!("sub {t} {}, {x}", int(part, 0))),
+                Abs => e.call(&t, &format!("llvm.abs.{mangled}"), &[(&t, x), ("i1", "false")], ""),
+                Not => e.def(format!("xor {t} {x}, {}", int(part, -1))),
+                Sqrt => call(e, "sqrt"),
+                _ => call(e, "floor"),
+            }
+        }))
     }
 
     fn binary(&mut self, op: BinaryOp, ty_: ValueType, a: Value, b: Value) -> Known {
@@ -155,18 +162,20 @@ impl Emitter<'_> {
         if let Some(x) = affine.as_ref().and_then(Affine::as_const) {
             return self.int_const(ty_, x);
         }
-        let (x, y) = (self.text(a), self.text(b));
-        let text = self.binary_text(op, ty_, &x, &y);
-        if op == BinaryOp::Ushr
-            && let Some(pairs) = self.halves.get(&x).filter(|p| !p.second && y == ints("i64", ty_.lanes, 32)).cloned()
-        {
-            self.halves.insert(text.clone(), Pairs { second: true, ..pairs });
-        }
-        let plain = self.plain(ty_, text);
+        let parts = self.by_part(ty_, [a, b], |e, part, [x, y]| {
+            let text = e.binary_text(op, part, x, y);
+            if op == BinaryOp::Ushr
+                && let Some(pairs) = e.halves.get(x).filter(|p| !p.second && y == ints("i64", part.lanes, 32)).cloned()
+            {
+                e.halves.insert(text.clone(), Pairs { second: true, ..pairs });
+            }
+            text
+        });
+        let plain = self.plain(ty_, parts);
         Known { affine: affine.or(plain.affine.clone()), ..plain }
     }
 
-    fn binary_text(&mut self, op: BinaryOp, ty_: ValueType, x: &str, y: &str) -> String {
+    pub(super) fn binary_text(&mut self, op: BinaryOp, ty_: ValueType, x: &str, y: &str) -> String {
         let (float, t) = (ty_.elem == DType::F32, ty(ty_));
         let word = match op {
             BinaryOp::Add if float => "fadd",
@@ -242,9 +251,8 @@ impl Emitter<'_> {
             (_, CompareOp::Gt) => "icmp sgt",
             (_, CompareOp::Ge) => "icmp sge",
         };
-        let (x, y) = (self.text(a), self.text(b));
-        let text = self.def(format!("{word} {} {x}, {y}", ty(from)));
-        self.plain(result, text)
+        let parts = self.by_part(from, [a, b], |e, part, [x, y]| e.def(format!("{word} {} {x}, {y}", ty(part))));
+        self.plain(result, parts)
     }
 
     /// `count` lanes of a vector from lane `start` on; lanes beyond its end hold anything.

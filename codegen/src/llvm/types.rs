@@ -8,9 +8,9 @@
 //! | bf16, f16 | i16 |
 //! | u8, i8, f8, f4 (a nibble a byte) | i8 |
 //!
-//! A vector of any number of lanes is a vector of LLVM's: it splits what is wider than registers.
+//! On a processor a vector of any number of lanes is a vector of LLVM's: it splits what is wider than registers.
 
-use crate::cpu::CpuTarget;
+use crate::processor::Processor;
 use hadal_ir::kernel::ValueType;
 use hadal_types::DType;
 
@@ -98,13 +98,17 @@ pub(super) fn is_within_bf16(dtype: DType) -> bool {
 }
 
 /// The name of a target for LLVM.
-pub(super) fn triple(arch: &str) -> String {
-    format!("{arch}-unknown-linux-gnu")
+pub(super) fn triple(target: &Processor) -> String {
+    match target.is_gpu() {
+        true => "nvptx64-nvidia-cuda".into(),
+        false => format!("{}-unknown-linux-gnu", target.arch),
+    }
 }
 
 /// The processor that a level's code is arranged for.
-pub(super) fn cpu(target: &CpuTarget) -> &'static str {
+pub(super) fn cpu(target: &Processor) -> &'static str {
     match target.arch {
+        _ if target.is_gpu() => target.name,
         "x86_64" if target.has("avx512f") => "x86-64-v4",
         "x86_64" => "x86-64-v3",
         _ => "generic",
@@ -112,10 +116,11 @@ pub(super) fn cpu(target: &CpuTarget) -> &'static str {
 }
 
 /// A level's features as LLVM spells them.
-pub(super) fn features(target: &CpuTarget) -> String {
+pub(super) fn features(target: &Processor) -> String {
     let spelled = |f: &&str| match *f {
         "bmi1" => "+bmi".to_string(),
         f => format!("+{f}"),
     };
-    target.features.iter().map(spelled).collect::<Vec<_>>().join(",")
+    let told = target.features.iter().filter(|f| **f != target.name);
+    told.map(spelled).collect::<Vec<_>>().join(",")
 }

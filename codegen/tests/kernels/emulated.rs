@@ -3,7 +3,7 @@
 //! The program (ELF, one segment that may be written and run) begins with a few instructions that call the kernel for
 //! its whole grid and then write what lies in the buffers to standard output.
 
-use hadal_codegen::cpu::CompiledKernel;
+use hadal_codegen::processor::CompiledKernel;
 use hadal_ir::kernel::Kernel;
 use hadal_ir::kernel::interpret::Buffer;
 use hadal_types::{Bindings, Dim};

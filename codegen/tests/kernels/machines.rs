@@ -1,8 +1,8 @@
 //! Every code generator that is built, for every level that this machine can run.
 
 use hadal_codegen::Error;
-use hadal_codegen::cpu::{CompiledKernel, CpuTarget};
 use hadal_codegen::cranelift::{self, jit};
+use hadal_codegen::processor::{CompiledKernel, Processor};
 use hadal_ir::kernel::Kernel;
 use hadal_ir::kernel::interpret::Buffer;
 use hadal_types::Bindings;
@@ -12,14 +12,14 @@ pub struct Machine {
     /// What to call it in messages.
     pub name: &'static str,
     /// Makes code.
-    pub compile: fn(&Kernel, &CpuTarget) -> Result<CompiledKernel, Error>,
+    pub compile: fn(&Kernel, &Processor) -> Result<CompiledKernel, Error>,
     /// The level.
-    pub target: CpuTarget,
+    pub target: Processor,
 }
 
 /// All of them.
 pub fn machines() -> Vec<Machine> {
-    let first = Machine { name: "Cranelift", compile: cranelift::compile, target: CpuTarget::X86_64_V3 };
+    let first = Machine { name: "Cranelift", compile: cranelift::compile, target: Processor::X86_64_V3 };
     std::iter::once(first).chain(others()).collect()
 }
 
@@ -30,7 +30,7 @@ fn others() -> impl Iterator<Item = Machine> {
 
 #[cfg(feature = "llvm-backend")]
 fn others() -> impl Iterator<Item = Machine> {
-    CpuTarget::LEVELS.into_iter().filter(CpuTarget::is_here).map(|target| Machine {
+    Processor::LEVELS.into_iter().filter(Processor::is_here).map(|target| Machine {
         name: target.name,
         compile: |kernel, target| hadal_codegen::llvm::compile(kernel, target, Default::default()),
         target,
@@ -46,7 +46,19 @@ pub fn run_all(kernel: &Kernel, symbols: &Bindings, args: &[Buffer], cuts: &[i64
         jit::run_compiled(kernel, &code, symbols, &mut buffers, cuts).unwrap_or_else(|e| fail(e));
         (machine.name, buffers)
     };
-    machines().into_iter().map(run).chain(emulated(kernel, symbols, args)).collect()
+    let gpu = emulated_gpu(kernel, symbols, args);
+    machines().into_iter().map(run).chain(emulated(kernel, symbols, args)).chain(gpu).collect()
+}
+
+#[cfg(not(feature = "llvm-backend"))]
+fn emulated_gpu(_: &Kernel, _: &Bindings, _: &[Buffer]) -> Option<(&'static str, Vec<Buffer>)> {
+    None
+}
+
+/// The same for a GPU.
+#[cfg(feature = "llvm-backend")]
+fn emulated_gpu(kernel: &Kernel, symbols: &Bindings, args: &[Buffer]) -> Option<(&'static str, Vec<Buffer>)> {
+    Some(("a GPU", super::gpu::emulated(kernel, symbols, args)))
 }
 
 #[cfg(not(feature = "llvm-backend"))]
@@ -61,7 +73,7 @@ fn emulated(kernel: &Kernel, symbols: &Bindings, args: &[Buffer]) -> Option<(&'s
     if !*THERE {
         return None;
     }
-    let (target, mut buffers) = (CpuTarget::AARCH64_NEON, args.to_vec());
+    let (target, mut buffers) = (Processor::AARCH64_NEON, args.to_vec());
     let code = hadal_codegen::llvm::compile(kernel, &target, Default::default());
     let code = code.unwrap_or_else(|e| panic!("{}: {e}\n{kernel}", target.name));
     let ran = super::emulated::run(kernel, &code, symbols, &mut buffers);

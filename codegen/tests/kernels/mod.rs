@@ -3,6 +3,8 @@
 
 #[cfg(feature = "llvm-backend")]
 pub mod emulated;
+#[cfg(feature = "llvm-backend")]
+pub mod gpu;
 pub mod machines;
 pub mod random;
 

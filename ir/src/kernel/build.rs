@@ -278,8 +278,8 @@ impl Builder {
         if ty.lanes == 1 { a } else { self.op(Op::Reduce(op, a), ValueType::scalar(ty.elem)) }
     }
 
-    /// As many vectors as each has lanes, a power of two, to one: its lane `i` is the sum of the lanes of the `i`th, added in
-    /// the order of [`Builder::reduce_lanes`].
+    /// As many vectors as each has lanes, a power of two, to one: its lane `i` is the sum of the lanes of the `i`th,
+    /// added in the order of [`Builder::reduce_lanes`].
     pub fn sum_each(&mut self, mut rows: Vec<Value>) -> Value {
         while rows.len() > 1 {
             let (left, right) = rows.split_at(rows.len() / 2);

@@ -19,15 +19,15 @@
 //! - f32 arithmetic rounds once per operation; `fma` rounds once. A NaN result has no particular bits.
 //! - `cast` of a float to an integer truncates and saturates, NaN gives 0. To a narrower float it rounds to nearest
 //!   even; the 8- and 4-bit formats saturate. Any format goes to f32 exactly (i64, i32 and f64 round).
-//! - `bitcast` between formats of different widths regroups lanes: the first lane holds the lowest bits. Packed formats are
-//!   only its operand: pairs of lanes are bytes again, as they lay in memory.
+//! - `bitcast` between formats of different widths regroups lanes: the first lane holds the lowest bits. Packed formats
+//!   are only its operand: pairs of lanes are bytes again, as they lay in memory.
 //! - `dot(a, b, c)` adds to each lane of `c` the products of as many neighbouring lanes of `a` and `b` ([`dot_group`]).
 //!   Bytes: the sum wraps at 32 bits, nothing saturates. bf16: two steps of multiply-add, the odd lanes first, each
 //!   rounded once to nearest even; operands that are subnormal count as zero of their sign, and so does a result
 //!   whose magnitude, rounded as if exponents had no limit, is below 2^-126. It is what AVX-512's instruction does.
 //! - `lookup` takes from a table of sixteen bytes the one that the low four bits of each lane number.
-//! - `zip_low` and `zip_high` take lanes of two vectors in turn, from their first or their second halves: four rounds of
-//!   both turn sixteen vectors of sixteen lanes.
+//! - `zip_low` and `zip_high` take lanes of two vectors in turn, from their first or their second halves: four rounds
+//!   of both turn sixteen vectors of sixteen lanes.
 //! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left.
 
 pub mod arbitrary;
@@ -481,7 +481,8 @@ pub enum Stmt {
         /// Lanes to write; all without one.
         mask: Option<Value>,
     },
-    /// Asks for the element's cache line ahead of time. It may lie outside the buffer: nothing is read, and nothing depends on it.
+    /// Asks for the element's cache line ahead of time. It may lie outside the buffer: nothing is read, and nothing
+    /// depends on it.
     Prefetch(Place),
     /// Brings an allocation into being, uninitialised. Index into [`Kernel::allocs`].
     Alloc(u32),

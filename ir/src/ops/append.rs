@@ -1,8 +1,8 @@
 //! `append %state, %rows`: the rows of a state followed by new ones, `[P, …]` and `[T, …]` to `[P+T, …]`.
 //!
 //! The same as joining along axis 0, but said of a state: the old value is given up, and the rows are written behind it
-//! in place. New real rows are rounded to the state's format. Behind a window, which has a fixed size, it is `[W, …]` and `[T, …]` to
-//! `[W+T, …]`.
+//! in place. New real rows are rounded to the state's format. Behind a window, which has a fixed size, it is `[W, …]`
+//! and `[T, …]` to `[W+T, …]`.
 //!
 //! - C1: both have at least one axis and equal sizes on all but the first.
 //! - C2: both are reals, or of one format.

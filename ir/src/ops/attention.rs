@@ -1,5 +1,5 @@
-//! `attention %q, %k, %v, .. {sets = ["tha,sa thb,sb sa causal"], output = "tha", scale = 0.1}`: softmax-weighted values
-//! without a score matrix in memory. Made by passes only.
+//! `attention %q, %k, %v, .. {sets = ["tha,sa thb,sb sa causal"], output = "tha", scale = 0.1}`: softmax-weighted
+//! values without a score matrix in memory. Made by passes only.
 //!
 //! One softmax runs over the rows of several *sets*. A set is written as its score terms, its value and what a query
 //! sees of it. Scores are a sum of terms, each a contraction of a query with keys: `Σ_terms Σ q·k · scale`, over the

@@ -2,8 +2,8 @@
 //! `%m` of the scales' shape, `q[i, j] · s[i / 128, j / 128] + m[i / 128, j / 128]`.
 //!
 //! `block` has one entry per axis; blocks at the end of an axis may be short. DeepSeek-V3's `weight_scale_inv` is
-//! such a multiplier (sheet `deepseek-v3`, "Quantised form"). Scales may be dequantised themselves: formats of four bits and
-//! fewer keep small integers for each block of 32, with a real for eight of them.
+//! such a multiplier (sheet `deepseek-v3`, "Quantised form"). Scales may be dequantised themselves: formats of four
+//! bits and fewer keep small integers for each block of 32, with a real for eight of them.
 //!
 //! - C1: `q` and `s` have one rank, and `block` as many entries, each at least 1.
 //! - C2: every `s` axis is the `q` axis divided by the block, rounded up; only where the block is 1 may the size be

@@ -1,8 +1,8 @@
 //! `gather %x, %i {axis = 0, batch = 0}`: elements or rows of one axis, chosen by indices.
 //!
-//! With no batch axes `out[.., j.., ..] = x[.., i[j..], ..]`: the axis is replaced by the axes of `i`. The first `batch`
-//! axes are common to both operands: `gather %p, %e {axis = 1, batch = 1}` is `out[t, k] = p[t, e[t, k]]`.
-//! An index outside the axis (negative, or too large) gives zeros, as the contraction with a one-hot matrix would. So a
+//! With no batch axes `out[.., j.., ..] = x[.., i[j..], ..]`: the axis is replaced by the axes of `i`. The first
+//! `batch` axes are common to both operands: `gather %p, %e {axis = 1, batch = 1}` is `out[t, k] = p[t, e[t, k]]`. An
+//! index outside the axis (negative, or too large) gives zeros, as the contraction with a one-hot matrix would. So a
 //! gather is total, on an empty axis too, and places that a selection leaves over hold -1.
 //!
 //! - C1: the axis exists, and is not a batch axis.

@@ -3,8 +3,8 @@
 //! - C1: as many operands as the function takes.
 //! - C2: all operands have one shape. There is no implicit broadcasting.
 //! - C3: operands have one format, which suits the function: arithmetic takes reals or integers, the transcendental
-//!   functions and `pow2_ceil` reals, `rem` integers, `and`, `or`, `not` truth values, `xor` those or integers; `select`
-//!   takes a truth value first.
+//!   functions and `pow2_ceil` reals, `rem` integers, `and`, `or`, `not` truth values, `xor` those or integers;
+//!   `select` takes a truth value first.
 //!
 //! `pow2_ceil` is exact, unlike a power of a rounded-up logarithm: from 0 comes 0, from less than 2^-126 (the least
 //! normal f32) that, from more than 2^127 infinity, from negative numbers and NaN comes NaN.

@@ -1,4 +1,5 @@
-//! `sinkhorn %x {rounds = 20, eps = 1e-6}`: makes the matrices of the last two axes nearly doubly stochastic (sheet `mhc`).
+//! `sinkhorn %x {rounds = 20, eps = 1e-6}`: makes the matrices of the last two axes nearly doubly stochastic (sheet
+//! `mhc`).
 //!
 //! ```text
 //! C = softmax over the last axis of x, + eps;   C = C / (column sums + eps)

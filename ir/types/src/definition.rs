@@ -1,7 +1,8 @@
 //! Symbols whose values follow from others.
 //!
-//! Sizes are affine, so that they can be compared and added without a theorem prover. What is not affine in the tokens held
-//! and the new ones (rows of which there is one for every four tokens) becomes a symbol of its own with a definition.
+//! Sizes are affine, so that they can be compared and added without a theorem prover. What is not affine in the tokens
+//! held and the new ones (rows of which there is one for every four tokens) becomes a symbol of its own with a
+//! definition.
 
 use crate::{Bindings, Dim, Sym};
 use serde::{Deserialize, Serialize};
@@ -125,8 +126,8 @@ impl Definitions {
         }
     }
 
-    /// By what `sym` grows in a call where it counts something: `T` where it is `P`, the symbol that is its growth where it is a
-    /// quotient.
+    /// By what `sym` grows in a call where it counts something: `T` where it is `P`, the symbol that is its growth
+    /// where it is a quotient.
     pub fn growth(&self, sym: Sym) -> Option<Sym> {
         if sym == Sym::P {
             return Some(Sym::T);

@@ -98,7 +98,8 @@ impl Dim {
         })
     }
 
-    /// The largest value, where `range` gives the least and the largest value of each symbol; `None` where one has none.
+    /// The largest value, where `range` gives the least and the largest value of each symbol; `None` where one has
+    /// none.
     pub fn upper(&self, range: impl Fn(Sym) -> Option<(i64, i64)>) -> Option<i64> {
         self.extreme(|sym, k| range(sym).map(|(low, high)| if k > 0 { high } else { low }))
     }

@@ -1,8 +1,8 @@
 //! What architectures are built with: what every model of text has, and a module under construction.
 //!
-//! An [`Architecture`] says how a model's functions fit together; [`Assembly`] keeps those it has, one for every distinct
-//! layer, and the entries. A plain residual stream is assembled by [`super::decoder`] alone; models with another frame
-//! (several streams, values that cross layers, draft stages) implement [`Architecture`] themselves.
+//! An [`Architecture`] says how a model's functions fit together; [`Assembly`] keeps those it has, one for every
+//! distinct layer, and the entries. A plain residual stream is assembled by [`super::decoder`] alone; models with
+//! another frame (several streams, values that cross layers, draft stages) implement [`Architecture`] themselves.
 
 use super::Block;
 use crate::config_reader::Object;
@@ -122,10 +122,11 @@ pub trait Architecture {
     ///
     /// - `decode` also gives a row of `hidden` for each;
     /// - `prefill_hidden`: as `prefill`, with such a row for every token, where `prefill` has none;
-    /// - `draft_fill`: rows of `hidden`, with `tokens` those after them where it takes any, to nothing but what it keeps;
-    /// - `draft` of multi-token prediction: the same, for a step, to the `logits` of the token after the last one's, and
-    ///   `next`, what stands for its row of `hidden`. Of blocks: the newest token, `tokens`, to `logits` and `states` of a
-    ///   block, whose rows `markov` corrects one by one.
+    /// - `draft_fill`: rows of `hidden`, with `tokens` those after them where it takes any, to nothing but what it
+    ///   keeps;
+    /// - `draft` of multi-token prediction: the same, for a step, to the `logits` of the token after the last one's,
+    ///   and `next`, what stands for its row of `hidden`. Of blocks: the newest token, `tokens`, to `logits` and
+    ///   `states` of a block, whose rows `markov` corrects one by one.
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>>;
 
     /// Names of tensors that checkpoints hold for other uses than text; `*` stands for anything.
@@ -154,8 +155,8 @@ pub struct Bounds {
     pub inner: bool,
 }
 
-/// Which hidden states the entry `logits` gives out, for multi-token prediction to take in. The technical report does not
-/// say (sheet `deepseek-v3`, "MTP layer"); engines give those after the final norm.
+/// Which hidden states the entry `logits` gives out, for multi-token prediction to take in. The technical report does
+/// not say (sheet `deepseek-v3`, "MTP layer"); engines give those after the final norm.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum MtpInput {
     /// After the final norm.
@@ -220,8 +221,8 @@ impl<'a> Assembly<'a> {
         Ok(func)
     }
 
-    /// Adds a function of a layer, or finds the one that is the same. Layers of one kind that differ, say in the formats
-    /// that their weights are stored in, get names with numbers.
+    /// Adds a function of a layer, or finds the one that is the same. Layers of one kind that differ, say in the
+    /// formats that their weights are stored in, get names with numbers.
     pub fn share(&mut self, f: Block<'_>) -> Built {
         let mut func = f.finish()?;
         let kind = func.name.clone();
@@ -249,9 +250,9 @@ impl<'a> Assembly<'a> {
         self.entry(name, func, self.module.symbols[&Sym::T]);
     }
 
-    /// Adds the functions and entries of a model with layers for multi-token prediction at `depths`, which may be none. Drafts
-    /// are made by the first layer, where there is one. `main` makes the main function of a name; `further` that of a layer,
-    /// given the rows whose logits are wanted: with none it only keeps what it has seen.
+    /// Adds the functions and entries of a model with layers for multi-token prediction at `depths`, which may be none.
+    /// Drafts are made by the first layer, where there is one. `main` makes the main function of a name; `further` that
+    /// of a layer, given the rows whose logits are wanted: with none it only keeps what it has seen.
     pub fn predicting_entries(
         &mut self,
         depths: &[usize],
@@ -280,8 +281,8 @@ impl<'a> Assembly<'a> {
         Ok(())
     }
 
-    /// Adds the entries of a model that drafts from what `all` gives for every token; `read` gives the same, and the logits
-    /// of the last one. `prefill` is `last`, or `read` where there is none.
+    /// Adds the entries of a model that drafts from what `all` gives for every token; `read` gives the same, and the
+    /// logits of the last one. `prefill` is `last`, or `read` where there is none.
     pub fn drafted_entries(&mut self, all: &Func, read: &Func, last: Option<&Func>) {
         self.chunk_entry("logits", all);
         self.chunk_entry("prefill", last.unwrap_or(read));
@@ -297,7 +298,8 @@ impl<'a> Assembly<'a> {
         self.entry(name, func, Range { min: 1, max: STEP.min(most) });
     }
 
-    /// Adds the entries that every model has: `logits` and `decode`, which call `all`, and `prefill`, which calls `last`.
+    /// Adds the entries that every model has: `logits` and `decode`, which call `all`, and `prefill`, which calls
+    /// `last`.
     pub fn main_entries(&mut self, all: &Func, last: &Func) {
         self.chunk_entry("logits", all);
         self.chunk_entry("prefill", last);

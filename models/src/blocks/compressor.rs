@@ -1,13 +1,14 @@
-//! One row for a group of tokens (sheets `deepseek-v4` and `deepseek-v41`, "Compressor"): every channel is a mean of the
-//! group's, weighted by a softmax over the group for that channel alone.
+//! One row for a group of tokens (sheets `deepseek-v4` and `deepseek-v41`, "Compressor"): every channel is a mean of
+//! the group's, weighted by a softmax over the group for that channel alone.
 //!
 //! ```text
 //! a_t = x_t Wkv;   e_t = x_t Wgate (+ ape[t mod m])
 //! c_w = Σ_s softmax_s(e_s) a_s            over the tokens m w .. m w + m
 //! ```
 //!
-//! With an *overlap* rows have twice the channels, and a group is the first half of the group before and the second of its
-//! own; the first group has nothing before it. A row is there once its last token is, and stands at the position of the first.
+//! With an *overlap* rows have twice the channels, and a group is the first half of the group before and the second of
+//! its own; the first group has nothing before it. A row is there once its last token is, and stands at the position of
+//! the first.
 
 use super::Block;
 use super::selection::Compressed;
@@ -30,8 +31,8 @@ pub struct Compressor {
 }
 
 impl Compressor {
-    /// The normalised rows of the groups that this call completes: `[N, channels]`. State: `open`, of the projected tokens
-    /// that a group may still take in.
+    /// The normalised rows of the groups that this call completes: `[N, channels]`. State: `open`, of the projected
+    /// tokens that a group may still take in.
     pub fn rows(&self, f: &mut Block<'_>, x: ValueId, of: Compressed) -> ValueId {
         let (m, d, counter) = (of.ratio, self.channels, of.counter);
         let reach = if self.overlap { 2 } else { 1 };

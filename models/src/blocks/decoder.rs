@@ -43,9 +43,9 @@ pub fn layer_prefix(layer: usize) -> String {
     format!("model.layers.{layer}.")
 }
 
-/// The entries are those of every model, with the hidden states for `mtp` ([`MtpInput`]) as a second result of `logits`.
-/// `mtp` (`mtp1`, …) takes tokens and hidden states to the logits of the tokens after the next ones, and drafts are made
-/// by the first of these layers.
+/// The entries are those of every model, with the hidden states for `mtp` ([`MtpInput`]) as a second result of
+/// `logits`. `mtp` (`mtp1`, …) takes tokens and hidden states to the logits of the tokens after the next ones, and
+/// drafts are made by the first of these layers.
 impl<D: Decoder> Architecture for D {
     fn frame(&self) -> &Frame {
         Decoder::frame(self)
@@ -106,8 +106,8 @@ fn main(d: &impl Decoder, a: &mut Assembly<'_>, name: &str, layers: &[Func], giv
 ///
 /// `z = eh_proj [enorm(E[t]) ; hnorm(h)]`, `logits = shared_head(norm(layer(z)))`. Row `i` stands at position `P + i`.
 ///
-/// With `rows` of the last one alone it also gives the hidden state that the next draft goes on from, in the place of the
-/// main model's; without any it only keeps what it has seen.
+/// With `rows` of the last one alone it also gives the hidden state that the next draft goes on from, in the place of
+/// the main model's; without any it only keeps what it has seen.
 fn mtp(d: &impl Decoder, a: &mut Assembly<'_>, name: &str, l: usize, rows: Option<Rows>) -> Built {
     let frame = d.frame();
     let func = layer(d, a, l)?;

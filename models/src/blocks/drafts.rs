@@ -1,5 +1,6 @@
-//! A head that drafts blocks of tokens (sheet `deepseek-v41`, "DSpark"): stages with windows of their own, which hold what a
-//! few layers of the main model made of its tokens, and a chain that lets each drafted token depend on the one before it.
+//! A head that drafts blocks of tokens (sheet `deepseek-v41`, "DSpark"): stages with windows of their own, which hold
+//! what a few layers of the main model made of its tokens, and a chain that lets each drafted token depend on the one
+//! before it.
 //!
 //! ```text
 //! main = norm(hidden Wmain);   every stage's window gets norm(main Wkv)                  draft_fill
@@ -14,10 +15,10 @@
 //! | `draft` | `tokens` `i32 [1]`: the newest one, which the main model has not seen yet | `logits` `[b, V]`, `states` `[b, d]` |
 //! | `markov` | `tokens` `i32 [1]`; `drafted` `[1, V]` and `state` `[1, d]`, a row of what `draft` gave | `logits` `[1, V]`, `confidence` `[1, 1]` |
 //!
-//! A draft of `b` tokens follows `P` tokens that `draft_fill` has been given: `draft` says what it makes of the newest token
-//! and of the places after it, all at once, and changes nothing. The tokens are then chosen one after the other: `markov`
-//! adds to row `i` what the token before it (for row 0 the newest one) asks for, and says how sure the model is of the row.
-//! Rejected tokens are taken back from the windows as from other states, by `truncate`.
+//! A draft of `b` tokens follows `P` tokens that `draft_fill` has been given: `draft` says what it makes of the newest
+//! token and of the places after it, all at once, and changes nothing. The tokens are then chosen one after the other:
+//! `markov` adds to row `i` what the token before it (for row 0 the newest one) asks for, and says how sure the model
+//! is of the row. Rejected tokens are taken back from the windows as from other states, by `truncate`.
 
 use super::Block;
 use super::assembly::{Assembly, Built, Frame, Named};

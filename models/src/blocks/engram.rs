@@ -8,8 +8,8 @@
 //! gate_j = σ(±√|a_j|),  a_j = ⟨norm(key_j), norm(h_j)⟩ / √D          out_j = gate_j · value
 //! ```
 //!
-//! Rows follow from token ids alone, so they are computed before the first layer. Two forms are public: the demonstration
-//! ([`mixed`]) passes what is gated through a short convolution, DeepSeek-V4.1 ([`gated`]) does not.
+//! Rows follow from token ids alone, so they are computed before the first layer. Two forms are public: the
+//! demonstration ([`mixed`]) passes what is gated through a short convolution, DeepSeek-V4.1 ([`gated`]) does not.
 
 use super::Block;
 use super::assembly::Frame;
@@ -52,7 +52,8 @@ pub fn made(h: &Hashing, vocab: usize, vocabulary: Option<&Vocabulary>) -> Resul
     Ok(h.layers.iter().map(layer).chain([(CLASSES.to_owned(), table)]).collect())
 }
 
-/// The classes `u_k` of the tokens 0, 1, … before each new one, `i64 [T]` each. State: `engram.tokens`, a window of classes.
+/// The classes `u_k` of the tokens 0, 1, … before each new one, `i64 [T]` each. State: `engram.tokens`, a window of
+/// classes.
 pub fn ngrams(f: &mut Block<'_>, h: &Hashing, vocab: usize, tokens: ValueId) -> Vec<ValueId> {
     let (t, before) = (Dim::from(Sym::T), h.longest() - 1);
     let table = f.weight(CLASSES, TensorType::new(DType::I32, [vocab]));
@@ -137,8 +138,8 @@ pub struct Mixed {
 const UNIT_EPS: f64 = f32::EPSILON as f64;
 const CONVOLUTION_EPS: f64 = 1e-5;
 
-/// What is added to the streams `[T, n, D]`: `out_j = v_j + SiLU(conv(norm_j(v)))` with `v_j = gate_j · value`, where the
-/// convolution is causal, one for each channel of each stream. State: `conv`, a window of what it reads.
+/// What is added to the streams `[T, n, D]`: `out_j = v_j + SiLU(conv(norm_j(v)))` with `v_j = gate_j · value`, where
+/// the convolution is causal, one for each channel of each stream. State: `conv`, a window of what it reads.
 pub fn mixed(f: &mut Block<'_>, e: &Mixed, streams: ValueId, chosen: Chosen) -> ValueId {
     let [n, d] = [1, 2].map(|axis| f.size(streams, axis));
     let t = Dim::from(Sym::T);

@@ -1,5 +1,5 @@
-//! The lightning indexer (DeepSeek-V3.2, "DeepSeek Sparse Attention"; sheet `deepseek-v32`): a small attention that says
-//! which keys the large one sees.
+//! The lightning indexer (DeepSeek-V3.2, "DeepSeek Sparse Attention"; sheet `deepseek-v32`): a small attention that
+//! says which keys the large one sees.
 //!
 //! ```text
 //! q^h = rope(r Wqb)_h,   k = rope(layernorm(x Wk))         r is the query's latent row; leading channels turn
@@ -8,8 +8,8 @@
 //! mask[t, s] = s is among the K largest of I[t, ·]
 //! ```
 //!
-//! Where activations are rounded, `q^h` and `k` are too, with one scale each and after a Hadamard rotation, which spreads
-//! what is large over all channels: `rot(q) · rot(k) = q · k`, so it is left out where nothing is rounded.
+//! Where activations are rounded, `q^h` and `k` are too, with one scale each and after a Hadamard rotation, which
+//! spreads what is large over all channels: `rot(q) · rot(k) = q · k`, so it is left out where nothing is rounded.
 //!
 //! That the mask is a selection, and that what it hides needs no reading, is for the optimiser to find.
 
@@ -59,8 +59,8 @@ impl Indexer {
     }
 }
 
-/// The keys that each query sees, `bool [T, S]`. States: `index_k` `[P, d]`, as it is multiplied; where that is rounded,
-/// `index_k_scale` `[P, 1]` too.
+/// The keys that each query sees, `bool [T, S]`. States: `index_k` `[P, d]`, as it is multiplied; where that is
+/// rounded, `index_k_scale` `[P, 1]` too.
 pub fn indexer(f: &mut Block<'_>, ix: &Indexer, x: ValueId, from: ValueId, angles: Angles) -> ValueId {
     let (h, d) = (ix.heads, ix.head_dim);
     let (t, s) = (Dim::from(Sym::T), Dim::from(Sym::P) + Sym::T);
@@ -107,8 +107,8 @@ fn turn(f: &mut Block<'_>, ix: &Indexer, x: ValueId, angles: Angles) -> ValueId 
     f.concat(&[turned, rest], axis)
 }
 
-/// `x H_d d^(-1/2)` over the last axis, with the Hadamard matrix `H_2n = H_2 ⊗ H_n`. There is one for powers of two; heads
-/// of other sizes, which no release has, are left as they are.
+/// `x H_d d^(-1/2)` over the last axis, with the Hadamard matrix `H_2n = H_2 ⊗ H_n`. There is one for powers of two;
+/// heads of other sizes, which no release has, are left as they are.
 pub(crate) fn rotate(f: &mut Block<'_>, x: ValueId) -> ValueId {
     let last = f.shape(x).len() - 1;
     let d = f.size(x, last);

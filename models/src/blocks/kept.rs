@@ -109,8 +109,8 @@ impl Kept {
         Kept { values: f.cast(scaled, to.values), scales: Some((scales, block)), rest }
     }
 
-    /// The rows of the state `name` so far, with `rows` behind them. It holds `held` rows: as many as tokens or groups of
-    /// them, or a number, which makes a window.
+    /// The rows of the state `name` so far, with `rows` behind them. It holds `held` rows: as many as tokens or groups
+    /// of them, or a number, which makes a window.
     pub fn append(f: &mut Block<'_>, name: &str, held: impl Into<Dim>, rows: ValueId, to: Option<Narrow>) -> Kept {
         let (held, name) = (held.into(), format!("{}{name}", f.path));
         let new = match to {

@@ -8,8 +8,8 @@
 //! y = Σ_j pre_j x_j;   x'_k = post_k F(norm(y)) + Σ_j C_jk x_j
 //! ```
 //!
-//! In a *single pass* (sheet `deepseek-v41`) a part reads with the `pre` that the part before it computed, the first one the
-//! first stream, and the head with that of the last part; else the head has weights of its own.
+//! In a *single pass* (sheet `deepseek-v41`) a part reads with the `pre` that the part before it computed, the first
+//! one the first stream, and the head with that of the last part; else the head has weights of its own.
 
 use super::Block;
 use super::assembly::Named;
@@ -131,7 +131,8 @@ impl Hyper {
         Streams { all: self.expand(f, x.all, y, &mix), pre: x.pre.map(|_| mix.pre) }
     }
 
-    /// The streams read together at the end, `[T, d]`, with weights whose names begin with `prefix` where there are any.
+    /// The streams read together at the end, `[T, d]`, with weights whose names begin with `prefix` where there are
+    /// any.
     pub fn joined(&self, f: &mut Block<'_>, prefix: &str, x: Streams) -> ValueId {
         let pre = x.pre.unwrap_or_else(|| self.last(f, &format!("{prefix}hc_head"), x.all));
         self.collapse(f, x.all, pre)

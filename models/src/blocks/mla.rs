@@ -97,8 +97,8 @@ pub fn query_row(f: &mut Block<'_>, a: &Mla, x: ValueId) -> ValueId {
     f.norm(latent, "q_a_layernorm", LATENT_EPS)
 }
 
-/// The same with queries made of `from`, which see the keys that `mask`, `bool [T, S]`, holds true for, and of those the
-/// ones up to their own. States: `ckv` `[P, c]` after its norm, `k_rope` `[P, dr]` after rotation.
+/// The same with queries made of `from`, which see the keys that `mask`, `bool [T, S]`, holds true for, and of those
+/// the ones up to their own. States: `ckv` `[P, c]` after its norm, `k_rope` `[P, dr]` after rotation.
 pub fn attend(f: &mut Block<'_>, a: &Mla, x: ValueId, from: ValueId, angles: Angles, mask: Option<ValueId>) -> ValueId {
     let (h, c, dn, dr, dv) = (a.heads, a.kv_rank, a.nope, a.rope.dim, a.value);
     let (t, s) = (Dim::from(Sym::T), Dim::from(Sym::P) + Sym::T);

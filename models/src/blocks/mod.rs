@@ -1,7 +1,8 @@
 //! The building blocks of decoders, as functions that add ops to a graph.
 //!
-//! Everything is written plainly: no fused op, no absorbed weight, one sequence. Making it fast is the optimiser's work.
-//! In comments `T` is the number of new tokens, `P` of those already in the states, `S = P + T`, `d` the hidden size.
+//! Everything is written plainly: no fused op, no absorbed weight, one sequence. Making it fast is the optimiser's
+//! work. In comments `T` is the number of new tokens, `P` of those already in the states, `S = P + T`, `d` the hidden
+//! size.
 
 pub mod assembly;
 pub mod attention;
@@ -89,8 +90,8 @@ impl<'a> Block<'a> {
         self.builder.weight(&name, TensorType::new(dtype, shape.iter().copied()))
     }
 
-    /// The matrix `name.weight`, `[outputs, inputs]`, or a stack of them; from a block-scaled format where it is stored so:
-    /// `w[i, j] = q[i, j] · s[i / 128, j / 128]` (sheet `deepseek-v3`, "Quantised form").
+    /// The matrix `name.weight`, `[outputs, inputs]`, or a stack of them; from a block-scaled format where it is stored
+    /// so: `w[i, j] = q[i, j] · s[i / 128, j / 128]` (sheet `deepseek-v3`, "Quantised form").
     pub fn matrix(&mut self, name: &str, shape: &[usize]) -> ValueId {
         let name = format!("{name}.weight");
         let full = format!("{}{}{name}", self.at, self.path);
@@ -174,8 +175,8 @@ impl<'a> Block<'a> {
         y
     }
 
-    /// `(x - mean(x)) · rsqrt(mean((x - mean(x))²) + eps) · g + b` over the last axis of `[T, n]`, with `g = name.weight`
-    /// and `b = name.bias`.
+    /// `(x - mean(x)) · rsqrt(mean((x - mean(x))²) + eps) · g + b` over the last axis of `[T, n]`, with `g =
+    /// name.weight` and `b = name.bias`.
     pub fn layer_norm(&mut self, x: ValueId, name: &str, eps: f64) -> ValueId {
         let shape = self.shape(x).to_vec();
         let size = self.size(x, 1);
@@ -228,7 +229,8 @@ impl<'a> Block<'a> {
         self.append(&name, rows, dtype)
     }
 
-    /// The last `count` rows before this call of a window in f32, with `rows` behind them. Where none are kept, `rows` alone.
+    /// The last `count` rows before this call of a window in f32, with `rows` behind them. Where none are kept, `rows`
+    /// alone.
     pub fn remember_last(&mut self, name: &str, count: usize, rows: ValueId) -> ValueId {
         if count == 0 {
             return rows;
@@ -237,7 +239,8 @@ impl<'a> Block<'a> {
         self.append_to(&name, count, rows, DType::F32)
     }
 
-    /// The rows of a state that has one for each group of tokens, with those that this call completes behind them, as f32.
+    /// The rows of a state that has one for each group of tokens, with those that this call completes behind them, as
+    /// f32.
     pub fn remember_groups(&mut self, name: &str, groups: Counter, rows: ValueId) -> ValueId {
         let (name, dtype) = (format!("{}{name}", self.path), self.state_dtype);
         let all = self.append_to(&name, groups.held, rows, dtype);

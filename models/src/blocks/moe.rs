@@ -58,8 +58,8 @@ pub struct Parts {
     pub bias: &'static str,
     /// An expert.
     pub expert: Gated,
-    /// Whether an expert's weight acts on what it projects back rather than on its answer. The same function, but what is
-    /// rounded before that product includes the weight.
+    /// Whether an expert's weight acts on what it projects back rather than on its answer. The same function, but what
+    /// is rounded before that product includes the weight.
     pub weighs_inner: bool,
 }
 

@@ -213,7 +213,8 @@ impl Scaling {
         })
     }
 
-    /// YaRN as `o` describes it, which must be all that it does; a factor of 1 also says that magnitudes are left alone.
+    /// YaRN as `o` describes it, which must be all that it does; a factor of 1 also says that magnitudes are left
+    /// alone.
     pub fn only_yarn(o: &Object<'_>) -> Result<Scaling> {
         o.ignore(&["type"]);
         if o.optional_f64("attention_factor")?.is_some_and(|f| f != 1.0) {

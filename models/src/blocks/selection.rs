@@ -1,5 +1,5 @@
-//! Which compressed rows a query sees (sheets `deepseek-v4`, "Compressor", and `deepseek-v41`, "Candidates"): those that
-//! are complete at its token, or the best of them by a small attention of its own.
+//! Which compressed rows a query sees (sheets `deepseek-v4`, "Compressor", and `deepseek-v41`, "Candidates"): those
+//! that are complete at its token, or the best of them by a small attention of its own.
 //!
 //! ```text
 //! I[t, j] = Σ_h relu(q^h_t · k_j) u^h_t       index queries and weights of a token, index key of a row; j < ⌊(t+1)/m⌋

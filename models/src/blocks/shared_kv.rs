@@ -91,8 +91,8 @@ impl<'a> Turn<'a> {
 }
 
 impl SharedKv {
-    /// Reads the sizes. `narrow` is how rows of which so many channels turn are kept, `stretch` that of layers with compressed
-    /// rows.
+    /// Reads the sizes. `narrow` is how rows of which so many channels turn are kept, `stretch` that of layers with
+    /// compressed rows.
     pub fn read(
         o: &Object<'_>,
         spelling: Spelling,

@@ -1,6 +1,6 @@
-//! The frame of decoders with several residual streams (sheets `mhc`, `deepseek-v4`, `deepseek-v41`): layers that attend to a
-//! window beside compressed rows and pass through experts, perhaps tables of n-grams before some, and a head that reads the
-//! streams together.
+//! The frame of decoders with several residual streams (sheets `mhc`, `deepseek-v4`, `deepseek-v41`): layers that
+//! attend to a window beside compressed rows and pass through experts, perhaps tables of n-grams before some, and a
+//! head that reads the streams together.
 //!
 //! ```text
 //! h = E[tokens] in every stream
@@ -9,8 +9,9 @@
 //! logits = norm(joined h) Wᵀ              what a site and `joined` are, says [`mhc`](super::mhc)
 //! ```
 //!
-//! Values go between functions by names: a parameter of a layer is the last result of that name of the layers before, so a
-//! layer takes whatever others left for it. What a layer attends to beside its window is the model's to say ([`Streamed::far`]).
+//! Values go between functions by names: a parameter of a layer is the last result of that name of the layers before,
+//! so a layer takes whatever others left for it. What a layer attends to beside its window is the model's to say
+//! ([`Streamed::far`]).
 
 use super::Block;
 use super::assembly::{Assembly, Built, Frame, Gives, Named, Rows};
@@ -130,8 +131,9 @@ impl<'d, D: Streamed> Body<'d, D> {
         Ok(())
     }
 
-    /// Adds a main function. Drafts are made from the means of the streams before some layers, one behind the other, where
-    /// there is a draft head, else from the streams at the end. With `shown` it also gives what layers compute on the way.
+    /// Adds a main function. Drafts are made from the means of the streams before some layers, one behind the other,
+    /// where there is a draft head, else from the streams at the end. With `shown` it also gives what layers compute on
+    /// the way.
     pub fn main(&self, a: &mut Assembly<'_>, name: &str, gives: Gives, shown: bool) -> Built {
         let t = self.decoder.trunk();
         let mut f = a.block(name, "");
@@ -227,8 +229,8 @@ impl Trunk {
         self.hyper.streams(f, x)
     }
 
-    /// Makes the angles that `layers` turn by. New tokens turn by their positions, in layers with compressed rows by other
-    /// angles than in those without.
+    /// Makes the angles that `layers` turn by. New tokens turn by their positions, in layers with compressed rows by
+    /// other angles than in those without.
     pub fn turns(
         &self,
         a: &mut Assembly<'_>,

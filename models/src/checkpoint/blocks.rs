@@ -1,15 +1,15 @@
 //! Block formats of GGUF files: 32 or 256 elements of a row share scales, and codes and scales lie interleaved.
 //!
-//! Kernels read plain tensors, so a stored weight is taken apart into *planes*: codes, scales, offsets, and where these are
-//! small integers themselves, what multiplies them. An element is
+//! Kernels read plain tensors, so a stored weight is taken apart into *planes*: codes, scales, offsets, and where these
+//! are small integers themselves, what multiplies them. An element is
 //!
 //! ```text
 //! w = code · scale + offset            scale = s · d,  offset = o · m   in the formats with 256 elements ("K")
 //! ```
 //!
-//! which is what ggml computes, to the bit in f32: products of codes and scales have at most 24 significant bits. Codes of 5
-//! and 6 bits and those that stand for an entry of a table are widened to 8 bits, those of 2 and 3 bits to 4; the values
-//! stay the same.
+//! which is what ggml computes, to the bit in f32: products of codes and scales have at most 24 significant bits. Codes
+//! of 5 and 6 bits and those that stand for an entry of a table are widened to 8 bits, those of 2 and 3 bits to 4; the
+//! values stay the same.
 
 use hadal_types::DType;
 use hadal_types::minifloat::{e2m1_to_f32, e8m0_to_f32};
@@ -267,7 +267,8 @@ fn quarters(packed: &[u8], codes: &mut [i8; MAX_BLOCK], value: impl Fn(u8, usize
     }
 }
 
-/// Eight scales and eight offsets of six bits in twelve bytes: of the last four, the upper two bits are above the first four.
+/// Eight scales and eight offsets of six bits in twelve bytes: of the last four, the upper two bits are above the first
+/// four.
 fn six_bits(packed: &[u8], out: &mut Unpacked) {
     for g in 0..4 {
         let (s, o, both) = (packed[g], packed[4 + g], packed[8 + g]);

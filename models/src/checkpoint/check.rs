@@ -35,7 +35,8 @@ impl Expected {
         Expected { name: name.into(), shape: shape.into(), dtypes: dtypes.into(), optional: false }
     }
 
-    /// Tensors that may be there and are of no concern: those whose names are `pattern`, in which `*` stands for anything.
+    /// Tensors that may be there and are of no concern: those whose names are `pattern`, in which `*` stands for
+    /// anything.
     pub fn passed_over(pattern: impl Into<String>) -> Expected {
         Expected::optional(pattern, &[], &[])
     }

@@ -1,5 +1,5 @@
-//! Tensors that a checkpoint holds under several names. Published multi-token prediction has copies of embedding and head, of
-//! gigabytes each; files need not hold them twice.
+//! Tensors that a checkpoint holds under several names. Published multi-token prediction has copies of embedding and
+//! head, of gigabytes each; files need not hold them twice.
 
 use super::{Checkpoint, Place};
 use std::collections::{BTreeMap, HashMap};
@@ -15,8 +15,8 @@ const BEGINNING: usize = 64;
 type Bytes = (usize, Range<usize>);
 
 impl Checkpoint {
-    /// Names of tensors with the elements of another one, whose name it gives: the first of them all. Made ones, the planes
-    /// of rounded weights above all, are the same where they are made alike of the same.
+    /// Names of tensors with the elements of another one, whose name it gives: the first of them all. Made ones, the
+    /// planes of rounded weights above all, are the same where they are made alike of the same.
     pub fn copies(&self) -> BTreeMap<&str, &str> {
         let first = self.equal_bytes();
         let known = |file: usize, range: &Range<usize>| -> Bytes {

@@ -1,6 +1,6 @@
-//! Weights in e2m1 that files declare as bytes: two elements in one, the even one in the low half, and a scale `NAME.scale` in
-//! e8m0 for every 32 elements of a row of `NAME.weight` (sheet `deepseek-v4`, "Quantised form"). The formats and the two
-//! shapes together say so; nothing else has them.
+//! Weights in e2m1 that files declare as bytes: two elements in one, the even one in the low half, and a scale
+//! `NAME.scale` in e8m0 for every 32 elements of a row of `NAME.weight` (sheet `deepseek-v4`, "Quantised form"). The
+//! formats and the two shapes together say so; nothing else has them.
 
 use super::Located;
 use hadal_types::DType;

@@ -8,8 +8,8 @@
 //!
 //! Bytes are little-endian, row-major and not aligned: offsets in these files follow no alignment.
 //!
-//! Not every tensor lies in a file as it is wanted. One that has a `Recipe` is made of stored bytes while it is written,
-//! and never held whole; [`Packed`] weights of few bits are read as the planes that kernels dequantise.
+//! Not every tensor lies in a file as it is wanted. One that has a `Recipe` is made of stored bytes while it is
+//! written, and never held whole; [`Packed`] weights of few bits are read as the planes that kernels dequantise.
 
 pub(crate) mod blocks;
 mod check;

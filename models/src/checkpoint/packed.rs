@@ -1,8 +1,8 @@
 //! Weights of few bits: codes with scales for groups of a row, as tensors of their own.
 //!
 //! A stored weight `NAME` that is packed can be read in two ways: as one tensor of reals under its own name, or as its
-//! *planes*, which a graph dequantises: `NAME.codes`, `NAME.scales`, perhaps `NAME.offsets`; and where scales or offsets are
-//! scaled themselves, `NAME.scales.scales`.
+//! *planes*, which a graph dequantises: `NAME.codes`, `NAME.scales`, perhaps `NAME.offsets`; and where scales or
+//! offsets are scaled themselves, `NAME.scales.scales`.
 
 use hadal_types::DType;
 

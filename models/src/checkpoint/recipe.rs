@@ -1,5 +1,5 @@
-//! Tensors that a checkpoint does not hold as they are wanted: taken apart, put in another order, decoded or rounded while
-//! they are written. Nothing is kept: a recipe reads its rows from the mapped files, a few at a time.
+//! Tensors that a checkpoint does not hold as they are wanted: taken apart, put in another order, decoded or rounded
+//! while they are written. Nothing is kept: a recipe reads its rows from the mapped files, a few at a time.
 
 use super::Store;
 use super::blocks::{BlockFormat, Unpacked};
@@ -49,8 +49,8 @@ pub enum Layout {
 pub enum Order {
     /// As stored.
     Kept,
-    /// Of each head of so many rows, even ones first: pairs that turn together are stored as neighbours, and wanted half a
-    /// head apart.
+    /// Of each head of so many rows, even ones first: pairs that turn together are stored as neighbours, and wanted
+    /// half a head apart.
     EvenFirst(usize),
 }
 
@@ -141,7 +141,8 @@ pub enum Recipe {
     Inverse(Matrix),
     /// A plane of what is stored in blocks.
     Plane(Matrix, BlockFormat, Plane),
-    /// Of each head, the rows of `[heads · rank, nope]` the other way round, then its rows of `[heads · value, rank]`; as f32.
+    /// Of each head, the rows of `[heads · rank, nope]` the other way round, then its rows of `[heads · value, rank]`;
+    /// as f32.
     KeysAndValues {
         /// From latent rows to keys, `nope` columns of `rank` rows for each head.
         keys: Matrix,
@@ -154,8 +155,8 @@ pub enum Recipe {
     Rounded(Reals, WeightOnly, Plane, KeptScales),
 }
 
-/// Scales of a rounded matrix from when the first of its planes was written until the second is: finding them is most of the
-/// work, and they are far fewer than codes. Equal to any other, as they follow from what is rounded.
+/// Scales of a rounded matrix from when the first of its planes was written until the second is: finding them is most
+/// of the work, and they are far fewer than codes. Equal to any other, as they follow from what is rounded.
 #[derive(Clone, Debug, Default)]
 pub struct KeptScales(Arc<Mutex<Option<Vec<half::f16>>>>);
 
@@ -269,8 +270,8 @@ struct Rounded {
     codes: Vec<u8>,
 }
 
-/// Does something with what `part` makes of rows, so many at a time on each core, in their order. While it does, the cores make
-/// the next ones.
+/// Does something with what `part` makes of rows, so many at a time on each core, in their order. While it does, the
+/// cores make the next ones.
 fn by_all_cores<T: Send>(
     rows: usize,
     step: usize,

@@ -1,6 +1,6 @@
-//! Tensors under other names than the releases': a checkpoint that transformers has written of DeepSeek-V4 has its own name
-//! for every part, and the experts of a layer in three matrices (sheet `deepseek-v4`, "Tensors"). Which names there are
-//! decides; whoever asks for the release's gets the same bytes.
+//! Tensors under other names than the releases': a checkpoint that transformers has written of DeepSeek-V4 has its own
+//! name for every part, and the experts of a layer in three matrices (sheet `deepseek-v4`, "Tensors"). Which names
+//! there are decides; whoever asks for the release's gets the same bytes.
 
 use super::{Located, Place};
 use std::collections::BTreeMap;

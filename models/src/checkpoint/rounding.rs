@@ -1,19 +1,19 @@
-//! Weights rounded to few bits when compiling (`--quantize`): to the nearest, with a scale for each group of neighbouring
-//! columns of a row.
+//! Weights rounded to few bits when compiling (`--quantize`): to the nearest, with a scale for each group of
+//! neighbouring columns of a row.
 //!
 //! ```text
 //! s = -w* / e,  rounded to f16;   q = round(w / s)       w*: the element of the largest magnitude
 //! ```
 //!
-//! Codes of eight bits go from -127 to 127 and `e` is 127: one value is left unused, so that the grid is symmetric. Of four
-//! bits all sixteen values are used, from -8 to 7, and `w*` lies on the longer side; `e` is what leaves the least sum of
-//! squares of those in [`ENDS`], as a finer grid is worth more to most groups than its largest element (a third less than
-//! with codes from -7 to 7 and `e = 7`, on weights of a real model and on normal ones).
+//! Codes of eight bits go from -127 to 127 and `e` is 127: one value is left unused, so that the grid is symmetric. Of
+//! four bits all sixteen values are used, from -8 to 7, and `w*` lies on the longer side; `e` is what leaves the least
+//! sum of squares of those in [`ENDS`], as a finer grid is worth more to most groups than its largest element (a third
+//! less than with codes from -7 to 7 and `e = 7`, on weights of a real model and on normal ones).
 //!
 //! Codes in e4m3 go from -448 to 448, `e` is 448, and `q` is the nearest of them.
 //!
-//! Where f16 is so coarse, near zero, that the largest would be half a step or more outside of the grid, the next scale is
-//! taken. Magnitudes whose scale f16 cannot hold are refused while they are written.
+//! Where f16 is so coarse, near zero, that the largest would be half a step or more outside of the grid, the next scale
+//! is taken. Magnitudes whose scale f16 cannot hold are refused while they are written.
 
 use super::packed::{Level, Packed};
 use super::recipe::{KeptScales, Layout, Matrix, Order, Reals, Recipe, push_codes};
@@ -39,8 +39,8 @@ impl WeightOnly {
         Packed { codes: self.codes, group: self.group, scales, offsets: None }
     }
 
-    /// The same with a group halved until it divides `columns`; where none does, the last group of a row is short. `None`
-    /// where rows would not be whole bytes.
+    /// The same with a group halved until it divides `columns`; where none does, the last group of a row is short.
+    /// `None` where rows would not be whole bytes.
     pub fn fitting(self, columns: usize) -> Option<WeightOnly> {
         let halves = std::iter::successors(Some(self.group), |g| (g % 2 == 0 && g / 2 >= LEAST).then_some(g / 2));
         let group = halves.into_iter().find(|g| columns.is_multiple_of(*g)).unwrap_or(self.group);
@@ -121,8 +121,8 @@ impl WeightOnly {
     }
 }
 
-/// The first of the elements with the largest magnitude, zero where all are; `None` where one is no finite number. In lanes, so that vectors
-/// are made of it.
+/// The first of the elements with the largest magnitude, zero where all are; `None` where one is no finite number. In
+/// lanes, so that vectors are made of it.
 fn farthest(group: &[f32]) -> Option<f32> {
     let (eights, rest) = group.as_chunks::<8>();
     let (mut most, mut finite) = ([0.0f32; 8], [true; 8]);
@@ -199,9 +199,9 @@ fn scales_of(name: &str) -> [String; 2] {
 pub const LEAST: usize = 16;
 
 impl Checkpoint {
-    /// This checkpoint with its matrices readable in the planes of `to`. What has as many rows as the vocabulary has words
-    /// is for words. What has fewer bits already stays as it is. Scales that lie beside a matrix in e4m3 are for `block` rows
-    /// and columns each. With the number of matrices that this concerns.
+    /// This checkpoint with its matrices readable in the planes of `to`. What has as many rows as the vocabulary has
+    /// words is for words. What has fewer bits already stays as it is. Scales that lie beside a matrix in e4m3 are for
+    /// `block` rows and columns each. With the number of matrices that this concerns.
     pub fn rounded(mut self, to: Quantize, vocab: Option<usize>, block: [usize; 2]) -> (Checkpoint, usize) {
         let before = self.packed.len();
         let mut planes: Vec<(String, Located)> = Vec::new();

@@ -1,5 +1,5 @@
-//! The DeepSeekMoE graph (paper "DeepSeekMoE", section 3): attention as in the dense line, then a mixture of fine-grained
-//! experts with shared ones beside it.
+//! The DeepSeekMoE graph (paper "DeepSeekMoE", section 3): attention as in the dense line, then a mixture of
+//! fine-grained experts with shared ones beside it.
 
 use super::Config;
 use crate::blocks::Block;

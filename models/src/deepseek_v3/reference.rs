@@ -1,5 +1,6 @@
 //! The configurations in the DeepSeek-V3 repository's `inference/configs`, which have the reference code's own keys and
-//! defaults and describe V2, V3 and, with the indexer's keys, V3.2 sizes alike. Weights are expected under the published names all the same.
+//! defaults and describe V2, V3 and, with the indexer's keys, V3.2 sizes alike. Weights are expected under the
+//! published names all the same.
 
 use super::Config;
 use crate::blocks::assembly::Frame;
@@ -22,8 +23,8 @@ pub(crate) fn is_reference(o: &Object<'_>) -> bool {
 }
 
 impl Config {
-    /// Reads such a configuration. Expert layers count from `n_dense_layers`; only the balancing bias tells V3's routing
-    /// from V2's, and only the released V3 has one.
+    /// Reads such a configuration. Expert layers count from `n_dense_layers`; only the balancing bias tells V3's
+    /// routing from V2's, and only the released V3 has one.
     pub(crate) fn read_reference(o: &Object<'_>) -> Result<Config> {
         let frame = Frame::read_own(o, &OWN)?;
 

@@ -87,7 +87,8 @@ impl Config {
     }
 }
 
-/// The draft head, if there is one, with a stage for each ratio `behind` the last layer. It reads what its target layers leave.
+/// The draft head, if there is one, with a stage for each ratio `behind` the last layer. It reads what its target
+/// layers leave.
 fn drafter(o: &Object<'_>, frame: &Frame, moe: &Moe, behind: &[usize], spelling: Spelling) -> Result<Option<Drafter>> {
     if !o.has("dspark_block_size") || behind.is_empty() {
         return Ok(None);
@@ -111,8 +112,8 @@ fn stretch<'a>(o: &Object<'a>) -> Result<Object<'a>> {
     Ok(parameters.optional_object("compress")?.unwrap_or(parameters))
 }
 
-/// `compress_ratios`; or, as transformers has it, the kind of each layer and the ratio of each kind. Where there are both, they
-/// say the same.
+/// `compress_ratios`; or, as transformers has it, the kind of each layer and the ratio of each kind. Where there are
+/// both, they say the same.
 fn ratios(o: &Object<'_>, layers: usize) -> Result<Vec<usize>> {
     const KINDS: [&str; 3] = ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"];
     let by_kind: Option<Vec<usize>> = match o.str_list("layer_types")? {

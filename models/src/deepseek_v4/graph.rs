@@ -6,8 +6,8 @@
 //! logits = norm(pre x) Wᵀ
 //! ```
 //!
-//! All this is the frame of [`streams`](crate::blocks::streams). Attention is hybrid: the last tokens one by one, and all
-//! before in compressed rows, of which a query sees every one or its best.
+//! All this is the frame of [`streams`](crate::blocks::streams). Attention is hybrid: the last tokens one by one, and
+//! all before in compressed rows, of which a query sees every one or its best.
 
 use super::config::{Config, SELECTED};
 use crate::blocks::Block;
@@ -23,8 +23,8 @@ impl Architecture for Config {
         &self.trunk.frame
     }
 
-    /// Where there is no draft head, `logits` also gives the streams of every token, `hidden`, from which `mtp` (`mtp1`, …)
-    /// predicts further. Drafts are made by the first of these layers.
+    /// Where there is no draft head, `logits` also gives the streams of every token, `hidden`, from which `mtp`
+    /// (`mtp1`, …) predicts further. Drafts are made by the first of these layers.
     fn assemble(&self, a: &mut Assembly<'_>) -> Result<(), Box<BuildError>> {
         let body = Body::new(self, a)?;
         if self.trunk.drafter(a).is_some() {
@@ -49,7 +49,8 @@ impl Streamed for Config {
         format!("rows{}_layer", self.trunk.ratios[layer])
     }
 
-    /// 2.2 Hybrid attention. States: `compressed`, the index `keys` of rows that are selected, and the tokens of `open` groups.
+    /// 2.2 Hybrid attention. States: `compressed`, the index `keys` of rows that are selected, and the tokens of `open`
+    /// groups.
     fn far(&self, _: &mut Assembly<'_>, f: &mut Block<'_>, at: Place<'_>, x: ValueId, latent: ValueId) -> Set {
         let (a, of) = (&self.trunk.attention, at.rows);
         let (turn, overlap) = (at.turn_of_rows(f), of.ratio == SELECTED);

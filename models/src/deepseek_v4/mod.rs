@@ -1,5 +1,5 @@
-//! The DeepSeek-V4 generation: Flash and Pro. Four residual streams, windows beside compressed rows that are selected or seen
-//! all, experts in FP4 (sheets `deepseek-v4`, `mhc`).
+//! The DeepSeek-V4 generation: Flash and Pro. Four residual streams, windows beside compressed rows that are selected
+//! or seen all, experts in FP4 (sheets `deepseek-v4`, `mhc`).
 
 mod config;
 mod graph;

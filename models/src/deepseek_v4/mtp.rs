@@ -1,5 +1,5 @@
-//! Multi-token prediction from streams (sheet `deepseek-v4`, "MTP"): row `i` joins the streams of token `i` with the embedding
-//! of token `i + 1`, passes one more layer, and predicts token `i + 2`.
+//! Multi-token prediction from streams (sheet `deepseek-v4`, "MTP"): row `i` joins the streams of token `i` with the
+//! embedding of token `i + 1`, passes one more layer, and predicts token `i + 2`.
 //!
 //! ```text
 //! x_j = e_proj enorm(E[t]) + h_proj hnorm(h_j)
@@ -11,8 +11,8 @@ use crate::blocks::mhc::Streams;
 use crate::blocks::streams::layer;
 
 impl Config {
-    /// The function of one depth. With `rows` of the last one alone it also gives the streams that the next draft goes on
-    /// from, in the place of the main model's; without any it only keeps what it has seen.
+    /// The function of one depth. With `rows` of the last one alone it also gives the streams that the next draft goes
+    /// on from, in the place of the main model's; without any it only keeps what it has seen.
     pub(super) fn mtp(&self, a: &mut Assembly<'_>, name: &str, depth: usize, rows: Option<Rows>) -> Built {
         let t = &self.trunk;
         let (n, d, eps) = (t.hyper.streams, t.frame.hidden, t.frame.eps);

@@ -1,5 +1,5 @@
-//! Compressed rows that few layers make and few select (sheet `deepseek-v41`, "Attention"). A compressed row, before it turns,
-//! also makes the key by which the queries of selecting layers score it.
+//! Compressed rows that few layers make and few select (sheet `deepseek-v41`, "Attention"). A compressed row, before it
+//! turns, also makes the key by which the queries of selecting layers score it.
 //!
 //! What layers leave for others goes by names: a parameter `rows` is the last result `rows` of a layer before.
 
@@ -18,8 +18,8 @@ use hadal_types::{DType, Dim, Sym, TensorType};
 const ROWS: Narrow = Narrow { values: DType::F4E2M1, block: 16, scales: DType::F8E4M3, aligned: 1, rest: 0 };
 
 impl Config {
-    /// The compressed rows, and which of them each query sees. States of a source: `rows`, `keys`, and `open` for the tokens
-    /// of a group that is not complete.
+    /// The compressed rows, and which of them each query sees. States of a source: `rows`, `keys`, and `open` for the
+    /// tokens of a group that is not complete.
     pub(super) fn compressed(
         &self,
         f: &mut Block<'_>,

@@ -1,5 +1,5 @@
-//! `config.json` of `DeepseekV41ForCausalLM`, which has the model of text inside `text_config`; and the flat configuration of
-//! the repository's own code, which spells many keys in another way.
+//! `config.json` of `DeepseekV41ForCausalLM`, which has the model of text inside `text_config`; and the flat
+//! configuration of the repository's own code, which spells many keys in another way.
 
 use crate::blocks::assembly::Frame;
 use crate::blocks::drafts::Drafter;

@@ -1,8 +1,8 @@
-//! The graph of the demonstration: embedding, equal streams, layers whose attention and experts are the identity, and the
-//! first stream to the head, without a norm.
+//! The graph of the demonstration: embedding, equal streams, layers whose attention and experts are the identity, and
+//! the first stream to the head, without a norm.
 //!
-//! Asked for what layers compute, the entry `logits` also gives what each table makes: `hash_I`, the numbers within the heads' parts, and
-//! `engram_I`, what is added to the streams.
+//! Asked for what layers compute, the entry `logits` also gives what each table makes: `hash_I`, the numbers within the
+//! heads' parts, and `engram_I`, what is added to the streams.
 
 use super::Config;
 use crate::blocks::assembly::{Architecture, Assembly, Frame, Rows};

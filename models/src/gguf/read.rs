@@ -7,8 +7,9 @@
 //! padding to the alignment, data
 //! ```
 //!
-//! Every count is held against the bytes that are left before anything is allocated for it, and every tensor's bytes against
-//! the file before they can be reached. No two tensors share bytes, so that what is made of them is bounded by the file.
+//! Every count is held against the bytes that are left before anything is allocated for it, and every tensor's bytes
+//! against the file before they can be reached. No two tensors share bytes, so that what is made of them is bounded by
+//! the file.
 
 use crate::checkpoint::blocks::BlockFormat;
 use crate::checkpoint::recipe::Layout;

@@ -1,8 +1,9 @@
 //! Which tensor of a GGUF file is which of a checkpoint, and what its makers did to it.
 //!
-//! Three things are undone. Heads that turn are stored for pairs of neighbours in two architectures: rows of queries and keys
-//! are put back so that pairs are half a head apart. Experts lie in one tensor a layer: each becomes a tensor. And the
-//! projection from latent rows to keys and values is stored in two, that of keys transposed: it is put together again.
+//! Three things are undone. Heads that turn are stored for pairs of neighbours in two architectures: rows of queries
+//! and keys are put back so that pairs are half a head apart. Experts lie in one tensor a layer: each becomes a tensor.
+//! And the projection from latent rows to keys and values is stored in two, that of keys transposed: it is put together
+//! again.
 
 use super::read::Declared;
 use crate::checkpoint::recipe::{Layout, Matrix, Order, Recipe};

@@ -1,8 +1,8 @@
 //! The tokenizer of a GGUF file as `tokenizer.json` and `tokenizer_config.json`, which compiled files carry.
 //!
-//! Two kinds are known. Byte-level BPE (`gpt2`) has its vocabulary and merges in the file, and the name of a rule by which
-//! text is cut before: the rules below are those of the models' own `tokenizer.json`. SentencePiece BPE (`llama`) has scores
-//! instead of merges: two pieces that make a third merge the sooner the higher its score.
+//! Two kinds are known. Byte-level BPE (`gpt2`) has its vocabulary and merges in the file, and the name of a rule by
+//! which text is cut before: the rules below are those of the models' own `tokenizer.json`. SentencePiece BPE (`llama`)
+//! has scores instead of merges: two pieces that make a third merge the sooner the higher its score.
 
 use super::read::{Head, Value};
 use crate::error::{Error, Result};

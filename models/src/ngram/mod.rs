@@ -1,8 +1,8 @@
 //! What addresses a table by hashes of the last few tokens: everything that is known before any token is.
 //!
 //! Tokens that differ only in case, accents or spaces count as one (`classes`). The last `k+1` classes make one number
-//! `R_k = u_0 M_0 ⊕ … ⊕ u_k M_k` with odd multipliers `M`, drawn at random for each layer, and each of `h` heads takes it
-//! modulo a prime of its own. Primes are never used twice in a model, so that what collides in one head does not in
+//! `R_k = u_0 M_0 ⊕ … ⊕ u_k M_k` with odd multipliers `M`, drawn at random for each layer, and each of `h` heads takes
+//! it modulo a prime of its own. Primes are never used twice in a model, so that what collides in one head does not in
 //! another. See sheet `engram`; the graph is [`crate::blocks::engram`].
 
 mod classes;
@@ -66,8 +66,8 @@ impl Hashing {
         self.layers.iter().map(layer).collect()
     }
 
-    /// The multipliers of `layer` where tokens make `classes` classes: odd, and so small that no class times one of them
-    /// overflows.
+    /// The multipliers of `layer` where tokens make `classes` classes: odd, and so small that no class times one of
+    /// them overflows.
     pub fn multipliers(&self, layer: usize, classes: usize) -> Vec<i64> {
         let bound = (i64::MAX as u64 / classes.max(1) as u64 / 2).max(1);
         let mut g = Generator::new(self.seed.wrapping_add(LAYER_STRIDE.wrapping_mul(layer as u64)));

@@ -4,9 +4,9 @@
 //! o = g_cmp · attention(q, φ_k(K), φ_v(V)) + g_slc · attention(q, K', V' | selected) + g_win · attention(q, K", V" | window)
 //! ```
 //!
-//! with gates `g = σ(x Wg)`, one for every head and branch, and `φ` a small network over the rows of a block, whose blocks
-//! may overlap. The compressed branch says which blocks the second one reads: the probabilities it gives to what overlaps a
-//! block, summed over the heads that share keys.
+//! with gates `g = σ(x Wg)`, one for every head and branch, and `φ` a small network over the rows of a block, whose
+//! blocks may overlap. The compressed branch says which blocks the second one reads: the probabilities it gives to what
+//! overlaps a block, summed over the heads that share keys.
 //!
 //! Everything is masked dense attention; that most of it need not be computed is for the optimiser to find.
 //! In comments `R` is the number of compressed rows, `K` that of blocks to select from.
@@ -82,8 +82,8 @@ pub(super) fn attention(f: &mut Block<'_>, a: &Attention, b: &Branches, x: Value
     f.linear(mixed, "o_proj", d, false)
 }
 
-/// `softmax(q kᵀ / √h)` over the keys that `seen`, whose axes are `of` those of the result, shows: `[T, G, H/G, S]`. Zeros
-/// where it shows none.
+/// `softmax(q kᵀ / √h)` over the keys that `seen`, whose axes are `of` those of the result, shows: `[T, G, H/G, S]`.
+/// Zeros where it shows none.
 fn weigh(f: &mut Block<'_>, q: ValueId, k: ValueId, seen: ValueId, of: &[usize]) -> ValueId {
     let scale = (f.size(q, 3) as f64).powf(-0.5);
     let scores = f.contract("tgrd,sgd->tgrs", &[q, k]);
@@ -95,7 +95,8 @@ fn weigh(f: &mut Block<'_>, q: ValueId, k: ValueId, seen: ValueId, of: &[usize])
 }
 
 /// The compressed rows of the keys or the values, `[R, G, h]`: `φ(rows + position)` for each block that has ended, with
-/// `φ = fc2(gelu(fc1(·)))`. States: `KIND_raw`, a window of what open blocks read, and `KIND_cmp`, a row for each block.
+/// `φ = fc2(gelu(fc1(·)))`. States: `KIND_raw`, a window of what open blocks read, and `KIND_cmp`, a row for each
+/// block.
 fn compress(f: &mut Block<'_>, b: &Branches, kind: &str, rows: ValueId) -> ValueId {
     let (g, h, l) = (f.size(rows, 1), f.size(rows, 2), b.block);
     let new = Dim::from(b.rows().new);
@@ -149,8 +150,8 @@ fn closed(f: &mut Block<'_>, b: &Branches, at: ValueId) -> ValueId {
 
 /// The tokens up to its own that each query selects, `i32 [T, G, k·s]`; negative where there are fewer.
 ///
-/// A block's importance is `Σ p · overlap / d`, over the heads of a group and the compressed blocks that share tokens with
-/// it: no more than `⌈(s+l)/d⌉` from the first such row on, so that no matrix of all pairs is needed.
+/// A block's importance is `Σ p · overlap / d`, over the heads of a group and the compressed blocks that share tokens
+/// with it: no more than `⌈(s+l)/d⌉` from the first such row on, so that no matrix of all pairs is needed.
 fn select(f: &mut Block<'_>, b: &Branches, weights: ValueId, at: ValueId) -> ValueId {
     let (t, blocks) = (Dim::from(Sym::T), b.blocks());
     let width = (b.selected + b.block).div_ceil(b.stride);

@@ -82,8 +82,8 @@ impl Branches {
         self.reach() * self.stride - self.block
     }
 
-    /// Compressed rows held, and those that a call adds. Row `g` is that of the block that ends at token `(g+1) d - short`;
-    /// the first `m - 1` rows would begin before the first token, and are of nothing.
+    /// Compressed rows held, and those that a call adds. Row `g` is that of the block that ends at token `(g+1) d -
+    /// short`; the first `m - 1` rows would begin before the first token, and are of nothing.
     pub fn rows(&self) -> Counter {
         match self.stride {
             1 => Counter { held: Sym::P, new: Sym::T },

@@ -1,4 +1,5 @@
-//! What the tests against recorded tensors share: a fixture as a model with its weights, and the graph interpreter on it.
+//! What the tests against recorded tensors share: a fixture as a model with its weights, and the graph interpreter on
+//! it.
 
 use hadal_ir::interpret::Interpreter;
 use hadal_ir::{Bindings, Sym, Tensor};

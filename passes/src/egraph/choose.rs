@@ -139,7 +139,8 @@ fn improve(problem: &Problem, mut choice: Choice, frozen: &[usize]) -> (Choice, 
     (choice, cost)
 }
 
-/// For each class that a choice does not compute: the two or more classes that would use it, with the candidates that do.
+/// For each class that a choice does not compute: the two or more classes that would use it, with the candidates that
+/// do.
 fn together(problem: &Problem, choice: &Choice, frozen: &[usize]) -> Vec<Vec<(usize, usize)>> {
     let mut reached = problem.order(choice);
     reached.sort_unstable();

@@ -1,7 +1,7 @@
 //! What an op costs: the greater of its work at the machine's peak and its traffic, and a launch.
 //!
-//! Work runs at the peak of the widest operand, as operands lie in memory: a dequantised weight counts as the bytes that
-//! it is read as. Weights and states come from memory; what is computed comes from the cache where it fits there.
+//! Work runs at the peak of the widest operand, as operands lie in memory: a dequantised weight counts as the bytes
+//! that it is read as. Weights and states come from memory; what is computed comes from the cache where it fits there.
 //!
 //! Views, casts, dequantisation and gathers of weights are done by whoever reads them, so they cost nothing but the
 //! bytes their source has; a concat, whose reader has to ask for every element where it comes from, costs its traffic.

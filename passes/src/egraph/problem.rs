@@ -168,8 +168,8 @@ impl Problem {
         None
     }
 
-    /// Bytes that the result of a class takes in working buffers of all sequences: none for what is an input, a view, a state, folded,
-    /// or done on the way by a neighbour.
+    /// Bytes that the result of a class takes in working buffers of all sequences: none for what is an input, a view, a
+    /// state, folded, or done on the way by a neighbour.
     fn held_bytes(&self, space: &Space, choice: &Choice, class: usize, sizes: &Bindings) -> f64 {
         let fact = &space.graph[self.ids[class]].data;
         let Some(c) = self.chosen(choice, class).filter(|c| !c.carried && !fact.constant) else { return 0.0 };

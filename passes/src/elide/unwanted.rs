@@ -5,8 +5,8 @@
 //! return %y                    ->   return %y
 //! ```
 //!
-//! The call becomes one of a copy of the function without them, and so on downwards. What a layer keeps in its states it
-//! still keeps: of a call for that alone nothing else is left, and a call that is for nothing is none. Exact.
+//! The call becomes one of a copy of the function without them, and so on downwards. What a layer keeps in its states
+//! it still keeps: of a call for that alone nothing else is left, and a call that is for nothing is none. Exact.
 
 use crate::edit::without_dead_code;
 use hadal_ir::{Call, Func, FuncKind, InstKind, Module};

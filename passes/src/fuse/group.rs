@@ -105,8 +105,8 @@ impl<'a> Grouping<'a> {
         }
     }
 
-    /// What attention reads and is joined from parts, perhaps seen through views: kernels for attention read rows in one
-    /// place. Without them sums would be taken in an order that depends on where rows stand. Keys and values may be
+    /// What attention reads and is joined from parts, perhaps seen through views: kernels for attention read rows in
+    /// one place. Without them sums would be taken in an order that depends on where rows stand. Keys and values may be
     /// joined column by column, and kept narrow with scales: `inline` gets what is read as it lies.
     fn attended(&self, inline: &mut BTreeSet<ValueId>) -> BTreeSet<ValueId> {
         let mut pinned = BTreeSet::new();

@@ -1,9 +1,9 @@
 //! Which launches of a plan several sequences share. See `docs/src/design/batching.md`.
 //!
-//! In a batch each sequence has one new token. A launch is *shared* where its kernel treats tokens apart ([`crate::rows`]): it runs once, row
-//! `b` being that of sequence `b`. Any other runs for *each* sequence alone, with its states. What shared launches touch
-//! lies in memory of the batch, a row for each sequence: all of it is rows of tokens, since the kernel's types say so. Working memory
-//! that none of them touches is each sequence's own.
+//! In a batch each sequence has one new token. A launch is *shared* where its kernel treats tokens apart
+//! ([`crate::rows`]): it runs once, row `b` being that of sequence `b`. Any other runs for *each* sequence alone, with
+//! its states. What shared launches touch lies in memory of the batch, a row for each sequence: all of it is rows of
+//! tokens, since the kernel's types say so. Working memory that none of them touches is each sequence's own.
 //!
 //! A sequence's numbers are those of a call for its token alone: rows that are apart do not know of each other, and
 //! everything else is such a call.
@@ -23,8 +23,8 @@ pub struct Batching {
     pub own: Vec<bool>,
 }
 
-/// How `plan` runs for several sequences; `None` where it is not for several tokens of a step, or where what the caller gives and
-/// gets is not a row for each.
+/// How `plan` runs for several sequences; `None` where it is not for several tokens of a step, or where what the caller
+/// gives and gets is not a row for each.
 pub fn batching(program: &Program, plan: &Plan) -> Option<Batching> {
     let tokens = plan.ranges.get(&Sym::T)?;
     if tokens.min == tokens.max || tokens.max > STEP {

@@ -1,4 +1,5 @@
-//! The law that finds attention: a softmax of scores over one or several sets of rows, and the sum of values it weights.
+//! The law that finds attention: a softmax of scores over one or several sets of rows, and the sum of values it
+//! weights.
 //!
 //! Scores are read from the softmax downwards. A set's scores may be masked and scaled in any order before the sum of
 //! products is reached; several sets are scores joined along the keys; a sink is a column of scores that is cut off

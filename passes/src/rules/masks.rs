@@ -163,7 +163,8 @@ fn selections(site: &dyn Site, mask: V) -> Vec<Selection> {
     out
 }
 
-/// The ways to see scores as others that are hidden by masks, which have these axes of the whole: those without a mask last.
+/// The ways to see scores as others that are hidden by masks, which have these axes of the whole: those without a mask
+/// last.
 fn unmasked(site: &dyn Site, scores: V, axes: &[usize], depth: usize) -> Vec<(Vec<Hiding>, V)> {
     let mut out = Vec::new();
     for (op, args) in site.forms(scores).into_iter().filter(|_| depth > 0) {

@@ -2,7 +2,8 @@
 //!
 //! Quantising is no op of its own but a chain of maps, one maximum, a cast and a reshape. Each of them acts on rows one
 //! by one, and so does what is said here of a single op: `quantise(gather(x)) = gather(quantise(x))` follows link by
-//! link. Rows outside the gathered axis are zeros, so what makes something else of a zero needs numbers that are inside.
+//! link. Rows outside the gathered axis are zeros, so what makes something else of a zero needs numbers that are
+//! inside.
 
 use super::elementwise::repeated;
 use super::layout::some;
@@ -217,8 +218,8 @@ fn is_finite(site: &dyn Site, v: V, depth: usize) -> bool {
 /// Ops that are looked through for infinities that are written there.
 const MASKED_DEPTH: usize = 5;
 
-/// Whether an infinity was written where the value comes from: by a mask, or as a constant. One form of a class is enough
-/// to see it, since all are equal.
+/// Whether an infinity was written where the value comes from: by a mask, or as a constant. One form of a class is
+/// enough to see it, since all are equal.
 fn is_masked(site: &dyn Site, v: V, depth: usize) -> bool {
     let Some((op, args)) = site.forms(v).into_iter().next().filter(|_| depth > 0) else { return false };
     let some = || args.iter().any(|a| is_masked(site, *a, depth - 1));

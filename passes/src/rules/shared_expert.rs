@@ -5,9 +5,9 @@
 //! with w' = concat(w, 1),  i' = concat(i, E),  G" = concat(G, G'),  D" = concat(D, D')
 //! ```
 //!
-//! Three steps: the sum takes one expert more, so that its rows are joined from two parts; what is done to both parts is
-//! done to the joined rows; and so to where they are made, the products with the experts' first weights. A shared expert
-//! `n` times as wide as a routed one is `n` of them.
+//! Three steps: the sum takes one expert more, so that its rows are joined from two parts; what is done to both parts
+//! is done to the joined rows; and so to where they are made, the products with the experts' first weights. A shared
+//! expert `n` times as wide as a routed one is `n` of them.
 //!
 //! Numbers beyond the stack stand for rows of zeros, and would stand for the shared expert afterwards: so they have to
 //! come from a choice among no more than the stack has.

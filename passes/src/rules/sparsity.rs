@@ -104,8 +104,9 @@ fn select_rows(site: &dyn Site, set: &RowSet, own: &[V]) -> Option<Shown> {
 /// Ops between `top_k` and the numbers of rows in blocks that it chose.
 const DEPTH: usize = 6;
 
-/// Whether no number that is not negative stands twice along the last `axes` axes: what `top_k` chose, also without some of
-/// it, or wherever it did if they come from outside, and the rows of blocks `n · b + o`, with `0 ≤ o < n` or fewer, that it chose.
+/// Whether no number that is not negative stands twice along the last `axes` axes: what `top_k` chose, also without
+/// some of it, or wherever it did if they come from outside, and the rows of blocks `n · b + o`, with `0 ≤ o < n` or
+/// fewer, that it chose.
 fn differ(site: &dyn Site, numbers: V, axes: usize, depth: usize) -> bool {
     let Some(depth) = depth.checked_sub(1) else { return false };
     let shape = &site.ty(numbers).shape;

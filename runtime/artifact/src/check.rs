@@ -1,6 +1,7 @@
 //! Whether a manifest is consistent: every index exists, every buffer is as large as the kernels that touch it need for
-//! all values of the symbols, nothing read-only is written, each call fits one version. Done by the writer, so that a compiler's mistake is found
-//! before a file exists, and by the reader, so that nothing has to be checked again per launch.
+//! all values of the symbols, nothing read-only is written, each call fits one version. Done by the writer, so that a
+//! compiler's mistake is found before a file exists, and by the reader, so that nothing has to be checked again per
+//! launch.
 
 mod batch;
 
@@ -9,10 +10,14 @@ use crate::{ALIGN, ArgFault, Entry, Fault, Launch, Manifest, Place, Space, State
 use hadal_types::{Bindings, Definitions, Dim, Sym, TensorType};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// Symbols an entry may have, and those among them that do not follow from others: sizes are checked at the corners of their
-/// ranges, of which there are `2^n`.
+/// Symbols an entry may have, and those among them that do not follow from others: sizes are checked at the corners of
+/// their ranges, of which there are `2^n`.
 const MAX_SYMBOLS: usize = 68;
 const MAX_FREE: usize = 4;
+
+/// Warps that a block of any GPU can have, and bytes of its shared memory.
+const MAX_WARPS: u32 = 32;
+const MAX_SHARED: u32 = 1 << 20;
 
 /// Versions an entry may have; each call looks through them.
 const MAX_VERSIONS: usize = 64;
@@ -58,7 +63,11 @@ fn check_memory(manifest: &Manifest, code_bytes: u64, weights_bytes: u64, faults
         }
     };
     for k in &manifest.kernels {
-        let ok = k.bytes > 0 && k.offset % ALIGN == 0 && fits(k.offset, k.bytes, code_bytes);
+        let block = k.block.is_none_or(|b| {
+            let shared = b.warps.checked_mul(b.shared_bytes).is_some_and(|n| n <= MAX_SHARED);
+            (1..=MAX_WARPS).contains(&b.warps) && shared
+        });
+        let ok = k.bytes > 0 && k.offset % ALIGN == 0 && fits(k.offset, k.bytes, code_bytes) && block;
         require(ok, "kernel", &k.name);
     }
     for w in &manifest.weights {
@@ -141,7 +150,8 @@ fn check_versions(manifest: &Manifest, entry: &Entry) -> Option<VersionFault> {
         return Some(VersionFault::Count(versions.len()));
     }
     let values = |ranges: &[SymbolRange]| -> u128 { ranges.iter().map(|r| r.hi as u128 - r.lo as u128 + 1).product() };
-    // Those that follow from others do not tell versions apart. At most 2^31 values of each of 3 symbols, and 64 versions.
+    // Those that follow from others do not tell versions apart. At most 2^31 values of each of 3 symbols, and 64
+    // versions.
     let free = |ranges: &[SymbolRange]| -> Vec<SymbolRange> {
         ranges.iter().filter(|r| !manifest.definitions.has(r.sym)).copied().collect()
     };
@@ -262,8 +272,8 @@ fn check_arg(
     (!fits && !whole).then_some(ArgFault::OutOfBounds)
 }
 
-/// Bytes of `ty` at each corner, or as many at all of them as it can have anywhere: only a size that grows with every symbol is
-/// largest at a corner.
+/// Bytes of `ty` at each corner, or as many at all of them as it can have anywhere: only a size that grows with every
+/// symbol is largest at a corner.
 fn most_bytes(ty: &TensorType, ranges: &[SymbolRange], corners: &[Bindings]) -> Option<Vec<u64>> {
     if grows(ty) {
         return bytes_at(ty, corners);

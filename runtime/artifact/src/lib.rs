@@ -25,7 +25,7 @@ pub use read::{Artifact, parse};
 pub use write::{Parts, WeightWriter, write, write_to};
 
 /// Version of the file format and of the kernel ABI; a reader takes exactly its own.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// What a runner has once in its bytes, before the version it reads, little-endian.
 pub const RUNNER_NAME: [u8; 28] = *b"hadal: a runner, of version ";

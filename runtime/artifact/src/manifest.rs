@@ -12,8 +12,8 @@ pub const ALIGN: u64 = 64;
 
 /// Everything the runtime knows about a compiled program.
 ///
-/// `target`, `kernels`, `entries` and `arena_bytes` are one [`Level`]: in a file the one to be preferred, in memory the one
-/// that was [chosen](Manifest::choose).
+/// `target`, `kernels`, `entries` and `arena_bytes` are one [`Level`]: in a file the one to be preferred, in memory the
+/// one that was [chosen](Manifest::choose).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The compiler that wrote this, with its version: `hadal 0.1.0`.
@@ -98,8 +98,18 @@ pub struct SamplingDefaults {
     pub min_p: Option<f32>,
 }
 
+/// What a block of a launch on a GPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// Warps, each of which computes one grid index after the other.
+    pub warps: u32,
+    /// Bytes of shared memory of one warp.
+    pub shared_bytes: u32,
+}
+
 /// One piece of machine code:
-/// `extern "C" fn(args: *const *mut u8, symbols: *const i64, lo: i64, hi: i64, scratch: *mut u8)`.
+/// `extern "C" fn(args: *const *mut u8, symbols: *const i64, lo: i64, hi: i64, scratch: *mut u8)`,
+/// or for a GPU the text of PTX with an entry of three addresses, those of args, symbols and scratch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
     /// Name, unique in the program.
@@ -108,8 +118,10 @@ pub struct Kernel {
     pub offset: u64,
     /// Length in bytes.
     pub bytes: u64,
-    /// Scratch memory each worker needs.
+    /// Scratch memory each worker needs; on a GPU each warp, of global memory.
     pub scratch_bytes: u64,
+    /// How a GPU launches it.
+    pub block: Option<Block>,
     /// Symbols whose values the code reads, in the order of its `symbols` argument.
     pub symbols: Vec<Sym>,
     /// Parameters in the order of its `args` argument.
@@ -194,8 +206,8 @@ pub struct ExternalFile {
 
 /// Memory one sequence owns between calls, for instance cached rows: zero at first.
 ///
-/// A call's new rows go behind those held. Where `held` is a number the state is a window: only so many rows are kept, the last
-/// ones, and kernels are given the address of the oldest.
+/// A call's new rows go behind those held. Where `held` is a number the state is a window: only so many rows are kept,
+/// the last ones, and kernels are given the address of the oldest.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     /// Name.
@@ -236,10 +248,11 @@ pub struct Version {
     pub symbols: Vec<SymbolRange>,
     /// Kernels to run, in order.
     pub launches: Vec<Launch>,
-    /// Whether it also runs for a batch: one new token for each of several sequences, at most as many as the version has tokens.
+    /// Whether it also runs for a batch: one new token for each of several sequences, at most as many as the version
+    /// has tokens.
     ///
-    /// Then row `b` of what is shared belongs to sequence `b`: inputs, outputs and [`Space::Arena`]. Launches run once, `T` being
-    /// the number of sequences, or for [each](Launch::each) of them.
+    /// Then row `b` of what is shared belongs to sequence `b`: inputs, outputs and [`Space::Arena`]. Launches run once,
+    /// `T` being the number of sequences, or for [each](Launch::each) of them.
     pub batches: bool,
     /// Weight bytes that one call with the fewest new tokens reads, for bandwidth figures (experts not chosen do not
     /// count).
@@ -287,8 +300,8 @@ pub struct Launch {
     pub args: Vec<Arg>,
     /// Extents; the product is the number of grid indices.
     pub grid: Vec<Dim>,
-    /// Whether it runs in a batch for each sequence alone: with one new token, its own symbols and states, and the sequence's row of
-    /// what is shared.
+    /// Whether it runs in a batch for each sequence alone: with one new token, its own symbols and states, and the
+    /// sequence's row of what is shared.
     pub each: bool,
 }
 
@@ -331,7 +344,8 @@ pub enum Space {
     Input(u32),
     /// One of the entry's outputs.
     Output(u32),
-    /// Working memory of the call like [`Space::Arena`], in the same bytes; in a batch, memory that each sequence has for itself.
+    /// Working memory of the call like [`Space::Arena`], in the same bytes; in a batch, memory that each sequence has
+    /// for itself.
     Own,
 }
 
@@ -341,8 +355,8 @@ impl Manifest {
         std::iter::once(&self.target).chain(self.others.iter().map(|l| &l.target))
     }
 
-    /// Makes the code for another machine the one that counts, by its number in [`Manifest::targets`]; the one that counted
-    /// takes its place. There is no change where there is no such number.
+    /// Makes the code for another machine the one that counts, by its number in [`Manifest::targets`]; the one that
+    /// counted takes its place. There is no change where there is no such number.
     pub fn choose(&mut self, number: usize) {
         let Some(level) = number.checked_sub(1).and_then(|i| self.others.get_mut(i)) else { return };
         std::mem::swap(&mut self.target, &mut level.target);
@@ -446,9 +460,9 @@ impl Version {
         symbols
     }
 
-    /// The corner points of the [values](Version::sizes) the symbols can take together, with `P + T <= max_context`; none where that
-    /// leaves nothing. Symbols that follow from others are taken at their largest. A size that grows with every symbol is
-    /// largest at one of them.
+    /// The corner points of the [values](Version::sizes) the symbols can take together, with `P + T <= max_context`;
+    /// none where that leaves nothing. Symbols that follow from others are taken at their largest. A size that grows
+    /// with every symbol is largest at one of them.
     pub fn corners(&self, max_context: u64, definitions: &Definitions) -> Vec<Bindings> {
         let context = i64::try_from(max_context).unwrap_or(i64::MAX);
         let symbols = self.sizes(definitions);
@@ -484,7 +498,8 @@ impl Version {
     }
 }
 
-/// Bytes of each token's row, where a tensor of type `ty` has as many rows as there are new tokens, and no other symbol.
+/// Bytes of each token's row, where a tensor of type `ty` has as many rows as there are new tokens, and no other
+/// symbol.
 pub fn row_bytes(ty: &TensorType) -> Option<u64> {
     let symbolic: Vec<&Dim> = ty.shape.iter().filter(|d| d.as_const().is_none()).collect();
     let [size] = symbolic[..] else { return None };

@@ -1,9 +1,9 @@
 //! Finding the parts of a compiled file again, trusting nothing.
 //!
 //! Order of questions: is there a trailer (else: stripped, truncated or foreign); is it this version; do the parts lie
-//! inside the file; are manifest, code and blobs the bytes that were written; does the manifest make sense, for the machine
-//! at hand. The weights
-//! are not read, so this takes the same time for any size of model; [`Artifact::verify_weights`] reads them.
+//! inside the file; are manifest, code and blobs the bytes that were written; does the manifest make sense, for the
+//! machine at hand. The weights are not read, so this takes the same time for any size of model;
+//! [`Artifact::verify_weights`] reads them.
 
 use crate::format::{Envelope, HEAD_BYTES, HEAD_MAGIC, PAGE, TRAILER_BYTES, Trailer};
 use crate::{ALIGN, Error, Manifest, Part, Target, checksum};
@@ -38,8 +38,8 @@ impl Artifact {
     }
 }
 
-/// Finds and checks the parts of a compiled file. Of code for several machines the first that is `usable` counts, or the last
-/// if none is, which asks for least.
+/// Finds and checks the parts of a compiled file. Of code for several machines the first that is `usable` counts, or
+/// the last if none is, which asks for least.
 pub fn parse(file: &[u8], usable: &dyn Fn(&Target) -> bool) -> Result<Artifact, Error> {
     let split = file.len().checked_sub(TRAILER_BYTES).ok_or_else(|| no_trailer(file))?;
     let (body, tail) = file.split_at(split);

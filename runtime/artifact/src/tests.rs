@@ -28,6 +28,7 @@ fn sample() -> Manifest {
             offset: 64,
             bytes: 16,
             scratch_bytes: 128,
+            block: None,
             symbols: vec![Sym::P, Sym::T],
             params: vec![
                 param("x", Access::Read, f32s(&[t.clone(), Dim::from(4)])),
@@ -396,8 +397,8 @@ fn versions_take_each_call_once() {
     bytes_of(&m).unwrap();
 }
 
-/// The sample with a version for three and four tokens that runs for batches: a launch for each sequence, into memory of its
-/// own, and one for all of them, of another kernel.
+/// The sample with a version for three and four tokens that runs for batches: a launch for each sequence, into memory
+/// of its own, and one for all of them, of another kernel.
 fn batched(change: impl FnOnce(&mut Manifest)) -> impl FnOnce(&mut Manifest) {
     |m| {
         let t = Dim::from(Sym::T);
@@ -457,7 +458,8 @@ fn what_sequences_share_is_rows_and_nothing_else() {
         m.kernels[1].params[1].ty = TensorType::new(DType::F4E2M1, [Dim::from(Sym::T), Dim::from(3)]);
     };
     assert_eq!(complaint(batched(nibbles)), at(&format!(", launch 2: {rows}")));
-    // Every row of a batch must be there, and one token's rows in a sequence's own memory; of states, those of one token too.
+    // Every row of a batch must be there, and one token's rows in a sequence's own memory; of states, those of one
+    // token too.
     assert_eq!(
         said(|v| v.launches[2].args[1] = Arg::arena(68)),
         "entry `prefill`, launch 2, argument 1: the kernel would reach past the end of the buffer"

@@ -76,6 +76,7 @@ pub fn manifest() -> Manifest {
         offset: 0,
         bytes: 1,
         scratch_bytes: 64,
+        block: None,
         symbols: symbols.into(),
         params,
         origin: String::new(),

@@ -1,5 +1,5 @@
-//! Any bytes as a GGUF file: refused with its name, or every tensor can be written as exactly its bytes, and the graph that
-//! the metadata describe can be built or is refused.
+//! Any bytes as a GGUF file: refused with its name, or every tensor can be written as exactly its bytes, and the graph
+//! that the metadata describe can be built or is refused.
 //!
 //! Half of the inputs get the beginning of a file in front, as a random one is nearly always refused at once.
 #![no_main]

@@ -1,8 +1,8 @@
 //! Measures a model as the peers in `tests/peers` are measured: the same options, the same lines of JSON.
 //!
 //! `hadal-bench MODEL --threads 1 --prefill 512 --ctx 128,2048` compiles for this machine and prints rates;
-//! `hadal-bench MODEL --threads 1 --ttft 128` starts a compiled file, which is kept in the temporary folder, and ends with
-//! its first token. `hadal-bench CONFIG --random FOLDER` writes the checkpoint that all are measured on.
+//! `hadal-bench MODEL --threads 1 --ttft 128` starts a compiled file, which is kept in the temporary folder, and ends
+//! with its first token. `hadal-bench CONFIG --random FOLDER` writes the checkpoint that all are measured on.
 
 use clap::Parser;
 use hadal::measure::{Limits, Measured, Meter};

@@ -1,6 +1,6 @@
 //! What happens in a block of keys: scores, their softmax, the weighted sum of values.
 
-use super::desc::{Columns, Set};
+use super::desc::{Columns, Set, Term};
 use super::emit::{Cell, HIDDEN, WIDE, padded};
 use super::schedule::{KEYS, Schedule};
 use crate::kernels::contract::emit::{Env, in_vectors, load_f32};
@@ -104,8 +104,30 @@ impl<'a> Cell<'a> {
         self.env.with(block.layout.set.key, row)
     }
 
+    /// Where the `j`-th row of a block holds the keys of a term: in what is staged, or where they lie.
+    pub(super) fn place(
+        &self,
+        b: &mut Builder,
+        block: Block<'a>,
+        (term, staged): (&Term, Option<i64>),
+        j: Value,
+    ) -> (Buf, Value) {
+        match (staged, self.staged) {
+            (Some(at), Some(buf)) => {
+                let (stride, at) = (b.const_i64(block.layout.stride), b.const_i64(at));
+                let row = b.mul(j, stride);
+                (buf, b.add(row, at))
+            }
+            _ => {
+                let key = self.key(b, block, j);
+                (key.bufs[term.key.at.param], key.at(b, &term.key.at.at))
+            }
+        }
+    }
+
     /// Asks for the place of column `from` a block further on than the `j`-th row. It is done one by one between
-    /// multiply-adds, that memory has something to do all the time: what is asked for in a burst holds up all loads after it.
+    /// multiply-adds, that memory has something to do all the time: what is asked for in a burst holds up all loads
+    /// after it.
     fn prefetch(&self, b: &mut Builder, (j, from): (Value, Value), columns: &Columns, block: Block<'a>) {
         let keys = b.const_i64(KEYS);
         let next = b.add(j, keys);
@@ -239,17 +261,7 @@ impl<'a> Cell<'a> {
                 parts.push((self.query, b.add(*q, start)));
             }
             for j in &keys {
-                parts.push(match (staged, self.staged) {
-                    (Some(at), Some(buf)) => {
-                        let (stride, at) = (b.const_i64(block.layout.stride), b.const_i64(*at));
-                        let row = b.mul(*j, stride);
-                        (buf, b.add(row, at))
-                    }
-                    _ => {
-                        let key = self.key(b, block, *j);
-                        (key.bufs[term.key.at.param], key.at(b, &term.key.at.at))
-                    }
-                });
+                parts.push(self.place(b, block, (term, *staged), *j));
             }
             // Both are filled up with zeros, but for keys where they lie.
             let size = if staged.is_some() { padded(size, i64::from(tiles.lanes)) } else { size };

@@ -116,7 +116,7 @@ impl<'a> Cell<'a> {
         let staged = (stride > 0).then(|| b.alloc("keys", DType::F32, [stride.saturating_mul(KEYS)]));
         let listed = desc.sets.iter().any(|set| matches!(set.rows, Rows::Masked(_) | Rows::Selected(..)));
         let list = listed.then(|| b.alloc("list", DType::I64, [KEYS]));
-        let turned = s.turned.then(|| Self::room_for_columns(b, query_width));
+        let turned = s.turned.then(|| b.alloc("columns", DType::F32, [query_width.saturating_mul(KEYS)]));
         let spread = s.tiles.spread.then(|| {
             let n = s.scores().saturating_mul(room).saturating_mul(i64::from(s.tiles.lanes));
             b.alloc("weights", DType::F32, [n])

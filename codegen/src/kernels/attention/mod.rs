@@ -15,37 +15,40 @@
 //! attention) are processed together with neighbouring queries, so a key read once serves all rows of a tile. Queries
 //! whose rows are told by memory (intervals, masks, selections) each have a tile of their own, with more heads.
 //!
-//! Queries are scaled and laid out first, terms one after the other; their number is known when the kernel runs, so rows
-//! beyond the last one cost nothing but what fills up a tile.
+//! Queries are scaled and laid out first, terms one after the other; their number is known when the kernel runs, so
+//! rows beyond the last one cost nothing but what fills up a tile.
 //!
 //! **Parts.** Keys and values may be joined from parts, column by column, each in a buffer and format of its own, with
 //! scales or without. Of keys each part is a term. What has scales or eight bits, and on narrow registers all that many
 //! rows share, is converted to f32 for a block of rows at a time; the rest is converted where it is multiplied.
 //!
-//! **Keys turned.** Prompts on wide registers write the keys of a block column by column first: lanes of scores are keys then, and
-//! a score is added column by column (`turned.rs`).
+//! **Keys turned.** Prompts on wide registers write the keys of a block column by column first: lanes of scores are
+//! keys then, and a score is added column by column (`turned.rs`).
 //!
-//! **What is seen.** All and causal sets run from the first row to the last that any row of the tile sees; intervals from
-//! the first bound to the second. Of masks and selections the numbers of the rows seen are written to a list,
-//! 32 places at a time, and the block reads its keys and values through it: nothing is gathered in memory, and what is
-//! not seen is not read. Only causal blocks may hold rows that some rows of the tile do not see, so only those that do
+//! **What is seen.** All and causal sets run from the first row to the last that any row of the tile sees; intervals
+//! from the first bound to the second. Of masks and selections the numbers of the rows seen are written to a list, 32
+//! places at a time, and the block reads its keys and values through it: nothing is gathered in memory, and what is not
+//! seen is not read. Only causal blocks may hold rows that some rows of the tile do not see, so only those that do
 //! choose between sums element by element: a hidden value does not count even where it is no number.
 //!
-//! **Numbers.** There is a block for every 32 rows from the first that may be seen, or places of a selection, whatever the
-//! number of new tokens and wherever rows of a window stand; a block
-//! that a row cannot see multiplies by one and adds zeros. Sets follow each other as written. So a row has the same bits
-//! alone, in a chunk, and however the grid is cut: `T = 1` and more agree within an entry, unless the form of the graph differs between
-//! the two; where keys are turned, prompts add the products of a score in another order than steps. Rows that a selection lists in another order are summed in another order.
+//! **Numbers.** There is a block for every 32 rows from the first that may be seen, or places of a selection, whatever
+//! the number of new tokens and wherever rows of a window stand; a block that a row cannot see multiplies by one and
+//! adds zeros. Sets follow each other as written. So a row has the same bits alone, in a chunk, and however the grid is
+//! cut: `T = 1` and more agree within an entry, unless the form of the graph differs between the two; where keys are
+//! turned, prompts add the products of a score in another order than steps. Rows that a selection lists in another
+//! order are summed in another order.
 //!
-//! Lanes of scores that are added are those of the machine's registers (four or sixteen), the same in all schedules. The lanes of a tile's scores
-//! are added together, as many scores at once as there are lanes, in the order in which one would be added alone.
+//! Lanes of scores that are added are those of the machine's registers (four or sixteen), the same in all schedules.
+//! The lanes of a tile's scores are added together, as many scores at once as there are lanes, in the order in which
+//! one would be added alone.
 //!
-//! **Memory.** Few rows ask for the next block of consecutive keys and values while they compute one: a line or so at each
-//! load, since what is asked for in a burst holds up the loads behind it.
+//! **Memory.** Few rows ask for the next block of consecutive keys and values while they compute one: a line or so at
+//! each load, since what is asked for in a burst holds up the loads behind it.
 //!
 //! **Bound.** Multiply-adds, down to two heads or so that share a latent row. Measurements: `docs/perf/attention.md`.
 //!
-//! Left to the loop generator: operands that are gathered, scaled by blocks of rows or with offsets, or not consecutive along what is summed.
+//! Left to the loop generator: operands that are gathered, scaled by blocks of rows or with offsets, or not consecutive
+//! along what is summed.
 
 mod block;
 pub mod desc;

@@ -25,8 +25,8 @@ pub struct Schedule {
     pub grid: Vec<Var>,
     /// Whether a block's keys and values are converted to f32 in one place before they are used.
     pub staged: bool,
-    /// Whether the keys of a block are turned, so that lanes of scores are keys. Part of the meaning of the result's bits, so the same in all
-    /// schedules of an attention.
+    /// Whether the keys of a block are turned, so that lanes of scores are keys. Part of the meaning of the result's
+    /// bits, so the same in all schedules of an attention.
     pub turned: bool,
     /// Registers and what they hold.
     pub tiles: Tiles,
@@ -46,18 +46,18 @@ pub struct Tiles {
     /// Whether weights are kept in all lanes of a vector. Narrow registers meet a weight often, and Cranelift makes a
     /// spread load an operand only where it has one use; wide ones take a spread operand as it is.
     pub spread: bool,
-    /// Whether the next block is asked for while one is computed. For few rows memory is what takes long, and rows of several
-    /// heads that lie side by side are no stream that processors foresee.
+    /// Whether the next block is asked for while one is computed. For few rows memory is what takes long, and rows of
+    /// several heads that lie side by side are no stream that processors foresee.
     pub ahead: bool,
 }
 
 impl Tiles {
-    /// For so many rows. A tile has eight chains of multiply-adds or more where there are as many rows and keys, so that
-    /// none waits for the one before it; what is left are operands.
-    fn of(rows: i64, target: &Target) -> Tiles {
+    /// For so many rows. A tile has eight chains of multiply-adds or more where there are as many rows and keys, so
+    /// that none waits for the one before it; what is left are operands.
+    fn of(rows: i64, turned: bool, target: &Target) -> Tiles {
         // Padding costs as many multiply-adds as rows; low tiles cost loads.
         let cost = |height: i64| (rows + height - 1) / height * (height * 12 + 6);
-        let ahead = rows <= AHEAD;
+        let ahead = rows <= AHEAD && !turned;
         let best = |most: i64| (1..=most).rev().min_by_key(|h| cost(*h)).unwrap_or(1);
         if target.is_wide() {
             // 24 sums, what they are made of, and some to spare.
@@ -85,8 +85,8 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
     let step = tokens.is_some_and(|n| n <= STEP);
     // Many rows share what turning costs.
     let turned = target.is_wide() && !step;
-    // Rows of a grid index share what is loaded and converted. With one query there are no others to share the work of a
-    // grid with, so heads are not taken all together.
+    // Rows of a grid index share what is loaded and converted. With one query there are no others to share the work of
+    // a grid with, so heads are not taken all together.
     let wanted: &[i64] = match (desc.listed(), step) {
         (true, true) => &[16, 8, 1],
         (true, false) => &[32, 8, 1],
@@ -107,8 +107,7 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
         // Whole tiles of four where that takes few queries less.
         let most = if single { 1 } else { (rows / heads).clamp(1, tokens.unwrap_or(rows).max(1)) };
         let queries = (most * 3 / 4..=most).rev().find(|q| *q > 0 && heads * q % 4 == 0).unwrap_or(most);
-        let tiles = Tiles::of(heads * queries, target);
-        let tiles = Tiles { ahead: tiles.ahead && !turned, ..tiles };
+        let tiles = Tiles::of(heads * queries, turned, target);
         // Wide registers convert bf16 while they multiply.
         let pays = heads * queries >= 8 && !target.is_wide();
         for staged in [pays, !pays] {

@@ -103,7 +103,8 @@ fn latent_keys_serve_all_heads() {
     }
 }
 
-/// Rows of 80 columns: `still` of them in a narrow format with scales for every `block`, the others as they are; keys and values.
+/// Rows of 80 columns: `still` of them in a narrow format with scales for every `block`, the others as they are; keys
+/// and values.
 fn parts(still: i64, block: i64, format: &str, seen: &str) -> Func {
     let scales = (still + block - 1) / block;
     let turning = 80 - still;

@@ -1,12 +1,11 @@
-//! Scores of many rows: the keys of a block are written anew, column by column, so that lanes are keys. Then a score is a
-//! multiply-add for each column, and no lanes are added to each other; what turning costs is shared by all rows.
+//! Scores of many rows: the keys of a block are written anew, column by column, so that lanes are keys. Then a score is
+//! a multiply-add for each column, and no lanes are added to each other; what turning costs is shared by all rows.
 
 use super::block::Block;
 use super::emit::{Cell, padded};
 use super::schedule::KEYS;
 use crate::kernels::contract::emit::{in_vectors, load_f32};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, Value};
-use hadal_types::DType;
 
 /// Columns between two tests whether all are done; query rows are multiples of it.
 const UNROLL: i64 = 4;
@@ -33,17 +32,7 @@ impl<'a> Cell<'a> {
                     let i = b.const_i64(i);
                     let j = b.add(first, i);
                     let j = b.min(j, last);
-                    match (staged, self.staged) {
-                        (Some(at), Some(buf)) => {
-                            let (stride, at) = (b.const_i64(block.layout.stride), b.const_i64(*at));
-                            let row = b.mul(j, stride);
-                            (buf, b.add(row, at))
-                        }
-                        _ => {
-                            let key = self.key(b, block, j);
-                            (key.bufs[term.key.at.param], key.at(b, &term.key.at.at))
-                        }
-                    }
+                    self.place(b, block, (term, *staged), j)
                 };
                 let places: Vec<(Buf, Value)> = (0..lanes).map(|i| place(b, i)).collect();
                 // What is staged is filled up with zeros.
@@ -116,10 +105,5 @@ impl<'a> Cell<'a> {
                 b.store(self.scores, &[at], *sum);
             }
         }
-    }
-
-    /// Room for the columns of a block's keys, where scores are computed by them.
-    pub(super) fn room_for_columns(b: &mut Builder, query_width: i64) -> Buf {
-        b.alloc("columns", DType::F32, [query_width.saturating_mul(KEYS)])
     }
 }

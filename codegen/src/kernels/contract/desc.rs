@@ -63,9 +63,9 @@ pub struct Desc {
 impl Desc {
     /// Reads a kernel function; `None` where it is anything but such a product-sum.
     ///
-    /// Where an operand's axes were exchanged inside a summed letter, as heads of grouped queries are, the letter is cut
-    /// into digits, in which all addresses are affine. A letter of the result is cut as well where weights are laid out as
-    /// panels (`laid.rs`).
+    /// Where an operand's axes were exchanged inside a summed letter, as heads of grouped queries are, the letter is
+    /// cut into digits, in which all addresses are affine. A letter of the result is cut as well where weights are laid
+    /// out as panels (`laid.rs`).
     pub fn of(func: &Func) -> Option<Desc> {
         let mut digits = BTreeMap::new();
         loop {
@@ -91,8 +91,8 @@ impl Desc {
         }
     }
 
-    /// With some letters as digits of these sizes, the highest first; and for each variable that is a letter, which it is and
-    /// which of its digits.
+    /// With some letters as digits of these sizes, the highest first; and for each variable that is a letter, which it
+    /// is and which of its digits.
     fn in_digits(func: &Func, digits: &BTreeMap<char, Vec<i64>>) -> Option<(Desc, Vec<(char, usize)>)> {
         let mut t = Tracer::new(func)?;
         let contracts = func.insts.iter().filter_map(|i| match t.def(i.results[0])? {

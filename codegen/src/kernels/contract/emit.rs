@@ -41,7 +41,8 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
     let all = s.rows.map_or(Dim::from(1i64), |m| desc.size(m).clone());
     match &desc.grouped {
         None if s.rows_block.is_some() => {
-            // Extents of a grid are affine in the symbols, so there is an index for every row: the first of a block acts.
+            // Extents of a grid are affine in the symbols, so there is an index for every row: the first of a block
+            // acts.
             let first = b.grid_dim(all.clone());
             let (unit, zero, total) = (b.const_i64(s.rows_block.unwrap_or(1)), b.const_i64(0), b.dim(&all));
             let place = b.rem(first, unit);
@@ -512,8 +513,8 @@ impl<'a> Emitter<'a> {
     }
 
     /// Adds `x · w` for all pairs over the innermost summed letter. Where there are scales, products of unscaled
-    /// elements are summed while the scales last, then the sum is scaled and added. Where there are offsets, elements of
-    /// `x` are summed meanwhile, once for all columns.
+    /// elements are summed while the scales last, then the sum is scaled and added. Where there are offsets, elements
+    /// of `x` are summed meanwhile, once for all columns.
     fn segments(&self, b: &mut Builder, x: &[Row<'a>], w: &[Row<'a>], init: Vec<Value>) -> Vec<Value> {
         let (desc, k, lanes) = (self.desc, self.s.lane, self.s.lanes);
         let products = |b: &mut Builder, range: (Value, Value, Option<i64>), init: Vec<Value>| {

@@ -193,8 +193,8 @@ pub fn declare(b: &mut Builder, params: &[Flat]) -> Vec<Buf> {
     params.iter().map(|p| b.param(p.name.clone(), p.dtype, p.shape.clone(), p.rights)).collect()
 }
 
-/// Runs `lo..hi` (`length` elements, where known) in vectors, two at a time where there are registers for it; a last one is
-/// masked. `step` gets the position, the mask and what is carried.
+/// Runs `lo..hi` (`length` elements, where known) in vectors, two at a time where there are registers for it; a last
+/// one is masked. `step` gets the position, the mask and what is carried.
 pub fn in_vectors(
     b: &mut Builder,
     lanes: u32,

@@ -4,13 +4,14 @@
 //! y[t, k, f] = Σ_d x[t, d] · w[e[t, k], f, d]
 //! ```
 //!
-//! Read as it stands every `(t, k)` reads the matrix of its expert by itself. Grouped, `(t, k)` are numbered as *rows*, a
-//! grid index is one value `G` of the gathered axis with a block of columns, and it begins with listing the rows whose
-//! index is `G`. What follows is a product of two matrices as any other, of so many rows as the list is long, whose
-//! variables [`VarKind::Listed`] say where a row is. Nothing is copied or sorted in memory, and no launch is added.
+//! Read as it stands every `(t, k)` reads the matrix of its expert by itself. Grouped, `(t, k)` are numbered as *rows*,
+//! a grid index is one value `G` of the gathered axis with a block of columns, and it begins with listing the rows
+//! whose index is `G`. What follows is a product of two matrices as any other, of so many rows as the list is long,
+//! whose variables [`VarKind::Listed`] say where a row is. Nothing is copied or sorted in memory, and no launch is
+//! added.
 //!
-//! A step has few rows and often more experts than rows. There a grid index belongs to a row, and has work if the row is
-//! the first that chose its expert; the order of work in memory stays that of single rows.
+//! A step has few rows and often more experts than rows. There a grid index belongs to a row, and has work if the row
+//! is the first that chose its expert; the order of work in memory stays that of single rows.
 //!
 //! A row whose index is outside the axis is listed where it would be clamped to, and its sum is zero.
 //!
@@ -163,8 +164,8 @@ impl Vars {
 }
 
 impl Grouped {
-    /// Lists the rows of a grid index, which is bound to the letter of groups, and binds that letter to the group; and says
-    /// how many they are.
+    /// Lists the rows of a grid index, which is bound to the letter of groups, and binds that letter to the group; and
+    /// says how many they are.
     pub fn list<'a>(&self, b: &mut Builder, env: &Env<'a>) -> (Env<'a>, Value) {
         let all = self.all(env.vars);
         let list = b.alloc("listed", DType::I32, [all.clone()]);
@@ -237,7 +238,8 @@ mod tests {
     const I8: Weights = ("i8", Some(("f16", [1, 32])));
     const I4: Weights = ("i4", Some(("f16", [1, 32])));
 
-    /// `y[t, k, f] = x w[e]` of rows and weights in these formats; each choice has a row of its own where `own` says so.
+    /// `y[t, k, f] = x w[e]` of rows and weights in these formats; each choice has a row of its own where `own` says
+    /// so.
     fn experts(x: &str, (format, scales): Weights, own: bool, [e, k, f, d]: [i64; 4]) -> Func {
         let (given, spec) = match own {
             true => (format!("T, {k}, {d}"), "tkd,tkfd->tkf"),

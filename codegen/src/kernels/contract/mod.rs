@@ -3,8 +3,8 @@
 //!
 //! [`Desc`] says what is computed, as addresses in parameters: chains of views, casts, block scales and gathers over
 //! parameters are composed into affine forms of the contraction's letters ([`view`]), never materialised.
-//! [`schedule`] chooses how; [`emit`] writes the kernel. Where an index chooses the weights of each row, as a router chooses
-//! experts, rows that choose the same are put together first (`grouped.rs`).
+//! [`schedule`] chooses how; [`emit`] writes the kernel. Where an index chooses the weights of each row, as a router
+//! chooses experts, rows that choose the same are put together first (`grouped.rs`).
 //!
 //! **Numbers.** Products are added by fused multiply-add into f32. The dot form keeps `lanes` partial sums (lane `i`
 //! takes summed elements `i, i + lanes, …`, in order) and combines halves at the end; the outer form adds in order.
@@ -14,15 +14,15 @@
 //! however the grid is cut.
 //! Exception: a kernel for steps, with [`STEP`](hadal_ir::module::STEP) tokens at most, may sum in more lanes
 //! (`schedule`), and then in another order, which is the same for one token and for several; and where the columns of a
-//! grid index share their scales, it multiplies these into the other operand's rows first, once for all of them, and sums
-//! what has its scale already.
+//! grid index share their scales, it multiplies these into the other operand's rows first, once for all of them, and
+//! sums what has its scale already.
 //!
-//! Pairs: where both operands are bf16, or the streamed one becomes it exactly, and the level has instructions for it, two
-//! neighbouring products are added at a time, as the kernel IR's `dot` says.
+//! Pairs: where both operands are bf16, or the streamed one becomes it exactly, and the level has instructions for it,
+//! two neighbouring products are added at a time, as the kernel IR's `dot` says.
 //!
-//! Quads: where rows are `i8` with scales and the streamed operand has eight bits or four with scales, and lies in panels,
-//! products of bytes are added exactly while no scale changes; such sums are multiplied with both scales and added in the
-//! order of the groups (`laid`).
+//! Quads: where rows are `i8` with scales and the streamed operand has eight bits or four with scales, and lies in
+//! panels, products of bytes are added exactly while no scale changes; such sums are multiplied with both scales and
+//! added in the order of the groups (`laid`).
 //!
 //! **Bound.** One row: reading the streamed operand once. Many rows: multiply-adds; a block of columns is converted to
 //! f32 once (if it is not stored so) and stays in the second-level cache while all rows pass. Measurements:

@@ -1,10 +1,10 @@
 //! The packed form: a block of columns laid out as vectors of neighbouring columns, which tiles of rows meet.
 //!
 //! A grid index has two vectors of columns. For every chunk of the summed letter it lays the block out (`panel`: one
-//! line of vectors per summed element, or per pair of them), then takes tiles of rows through it. A tile has all its sums
-//! in registers: for each summed element it loads the line and multiplies it with one factor a row, which the processor
-//! spreads over the lanes as it loads. Sums wait in memory between chunks, and for the epilogue, which runs over them in
-//! a loop of its own: tiles are long enough unrolled as they are.
+//! line of vectors per summed element, or per pair of them), then takes tiles of rows through it. A tile has all its
+//! sums in registers: for each summed element it loads the line and multiplies it with one factor a row, which the
+//! processor spreads over the lanes as it loads. Sums wait in memory between chunks, and for the epilogue, which runs
+//! over them in a loop of its own: tiles are long enough unrolled as they are.
 
 use super::desc::Desc;
 use super::emit::{Env, finish};

@@ -8,8 +8,8 @@
 //! are neighbouring results, products are added in the order of the summed letters.
 //!
 //! *Packed form*, for many rows where registers are wide and many: as the outer form, but a block of columns is first
-//! converted and laid out as vectors of neighbouring columns, whichever way it is stored; rows meet it in register tiles
-//! of final sums, which need no adding of lanes. Products are added in the order of the summed letter.
+//! converted and laid out as vectors of neighbouring columns, whichever way it is stored; rows meet it in register
+//! tiles of final sums, which need no adding of lanes. Products are added in the order of the summed letter.
 //!
 //! *Laid form*: weights that are stored as panels, read where they lie by rows of any number (`laid.rs`). Products are
 //! added in the order of the summed letter, in entries for steps too.
@@ -242,8 +242,9 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
         (Form::Dot, _) if s.step && s.register > 4 => 6,
         // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
         (Form::Dot, 4) | (Form::Outer, 8) => 2,
-        // One column at a time, from end to end: worth it where columns are long, but not so long that the row no longer
-        // stays in the nearest cache from one to the next. Bytes are bound by their conversion, which this makes cheaper.
+        // One column at a time, from end to end: worth it where columns are long, but not so long that the row no
+        // longer stays in the nearest cache from one to the next. Bytes are bound by their conversion, which this makes
+        // cheaper.
         (Form::Dot, _) if s.step && constant(s.lane).is_some_and(|n| long.contains(&n)) => 6,
         (Form::Dot, _) if s.step => -20,
         _ => 0,
@@ -438,8 +439,8 @@ pub fn plain(desc: &Desc, a: &Access) -> bool {
     a.dtype == DType::F32 && a.parts().next().is_none() && desc.vars.gathers(a).is_empty()
 }
 
-/// Whether all columns of a grid index have the same scales, which change at known places, so that a row can be multiplied
-/// with them before it meets the columns.
+/// Whether all columns of a grid index have the same scales, which change at known places, so that a row can be
+/// multiplied with them before it meets the columns.
 pub fn folds(desc: &Desc, s: &Schedule) -> bool {
     let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
     let Some(scale) = w.scale.as_deref().filter(|scale| scale.parts().next().is_none()) else { return false };

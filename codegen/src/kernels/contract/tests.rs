@@ -1,9 +1,9 @@
 use super::schedule::{Form, candidates};
 use super::variants::variants;
 use super::{Desc, emit};
-use crate::cpu::{CompiledKernel, CpuTarget};
 use crate::cranelift::jit::run_compiled;
 use crate::kernels::{Ranges, Target};
+use crate::processor::{CompiledKernel, Processor};
 use hadal_ir::kernel::Kernel;
 use hadal_ir::kernel::interpret::{Buffer, run};
 use hadal_ir::module::STEP;
@@ -152,14 +152,14 @@ pub(crate) fn compiled(
     }
 }
 
-/// Code by LLVM for the best level that this machine has, where this build has it; else by Cranelift, but not of what is
-/// for wide registers: nobody runs that through it, and it takes minutes for what needs so many.
+/// Code by LLVM for the best level that this machine has, where this build has it; else by Cranelift, but not of what
+/// is for wide registers: nobody runs that through it, and it takes minutes for what needs so many.
 fn code(kernel: &Kernel, wide: bool) -> Option<CompiledKernel> {
     #[cfg(feature = "llvm-backend")]
-    if let Some(best) = CpuTarget::LEVELS.iter().rfind(|level| level.is_here()) {
+    if let Some(best) = Processor::LEVELS.iter().rfind(|level| level.is_here()) {
         return Some(crate::llvm::compile(kernel, best, crate::llvm::Options::default()).unwrap());
     }
-    (!wide).then(|| crate::cranelift::compile(kernel, &CpuTarget::X86_64_V3).unwrap())
+    (!wide).then(|| crate::cranelift::compile(kernel, &Processor::X86_64_V3).unwrap())
 }
 
 /// One kernel function: parameters, body, result type.

@@ -1,7 +1,7 @@
 //! Schedules that give the same bits as a chosen one: what a measured search may take instead.
 //!
-//! They differ in tiles, in the columns of a grid index and in what is laid out at a time, never in the form, in lanes or in
-//! the order of a sum. So tuning changes no result, and kernels of one model may be tuned one by one.
+//! They differ in tiles, in the columns of a grid index and in what is laid out at a time, never in the form, in lanes
+//! or in the order of a sum. So tuning changes no result, and kernels of one model may be tuned one by one.
 
 use super::desc::Desc;
 use super::schedule::{Form, Schedule, UNIT, candidates, folds};

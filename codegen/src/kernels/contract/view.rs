@@ -237,7 +237,8 @@ impl Vars {
             return Some((high, low));
         }
         let n = by.as_const()?;
-        // What moves by whole units of which the divisor is a multiple is divided in these units; the rest does not matter.
+        // What moves by whole units of which the divisor is a multiple is divided in these units; the rest does not
+        // matter.
         let units = low.terms.values().filter_map(Dim::as_const).filter(|c| *c > 1 && n % c == 0);
         for unit in units.collect::<BTreeSet<i64>>().into_iter().rev() {
             let Some((coarse, fine)) = self.split(&low, &unit.into()).filter(|_| unit < n) else { continue };

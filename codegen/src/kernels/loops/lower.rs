@@ -10,7 +10,9 @@ use super::largest::Choice;
 use super::nodes::{Id, Node, Nodes, Part, Source, combine};
 use super::{Dest, Draft, Sink, Work};
 use hadal_ir::ValueId;
-use hadal_ir::kernel::{Access, BinaryOp, Buf, Builder, Const, Kernel, LoopKind, ReduceOp, Value, ValueType};
+use hadal_ir::kernel::{
+    Access, BinaryOp, Buf, Builder, CompareOp, Const, Kernel, LoopKind, ReduceOp, Value, ValueType,
+};
 use hadal_ir::ops::reduce::ReduceKind;
 use hadal_types::{DType, Dim};
 use std::collections::{BTreeMap, BTreeSet};
@@ -119,6 +121,9 @@ pub(super) struct Segment {
     lanes: u32,
     /// Whether there is exactly one step.
     once: bool,
+    /// Whether these are the elements after the last whole vector of a number that only the call knows. Sums take each
+    /// into its lane of the vectors before, so that a sum's order is the same however many elements of it are zero.
+    rest: bool,
 }
 
 impl Lower<'_> {
@@ -268,13 +273,13 @@ impl Lower<'_> {
                 hi = b.min(hi, left);
             }
             if width == 1 {
-                return vec![Segment { lo: zero, hi, lanes: 1, once: false }];
+                return vec![Segment { lo: zero, hi, lanes: 1, once: false, rest: false }];
             }
             let mask = b.const_i64(-(width as i64));
             let main = b.and(hi, mask);
             return vec![
-                Segment { lo: zero, hi: main, lanes: width, once: false },
-                Segment { lo: main, hi, lanes: 1, once: false },
+                Segment { lo: zero, hi: main, lanes: width, once: false, rest: false },
+                Segment { lo: main, hi, lanes: 1, once: false, rest: true },
             ];
         };
         let mut segments = Vec::new();
@@ -284,13 +289,14 @@ impl Lower<'_> {
             let end = done + (n - done).max(0) / lanes * lanes;
             if end > done && (lanes != 2 || width == 2 || least == 2) {
                 let (lo, hi) = (b.const_i64(done), b.const_i64(end));
-                segments.push(Segment { lo, hi, lanes: lanes as u32, once: end - done == lanes });
+                let once = end - done == lanes;
+                segments.push(Segment { lo, hi, lanes: lanes as u32, once, rest: false });
                 done = end;
             }
             lanes /= 2;
         }
         if segments.is_empty() {
-            segments.push(Segment { lo: zero, hi: zero, lanes: 1, once: false });
+            segments.push(Segment { lo: zero, hi: zero, lanes: 1, once: false, rest: false });
         }
         segments
     }
@@ -414,7 +420,7 @@ impl Lower<'_> {
         let innermost = order.last().copied();
         // One partial result for each number of elements taken at once.
         let widths: Vec<u32> = match innermost {
-            Some(v) if width > 1 => self.segments(b, v, width).iter().map(|s| s.lanes).collect(),
+            Some(v) if width > 1 => self.segments(b, v, width).iter().filter(|s| !s.rest).map(|s| s.lanes).collect(),
             _ => vec![outer],
         };
         let identity = b.constant(identity(kind, ty));
@@ -455,14 +461,24 @@ impl Lower<'_> {
             }
             return sums;
         }
-        let segments = self.segments(b, *var, width);
-        let steps = segments.iter().zip(sums).map(|(segment, sum)| {
-            let sum = self.step(b, *var, segment, &[*sum], |this, b, sum| {
-                this.reduce_loops(b, rest, width, needed, sum, combine)
+        let mut all = sums.iter();
+        let mut sums: Vec<Value> = Vec::new();
+        for segment in self.segments(b, *var, width) {
+            let before = if segment.rest { sums.pop() } else { all.next().copied() };
+            let before = before.expect("a sum for each segment, and vectors before the rest");
+            let sum = self.step(b, *var, &segment, &[before], |this, b, sum| {
+                let added = this.reduce_loops(b, rest, width, needed, sum, combine);
+                if !segment.rest {
+                    return added;
+                }
+                let at = b.sub(this.vars[var], segment.lo);
+                let lanes = b.iota(DType::I64, width);
+                let here = b.compare(CompareOp::Eq, lanes, at);
+                vec![b.select(here, added[0], sum[0])]
             });
-            sum[0]
-        });
-        steps.collect()
+            sums.push(sum[0]);
+        }
+        sums
     }
 
     // ---- which loops can take several elements at once ----

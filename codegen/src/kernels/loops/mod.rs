@@ -165,8 +165,8 @@ pub fn emit(func: &Func, target: &Target) -> Result<Generated, Error> {
 struct PackedResults {
     /// The least number of axes that one has.
     rank: Option<usize>,
-    /// What they are converted from: rows of it are held, so that they are read in order and several elements are stored at
-    /// once, however they are computed.
+    /// What they are converted from: rows of it are held, so that they are read in order and several elements are
+    /// stored at once, however they are computed.
     held: BTreeSet<ValueId>,
 }
 

@@ -1,8 +1,8 @@
 //! Whether a version that says so can run for a batch: every address of every sequence lies inside.
 //!
-//! Sizes are checked with the rest, for one new token and for as many as the version has. What is left is that memory that sequences
-//! share is nothing but rows, so that a row ends where the next one begins, and that shared launches know nothing of a
-//! sequence.
+//! Sizes are checked with the rest, for one new token and for as many as the version has. What is left is that memory
+//! that sequences share is nothing but rows, so that a row ends where the next one begins, and that shared launches
+//! know nothing of a sequence.
 
 use crate::manifest::row_bytes;
 use crate::{BatchFault, Entry, Kernel, Launch, Manifest, Space, Version};

@@ -17,8 +17,9 @@ const UNROLLED: i64 = 8;
 /// Sums of integers that grow side by side, at least.
 const CHAINS: usize = 4;
 
-/// Rows of a step's tile above which lines are asked for ahead of time, and how many lines: a page. With so many products for
-/// each line a processor does not look far enough ahead by itself, and what foresees streams for it stops at the ends of pages.
+/// Rows of a step's tile above which lines are asked for ahead of time, and how many lines: a page. With so many
+/// products for each line a processor does not look far enough ahead by itself, and what foresees streams for it stops
+/// at the ends of pages.
 const ASKING: usize = 4;
 const AHEAD: i64 = 64;
 

@@ -1,8 +1,8 @@
 //! Codes of eight and four bits: words of a line become what is multiplied.
 //!
-//! A word of 32 bits has four bytes or eight nibbles of one column. With products of bytes by fours a line is one register
-//! of bytes without sign, or two: the even nibbles of all words and the odd ones. Otherwise it is a vector of f32 for each
-//! element of a word, in its order.
+//! A word of 32 bits has four bytes or eight nibbles of one column. With products of bytes by fours a line is one
+//! register of bytes without sign, or two: the even nibbles of all words and the odd ones. Otherwise it is a vector of
+//! f32 for each element of a word, in its order.
 
 use super::super::schedule::Schedule;
 use super::super::view::Access;
@@ -124,7 +124,8 @@ impl Line {
         }
     }
 
-    /// An element of e4m3 as f32: its bits under f32's exponent, times the difference of the biases, exactly; NaN apart.
+    /// An element of e4m3 as f32: its bits under f32's exponent, times the difference of the biases, exactly; NaN
+    /// apart.
     fn small_float(&self, b: &mut Builder, i: i64) -> Value {
         let top = self.shifted(b, 24 - 8 * i as u32);
         let four = all(b, 4);

@@ -4,32 +4,33 @@
 //! W[n, k]  is stored as  W'[n / 16, k / g, n % 16, k % g]
 //! ```
 //!
-//! A panel is sixteen columns; a *line* of it, a register of weights, has `g` neighbouring summed elements of each: as many
-//! as make up a word of 32 bits (`codes.rs` for those of four and eight bits). To a kernel function this is a view: the
-//! parameter has the shape of `W'`, and a transpose and a reshape make `W` of it. Addresses are affine once both letters are
-//! cut into digits ([`Desc::of`]), and the lanes of a vector are the lower digit of the columns. Scales and offsets of
-//! columns are panels too, with `g = 1`; those that blocks of columns share are spread over the lanes.
+//! A panel is sixteen columns; a *line* of it, a register of weights, has `g` neighbouring summed elements of each: as
+//! many as make up a word of 32 bits (`codes.rs` for those of four and eight bits). To a kernel function this is a
+//! view: the parameter has the shape of `W'`, and a transpose and a reshape make `W` of it. Addresses are affine once
+//! both letters are cut into digits ([`Desc::of`]), and the lanes of a vector are the lower digit of the columns.
+//! Scales and offsets of columns are panels too, with `g = 1`; those that blocks of columns share are spread over the
+//! lanes.
 //!
 //! A grid index has some panels. Rows pass in tiles whose sums are in registers: each line meets one factor, a pair or
-//! four factors a row, spread over the lanes. Sums of lanes are never added to each other, and an element's products are
-//! added in the order of the summed letter, whatever the number of rows is: a prompt, a step and a batch give the same bits,
-//! and read the same bytes. A single row reads panels one after another, one stream from memory, or,
-//! where they lie in a cache, several side by side, so that sums do not wait for each other; many rows meet so much of the
+//! four factors a row, spread over the lanes. Sums of lanes are never added to each other, and an element's products
+//! are added in the order of the summed letter, whatever the number of rows is: a prompt, a step and a batch give the
+//! same bits, and read the same bytes. A single row reads panels one after another, one stream from memory, or, where
+//! they lie in a cache, several side by side, so that sums do not wait for each other; many rows meet so much of the
 //! panels at a time that it stays in the second-level cache, and sums wait in memory meanwhile.
 //!
-//! What rows of bytes need besides is done once for all panels of a grid index, so prompts have many of these in one, and some of the rows
-//! instead of all.
+//! What rows of bytes need besides is done once for all panels of a grid index, so prompts have many of these in one,
+//! and some of the rows instead of all.
 //!
-//! **Scales.** The summed elements that share all scales, a *part*, are summed by themselves, unscaled; then their sum is
-//! multiplied with the scales of both operands and added:
+//! **Scales.** The summed elements that share all scales, a *part*, are summed by themselves, unscaled; then their sum
+//! is multiplied with the scales of both operands and added:
 //!
 //! ```text
 //! sum += (Σ q·x) · (scale of w · scale of x) + (offset of w) · (Σ x · scale of x)
 //! ```
 //!
-//! Where rows are bytes the inner sum is an exact integer: in i32 where there are products of bytes by fours, else in f32.
-//! The instruction takes weights without a sign: they get a bias, whose share `bias · Σ x` is where a part's sums begin. The
-//! sums of rows' parts are taken once for all panels of a grid index (`rows.rs`).
+//! Where rows are bytes the inner sum is an exact integer: in i32 where there are products of bytes by fours, else in
+//! f32. The instruction takes weights without a sign: they get a bias, whose share `bias · Σ x` is where a part's sums
+//! begin. The sums of rows' parts are taken once for all panels of a grid index (`rows.rs`).
 
 mod cell;
 mod codes;
@@ -71,7 +72,8 @@ const SHARES: i64 = 32;
 const ROWS: i64 = 96;
 const MOST: i64 = 16;
 
-/// Elements of a part of bytes at most, so that sums of their products are exact in f32 where no instruction makes integers.
+/// Elements of a part of bytes at most, so that sums of their products are exact in f32 where no instruction makes
+/// integers.
 const LONGEST: i64 = 512;
 
 /// The letters of an operand that is laid out so.
@@ -301,8 +303,8 @@ fn schedule(desc: &Desc, target: &Target, streamed: usize, laid: Laid, vectors: 
         let shared = written && block * LANES <= 128 && panels / block >= SHARES / 2;
         panels % block == 0 && (listed && (!written || block * LANES <= 128) || few.is_some() && enough || shared)
     };
-    // Bytes are put in order and summed for all panels of a grid index, which costs as much as some of these: many of them,
-    // and rows in parts, so that there are indices for many processors all the same.
+    // Bytes are put in order and summed for all panels of a grid index, which costs as much as some of these: many of
+    // them, and rows in parts, so that there are indices for many processors all the same.
     let rows_block = (written && quads && !listed && rows.is_some()).then_some(ROWS);
     let many = |block: &i64| rows_block.is_some() && panels % block == 0;
     let block = (1..=MOST / vectors).rev().map(|n| n * vectors).find(many);

@@ -1,8 +1,8 @@
 //! Rows of a tile as the panels of a grid index want them, written once for all of these.
 //!
 //! Factors that are read as they lie in memory are not written: f32, pairs of bf16, and bytes that meet bytes. Others
-//! become f32, and bytes that meet nibbles are put in the order of these, those of even elements before those of odd ones.
-//! Beside them: for each part of a row where the sums of its products begin, and its sum of elements, scaled.
+//! become f32, and bytes that meet nibbles are put in the order of these, those of even elements before those of odd
+//! ones. Beside them: for each part of a row where the sums of its products begin, and its sum of elements, scaled.
 
 use super::super::emit::{Env, in_vectors, load_f32};
 use super::super::schedule::plain;

@@ -32,9 +32,8 @@ fn reading(func: &Func, target: &Target) -> (Func, impl Fn(&[Tensor]) -> Vec<Ten
     (reading, lay_out)
 }
 
-/// Every schedule of every target is the laid form and gives what the graph interpreter gives of weights as they were (the
-/// preferred one as machine code too);
-/// and those of one target agree to the bit, whatever the ranges.
+/// Every schedule of every target is the laid form and gives what the graph interpreter gives of weights as they were
+/// (the preferred one as machine code too); and those of one target agree to the bit, whatever the ranges.
 fn check(text: &str, tokens: &[i64], tolerance: f64) {
     let func = function(text);
     let step = Ranges::from([(Sym::T, Range { min: 1, max: STEP })]);
@@ -182,8 +181,8 @@ fn a_row_has_the_same_bits_in_every_company() {
     }
 }
 
-/// Rows of floats by codes in groups: format of the rows, of the codes and their scales, whether there are offsets, and the
-/// block that shares a scale.
+/// Rows of floats by codes in groups: format of the rows, of the codes and their scales, whether there are offsets, and
+/// the block that shares a scale.
 fn of_floats(x: &str, (codes, scales, offsets): (&str, &str, bool), block: [i64; 2], n: i64, k: i64) -> String {
     let sizes = format!("{}, {}", (n + block[0] - 1) / block[0], (k + block[1] - 1) / block[1]);
     let (param, operand) = match offsets {

@@ -1,0 +1,595 @@
+//! Kernels on a GPU: **a warp computes a grid index, and its lanes are the lanes of vectors.**
+//!
+//! | kernel IR | here |
+//! |---|---|
+//! | grid indices | strided over the warps of the launch |
+//! | a vector of 32·n lanes | n parts; lane `l` holds elements `l`, `l + 32`, … |
+//! | a vector of fewer | one part; lane `l` holds element `l` modulo their number |
+//! | a scalar | the same number in all lanes |
+//! | a load or store of a vector | an access for each part, neighbours by neighbouring lanes |
+//! | a store of a scalar | by the first lane |
+//! | a reduction | parts by halves, then lanes by halves: the order of the IR |
+//! | allocations | shared memory, or a warp's piece of scratch in global memory ([`gpu::memory`]) |
+//!
+//! Lanes are not in step, so what one has written another sees only behind a barrier of the warp: [`Unseen`] keeps which
+//! buffers need one. Conditions of branches are scalars, so all lanes take the same way, but for masked accesses.
+
+use super::emit::{Affine, Done, Emitter};
+use super::memory::{Address, Storage};
+use super::types::*;
+use crate::Error;
+use crate::gpu::{self, Block, ENTRY};
+use crate::processor::Processor;
+use hadal_ir::kernel::{self, *};
+use hadal_types::{DType, Dim};
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+/// Lanes of a warp.
+pub(super) const WARP: usize = 32;
+
+/// Buffers that lanes have read or written since the last barrier of the warp.
+#[derive(Clone, Default)]
+pub(super) struct Unseen {
+    read: BTreeSet<Buf>,
+    written: BTreeSet<Buf>,
+}
+
+impl Unseen {
+    /// What is unseen after one of two ways.
+    pub(super) fn join(&mut self, other: Unseen) {
+        self.read.extend(other.read);
+        self.written.extend(other.written);
+    }
+
+    /// Notes an access; tells whether a barrier has to come before it.
+    fn touch(&mut self, buf: Buf, write: bool) -> bool {
+        let waits = self.written.contains(&buf) || write && self.read.contains(&buf);
+        if waits {
+            *self = Unseen::default();
+        }
+        if write { &mut self.written } else { &mut self.read }.insert(buf);
+        waits
+    }
+}
+
+/// The module of one kernel for a GPU.
+pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
+    let mut e = Emitter::new(kernel, target);
+    let (block, scratch) = gpu::memory(kernel, target);
+    e.kernel_function(block, &scratch)?;
+    let mut out = format!("target triple = \"{}\"\n\n", triple(target));
+    if block.shared_bytes > 0 {
+        let _ = writeln!(out, "@shared = external addrspace(3) global [0 x i8], align {ALLOC_ALIGN}\n");
+    }
+    let global = |name: &str| format!("{GLOBAL} noalias readonly %{name}");
+    let parameters = [global("args"), global("symbols"), format!("{GLOBAL} noalias align {ALLOC_ALIGN} %scratch")];
+    let _ = writeln!(out, "define ptx_kernel void @{ENTRY}({}) #0 {{\nentry:\n{}}}\n", parameters.join(", "), e.out);
+    out.push_str(&e.declared());
+    out.push_str("\nattributes #0 = { nounwind \"no-builtins\" }\n\n");
+    out.push_str(&super::memory::metadata(kernel));
+    let threads = block.threads();
+    let number = super::memory::nodes(kernel);
+    let _ = writeln!(out, "!nvvm.annotations = !{{!{number}}}");
+    let _ = writeln!(out, "!{number} = !{{ptr @{ENTRY}, !\"maxntidx\", i32 {threads}}}");
+    Ok(out)
+}
+
+const GLOBAL: &str = "ptr addrspace(1)";
+const SHARED: &str = "ptr addrspace(3)";
+
+impl<'a> Emitter<'a> {
+    /// Prologue, the loop over the grid indices of a warp, and its body.
+    fn kernel_function(&mut self, block: Block, scratch: &Dim) -> Done {
+        let thread = self.register("tid.x");
+        let lane = self.register("laneid");
+        self.line(format!("%lane = or i32 {lane}, 0"));
+        let (number, blocks) = (self.register("ctaid.x"), self.register("nctaid.x"));
+        let within = self.def(format!("lshr i32 {thread}, 5"));
+        let first = self.def(format!("mul i32 {number}, {}", block.warps));
+        let first = self.def(format!("add i32 {first}, {within}"));
+        let first = self.def(format!("zext i32 {first} to i64"));
+        let total = self.def(format!("mul i32 {blocks}, {}", block.warps));
+        let total = self.def(format!("zext i32 {total} to i64"));
+        self.launch_arguments()?;
+        self.place_allocations(block, scratch, &within, &first);
+        let extents: Vec<String> = self.k.grid.iter().map(|d| self.dim(d)).collect();
+        let mut count = "1".to_string();
+        for extent in &extents {
+            count = self.def(format!("mul i64 {count}, {extent}"));
+        }
+        let any = self.def(format!("icmp slt i64 {first}, {count}"));
+        self.branch(&any, "pre", "exit");
+        self.begin("pre");
+        self.jump("grid");
+        let outer = std::mem::take(&mut self.out);
+        self.label = "grid".into();
+        self.depth = 1;
+        let coords = self.decompose("%g", &extents);
+        self.coords = std::iter::zip(&self.k.grid, &coords)
+            .map(|(extent, name)| if extent.is(1) { Affine::default() } else { Affine::atom(name, 1) })
+            .collect();
+        self.enter(&self.k.body);
+        self.block(&self.k.body)?;
+        self.line(format!("%g.next = add nsw i64 %g, {total}"));
+        let again = self.def(format!("icmp slt i64 %g.next, {count}"));
+        let latch = self.label.clone();
+        self.branch(&again, "grid", "exit");
+        let body = std::mem::replace(&mut self.out, outer);
+        self.out.push_str("grid:\n");
+        self.phi("%g", "i64", &[(&first, "pre"), ("%g.next", &latch)]);
+        self.out.push_str(&body);
+        self.begin("exit");
+        self.line("ret void");
+        Ok(())
+    }
+
+    /// Reads a special register.
+    fn register(&mut self, name: &str) -> String {
+        self.call("i32", &format!("llvm.nvvm.read.ptx.sreg.{name}"), &[], "")
+    }
+
+    /// Gives allocations their places: a warp's own part of shared memory, or of scratch.
+    fn place_allocations(&mut self, block: Block, scratch_bytes: &Dim, within: &str, warp: &str) {
+        let mut shared = String::new();
+        if block.shared_bytes > 0 {
+            let at = self.def(format!("mul i32 {within}, {}", block.shared_bytes));
+            shared = self.def(format!("getelementptr i8, {SHARED} @shared, i32 {at}"));
+        }
+        let mut scratch = "%scratch".to_string();
+        if !scratch_bytes.is(0) {
+            let bytes = self.rounded(scratch_bytes);
+            let at = self.def(format!("mul i64 {warp}, {bytes}"));
+            scratch = self.def(format!("getelementptr i8, {GLOBAL} %scratch, i64 {at}"));
+        }
+        for alloc in &self.k.allocs {
+            let bytes = alloc.bytes().unwrap_or_default();
+            let (space, next) = match bytes.as_const() {
+                Some(_) if block.shared_bytes > 0 => (SHARED, &mut shared),
+                _ => (GLOBAL, &mut scratch),
+            };
+            let base = next.clone();
+            let bytes = self.rounded(&bytes);
+            let end = self.def(format!("getelementptr i8, {space} {base}, i64 {bytes}"));
+            if space == SHARED {
+                shared = end
+            } else {
+                scratch = end
+            }
+            let storage = self.storage((space, base), &alloc.shape, alloc.dtype);
+            self.allocs.push(storage);
+        }
+    }
+
+    /// Bytes of an allocation, or of several: a size that depends on symbols includes what rounding takes away.
+    fn rounded(&mut self, bytes: &Dim) -> String {
+        match bytes.as_const() {
+            Some(n) => n.to_string(),
+            None => {
+                let bytes = self.dim(bytes);
+                self.def(format!("and i64 {bytes}, {}", -(ALLOC_ALIGN as i64)))
+            }
+        }
+    }
+
+    // ---- barriers of the warp ----
+
+    /// Puts a barrier before an access where lanes have to see what others did before.
+    fn touch(&mut self, buf: Buf, write: bool) {
+        if self.is_constant(buf) {
+            return;
+        }
+        if self.unseen.touch(buf, write) {
+            self.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", "-1")], "");
+        }
+    }
+
+    fn is_constant(&self, buf: Buf) -> bool {
+        matches!(buf, Buf::Param(i) if self.k.params[i as usize].access == kernel::Access::Read)
+    }
+
+    /// At the beginning of a loop's body: an iteration before may have done all that is in it.
+    pub(super) fn enter(&mut self, body: &kernel::Block) {
+        if !self.target.is_gpu() {
+            return;
+        }
+        for stmt in &body.stmts {
+            match stmt {
+                Stmt::Let(_, Op::Load { place, .. }) if !self.is_constant(place.buf) => {
+                    self.unseen.read.insert(place.buf);
+                }
+                Stmt::Store { place, .. } => {
+                    self.unseen.written.insert(place.buf);
+                }
+                Stmt::For(l) => self.enter(&l.body),
+                Stmt::If(c) => [&c.then, &c.otherwise].into_iter().for_each(|b| self.enter(b)),
+                _ => {}
+            }
+        }
+    }
+
+    // ---- lanes ----
+
+    /// The number of the element that this lane holds of a part of a vector.
+    fn element(&mut self, lanes: u32, part: usize) -> String {
+        match (lanes as usize, part) {
+            (1, _) => "0".into(),
+            (n, _) if n < WARP => self.def(format!("and i32 %lane, {}", n - 1)),
+            (_, 0) => "%lane".into(),
+            (_, p) => self.def(format!("add i32 %lane, {}", p * WARP)),
+        }
+    }
+
+    /// What another lane holds: `mode` says how `by` names it.
+    fn shuffle(&mut self, elem: DType, x: &str, mode: &str, by: &str) -> String {
+        if !x.starts_with('%') {
+            return x.into();
+        }
+        let t = super::types::elem(elem);
+        let word = |e: &mut Self, x: &str| {
+            let arguments = [("i32", "-1"), ("i32", x), ("i32", by), ("i32", "31")];
+            e.call("i32", &format!("llvm.nvvm.shfl.sync.{mode}.i32"), &arguments, "")
+        };
+        match t {
+            "i32" => word(self, x),
+            "float" => {
+                let bits = self.def(format!("bitcast float {x} to i32"));
+                let moved = word(self, &bits);
+                self.def(format!("bitcast i32 {moved} to float"))
+            }
+            "i64" | "double" => {
+                let bits = if t == "i64" { x.into() } else { self.def(format!("bitcast double {x} to i64")) };
+                let low = self.def(format!("trunc i64 {bits} to i32"));
+                let high = self.def(format!("lshr i64 {bits}, 32"));
+                let high = self.def(format!("trunc i64 {high} to i32"));
+                let [low, high] = [low, high].map(|x| {
+                    let moved = word(self, &x);
+                    self.def(format!("zext i32 {moved} to i64"))
+                });
+                let high = self.def(format!("shl i64 {high}, 32"));
+                let both = self.def(format!("or i64 {low}, {high}"));
+                if t == "i64" { both } else { self.def(format!("bitcast i64 {both} to double")) }
+            }
+            narrow => {
+                let wide = self.def(format!("zext {narrow} {x} to i32"));
+                let moved = word(self, &wide);
+                self.def(format!("trunc i32 {moved} to {narrow}"))
+            }
+        }
+    }
+
+    /// The element of a vector that each lane asks for by its number.
+    fn pick(&mut self, from: ValueType, parts: &[String], element: &str) -> String {
+        let (t, mut found) = (ty(ValueType::scalar(from.elem)), String::new());
+        for (i, part) in parts.iter().enumerate() {
+            let moved = self.shuffle(from.elem, part, "idx", element);
+            found = if i == 0 {
+                moved
+            } else {
+                let after = self.def(format!("icmp uge i32 {element}, {}", i * WARP));
+                self.def(format!("select i1 {after}, {t} {moved}, {t} {found}"))
+            };
+        }
+        found
+    }
+
+    fn of(&self, value: Value) -> (ValueType, Vec<String>) {
+        (self.k.ty(value), self.known(value).parts.clone())
+    }
+
+    /// What crosses lanes.
+    pub(super) fn across_warp(&mut self, op: &Op, result: ValueType) -> Result<Vec<String>, Error> {
+        let (_, count) = self.split(result);
+        Ok(match op {
+            Op::Splat(a) => vec![self.text(*a); count],
+            Op::Iota => (0..count)
+                .map(|part| {
+                    let element = self.element(result.lanes, part);
+                    match result.elem.bits() {
+                        32 => element,
+                        n if n < 32 => self.def(format!("trunc i32 {element} to {}", elem(result.elem))),
+                        _ => self.def(format!("zext i32 {element} to i64")),
+                    }
+                })
+                .collect(),
+            Op::Extract(a, lane) => {
+                let (from, parts) = self.of(*a);
+                let (part, lane) = (*lane as usize / WARP, *lane as usize % WARP);
+                vec![self.shuffle(from.elem, &parts[part], "idx", &lane.to_string())]
+            }
+            Op::Reduce(op, a) => {
+                let (from, parts) = self.of(*a);
+                vec![self.reduce_lanes(*op, from, parts)]
+            }
+            Op::Zip(half, a, b) => {
+                let (from, [a, b]) = (result, [a, b].map(|v| self.known(*v).parts.clone()));
+                let first = half.first(from.lanes);
+                (0..count)
+                    .map(|part| {
+                        let element = self.element(from.lanes, part);
+                        let pair = self.def(format!("lshr i32 {element}, 1"));
+                        let pair = self.def(format!("add i32 {pair}, {first}"));
+                        let [a, b] = [&a, &b].map(|parts| self.pick(from, parts, &pair));
+                        let odd = self.def(format!("trunc i32 {element} to i1"));
+                        let t = ty(ValueType::scalar(from.elem));
+                        self.def(format!("select i1 {odd}, {t} {b}, {t} {a}"))
+                    })
+                    .collect()
+            }
+            Op::Bitcast(a) => {
+                let (mut from, mut parts) = self.of(*a);
+                if from.elem.is_packed() {
+                    let nibbles = (from, parts);
+                    from = ValueType::vector(DType::U8, from.lanes / 2);
+                    parts = self.gathered(from, 2, |e, i, element| {
+                        let nibble = e.pick(nibbles.0, &nibbles.1, element);
+                        if i == 0 { nibble } else { e.def(format!("shl i8 {nibble}, 4")) }
+                    });
+                }
+                self.bitcast(from, parts, result)
+            }
+            Op::Lookup(table, a) => {
+                let [low, high] = [0, 8].map(|i| i64::from_le_bytes(std::array::from_fn(|j| table[i + j])));
+                self.by_part(result, [*a], |e, _, [x]| {
+                    let number = e.def(format!("zext i8 {x} to i64"));
+                    let upper = e.def(format!("and i64 {number}, 8"));
+                    let upper = e.def(format!("icmp ne i64 {upper}, 0"));
+                    let bytes = e.def(format!("select i1 {upper}, i64 {high}, i64 {low}"));
+                    let shift = e.def(format!("and i64 {number}, 7"));
+                    let shift = e.def(format!("shl i64 {shift}, 3"));
+                    let moved = e.def(format!("lshr i64 {bytes}, {shift}"));
+                    e.def(format!("trunc i64 {moved} to i8"))
+                })
+            }
+            Op::Dot(..) => return Err(self.unsupported("a dot product that should have been expanded")),
+            _ => unreachable!("lane by lane: {op:?}"),
+        })
+    }
+
+    /// Each element of a vector as the bits, side by side, of `each` elements of another.
+    fn gathered(
+        &mut self,
+        to: ValueType,
+        each: u32,
+        mut piece: impl FnMut(&mut Self, u32, &str) -> String,
+    ) -> Vec<String> {
+        let (part, count) = self.split(to);
+        let t = ty(part);
+        (0..count)
+            .map(|number| {
+                let element = self.element(to.lanes, number);
+                let first = self.def(format!("mul i32 {element}, {each}"));
+                let mut all = String::new();
+                for i in 0..each {
+                    let at = self.def(format!("add i32 {first}, {i}"));
+                    let bits = piece(self, i, &at);
+                    all = if i == 0 { bits } else { self.def(format!("or {t} {all}, {bits}")) };
+                }
+                all
+            })
+            .collect()
+    }
+
+    /// The same bits as elements of another width.
+    fn bitcast(&mut self, from: ValueType, parts: Vec<String>, to: ValueType) -> Vec<String> {
+        let [have, want] = [from, to].map(|t| t.elem.bits() as u32);
+        let integer = |bits: u32| format!("i{bits}");
+        let cast = |e: &mut Self, from: &str, x: &str, to: &str| match from == to {
+            true => x.to_string(),
+            false => e.def(format!("bitcast {from} {x} to {to}")),
+        };
+        let (have_ty, want_ty) = (elem(from.elem), elem(to.elem));
+        let parts: Vec<String> = parts.iter().map(|x| cast(self, have_ty, x, &integer(have))).collect();
+        let bits = ValueType { elem: unsigned(have), ..from };
+        let parts = if have == want {
+            parts
+        } else if have < want {
+            self.gathered(ValueType { elem: unsigned(want), ..to }, want / have, |e, i, element| {
+                let x = e.pick(bits, &parts, element);
+                let wide = e.def(format!("zext i{have} {x} to i{want}"));
+                if i == 0 { wide } else { e.def(format!("shl i{want} {wide}, {}", i * have)) }
+            })
+        } else {
+            let each = have / want;
+            (0..self.split(to).1)
+                .map(|number| {
+                    let element = self.element(to.lanes, number);
+                    let whole = self.def(format!("udiv i32 {element}, {each}"));
+                    let x = self.pick(bits, &parts, &whole);
+                    let piece = self.def(format!("and i32 {element}, {}", each - 1));
+                    let shift = self.def(format!("mul i32 {piece}, {want}"));
+                    let shift = match have {
+                        32 => shift,
+                        64 => self.def(format!("zext i32 {shift} to i64")),
+                        _ => self.def(format!("trunc i32 {shift} to i{have}")),
+                    };
+                    let moved = self.def(format!("lshr i{have} {x}, {shift}"));
+                    self.def(format!("trunc i{have} {moved} to i{want}"))
+                })
+                .collect()
+        };
+        parts.iter().map(|x| cast(self, &integer(want), x, want_ty)).collect()
+    }
+
+    /// Combines all lanes, by halves; every lane has the result, with the same bits.
+    fn reduce_lanes(&mut self, op: ReduceOp, from: ValueType, mut parts: Vec<String>) -> String {
+        let part = ValueType::scalar(from.elem);
+        while parts.len() > 1 {
+            let high = parts.split_off(parts.len() / 2);
+            parts = parts.iter().zip(&high).map(|(a, b)| self.binary_text(op.binary(), part, a, b)).collect();
+        }
+        let mut x = parts.remove(0);
+        let mut step = from.lanes.min(WARP as u32) / 2;
+        while step > 0 {
+            let other = self.shuffle(from.elem, &x, "bfly", &step.to_string());
+            // The lower lane's number comes first: of two zeros or NaN the second is taken.
+            let ordered = matches!(op, ReduceOp::Min | ReduceOp::Max) && from.elem == DType::F32;
+            x = if ordered {
+                let bit = self.def(format!("and i32 %lane, {step}"));
+                let low = self.def(format!("icmp eq i32 {bit}, 0"));
+                let first = self.def(format!("select i1 {low}, float {x}, float {other}"));
+                let second = self.def(format!("select i1 {low}, float {other}, float {x}"));
+                self.binary_text(op.binary(), part, &first, &second)
+            } else {
+                self.binary_text(op.binary(), part, &x, &other)
+            };
+            step /= 2;
+        }
+        x
+    }
+
+    // ---- memory ----
+
+    /// Where this lane finds its element of a part, and for packed elements how far up its bits are.
+    fn lane_address(&mut self, address: &Address, ty: ValueType, part: usize) -> (String, Option<String>) {
+        let (pointer, space) = (&address.pointer, address.space);
+        let element = self.element(ty.lanes, part);
+        let element = match element.starts_with('%') {
+            true => self.def(format!("zext i32 {element} to i64")),
+            false => element,
+        };
+        if let Some(flat) = &address.flat {
+            let flat = self.def(format!("add i64 {flat}, {element}"));
+            let byte = self.def(format!("ashr i64 {flat}, 1"));
+            let at = self.def(format!("getelementptr i8, {space} {}, i64 {byte}", address.base));
+            let odd = self.def(format!("trunc i64 {flat} to i8"));
+            let odd = self.def(format!("and i8 {odd}, 1"));
+            return (at, Some(self.def(format!("shl i8 {odd}, 2"))));
+        }
+        if element == "0" {
+            return (pointer.clone(), None);
+        }
+        let unit = ty.elem.bits() / 8;
+        let bytes = self.def(format!("mul i64 {element}, {}", unit.max(1)));
+        (self.def(format!("getelementptr i8, {space} {pointer}, i64 {bytes}")), None)
+    }
+
+    /// The parts of what is loaded.
+    pub(super) fn load_parts(
+        &mut self,
+        place: &Place,
+        result: ValueType,
+        mask: Option<Value>,
+        fill: Option<Value>,
+    ) -> Vec<String> {
+        self.touch(place.buf, false);
+        let address = self.address(place);
+        let (part, count) = self.split(result);
+        let mask = mask.map(|m| self.known(m).parts.clone());
+        let fill = fill.map(|f| self.known(f).parts.clone());
+        let zero = match result.elem {
+            DType::F32 | DType::F64 => "0.0".to_string(),
+            _ => int(part, 0),
+        };
+        let t = ty(part);
+        (0..count)
+            .map(|i| {
+                let (at, shift) = self.lane_address(&address, result, i);
+                let load = |e: &mut Self| e.load_lane(part, (address.space, &at), shift.as_deref(), &address.notes);
+                let Some(mask) = &mask else { return load(self) };
+                let fill = fill.as_ref().map_or(&zero, |f| &f[i]);
+                let [some, join] = self.labels(["some", "join"]);
+                let before = self.label.clone();
+                self.branch(&mask[i], &some, &join);
+                self.begin(&some);
+                let loaded = load(self);
+                self.jump(&join);
+                self.begin(&join);
+                self.def(format!("phi {t} [ {loaded}, %{some} ], [ {fill}, %{before} ]"))
+            })
+            .collect()
+    }
+
+    fn load_lane(&mut self, part: ValueType, (space, at): (&str, &str), shift: Option<&str>, notes: &str) -> String {
+        let bits = part.elem.bits();
+        match (part.elem, shift) {
+            (_, Some(shift)) => {
+                let byte = self.def(format!("load i8, {space} {at}, align 1{notes}"));
+                let moved = self.def(format!("lshr i8 {byte}, {shift}"));
+                self.def(format!("and i8 {moved}, 15"))
+            }
+            (DType::Bool, None) => {
+                let byte = self.def(format!("load i8, {space} {at}, align 1{notes}"));
+                self.def(format!("icmp ne i8 {byte}, 0"))
+            }
+            _ => self.def(format!("load {}, {space} {at}, align {}{notes}", ty(part), bits / 8)),
+        }
+    }
+
+    pub(super) fn store_parts(&mut self, place: &Place, value: Value, mask: Option<Value>) {
+        self.touch(place.buf, true);
+        let address = self.address(place);
+        let (from, parts) = self.of(value);
+        let mask = mask.map(|m| self.known(m).parts.clone());
+        for (i, x) in parts.iter().enumerate() {
+            // Elements are there several times where they are fewer than lanes.
+            let mut wanted =
+                (from.lanes < WARP as u32).then(|| self.def(format!("icmp ult i32 %lane, {}", from.lanes)));
+            let mut x = x.clone();
+            let mut on = mask.as_ref().map(|m| m[i].clone());
+            let (stored, bits) = match from.elem {
+                DType::Bool => {
+                    x = self.def(format!("zext i1 {x} to i8"));
+                    ("i8", 8)
+                }
+                // The even lane of a pair stores both.
+                d if d.is_packed() => {
+                    let high = self.shuffle(d, &x, "bfly", "1");
+                    let high = self.def(format!("shl i8 {high}, 4"));
+                    x = self.def(format!("or i8 {x}, {high}"));
+                    on = on.map(|on| {
+                        let other = self.shuffle(DType::Bool, &on, "bfly", "1");
+                        self.def(format!("or i1 {on}, {other}"))
+                    });
+                    let odd = self.def("trunc i32 %lane to i1");
+                    let even = self.def(format!("xor i1 {odd}, true"));
+                    on = Some(on.map_or_else(|| even.clone(), |on| self.def(format!("and i1 {on}, {even}"))));
+                    ("i8", 8)
+                }
+                d => (elem(d), d.bits()),
+            };
+            wanted = match (wanted, on) {
+                (Some(a), Some(b)) => Some(self.def(format!("and i1 {a}, {b}"))),
+                (a, b) => a.or(b),
+            };
+            let (at, _) = self.lane_address(&address, from, i);
+            let store = format!("store {stored} {x}, {} {at}, align {}{}", address.space, bits / 8, address.notes);
+            let Some(wanted) = wanted else {
+                self.line(store);
+                continue;
+            };
+            let [some, join] = self.labels(["some", "join"]);
+            self.branch(&wanted, &some, &join);
+            self.begin(&some);
+            self.line(store);
+            self.jump(&join);
+            self.begin(&join);
+        }
+    }
+
+    /// Addresses of buffers and values of symbols.
+    fn launch_arguments(&mut self) -> Done {
+        for (i, symbol) in self.k.symbols.iter().enumerate() {
+            let at = self.def(format!("getelementptr i64, {GLOBAL} %symbols, i64 {i}"));
+            let name = self.def(format!("load i64, {GLOBAL} {at}, align 8, !invariant.load !0"));
+            self.symbols.insert(*symbol, super::emit::Atom { name, depth: 0 });
+        }
+        for (i, param) in self.k.params.iter().enumerate() {
+            let at = self.def(format!("getelementptr i64, {GLOBAL} %args, i64 {i}"));
+            let base = self.def(format!("load {GLOBAL}, {GLOBAL} {at}, align 8, !invariant.load !0"));
+            let storage: Storage = self.storage((GLOBAL, base), &param.shape, param.dtype);
+            self.params.push(storage);
+        }
+        Ok(())
+    }
+}
+
+/// The integer of so many bits.
+fn unsigned(bits: u32) -> DType {
+    match bits {
+        8 => DType::U8,
+        16 => DType::F16,
+        32 => DType::I32,
+        _ => DType::I64,
+    }
+}
