@@ -17,11 +17,12 @@
 //!
 //! Every other tensor is named as not checked.
 
-use crate::driver::{Options, compile};
+use crate::driver::{Options, compile, target};
 use crate::emulate::Emulator;
 use crate::failure::Failure;
 use crate::input::Input;
 use bytemuck::cast_slice;
+use hadal_ir::target::TargetKind;
 use hadal_ir::{Bindings, Sym, Tensor};
 use hadal_models::blocks::engram::{CLASSES, multipliers};
 use hadal_models::checkpoint::Checkpoint;
@@ -110,6 +111,9 @@ pub fn open(dir: &Path) -> Result<Input, Failure> {
 
 /// Compiles the checkpoint in `dir` and compares.
 pub fn verify(dir: &Path, options: &Options, threads: usize) -> Result<Outcome, Failure> {
+    if options.emulate && target(&options.target)?.kind == TargetKind::Cpu {
+        return Err(Failure::usage("--emulate runs the code of a GPU: add --target sm_90a"));
+    }
     let path = dir.join("golden.safetensors");
     if !path.exists() {
         let help = "a folder to verify holds a checkpoint, golden.safetensors and golden.json";

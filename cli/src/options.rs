@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 /// What to compile for.
 #[derive(clap::Args, Clone, Debug)]
 pub struct CompileArgs {
-    /// The machine. Code is generated for `cpu` only; the others are for costs (`inspect`, `predict`, `opt`).
+    /// The machine, or the architecture of a GPU. What is compiled for one runs on the emulator only, so far (`verify
+    /// --emulate`); otherwise GPUs are for costs (`inspect`, `predict`, `opt`).
     #[arg(long, default_value = "cpu")]
     pub target: String,
     /// Most tokens a sequence can hold, as 4096 or 4k [default: the model's own limit, at most 4096].

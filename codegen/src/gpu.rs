@@ -23,8 +23,8 @@ pub struct Block {
 /// Warps of a block where nothing speaks against it.
 const WARPS: u32 = 8;
 
-/// Shared memory of a block is at most a fraction of what there is, so that several blocks are resident.
-const RESIDENT: u32 = 2;
+/// Blocks that a multiprocessor has room for at least: registers and shared memory are shared out so.
+pub(crate) const RESIDENT: u32 = 2;
 
 impl Block {
     /// Threads.

@@ -13,6 +13,7 @@ mod explain_report;
 mod found;
 mod gguf;
 mod golden;
+mod gpu;
 mod optimised;
 mod plan_only;
 mod plan_text;

@@ -36,6 +36,9 @@ enum Task {
         /// time.
         #[arg(long, default_value_t = 20)]
         seed: u64,
+        /// Every fixture where otherwise a sample is taken (models on an emulated GPU): some ten minutes more.
+        #[arg(long)]
+        nightly: bool,
     },
     /// All but the tests: formatting, generated files, lints, documentation.
     Check,
@@ -61,7 +64,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Args::parse().command {
         Task::Setup { without_llvm } => setup::run(without_llvm),
-        Task::Test { without_llvm, seed } => test(without_llvm, seed),
+        Task::Test { without_llvm, seed, nightly } => test(without_llvm, seed, nightly),
         Task::Check => check(),
         Task::Bless { pages: true } => bless::pages(),
         Task::Bless { pages: false } => bless::run(),
@@ -103,17 +106,21 @@ fn check() -> Result {
     step("documentation", "cargo", &["doc", "--workspace", "--no-deps", "--quiet"], &strictly)
 }
 
-fn test(without_llvm: bool, seed: u64) -> Result {
+fn test(without_llvm: bool, seed: u64, nightly: bool) -> Result {
     setup::run(without_llvm)?;
     check()?;
     let seed = seed.to_string();
-    let environment = [("INSTA_UPDATE", "no"), ("PROPTEST_RNG_SEED", seed.as_str())];
+    let mut environment = vec![("INSTA_UPDATE", "no"), ("PROPTEST_RNG_SEED", seed.as_str())];
+    if nightly {
+        environment.push(("HADAL_NIGHTLY", "1"));
+    }
     step("tests", "cargo", &["test", "--workspace", "--no-fail-fast"], &environment)?;
     if !without_llvm {
         // The same packages as before, so that what they depend on has the same features and is not built again.
         let wide = ["test", "--workspace", "--features", "llvm", "--no-fail-fast"];
-        let kernels = ["--lib", "--test", "cranelift", "--test", "llvm", "--test", "loops", "--test", "math"];
-        let models = ["--test", "all", "--", "golden::", "splits::", "arm::"];
+        let kernels =
+            ["--lib", "--test", "cranelift", "--test", "llvm", "--test", "ptx", "--test", "loops", "--test", "math"];
+        let models = ["--test", "all", "--", "golden::", "splits::", "arm::", "gpu::"];
         let runner = runner::build("aarch64", true)?.display().to_string();
         let environment = [&environment[..], &[("HADAL_ARM_RUNNER", runner.as_str())]].concat();
         step("tests of code by LLVM", "cargo", &[&wide[..], &kernels].concat(), &environment)?;

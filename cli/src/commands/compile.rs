@@ -1,7 +1,7 @@
 //! `hadal compile`: a checkpoint becomes one executable file.
 
 use crate::commands::dump;
-use crate::driver::{Compiled, compile};
+use crate::driver::{self, Compiled, compile};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::options::{AdapterArgs, CompileArgs};
@@ -10,6 +10,7 @@ use crate::units;
 use hadal_artifact::blob;
 use hadal_ir::panels;
 use hadal_ir::plan::Fold;
+use hadal_ir::target::TargetKind;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,11 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     options.external_weights = args.weights == Weights::External;
     if let Some(file) = &args.runner {
         options.runner = Runner::open(file)?;
+    }
+    if !args.plan_only && driver::target(&options.target)?.kind != TargetKind::Cpu {
+        let help = "`hadal verify --emulate` runs its code, --plan-only plans it";
+        let message = format!("--target {}: nothing runs files for GPUs yet", options.target);
+        return Err(Failure::usage(message).help(help));
     }
     if !args.plan_only {
         options.runner.for_levels(options.levels.iter())?;

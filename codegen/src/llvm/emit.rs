@@ -9,12 +9,12 @@
 
 use super::convert::Pairs;
 use super::types::*;
-use super::warp::{Unseen, WARP};
+use super::warp::WARP;
 use crate::Error;
 use crate::processor::Processor;
 use hadal_ir::kernel::*;
 use hadal_types::{DType, Dim, Sym};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write;
 
 /// A name whose value an index is made of, and the loop depth from which on it is known.
@@ -65,8 +65,8 @@ pub(super) struct Emitter<'a> {
     concurrent: u32,
     /// Functions of LLVM that are called.
     declarations: BTreeSet<String>,
-    /// On a GPU, what lanes may not know of each other yet.
-    pub unseen: Unseen,
+    /// On a GPU, statements before which lanes wait for each other.
+    barriers: HashSet<*const Stmt>,
 }
 
 /// The module of one kernel for a processor.
@@ -94,7 +94,7 @@ impl<'a> Emitter<'a> {
             depth: 0,
             concurrent: 0,
             declarations: BTreeSet::new(),
-            unseen: Unseen::default(),
+            barriers: if target.is_gpu() { super::barriers::before(kernel) } else { HashSet::new() },
         }
     }
 }
@@ -286,6 +286,9 @@ impl<'a> Emitter<'a> {
     }
 
     fn stmt(&mut self, stmt: &'a Stmt) -> Done {
+        if self.barriers.contains(&std::ptr::from_ref(stmt)) {
+            self.warp_barrier();
+        }
         match stmt {
             Stmt::Let(value, op) => {
                 let known = self.op(op, self.k.ty(*value))?;
@@ -441,10 +444,7 @@ impl<'a> Emitter<'a> {
         self.name(&[l.var], &pre);
         let var = self.text(l.var);
         self.name(&l.carried, &header);
-        let skipped = self.unseen.clone();
-        self.enter(&l.body);
         self.block(&l.body)?;
-        self.unseen.join(skipped);
         let next = self.def(format!("add nsw i64 {var}, {}", l.step));
         let again = self.def(format!("icmp slt i64 {next}, {hi}"));
         let yields = self.parts(&l.body.yields);
@@ -474,17 +474,13 @@ impl<'a> Emitter<'a> {
         let [then, otherwise, join] = self.labels(["then", "else", "join"]);
         let cond = self.text(c.cond);
         self.branch(&cond, &then, &otherwise);
-        let (before, mut after) = (self.unseen.clone(), Unseen::default());
         let mut arms = Vec::new();
         for (label, block) in [(then, &c.then), (otherwise, &c.otherwise)] {
-            self.unseen = before.clone();
             self.begin(&label);
             self.block(block)?;
             arms.push((self.parts(&block.yields), self.label.clone()));
             self.jump(&join);
-            after.join(std::mem::take(&mut self.unseen));
         }
-        self.unseen = after;
         self.begin(&join);
         self.name(&c.results, &join);
         let from: Vec<(&[String], &str)> = arms.iter().map(|(v, label)| (v.as_slice(), label.as_str())).collect();

@@ -9,6 +9,7 @@
 //! or reassociated. What LLVM reports becomes an [`Error`]. Each compilation has a context of its own, so any number of
 //! threads may compile; the same kernel gives the same bytes.
 
+mod barriers;
 mod convert;
 mod emit;
 mod machine;

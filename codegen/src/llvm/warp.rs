@@ -11,47 +11,21 @@
 //! | a reduction | parts by halves, then lanes by halves: the order of the IR |
 //! | allocations | shared memory, or a warp's piece of scratch in global memory ([`gpu::memory`]) |
 //!
-//! Lanes are not in step, so what one has written another sees only behind a barrier of the warp: [`Unseen`] keeps which
-//! buffers need one. Conditions of branches are scalars, so all lanes take the same way, but for masked accesses.
+//! Lanes are not in step: [`super::barriers`] finds where they wait for each other. Conditions of branches are scalars, so
+//! all lanes take the same way, but for masked accesses.
 
 use super::emit::{Affine, Done, Emitter};
 use super::memory::{Address, Storage};
 use super::types::*;
 use crate::Error;
-use crate::gpu::{self, Block, ENTRY};
+use crate::gpu::{self, ENTRY};
 use crate::processor::Processor;
-use hadal_ir::kernel::{self, *};
+use hadal_ir::kernel::*;
 use hadal_types::{DType, Dim};
-use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// Lanes of a warp.
 pub(super) const WARP: usize = 32;
-
-/// Buffers that lanes have read or written since the last barrier of the warp.
-#[derive(Clone, Default)]
-pub(super) struct Unseen {
-    read: BTreeSet<Buf>,
-    written: BTreeSet<Buf>,
-}
-
-impl Unseen {
-    /// What is unseen after one of two ways.
-    pub(super) fn join(&mut self, other: Unseen) {
-        self.read.extend(other.read);
-        self.written.extend(other.written);
-    }
-
-    /// Notes an access; tells whether a barrier has to come before it.
-    fn touch(&mut self, buf: Buf, write: bool) -> bool {
-        let waits = self.written.contains(&buf) || write && self.read.contains(&buf);
-        if waits {
-            *self = Unseen::default();
-        }
-        if write { &mut self.written } else { &mut self.read }.insert(buf);
-        waits
-    }
-}
 
 /// The module of one kernel for a GPU.
 pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
@@ -68,10 +42,13 @@ pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error>
     out.push_str(&e.declared());
     out.push_str("\nattributes #0 = { nounwind \"no-builtins\" }\n\n");
     out.push_str(&super::memory::metadata(kernel));
-    let threads = block.threads();
-    let number = super::memory::nodes(kernel);
-    let _ = writeln!(out, "!nvvm.annotations = !{{!{number}}}");
-    let _ = writeln!(out, "!{number} = !{{ptr @{ENTRY}, !\"maxntidx\", i32 {threads}}}");
+    let first = super::memory::nodes(kernel);
+    let _ = writeln!(out, "!nvvm.annotations = !{{!{first}, !{}}}", first + 1);
+    // The assembler would rather spill than leave room for fewer blocks than there could be at most.
+    let bounds = [("maxntidx", block.threads()), ("minctasm", gpu::RESIDENT)];
+    for (number, (name, value)) in (first..).zip(bounds) {
+        let _ = writeln!(out, "!{number} = !{{ptr @{ENTRY}, !\"{name}\", i32 {value}}}");
+    }
     Ok(out)
 }
 
@@ -80,7 +57,7 @@ const SHARED: &str = "ptr addrspace(3)";
 
 impl<'a> Emitter<'a> {
     /// Prologue, the loop over the grid indices of a warp, and its body.
-    fn kernel_function(&mut self, block: Block, scratch: &Dim) -> Done {
+    fn kernel_function(&mut self, block: gpu::Block, scratch: &Dim) -> Done {
         let thread = self.register("tid.x");
         let lane = self.register("laneid");
         self.line(format!("%lane = or i32 {lane}, 0"));
@@ -109,7 +86,6 @@ impl<'a> Emitter<'a> {
         self.coords = std::iter::zip(&self.k.grid, &coords)
             .map(|(extent, name)| if extent.is(1) { Affine::default() } else { Affine::atom(name, 1) })
             .collect();
-        self.enter(&self.k.body);
         self.block(&self.k.body)?;
         self.line(format!("%g.next = add nsw i64 %g, {total}"));
         let again = self.def(format!("icmp slt i64 %g.next, {count}"));
@@ -130,7 +106,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Gives allocations their places: a warp's own part of shared memory, or of scratch.
-    fn place_allocations(&mut self, block: Block, scratch_bytes: &Dim, within: &str, warp: &str) {
+    fn place_allocations(&mut self, block: gpu::Block, scratch_bytes: &Dim, within: &str, warp: &str) {
         let mut shared = String::new();
         if block.shared_bytes > 0 {
             let at = self.def(format!("mul i32 {within}, {}", block.shared_bytes));
@@ -172,40 +148,9 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    // ---- barriers of the warp ----
-
-    /// Puts a barrier before an access where lanes have to see what others did before.
-    fn touch(&mut self, buf: Buf, write: bool) {
-        if self.is_constant(buf) {
-            return;
-        }
-        if self.unseen.touch(buf, write) {
-            self.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", "-1")], "");
-        }
-    }
-
-    fn is_constant(&self, buf: Buf) -> bool {
-        matches!(buf, Buf::Param(i) if self.k.params[i as usize].access == kernel::Access::Read)
-    }
-
-    /// At the beginning of a loop's body: an iteration before may have done all that is in it.
-    pub(super) fn enter(&mut self, body: &kernel::Block) {
-        if !self.target.is_gpu() {
-            return;
-        }
-        for stmt in &body.stmts {
-            match stmt {
-                Stmt::Let(_, Op::Load { place, .. }) if !self.is_constant(place.buf) => {
-                    self.unseen.read.insert(place.buf);
-                }
-                Stmt::Store { place, .. } => {
-                    self.unseen.written.insert(place.buf);
-                }
-                Stmt::For(l) => self.enter(&l.body),
-                Stmt::If(c) => [&c.then, &c.otherwise].into_iter().for_each(|b| self.enter(b)),
-                _ => {}
-            }
-        }
+    /// Waits for all lanes, and makes what they have written seen.
+    pub(super) fn warp_barrier(&mut self) {
+        self.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", "-1")], "");
     }
 
     // ---- lanes ----
@@ -472,7 +417,6 @@ impl<'a> Emitter<'a> {
         mask: Option<Value>,
         fill: Option<Value>,
     ) -> Vec<String> {
-        self.touch(place.buf, false);
         let address = self.address(place);
         let (part, count) = self.split(result);
         let mask = mask.map(|m| self.known(m).parts.clone());
@@ -517,7 +461,6 @@ impl<'a> Emitter<'a> {
     }
 
     pub(super) fn store_parts(&mut self, place: &Place, value: Value, mask: Option<Value>) {
-        self.touch(place.buf, true);
         let address = self.address(place);
         let (from, parts) = self.of(value);
         let mask = mask.map(|m| self.known(m).parts.clone());

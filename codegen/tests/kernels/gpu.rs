@@ -58,6 +58,20 @@ fn elements(buffer: &Buffer, size: usize) -> usize {
     if buffer.initialised.len() > buffer.bytes.len() / size { 2 } else { 1 }
 }
 
+/// Asks `ptxas`, where the variable `PTXAS` names it, whether a text is PTX, and whether it has registers enough.
+pub fn assemble(ptx: &str) {
+    let Some(ptxas) = std::env::var_os("PTXAS") else { return };
+    let target = ptx.lines().find_map(|l| l.strip_prefix(".target ")).expect("a target").trim();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), ptx).expect("written");
+    let mut command = std::process::Command::new(ptxas);
+    command.args(["-v", "-o", "/dev/null", &format!("-arch={target}")]).arg(file.path());
+    let output = command.output().expect("ptxas starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let spills = said.contains("spill") && !said.contains("0 bytes spill stores, 0 bytes spill loads");
+    assert!(output.status.success() && !spills, "{said}\n{ptx}");
+}
+
 /// A kernel's PTX on all buffers, which must be without fault.
 pub fn emulated(kernel: &hadal_ir::kernel::Kernel, symbols: &Bindings, args: &[Buffer]) -> Vec<Buffer> {
     let target = Processor::SM_90A;

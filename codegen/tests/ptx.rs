@@ -1,0 +1,196 @@
+//! What is PTX's own: what its text may say, that an assembler takes it, and that each barrier of a warp is needed.
+//! That it computes what the interpreter does is tested with the other code generators.
+#![cfg(feature = "llvm-backend")]
+
+mod kernels;
+
+use hadal_codegen::compile;
+use hadal_codegen::processor::{CompiledKernel, Processor};
+use hadal_ir::kernel::interpret::Buffer;
+use hadal_ir::kernel::*;
+use hadal_types::{Bindings, DType, Dim, Sym};
+use kernels::gpu;
+use proptest::prelude::*;
+use ptx_emulator::{FaultKind, Options};
+
+fn text(kernel: &Kernel, target: &Processor) -> String {
+    let compiled = compile(kernel, target, false).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    String::from_utf8(compiled.code).expect("PTX is text")
+}
+
+/// Instructions that round otherwise than the kernel IR: approximations, subnormals that become zero, and products and
+/// sums that an assembler may join.
+fn rounds_otherwise(ptx: &str) -> Option<&str> {
+    ptx.lines().map(str::trim).find(|line| {
+        let joined = ["add.f32", "sub.f32", "mul.f32", "mad.f32"].iter().any(|op| line.starts_with(op));
+        joined || line.contains(".ftz") || line.contains(".approx") || line.contains(".full")
+    })
+}
+
+/// `y = max(x / √x, floor x · x - x)`, and its sums.
+fn arithmetic() -> Kernel {
+    let mut b = Builder::new("arithmetic");
+    let x = b.param("x", DType::F32, [64], Access::Read);
+    let y = b.param("y", DType::F32, [64], Access::Write);
+    let sum = b.param("sum", DType::F32, [1], Access::Write);
+    b.grid([1]);
+    let zero = b.const_i64(0);
+    let v = b.load(x, &[zero], 64);
+    let (root, whole) = (b.sqrt(v), b.floor(v));
+    let quotient = b.div(v, root);
+    let product = b.mul(whole, v);
+    let less = b.sub(product, v);
+    let result = b.max(quotient, less);
+    b.store(y, &[zero], result);
+    let total = b.reduce_lanes(ReduceOp::Add, result);
+    b.store(sum, &[zero], total);
+    b.finish()
+}
+
+#[test]
+fn everything_is_rounded_once() {
+    let ptx = text(&arithmetic(), &Processor::SM_90A);
+    assert_eq!(rounds_otherwise(&ptx), None, "{ptx}");
+    assert!(ptx.contains("sqrt.rn.f32") && ptx.contains("div.rn.f32") && ptx.contains("add.rn.f32"), "{ptx}");
+}
+
+#[test]
+fn every_gpu_has_its_own_text() {
+    for (target, version) in Processor::GPUS.iter().zip(["7.8", "8.1", "8.4"]) {
+        let ptx = text(&arithmetic(), target);
+        assert!(ptx.contains(&format!(".target {}", target.name)), "{ptx}");
+        assert!(ptx.contains(&format!(".version {version}")) && ptx.contains(".maxntid 256"), "{ptx}");
+    }
+}
+
+/// Each row turned round through scratch: lanes read what others wrote. Then the number of each element among the row's
+/// positive ones is written by scalars and read by vectors.
+fn exchange(n: i64) -> Kernel {
+    let mut b = Builder::new("exchange");
+    let rows = Dim::from(Sym::T);
+    let x = b.param("x", DType::F32, [rows.clone(), n.into()], Access::Read);
+    let y = b.param("y", DType::F32, [rows.clone(), n.into()], Access::Write);
+    let places = b.param("places", DType::I64, [rows.clone(), n.into()], Access::Write);
+    let row = b.grid([rows])[0];
+    let tmp = b.alloc("tmp", DType::F32, [n]);
+    let list = b.alloc("list", DType::I64, [n]);
+    let (zero, one, end) = (b.const_i64(0), b.const_i64(1), b.const_i64(n));
+    b.for_each(zero, end, 32, LoopKind::Serial, |b, i| {
+        let v = b.load(x, &[row, i], 32);
+        let two = b.const_f32(2.0);
+        let v = b.mul(v, two);
+        b.store(tmp, &[i], v);
+    });
+    let none = b.const_f32(0.0);
+    b.for_loop(zero, end, 1, LoopKind::Serial, &[zero], |b, i, count| {
+        let last = b.sub(end, one);
+        let from = b.sub(last, i);
+        let v = b.load(tmp, &[from], 1);
+        b.store(y, &[row, i], v);
+        b.store(list, &[i], count[0]);
+        let positive = b.gt(v, none);
+        let more = b.add(count[0], one);
+        vec![b.select(positive, more, count[0])]
+    });
+    b.for_each(zero, end, 32, LoopKind::Serial, |b, i| {
+        let v = b.load(list, &[i], 32);
+        b.store(places, &[row, i], v);
+    });
+    b.finish()
+}
+
+/// Runs a text of the kernel on some rows; with every order of warps the same.
+fn run(code: &CompiledKernel, kernel: &Kernel, seeds: u64) -> Result<Vec<Buffer>, FaultKind> {
+    // More than there are warps, so that some compute several.
+    let (rows, n) = (40usize, kernel.params[0].shape[1].as_const().unwrap_or(0) as usize);
+    let x: Vec<f32> = (0..rows * n).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+    let args = [Buffer::from_f32(&x), Buffer::uninit(DType::F32, rows * n), Buffer::uninit(DType::I64, rows * n)];
+    let mut last = args.to_vec();
+    for seed in 0..seeds {
+        last = args.to_vec();
+        let options = Options { seed, ..Options::default() };
+        let symbols = Bindings::from([(Sym::T, rows as i64)]);
+        gpu::run(code, kernel, &symbols, &mut last, &options).map_err(|fault| fault.kind)?;
+    }
+    Ok(last)
+}
+
+#[test]
+fn a_barrier_that_is_missing_is_noticed() {
+    let kernel = exchange(96);
+    let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+    run(&code, &kernel, 8).unwrap_or_else(|fault| panic!("{fault:?}"));
+    let ptx = String::from_utf8(code.code.clone()).expect("PTX is text");
+    let barriers: Vec<usize> = ptx.match_indices("bar.warp.sync").map(|(at, _)| at).collect();
+    assert!((2..=4).contains(&barriers.len()), "{ptx}");
+    for at in &barriers {
+        let at = *at;
+        let mut without = ptx.clone();
+        let end = at + without[at..].find(';').expect("a statement");
+        without.replace_range(at..=end, "");
+        let code = CompiledKernel { code: without.into_bytes(), ..code.clone() };
+        let fault = run(&code, &kernel, 8).err();
+        assert_eq!(fault, Some(FaultKind::Race), "without the one at {at} of {barriers:?}\n{ptx}");
+    }
+}
+
+#[test]
+fn lanes_that_keep_to_their_own_do_not_wait() {
+    let mut b = Builder::new("own");
+    let x = b.param("x", DType::F32, [128], Access::Read);
+    let y = b.param("y", DType::F32, [128], Access::Write);
+    b.grid([1]);
+    let tmp = b.alloc("tmp", DType::F32, [128]);
+    let (zero, end) = (b.const_i64(0), b.const_i64(128));
+    for _ in 0..2 {
+        b.for_each(zero, end, 64, LoopKind::Serial, |b, i| {
+            let v = b.load(x, &[i], 64);
+            b.store(tmp, &[i], v);
+        });
+        b.for_each(zero, end, 32, LoopKind::Serial, |b, i| {
+            let v = b.load(tmp, &[i], 32);
+            b.store(y, &[i], v);
+        });
+    }
+    let kernel = b.finish();
+    let ptx = text(&kernel, &Processor::SM_90A);
+    assert!(!ptx.contains("bar.warp.sync"), "{ptx}");
+    let x: Vec<f32> = (0..128).map(|i| i as f32).collect();
+    let args = [Buffer::from_f32(&x), Buffer::uninit(DType::F32, 128)];
+    assert_eq!(gpu::emulated(&kernel, &Bindings::new(), &args)[1].to_f32(), x);
+}
+
+#[test]
+fn scratch_of_any_size_has_a_place() {
+    for n in [96, 96 * 400] {
+        let kernel = exchange(n);
+        let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+        let block = code.block.expect("a block");
+        assert_eq!(block.shared_bytes > 0, code.scratch_bytes.is(0), "in shared memory or in scratch");
+        assert_eq!(n > 96, block.shared_bytes == 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn arbitrary_kernels_round_once_and_run_in_any_order(bytes in prop::collection::vec(0u8.., 0..300), seed in 0u64..) {
+        let kernel = arbitrary::kernel(&bytes);
+        let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+        let ptx = String::from_utf8_lossy(&code.code).into_owned();
+        prop_assert_eq!(rounds_otherwise(&ptx), None);
+        gpu::assemble(&ptx);
+        let mut found: Option<Vec<Buffer>> = None;
+        for order in 0..3 {
+            let mut buffers = arbitrary::arguments(seed);
+            let symbols = Bindings::from([(Sym::T, arbitrary::ROWS)]);
+            let options = Options { seed: order, ..Options::default() };
+            let ran = gpu::run(&code, &kernel, &symbols, &mut buffers, &options);
+            ran.unwrap_or_else(|fault| panic!("{fault}\n{kernel}\n{ptx}"));
+            let same = found.as_ref().is_none_or(|f| f.iter().zip(&buffers).all(|(a, b)| a.bytes == b.bytes));
+            prop_assert!(same, "{}", kernel);
+            found = Some(buffers);
+        }
+    }
+}
