@@ -24,6 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "hadal-passes",
             "hadal-runtime",
             "hadal-types",
+            "ptx-emulator",
         ],
     ),
     (
