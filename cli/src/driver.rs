@@ -167,7 +167,7 @@ pub struct Compiled {
 
 /// Compiles `input`, up to the weights' bytes. Tensors are checked before anything else is done.
 pub fn compile(input: &Input, options: &Options) -> Result<Compiled, Failure> {
-    target(&options.target)?;
+    targets(&options.target)?;
     let start = Instant::now();
     let model = build_model(input, options)?;
     compile_model(input, model, ("graph", start.elapsed()), options)
@@ -180,8 +180,9 @@ pub fn compile_model(
     built: (&'static str, Duration),
     options: &Options,
 ) -> Result<Compiled, Failure> {
-    let target = target(&options.target)?;
-    let options = &Options { levels: levels(&target, options)?, ..options.clone() };
+    let targets = targets(&options.target)?;
+    let target = &targets[0];
+    let options = &Options { levels: levels(&targets, options)?, ..options.clone() };
     if input.checkpoint.is_some() {
         model.check_made()?;
     }
@@ -195,7 +196,7 @@ pub fn compile_model(
         let joining = hadal_passes::rules::MERGING.iter().flat_map(|p| p.themes).flat_map(|t| t.rules);
         choices.laws = choices.laws.without(joining.map(|r| r.name)).expect("names of laws");
     }
-    let (fused, program) = hadal_passes::compile(&model.module, &target, &choices).map_err(Failure::optimising)?;
+    let (fused, program) = hadal_passes::compile(&model.module, target, &choices).map_err(Failure::optimising)?;
     let fixed = |w: &hadal_ir::plan::Weight| in_place(w, input.checkpoint.as_ref(), options).is_some();
     let (fused, program) = lay_out(fused, program, choices.context(&model.module), &options.levels, &fixed)?;
     timed("passes", start);
@@ -232,21 +233,37 @@ pub fn compile_model(
     Ok(Compiled { model, optimised, program, levels, passes, times, manifest, stored, code, runner })
 }
 
-/// What to make code for: of a GPU its architecture, elsewhere the levels asked for.
-fn levels(target: &Target, options: &Options) -> Result<Vec<Processor>, Failure> {
-    if target.kind == TargetKind::Cpu {
-        return Ok(options.levels.clone());
+/// What to make code for: of GPUs their architectures, which are preferred, and with a processor the levels asked for.
+fn levels(targets: &[Target], options: &Options) -> Result<Vec<Processor>, Failure> {
+    let mut found = Vec::new();
+    for target in targets.iter().filter(|t| t.kind != TargetKind::Cpu) {
+        let level = Processor::GPUS.into_iter().find(|l| l.name == target.arch);
+        let Some(level) = level else {
+            let known = Processor::GPUS.map(|l| l.name).join(", ");
+            return Err(Failure::usage(format!(
+                "target `{}`: no code for {}, only for {known}",
+                target.name, target.arch
+            )));
+        };
+        if !cfg!(feature = "llvm") && !cfg!(feature = "llvm-static") {
+            let help = "build hadal with `--features llvm`";
+            return Err(
+                Failure::usage(format!("target `{}`: this build makes no code for GPUs", target.name)).help(help)
+            );
+        }
+        if !found.contains(&level) {
+            found.push(level);
+        }
     }
-    let level = Processor::GPUS.into_iter().find(|l| l.name == target.arch);
-    let Some(level) = level else {
-        let known = Processor::GPUS.map(|l| l.name).join(", ");
-        return Err(Failure::usage(format!("target `{}`: no code for {}, only for {known}", target.name, target.arch)));
-    };
-    if !cfg!(feature = "llvm") && !cfg!(feature = "llvm-static") {
-        let help = "build hadal with `--features llvm`";
-        return Err(Failure::usage(format!("target `{}`: this build makes no code for GPUs", target.name)).help(help));
+    if targets.iter().any(|t| t.kind == TargetKind::Cpu) {
+        found.extend(options.levels.iter().cloned());
     }
-    Ok(vec![level])
+    Ok(found)
+}
+
+/// The machines that `names` lists, the first of which the optimiser counts costs for.
+pub fn targets(names: &str) -> Result<Vec<Target>, Failure> {
+    names.split(',').map(target).collect()
 }
 
 /// The machine called `name`, or the first one of the architecture `name`, or what the file `name` describes.

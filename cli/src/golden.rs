@@ -177,7 +177,7 @@ fn load(input: &Input, options: &Options) -> Result<(Model, Arc<Program>), Failu
     let compiled = compile(input, &options.clone().here())?;
     let (_file, path) = compiled.in_memory(input)?;
     let program = match options.emulate {
-        true => Program::open_on(&path, Box::<Emulator>::default())?,
+        true => Program::open_on(&path, Arc::new(Emulator))?,
         false => Program::open(&path)?,
     };
     Ok((compiled.model, program))

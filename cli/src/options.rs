@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 /// What to compile for.
 #[derive(clap::Args, Clone, Debug)]
 pub struct CompileArgs {
-    /// The machine, or the architecture of a GPU. What is compiled for one runs on the emulator only, so far (`verify
-    /// --emulate`); otherwise GPUs are for costs (`inspect`, `predict`, `opt`).
-    #[arg(long, default_value = "cpu")]
+    /// The machine, or the architecture of a GPU, or several of them for one file: `sm_90a,cpu`. Costs are counted for
+    /// the first; what the machine at hand has is taken when the file starts, GPUs first.
+    #[arg(long, default_value = "cpu", value_name = "TARGET,…")]
     pub target: String,
     /// Most tokens a sequence can hold, as 4096 or 4k [default: the model's own limit, at most 4096].
     #[arg(long, value_name = "TOKENS", value_parser = units::context)]

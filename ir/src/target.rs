@@ -122,8 +122,10 @@ pub enum TargetError {
     Name(String),
 }
 
-const TEXTS: [&str; 5] = [
+const TEXTS: [&str; 7] = [
     include_str!("../targets/cpu.toml"),
+    include_str!("../targets/a100.toml"),
+    include_str!("../targets/l40s.toml"),
     include_str!("../targets/h100.toml"),
     include_str!("../targets/h200.toml"),
     include_str!("../targets/h800.toml"),
@@ -268,7 +270,7 @@ mod tests {
     #[test]
     fn every_description_parses_and_has_its_own_name() {
         let mut names: Vec<String> = Target::all().into_iter().map(|t| t.name).collect();
-        assert_eq!(names, ["cpu", "h100", "h200", "h800", "b200"]);
+        assert_eq!(names, ["cpu", "a100", "l40s", "h100", "h200", "h800", "b200"]);
         names.dedup();
         assert_eq!(names.len(), TEXTS.len());
     }

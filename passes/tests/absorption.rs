@@ -101,7 +101,7 @@ fn work_is_that_of_the_closed_form() {
 
 #[test]
 fn real_machines_absorb_in_decode_and_expand_in_long_chunks() {
-    for name in ["cpu", "h100", "h200", "h800", "b200"] {
+    for name in ["cpu", "a100", "l40s", "h100", "h200", "h800", "b200"] {
         let target = Target::by_name(name).unwrap();
         for form in FORMS {
             assert_eq!(absorbed(&chosen(form, 1, 4096, &target).0), (true, true), "{name}");

@@ -110,9 +110,6 @@ impl Batch {
     /// Memory for steps of `program`'s entry `decode`, to be run by `pool`.
     pub fn new(program: &Arc<Program>, pool: &Arc<Pool>) -> Result<Batch, Error> {
         let m = program.manifest();
-        if program.device().is_some() {
-            return Err(Error::BatchOnDevice);
-        }
         let no_entry =
             || Error::NoEntry { name: "decode".to_owned(), has: m.entries.iter().map(|e| e.name.clone()).collect() };
         let entry = m.entries.iter().position(|e| e.name == "decode").ok_or_else(no_entry)?;
@@ -140,7 +137,7 @@ impl Batch {
             entry,
             vocab,
             most,
-            scratch: ScratchRegion::new(m, pool)?,
+            scratch: ScratchRegion::new(&m.kernels, pool)?,
             together: vec![0; symbols.len()],
             tokens_at,
             numbers: Vec::new(),
@@ -200,14 +197,19 @@ impl Batch {
             self.members.iter().for_each(|j| self.numbers[*j] = Some(DONE));
             match self.members.len() {
                 1 => self.alone(sessions[i], tokens[i], &mut logits[i * vocab..][..vocab])?,
-                _ => self.together(version, sessions, tokens, logits),
+                _ => self.together(version, sessions, tokens, logits)?,
             }
         }
         Ok(())
     }
 
     /// The version to run for several sequences of which each alone would run the version `alone`.
+    ///
+    /// On devices there is none yet: recorded launches are those of one sequence.
     fn version(&self, alone: usize) -> Option<usize> {
+        if self.program.device().is_some() {
+            return None;
+        }
         let manifest = self.program.manifest();
         let versions = &manifest.entries[self.entry].versions;
         let held = |v: &Version| -> Option<SymbolRange> { v.symbols.iter().copied().find(|r| r.sym == Sym::P) };
@@ -227,7 +229,13 @@ impl Batch {
     }
 
     /// The sequences `members`, whose symbols are bound.
-    fn together(&mut self, version: usize, sessions: &mut [&mut Session], tokens: &[u32], logits: &mut [f32]) {
+    fn together(
+        &mut self,
+        version: usize,
+        sessions: &mut [&mut Session],
+        tokens: &[u32],
+        logits: &mut [f32],
+    ) -> Result<(), Error> {
         let Batch { members, vocab, entry, .. } = self;
         let (count, vocab, entry) = (members.len(), *vocab, *entry);
         self.tokens.clear();
@@ -252,7 +260,7 @@ impl Batch {
         self.rows.resize(count * states, std::ptr::null_mut());
         for (b, i) in members.iter().enumerate() {
             for s in &shared.states {
-                self.rows[b * states + s] = sessions[*i].rows(*s, 1);
+                self.rows[b * states + s] = sessions[*i].rows(*s, 1)?;
             }
         }
         let values = |b: usize| sessions[members[b]].values(entry);
@@ -307,6 +315,7 @@ impl Batch {
             }
         }
         members.iter().for_each(|i| sessions[*i].advance(entry, 1));
+        Ok(())
     }
 }
 

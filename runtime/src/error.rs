@@ -143,16 +143,16 @@ pub enum Error {
         /// The entry.
         entry: String,
     },
-    /// What runs the program takes one sequence at a time.
-    #[error("several sequences at a time run on processors only")]
-    BatchOnDevice,
-    /// A kernel did not run on the device that it is for.
-    #[error("kernel @{kernel}: {message}")]
-    Device {
-        /// The kernel.
-        kernel: String,
-        /// What the device says.
-        message: String,
+    /// What a device says that could not do what it was asked for.
+    #[error("{0}")]
+    Device(String),
+    /// A device that was asked for is not there, or cannot run any level of the program.
+    #[error("{device}: {reason}")]
+    NoDevice {
+        /// The device, as it was asked for.
+        device: String,
+        /// Why not.
+        reason: String,
     },
     /// A session that runs another program than its batch.
     #[error("sequence {number} of the batch is of another program")]

@@ -9,6 +9,8 @@
 //! | `program` | map a file, check the machine, find kernels and weights |
 //! | `pool` | persistent threads that share out the grid of each launch |
 //! | `device` | what runs kernels that are not for this processor |
+//! | `cuda` | NVIDIA's GPUs |
+//! | `choice` | which of a program's levels runs, and on what |
 //! | `topology` | cores and memory nodes, and how threads are shared out to them |
 //! | `session` | states, arena and scratch of one sequence; one call of an entry |
 //! | `batch` | one token for each of several sequences, in one step |
@@ -32,9 +34,11 @@
 //! ```
 
 mod batch;
+mod choice;
 #[cfg(feature = "cli")]
 pub mod cli;
 mod cpu;
+mod cuda;
 mod device;
 mod error;
 mod generate;
@@ -51,7 +55,8 @@ mod topology;
 mod watch;
 
 pub use batch::Batch;
-pub use device::{Argument, Device};
+pub use choice::DeviceChoice;
+pub use device::{Call, Device, Launch, Loaded, Recorded};
 pub use error::Error;
 pub use generate::{Generator, Stop};
 pub use hadal_artifact as artifact;

@@ -7,8 +7,9 @@
 //! the way keep damage and mistakes out, not malice.
 
 use crate::error::WeightsDiffer;
-use crate::{Device, Error, cpu};
-use hadal_artifact::{Artifact, ExternalFile, Manifest, Place, Target};
+use crate::region::Region;
+use crate::{Device, DeviceChoice, Error, Loaded, cpu};
+use hadal_artifact::{ALIGN, Artifact, ExternalFile, Manifest, Place, Target};
 use memmap2::{Mmap, MmapOptions};
 use std::fs::File;
 use std::io;
@@ -23,17 +24,22 @@ pub type KernelFn = unsafe extern "C" fn(args: *const *mut u8, symbols: *const i
 pub struct Program {
     manifest: Manifest,
     code: Code,
-    /// First byte of each weight; kept alive by `memory`.
+    /// First byte of each weight; kept alive by `memory`, or by `code` where a device has them.
     weights: Vec<*const u8>,
     memory: Memory,
+    /// Why a level that is preferred to this one is not run, where something about a device speaks against it.
+    passed_over: Option<String>,
 }
+
+/// Bytes of weights that go to a device at once: progress is told after each.
+const UPLOAD: usize = 32 << 20;
 
 /// What runs.
 enum Code {
     /// By this process's threads.
     Here(Vec<KernelFn>),
-    /// By something else, which takes each kernel's code from the file.
-    There(Box<dyn Device>),
+    /// By a device, which has the weights too.
+    There { device: Arc<dyn Device>, loaded: Arc<dyn Loaded>, _weights: Region },
 }
 
 /// What keeps code and weights alive.
@@ -56,25 +62,74 @@ unsafe impl Send for Program {}
 unsafe impl Sync for Program {}
 
 impl Program {
-    /// Loads the compiled file at `path`.
+    /// Loads the compiled file at `path` for this processor.
     pub fn open(path: &Path) -> Result<Arc<Program>, Error> {
-        Self::from_file(path, open(path)?)
+        Self::from_file(path, open(path)?, &DeviceChoice::Cpu, &mut |_, _| {})
     }
 
-    /// Loads the payload of the program that is running.
-    pub fn of_this_executable() -> Result<Arc<Program>, Error> {
+    /// Why the program that is running holds no compiled model, if it holds none.
+    pub fn why_bare() -> Option<Error> {
+        let path = Path::new("/proc/self/exe");
+        let file = File::open(path).and_then(|f| map(&f)).ok()?;
+        if hadal_artifact::is_compiled(&file) {
+            return None;
+        }
+        match hadal_artifact::parse(&file, &|_| false).err()? {
+            source @ hadal_artifact::Error::NoPayload { .. } => {
+                let path = std::env::current_exe().unwrap_or_else(|_| path.to_path_buf());
+                Some(Error::Artifact { path, source })
+            }
+            _ => None,
+        }
+    }
+
+    /// Loads the payload of the program that is running, for what was chosen; `progress` is told how many bytes of how
+    /// many a device has.
+    pub fn of_this_executable(
+        choice: &DeviceChoice,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Program>, Error> {
         let this = Path::new("/proc/self/exe");
         let path = std::env::current_exe().unwrap_or_else(|_| this.to_path_buf());
         // Opened by the link, which works even where the file was since renamed or replaced; named as people know it.
         let file = File::open(this).map_err(|source| Error::Io { path: path.clone(), source })?;
-        Self::from_file(&path, file)
+        Self::from_file(&path, file, choice, progress)
     }
 
-    /// Loads a compiled file that is open already (it need not have a name any more); `path` is what errors call it,
-    /// and what the paths of external weights are relative to.
-    pub fn from_file(path: &Path, opened: File) -> Result<Arc<Program>, Error> {
-        let at = |source| Error::Io { path: path.to_path_buf(), source };
-        let (manifest, mut mapped, weights) = Self::map_all(path, &opened, &cpu::runs)?;
+    /// Loads a compiled file that is open already (it need not have a name any more) for what was chosen; `path` is what
+    /// errors call it, and what the paths of external weights are relative to.
+    pub fn from_file(
+        path: &Path,
+        opened: File,
+        choice: &DeviceChoice,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Program>, Error> {
+        let candidate = choice.candidate();
+        let (manifest, mapped, weights) = Self::map_all(path, &opened, &|target| candidate.runs(target))?;
+        let device = candidate.device_for(&manifest.target)?;
+        let passed_over = candidate.passed_over();
+        match device {
+            Some(device) => Self::on_device(manifest, mapped, &weights, device, progress),
+            None => Self::on_processor(path, &opened, (manifest, mapped, weights), passed_over),
+        }
+    }
+
+    /// Loads the compiled file at `path` for a device, which takes the first of its levels that it can run.
+    pub fn open_on(path: &Path, device: Arc<dyn Device>) -> Result<Arc<Program>, Error> {
+        let (manifest, mapped, weights) = Self::map_all(path, &open(path)?, &|target| device.runs(target))?;
+        if !device.runs(&manifest.target) {
+            return Err(Error::Architecture { needed: manifest.target.arch, found: "another device" });
+        }
+        Self::on_device(manifest, mapped, &weights, device, &mut |_, _| {})
+    }
+
+    /// For the threads of this process.
+    fn on_processor(
+        path: &Path,
+        opened: &File,
+        (manifest, mut mapped, weights): (Manifest, Mapped, Vec<*const u8>),
+        passed_over: Option<String>,
+    ) -> Result<Arc<Program>, Error> {
         if manifest.target.arch != cpu::ARCH {
             return Err(Error::Architecture { needed: manifest.target.arch, found: cpu::ARCH });
         }
@@ -83,8 +138,9 @@ impl Program {
             return Err(Error::CpuFeatures { missing });
         }
 
+        let at = |source| Error::Io { path: path.to_path_buf(), source };
         let artifact = &mapped.artifact;
-        let code = if artifact.code.is_empty() { None } else { Some(map_code(&opened, artifact).map_err(at)?) };
+        let code = if artifact.code.is_empty() { None } else { Some(map_code(opened, artifact).map_err(at)?) };
         let start = code.as_ref().map_or(std::ptr::null(), |c| c.as_ptr());
         let kernels = manifest.kernels.iter().map(|k| {
             // SAFETY: `parse` checked that the kernel lies inside the code section, all of which is mapped executable,
@@ -93,17 +149,40 @@ impl Program {
         });
         let code_here = Code::Here(kernels.collect());
         mapped._code = code;
-        Ok(Arc::new(Program { manifest, code: code_here, weights, memory: Memory::Mapped(Box::new(mapped)) }))
+        let memory = Memory::Mapped(Box::new(mapped));
+        Ok(Arc::new(Program { manifest, code: code_here, weights, memory, passed_over }))
     }
 
-    /// Loads the compiled file at `path` for a device, which takes the first of its levels that it can run.
-    pub fn open_on(path: &Path, device: Box<dyn Device>) -> Result<Arc<Program>, Error> {
-        let (manifest, mapped, weights) = Self::map_all(path, &open(path)?, &|target| device.runs(target))?;
-        if !device.runs(&manifest.target) {
-            return Err(Error::Architecture { needed: manifest.target.arch, found: "another device" });
+    /// For a device, which gets the weights.
+    fn on_device(
+        manifest: Manifest,
+        mapped: Mapped,
+        weights: &[*const u8],
+        device: Arc<dyn Device>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Program>, Error> {
+        let section = &mapped.file[mapped.artifact.code.clone()];
+        let code = manifest.kernels.iter().map(|k| (k, &section[k.offset as usize..][..k.bytes as usize]));
+        let loaded = device.load(&code.collect::<Vec<_>>()).map_err(Error::Device)?;
+        let mut offsets = Vec::with_capacity(weights.len());
+        let mut total = 0u64;
+        for w in &manifest.weights {
+            offsets.push(total as usize);
+            total = total.saturating_add(w.bytes).checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX);
         }
+        let mut there = Region::on(Some(&device), "weights", total)?;
+        for ((w, start), offset) in manifest.weights.iter().zip(weights).zip(&offsets) {
+            // SAFETY: it was found inside of what is mapped.
+            let bytes = unsafe { std::slice::from_raw_parts(*start, w.bytes as usize) };
+            for (i, piece) in bytes.chunks(UPLOAD).enumerate() {
+                there.write(offset + i * UPLOAD, piece)?;
+                progress((offset + i * UPLOAD + piece.len()) as u64, total);
+            }
+        }
+        let weights = offsets.iter().map(|o| there.start().wrapping_add(*o).cast_const()).collect();
+        let code = Code::There { device, loaded, _weights: there };
         let memory = Memory::Mapped(Box::new(mapped));
-        Ok(Arc::new(Program { manifest, code: Code::There(device), weights, memory }))
+        Ok(Arc::new(Program { manifest, code, weights, memory, passed_over: None }))
     }
 
     /// A file with its weights, for what is usable.
@@ -162,8 +241,8 @@ impl Program {
         }
         let owned: Vec<Vec<u64>> = weights.iter().map(|b| copy(b)).collect();
         let weights = owned.iter().map(|w| w.as_ptr().cast()).collect();
-        let code = Code::Here(kernels);
-        Ok(Arc::new(Program { manifest, code, weights, memory: Memory::Owned { _weights: owned } }))
+        let (code, memory) = (Code::Here(kernels), Memory::Owned { _weights: owned });
+        Ok(Arc::new(Program { manifest, code, weights, memory, passed_over: None }))
     }
 
     /// The plan.
@@ -195,25 +274,31 @@ impl Program {
     }
 
     /// What runs it, where that is not this processor.
-    pub(crate) fn device(&self) -> Option<&dyn Device> {
+    pub fn device(&self) -> Option<&Arc<dyn Device>> {
         match &self.code {
             Code::Here(_) => None,
-            Code::There(device) => Some(&**device),
+            Code::There { device, .. } => Some(device),
         }
     }
 
-    /// A kernel's code in the file; empty where there is none.
-    pub(crate) fn code_of(&self, index: usize) -> &[u8] {
-        let Some(mapped) = self.mapped() else { return &[] };
-        let (kernel, section) = (&self.manifest.kernels[index], &mapped.file[mapped.artifact.code.clone()]);
-        &section[kernel.offset as usize..][..kernel.bytes as usize]
+    /// Why a level that the file prefers is not what runs, where a device is there that could not run it.
+    pub fn passed_over(&self) -> Option<&str> {
+        self.passed_over.as_deref()
+    }
+
+    /// The kernels on the device.
+    pub(crate) fn loaded(&self) -> Option<&dyn Loaded> {
+        match &self.code {
+            Code::Here(_) => None,
+            Code::There { loaded, .. } => Some(&**loaded),
+        }
     }
 
     /// A kernel to be called by threads of this process, where it is for them.
     pub(crate) fn kernel(&self, index: usize) -> KernelFn {
         match &self.code {
             Code::Here(kernels) => kernels[index],
-            Code::There(_) => elsewhere,
+            Code::There { .. } => elsewhere,
         }
     }
 

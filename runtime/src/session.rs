@@ -17,10 +17,12 @@ use crate::program::{KernelFn, Program};
 use crate::region::Region;
 use crate::states::{Mark, States};
 use crate::watch::Watch;
-use crate::{Argument, Error};
-use hadal_artifact::{Entry, Manifest, Port, Space, Version};
+use crate::{Call as DeviceCall, Device, Error, Launch as DeviceLaunch, Recorded};
+use hadal_artifact::{Entry, Kernel, Port, Space, Version};
 use hadal_types::{Definition, Definitions, Dim, Sym, TensorType};
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// A step whose buffers together have fewer bytes than this is not worth sharing: waking another core's attention
 /// takes about a microsecond, in which one core streams some tens of kilobytes.
@@ -34,6 +36,8 @@ pub struct Session {
     states: States,
     scratch: ScratchRegion,
     watch: Option<Box<Watch>>,
+    /// What the caller gives and gets, where the program runs on a device.
+    ports: Ports,
     /// Referred to by address in `calls`.
     arena: Region,
 }
@@ -57,6 +61,9 @@ struct Call {
 struct VersionCall {
     kernels: Vec<KernelCall>,
     launches: Vec<LaunchCall>,
+    /// Grid indices of each launch at most, and the launches where a device has them ready.
+    most: Vec<u64>,
+    recorded: Option<Box<dyn Recorded>>,
     /// Made anew for each call, in the same memory.
     steps: Vec<Step>,
     /// Arguments of all launches, one after the other; `steps` points into it.
@@ -152,9 +159,11 @@ impl Session {
         if let Some(s) = m.states.iter().find(|s| s.page_rows != s.rows) {
             return Err(Error::Paged { name: s.name.clone() });
         }
-        let states = States::new(&m.states)?;
-        let arena = Region::new("working space", m.arena_bytes)?;
-        let scratch = ScratchRegion::new(m, &pool)?;
+        let device = program.device();
+        let states = States::new(&m.states, device)?;
+        let arena = Region::on(device, "working space", m.arena_bytes)?;
+        // A device has scratch memory of its own.
+        let scratch = ScratchRegion::new(if device.is_some() { &[] } else { &m.kernels }, &pool)?;
 
         let place = |space: Space, offset: u64| match space {
             Space::Arena | Space::Own => arena.start().wrapping_add(offset as usize),
@@ -163,7 +172,7 @@ impl Session {
             Space::Input(_) | Space::Output(_) => std::ptr::null_mut(),
         };
         let calls = m.entries.iter().map(|e| Call::new(&program, e, &place)).collect();
-        Ok(Session { program, pool, calls, states, scratch, watch: None, arena })
+        Ok(Session { program, pool, calls, states, scratch, watch: None, ports: Ports::default(), arena })
     }
 
     /// The program.
@@ -204,13 +213,13 @@ impl Session {
     }
 
     /// What is held now, to come back to it with [`Session::rewind`].
-    pub fn mark(&self) -> Mark {
+    pub fn mark(&self) -> Result<Mark, Error> {
         self.states.mark()
     }
 
     /// Goes back to what was held at `mark`, which must be of this session and not of tokens that were truncated since.
-    pub fn rewind(&mut self, mark: &Mark) {
-        self.states.rewind(mark);
+    pub fn rewind(&mut self, mark: &Mark) -> Result<(), Error> {
+        self.states.rewind(mark)
     }
 
     /// As if `tokens` tokens had been run: states hold rows of small random numbers. For measuring what a call takes
@@ -221,8 +230,7 @@ impl Session {
         if tokens > max {
             return Err(Error::Context { held: 0, new: tokens, max });
         }
-        self.states.pretend(tokens, &manifest.states, &manifest.definitions);
-        Ok(())
+        self.states.pretend(tokens, &manifest.states, &manifest.definitions)
     }
 
     /// Bytes of the states, and of working memory.
@@ -231,7 +239,7 @@ impl Session {
     }
 
     /// The rows that state `index` holds, as bytes; of a window those it keeps.
-    pub fn state(&self, index: usize) -> &[u8] {
+    pub fn state(&self, index: usize) -> Result<Cow<'_, [u8]>, Error> {
         let definitions = &self.program.manifest().definitions;
         self.states.rows(index, definitions)
     }
@@ -263,28 +271,30 @@ impl Session {
         let given = outputs.iter_mut().map(|b| (b.as_mut_ptr(), b.len()));
         check_buffers(described, &described.outputs, &call.outputs, &call.values, given)?;
         let version = &mut call.versions[number];
-        for p in &version.patches {
-            let start = if p.output { outputs[p.port].as_mut_ptr() } else { inputs[p.port].as_ptr().cast_mut() };
-            version.args[p.arg] = start.wrapping_add(p.offset);
-        }
         for w in &version.windows {
-            let start = self.states.front(w.state, new_tokens as u64);
+            let start = self.states.front(w.state, new_tokens as u64)?;
             version.args[w.arg] = start.wrapping_add(w.offset);
         }
-        version.prepare(&call.values);
-        if self.program.device().is_some() {
+        if let Some(device) = self.program.device() {
+            self.ports.take(device, inputs, outputs)?;
+            version.patch(&|port| self.ports.inputs[port].start(), &|port| self.ports.outputs[port].start());
+            version.prepare(&call.values);
+            let clock = self.watch.as_mut().map(|w| w.start(version.launches.len()));
             // SAFETY: as below.
-            unsafe { version.launch(&self.program, &call.values) }?;
-            self.advance(entry, new_tokens);
-            return Ok(());
+            unsafe { version.run_on_device(&self.program, &call.values, clock) }?;
+            self.ports.give(outputs)?;
+        } else {
+            let result = |port: usize| outputs[port].as_ptr().cast_mut();
+            version.patch(&|port| inputs[port].as_ptr().cast_mut(), &result);
+            version.prepare(&call.values);
+            let scratch = self.scratch.place();
+            let clock = self.watch.as_mut().map(|w| w.start(version.steps.len()));
+            // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter
+            // at all values of the symbols for which `bind` gives this version, and none that is written is read-only.
+            // The buffers of the caller were checked above. Kernels keep to their description, which is what loading a
+            // program means to trust.
+            unsafe { self.pool.run(&version.steps, scratch, clock) };
         }
-        let scratch = self.scratch.place();
-        let clock = self.watch.as_mut().map(|w| w.start(version.steps.len()));
-        // SAFETY: the manifest was checked: every argument is a buffer at least as large as its kernel's parameter at
-        // all values of the symbols for which `bind` gives this version, and none that is written is read-only. The
-        // buffers of the caller were checked above. Kernels keep to their description, which is what loading a program
-        // means to trust.
-        unsafe { self.pool.run(&version.steps, scratch, clock) };
         if let Some(watch) = &mut self.watch {
             watch.add(entry, number);
         }
@@ -315,7 +325,7 @@ impl Session {
     }
 
     /// Where a state's rows are, with room behind them for `new_tokens` more.
-    pub(crate) fn rows(&mut self, state: usize, new_tokens: usize) -> *mut u8 {
+    pub(crate) fn rows(&mut self, state: usize, new_tokens: usize) -> Result<*mut u8, Error> {
         self.states.front(state, new_tokens as u64)
     }
 
@@ -340,10 +350,10 @@ pub(crate) struct ScratchRegion {
 }
 
 impl ScratchRegion {
-    /// As much as any kernel of the program wants.
-    pub fn new(manifest: &Manifest, pool: &Pool) -> Result<ScratchRegion, Error> {
+    /// As much as any of the kernels wants.
+    pub fn new(kernels: &[Kernel], pool: &Pool) -> Result<ScratchRegion, Error> {
         // A worker's scratch ends on a cache line of its own.
-        let stride = manifest.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0);
+        let stride = kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0);
         let stride = stride.checked_next_multiple_of(128).unwrap_or(u64::MAX);
         let region = Region::new("scratch", stride.saturating_mul(pool.threads() as u64))?;
         Ok(ScratchRegion { region, stride: stride as usize })
@@ -352,6 +362,43 @@ impl ScratchRegion {
     /// Where it is.
     pub fn place(&self) -> Scratch {
         Scratch { start: self.region.start(), stride: self.stride }
+    }
+}
+
+/// Memory of a device for what calls are given and give, which grows as it is asked for more.
+#[derive(Default)]
+struct Ports {
+    inputs: Vec<Region>,
+    outputs: Vec<Region>,
+}
+
+impl Ports {
+    /// Makes room for a call's buffers, and brings its inputs there.
+    fn take(&mut self, device: &Arc<dyn Device>, inputs: &[&[u8]], outputs: &[&mut [u8]]) -> Result<(), Error> {
+        let room = |regions: &mut Vec<Region>, i: usize, bytes: usize| -> Result<(), Error> {
+            if regions.len() <= i {
+                regions.push(Region::on(Some(device), "inputs and outputs", 0)?);
+            }
+            if regions[i].bytes < bytes {
+                // What was there goes first.
+                regions[i] = Region::on(Some(device), "inputs and outputs", 0)?;
+                regions[i] = Region::on(Some(device), "inputs and outputs", bytes as u64)?;
+            }
+            Ok(())
+        };
+        for (i, bytes) in outputs.iter().enumerate() {
+            room(&mut self.outputs, i, bytes.len())?;
+        }
+        for (i, bytes) in inputs.iter().enumerate() {
+            room(&mut self.inputs, i, bytes.len())?;
+            self.inputs[i].write(0, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the outputs back when all is done.
+    fn give(&self, outputs: &mut [&mut [u8]]) -> Result<(), Error> {
+        self.outputs.iter().zip(outputs).try_for_each(|(region, bytes)| region.read_into(bytes))
     }
 }
 
@@ -479,28 +526,62 @@ impl VersionCall {
             launches.push(LaunchCall { function, number: l.kernel as usize, kernel: number, first_arg, grid });
         }
         let steps = Vec::with_capacity(launches.len());
-        VersionCall { kernels, launches, steps, args, patches, windows, symbol_values: vec![0; symbol_count] }
+        let range = |sym| version.symbols.iter().find(|r| r.sym == sym).map(|r| (r.lo, r.hi));
+        let most = |l: &hadal_artifact::Launch| {
+            let extents = l.grid.iter().map(|d| d.upper(range).map_or(u64::MAX, |n| n.max(0) as u64));
+            extents.fold(1, u64::saturating_mul)
+        };
+        let most = version.launches.iter().map(most).collect();
+        VersionCall {
+            kernels,
+            launches,
+            most,
+            recorded: None,
+            steps,
+            args,
+            patches,
+            windows,
+            symbol_values: vec![0; symbol_count],
+        }
     }
 
-    /// Runs all launches on the program's device, one after the other.
+    /// Gives the arguments that are the caller's buffers their addresses.
+    fn patch(&mut self, input: &dyn Fn(usize) -> *mut u8, output: &dyn Fn(usize) -> *mut u8) {
+        for p in &self.patches {
+            let start = if p.output { output(p.port) } else { input(p.port) };
+            self.args[p.arg] = start.wrapping_add(p.offset);
+        }
+    }
+
+    /// Runs all launches on the program's device, one after the other, which the first call makes ready.
     ///
     /// # Safety
     ///
     /// Arguments are buffers at least as large as their kernels' parameters at these values of the entry's symbols.
-    unsafe fn launch(&self, program: &Program, values: &[i64]) -> Result<(), Error> {
-        let Some(device) = program.device() else { return Ok(()) };
-        for l in &self.launches {
-            let (described, kernel) = (&program.manifest().kernels[l.number], &self.kernels[l.kernel]);
-            let each = described.params.iter().zip(&kernel.params).zip(&self.args[l.first_arg..]);
-            let arguments: Vec<Argument> = each
-                .map(|((p, ty), start)| Argument { start: *start, bytes: ty.bytes(values) as usize, access: p.access })
+    unsafe fn run_on_device(
+        &mut self,
+        program: &Program,
+        values: &[i64],
+        clock: Option<&mut [Instant]>,
+    ) -> Result<(), Error> {
+        let Some(loaded) = program.loaded() else { return Ok(()) };
+        if self.recorded.is_none() {
+            let launches: Vec<DeviceLaunch> = std::iter::zip(&self.launches, &self.most)
+                .map(|(l, grid)| DeviceLaunch {
+                    kernel: l.number,
+                    arguments: l.first_arg,
+                    symbols: self.kernels[l.kernel].first_symbol,
+                    grid: *grid,
+                })
                 .collect();
-            let symbols = &self.symbol_values[kernel.first_symbol..][..kernel.symbols.len()];
-            // SAFETY: promised by the caller; nothing else runs.
-            let done = unsafe { device.launch(described, program.code_of(l.number), &arguments, symbols) };
-            done.map_err(|message| Error::Device { kernel: described.name.clone(), message })?;
+            self.recorded = Some(loaded.record(&launches).map_err(Error::Device)?);
         }
-        Ok(())
+        let Some(recorded) = &mut self.recorded else { return Ok(()) };
+        let (launches, kernels) = (&self.launches, &self.kernels);
+        let bytes = |launch: usize, arg: usize| kernels[launches[launch].kernel].params[arg].bytes(values) as usize;
+        let call = DeviceCall { arguments: &self.args, symbols: &self.symbol_values, bytes: &bytes, clock };
+        // SAFETY: promised by the caller; sessions run one call at a time.
+        unsafe { recorded.run(call) }.map_err(Error::Device)
     }
 
     /// Lists the steps for these values of the entry's symbols.

@@ -4,10 +4,12 @@
 //! last rows only: it slides through its memory, kernels get the address of its oldest row, and when the end comes
 //! near, its rows move back to the front. Some rows before it stay, so that a few tokens can be taken back.
 
-use crate::Error;
 use crate::region::Region;
+use crate::{Device, Error};
 use hadal_artifact::{ALIGN, State};
 use hadal_types::{Bindings, DType, Definitions, Dim, Sym};
+use std::borrow::Cow;
+use std::sync::Arc;
 
 /// Rows before a window that stay when it moves to the front: of the last tokens so many can always be taken back.
 pub const TAKE_BACK: u64 = 16;
@@ -51,8 +53,8 @@ pub struct Mark {
 }
 
 impl States {
-    /// Memory for states, all of it zero.
-    pub fn new(states: &[State]) -> Result<States, Error> {
+    /// Memory for states, all of it zero, of a device or of this process.
+    pub fn new(states: &[State], device: Option<&Arc<dyn Device>>) -> Result<States, Error> {
         let mut all = Vec::new();
         let mut total = 0u64;
         for s in states {
@@ -61,7 +63,7 @@ impl States {
             all.push(Held { name: s.name.clone(), tokens: 0, offset, row_bytes, rows: s.held.clone(), window });
             total = total.saturating_add(s.bytes).checked_next_multiple_of(ALIGN).unwrap_or(u64::MAX);
         }
-        Ok(States { all, memory: Region::new("states", total)? })
+        Ok(States { all, memory: Region::on(device, "states", total)? })
     }
 
     /// The first byte of a state.
@@ -80,17 +82,17 @@ impl States {
     }
 
     /// The oldest row of a window that has room for `new` rows behind it. Rows are moved to make that room.
-    pub fn front(&mut self, state: usize, new: u64) -> *mut u8 {
+    pub fn front(&mut self, state: usize, new: u64) -> Result<*mut u8, Error> {
         let Held { offset, row_bytes, window, .. } = &mut self.all[state];
-        let Some(w) = window else { return self.start(state) };
+        let Some(w) = window else { return Ok(self.start(state)) };
         if w.front + w.kept + new as usize > w.room {
             let before = w.front.min(TAKE_BACK as usize).min(w.room.saturating_sub(w.kept + new as usize));
             let (from, to) = (*offset + (w.front - before) * *row_bytes, *offset);
-            self.memory.as_mut_bytes().copy_within(from..from + (before + w.kept) * *row_bytes, to);
+            self.memory.move_down(from..from + (before + w.kept) * *row_bytes, to)?;
             w.front = before;
         }
         let first = *offset + w.front * *row_bytes;
-        self.memory.start().wrapping_add(first)
+        Ok(self.memory.start().wrapping_add(first))
     }
 
     /// Counts `new` tokens, whose rows a call has written.
@@ -124,7 +126,7 @@ impl States {
                 0 => {
                     w.front = 0;
                     let bytes = w.kept * s.row_bytes;
-                    self.memory.as_mut_bytes()[s.offset..s.offset + bytes].fill(0);
+                    self.memory.write(s.offset, &vec![0; bytes])?;
                 }
                 _ => w.front -= back as usize,
             }
@@ -133,24 +135,26 @@ impl States {
     }
 
     /// What is held now.
-    pub fn mark(&self) -> Mark {
-        let window = |s: &Held| s.kept().map_or(Vec::new(), |kept| self.memory.as_bytes()[kept].to_vec());
-        Mark { tokens: self.all.iter().map(|s| s.tokens).collect(), windows: self.all.iter().map(window).collect() }
+    pub fn mark(&self) -> Result<Mark, Error> {
+        let window = |s: &Held| s.kept().map_or(Ok(Vec::new()), |kept| Ok(self.memory.read(kept)?.into_owned()));
+        let windows = self.all.iter().map(window).collect::<Result<_, Error>>()?;
+        Ok(Mark { tokens: self.all.iter().map(|s| s.tokens).collect(), windows })
     }
 
     /// Goes back to what was held.
-    pub fn rewind(&mut self, mark: &Mark) {
+    pub fn rewind(&mut self, mark: &Mark) -> Result<(), Error> {
         for ((s, tokens), rows) in self.all.iter_mut().zip(&mark.tokens).zip(&mark.windows) {
             s.tokens = *tokens;
             if let Some(w) = &mut s.window {
                 w.front = 0;
-                self.memory.as_mut_bytes()[s.offset..s.offset + rows.len()].copy_from_slice(rows);
+                self.memory.write(s.offset, rows)?;
             }
         }
+        Ok(())
     }
 
     /// As if `tokens` tokens had been seen: rows of small random numbers.
-    pub fn pretend(&mut self, tokens: u64, formats: &[State], definitions: &Definitions) {
+    pub fn pretend(&mut self, tokens: u64, formats: &[State], definitions: &Definitions) -> Result<(), Error> {
         let mut rng = crate::Rng::new(tokens);
         for (i, state) in formats.iter().enumerate() {
             let held = &mut self.all[i];
@@ -159,8 +163,8 @@ impl States {
                 w.front = 0;
             }
             let first = held.offset;
-            let bytes = self.rows(i, definitions).len();
-            let into = &mut self.memory.as_mut_bytes()[first..first + bytes];
+            let mut rows = vec![0; self.held(i, definitions).len()];
+            let into = &mut rows[..];
             match state.dtype {
                 DType::F32 | DType::BF16 | DType::F16 => {
                     let size = into.len().min(state.dtype.bits() as usize / 8);
@@ -178,18 +182,24 @@ impl States {
                 // Codes without the largest ones, among which are those of no number.
                 _ => into.iter_mut().for_each(|b| *b = rng.next_u64() as u8 & 0xb7),
             }
+            self.memory.write(first, &rows)?;
         }
+        Ok(())
     }
 
     /// The rows that a state holds, as bytes.
-    pub fn rows(&self, state: usize, definitions: &Definitions) -> &[u8] {
+    pub fn rows(&self, state: usize, definitions: &Definitions) -> Result<Cow<'_, [u8]>, Error> {
+        self.memory.read(self.held(state, definitions))
+    }
+
+    /// Where these rows are.
+    fn held(&self, state: usize, definitions: &Definitions) -> std::ops::Range<usize> {
         let s = &self.all[state];
-        let kept = s.kept().unwrap_or_else(|| {
+        s.kept().unwrap_or_else(|| {
             let tokens = Bindings::from([(Sym::P, s.tokens as i64)]);
             let rows = s.rows.eval(&definitions.complete(&tokens)).unwrap_or(0).max(0) as usize;
             s.offset..s.offset + rows * s.row_bytes
-        });
-        &self.memory.as_bytes()[kept]
+        })
     }
 }
 
@@ -209,12 +219,13 @@ mod tests {
     fn window(kept: u64, room: u64) -> States {
         let held = Dim::from(kept as i64);
         let (name, dtype, row_shape) = ("w".to_owned(), DType::I32, vec![1]);
-        States::new(&[State { name, dtype, row_shape, held, rows: room, page_rows: room, bytes: 4 * room }]).unwrap()
+        States::new(&[State { name, dtype, row_shape, held, rows: room, page_rows: room, bytes: 4 * room }], None)
+            .unwrap()
     }
 
     /// Writes the numbers of `new` tokens, as a kernel would.
     fn call(s: &mut States, new: u64) {
-        let start = s.front(0, new).cast::<i32>();
+        let start = s.front(0, new).unwrap().cast::<i32>();
         let kept = s.all[0].window.as_ref().unwrap().kept;
         for i in 0..new {
             // SAFETY: `front` has made room for as many rows behind those kept.
@@ -224,7 +235,11 @@ mod tests {
     }
 
     fn rows(s: &States) -> Vec<i32> {
-        s.rows(0, &Definitions::new()).chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap())).collect()
+        s.rows(0, &Definitions::new())
+            .unwrap()
+            .chunks_exact(4)
+            .map(|b| i32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 
     fn last(tokens: i32, kept: i32) -> Vec<i32> {
@@ -250,11 +265,11 @@ mod tests {
             call(&mut s, 3);
             let tokens = s.tokens(0);
             for back in (1..=tokens.min(TAKE_BACK)).rev() {
-                let mark = s.mark();
+                let mark = s.mark().unwrap();
                 s.truncate(0..1, tokens - back).unwrap();
                 assert_eq!(rows(&s), last((tokens - back) as i32, 5));
                 call(&mut s, 4.min(back));
-                s.rewind(&mark);
+                s.rewind(&mark).unwrap();
                 assert_eq!((s.tokens(0), rows(&s)), (tokens, last(tokens as i32, 5)));
                 // A mark does not know what was before, so that it is written again.
                 s.truncate(0..1, 0).unwrap();

@@ -25,7 +25,7 @@ fn chunks_single_steps_and_all_rows_agree() {
     for (i, token) in TOKENS.iter().enumerate() {
         assert_eq!(call(&mut single, "decode", &[*token], 1).unwrap(), all[i * VOCAB..][..VOCAB], "row {i}");
     }
-    assert_eq!(single.state(0), bytemuck::cast_slice::<i32, u8>(&TOKENS));
+    assert_eq!(*single.state(0).unwrap(), *bytemuck::cast_slice::<i32, u8>(&TOKENS));
 }
 
 #[test]

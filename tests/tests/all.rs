@@ -7,6 +7,7 @@ mod bad_input;
 mod batch;
 mod cache;
 mod compiled_file;
+mod cuda;
 mod determinism;
 mod docs;
 mod explain_report;

@@ -42,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("xtask", &[]),
     ("ptx-emulator", &[]),
+    ("cuda-emulator", &["ptx-emulator"]),
 ];
 
 /// Foreign crates (by the beginning of their name) that only one crate of ours may know.

@@ -273,10 +273,10 @@ fn tokens_taken_back_were_never_there() {
         at += len;
         close(&out, &expected(&module, &tokens[..at]), &format!("at {at}"));
     }
-    let mark = s.mark();
+    let mark = s.mark().expect("it can be read");
     run(&mut s, &tokens[..16]);
     run(&mut s, &tokens[..16]);
-    s.rewind(&mark);
+    s.rewind(&mark).expect("it can be written");
     let out = run(&mut s, &tokens[..7]);
     close(&out, &expected(&module, &[&tokens[..], &tokens[..7]].concat()), "after a mark");
     let refused = s.truncate(3).expect_err("the windows are gone").to_string();

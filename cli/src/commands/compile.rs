@@ -10,7 +10,6 @@ use crate::units;
 use hadal_artifact::blob;
 use hadal_ir::panels;
 use hadal_ir::plan::Fold;
-use hadal_ir::target::TargetKind;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use std::time::Instant;
 /// Compile a checkpoint into one executable file.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  hadal compile DeepSeek-R1-Distill-Qwen-1.5B -o r1\n  ./r1 generate --chat \
-    \"Why is the sky blue?\"\n  hadal compile config.json --plan-only --emit plan=dumps")]
+    \"Why is the sky blue?\"\n  hadal compile DeepSeek-V2-Lite --target sm_90a,cpu -o lite\n  hadal compile config.json --plan-only --emit plan=dumps")]
 pub struct Args {
     /// A checkpoint folder, or with --plan-only a bare config.json.
     path: PathBuf,
@@ -73,14 +72,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         return Err(Failure::failed(format!("{}: there is no folder {}", output.display(), folder.display())));
     }
     let mut options = args.compile.options();
+    driver::targets(&options.target)?;
     options.external_weights = args.weights == Weights::External;
     if let Some(file) = &args.runner {
         options.runner = Runner::open(file)?;
-    }
-    if !args.plan_only && driver::target(&options.target)?.kind != TargetKind::Cpu {
-        let help = "`hadal verify --emulate` runs its code, --plan-only plans it";
-        let message = format!("--target {}: nothing runs files for GPUs yet", options.target);
-        return Err(Failure::usage(message).help(help));
     }
     if !args.plan_only {
         options.runner.for_levels(options.levels.iter())?;

@@ -64,6 +64,16 @@ pub struct Target {
     pub features: Vec<String>,
 }
 
+/// [`Target::arch`] of code for GPUs, as Rust spells it.
+pub const GPU: &str = "nvptx64";
+
+impl Target {
+    /// Whether the code is for a GPU. Its features then are the architecture and the version of PTX: `sm_90a`, `ptx84`.
+    pub fn is_gpu(&self) -> bool {
+        self.arch == GPU
+    }
+}
+
 /// The model, as far as generation and people need to know.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Model {

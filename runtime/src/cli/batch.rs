@@ -41,7 +41,7 @@ pub(super) fn run(program: &Arc<Program>, pool: &Arc<Pool>, plan: &Plan, json: b
         let first =
             generator.logits().iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i as u32);
         let session = generator.into_session();
-        let mark = session.mark();
+        let mark = session.mark()?;
         Ok(Row { session, mark, first })
     };
     let mut rows = (0..most).map(row).collect::<Result<Vec<Row>, Error>>()?;
@@ -53,7 +53,7 @@ pub(super) fn run(program: &Arc<Program>, pool: &Arc<Pool>, plan: &Plan, json: b
         for (size, best) in plan.sizes.iter().zip(&mut best) {
             let (mut members, mut tokens) = (Vec::new(), Vec::new());
             for r in &mut rows[..*size] {
-                r.session.rewind(&r.mark);
+                r.session.rewind(&r.mark)?;
                 tokens.push(r.first);
                 members.push(&mut r.session);
             }

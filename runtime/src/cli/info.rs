@@ -75,6 +75,7 @@ fn facts(program: &Program, args: &InfoArgs) -> Value {
             "states": m.states.iter().map(|s| s.bytes).sum::<u64>(),
             "states_per_token": m.state_bytes_per_token(),
         },
+        "device": program.device().map(|d| d.name()),
         "weights": m.weights.len(),
         "external_files": m.files.iter().map(|f| &f.path).collect::<Vec<_>>(),
         "states": m.states.iter().map(|s| json!({
@@ -115,6 +116,7 @@ fn text(m: &Manifest, facts: &Value, args: &InfoArgs, out: &mut dyn Write) -> st
         let what = if i == 0 { "for" } else { "also for" };
         line(what, format!("{} with {}", target.arch, target.features.join(", ")))?;
     }
+    line("runs on", facts["device"].as_str().unwrap_or("this processor").to_owned())?;
     line("file", format!("{}, of which code {}", bytes("file"), bytes("code")))?;
     let verified = if args.verify { " (verified)" } else { "" };
     line(

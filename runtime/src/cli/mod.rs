@@ -17,7 +17,7 @@ pub use info::InfoArgs;
 pub use logits::LogitsArgs;
 pub use perplexity::PerplexityArgs;
 
-use crate::{Error, Program};
+use crate::{DeviceChoice, Error, Program};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::fmt;
 use std::io;
@@ -37,6 +37,7 @@ use std::time::Instant;
   ./model perplexity book.txt
   ./model bench --prompt-len 128 -n 64 --json
   ./model info --verify
+  ./model generate --device cpu --prompt 'Once upon a time'
 
 Exit status: 0 success, 1 failure while running, 2 wrong usage, 3 this file, its weights file or a file given cannot
 be used.",
@@ -46,6 +47,10 @@ be used.",
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// What runs it: `auto` for the first that this file holds code for and that is there, `cpu`, `cuda`, or a GPU by
+    /// its number as `cuda:1`
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
 }
 
 /// What to do with a compiled model.
@@ -135,19 +140,49 @@ impl From<crate::text::TextError> for Failure {
 /// The program of a compiled file: runs the command on its command line.
 pub fn main() -> ExitCode {
     let started = Instant::now();
-    let program = Program::of_this_executable();
-    if let Err(Error::Artifact { source: hadal_artifact::Error::NoPayload { .. }, .. }) = &program {
+    if let Some(refused) = Program::why_bare() {
         // Arguments mean nothing without a model, except those about the program itself.
         let asked = std::env::args().nth(1).is_some_and(|a| ["--help", "-h", "--version", "-V"].contains(&a.as_str()));
         if !asked {
-            eprintln!("{}\n\n{BARE}", program.err().map_or_else(String::new, |e| e.to_string()));
+            eprintln!("{refused}\n\n{BARE}");
             return ExitCode::from(3);
         }
         let _ = Cli::parse();
         return ExitCode::SUCCESS;
     }
-    let command = Cli::parse().command;
+    let Cli { command, device } = Cli::parse();
+    let program = Program::of_this_executable(&device, &mut Loading::new().progress());
+    if let Ok(Some(why)) = program.as_ref().map(|p| p.passed_over()) {
+        eprintln!("note: running on the processor: {why}");
+    }
     report(program.map_err(Failure::File).and_then(|p| execute(p, command, started)))
+}
+
+/// Says on a terminal how much of the weights a device has, where that takes long.
+struct Loading {
+    started: Instant,
+    said: u64,
+}
+
+impl Loading {
+    fn new() -> Loading {
+        Loading { started: Instant::now(), said: 0 }
+    }
+
+    fn progress(mut self) -> impl FnMut(u64, u64) {
+        use std::io::IsTerminal;
+        let shown = io::stderr().is_terminal();
+        move |done, all| {
+            let percent = 100 * done / all.max(1);
+            let due = percent > self.said && self.started.elapsed().as_millis() > 500;
+            if shown && (due || done == all && self.said > 0) {
+                self.said = percent;
+                let (done, all) = (done as f64 / 1e9, all as f64 / 1e9);
+                let end = if percent == 100 { "\n" } else { "" };
+                eprint!("\rweights: {percent:3} %, {done:.1} of {all:.1} GB{end}");
+            }
+        }
+    }
 }
 
 const BARE: &str = "This is hadal's runner, the part of a compiled file that maps and runs the rest. \

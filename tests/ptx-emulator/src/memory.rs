@@ -81,6 +81,17 @@ impl Memory {
         base
     }
 
+    /// Gives an allocation back: no address in it is good any more.
+    ///
+    /// # Panics
+    ///
+    /// If none begins there.
+    pub fn free(&mut self, address: u64) {
+        let index = self.allocations.binary_search_by_key(&address, |a| a.base).expect("where an allocation begins");
+        self.allocations.remove(index);
+        self.last = 0;
+    }
+
     fn add(&mut self, allocation: Allocation) {
         let at = self.allocations.partition_point(|a| a.base < allocation.base);
         self.allocations.insert(at, allocation);
