@@ -15,11 +15,13 @@ use hadal_ir::module::FuncKind;
 use hadal_ir::plan::{Place, Plan, Program};
 use hadal_ir::storage::Storage;
 use hadal_ir::target::{Target, TargetKind};
-use hadal_ir::{Bindings, DType, Func, Module, Sym, Tensor, TensorType};
+use hadal_ir::{Bindings, DType, Func, Inst, InstKind, Module, Op, Sym, Tensor, TensorType, ValueId};
 use hadal_models::checkpoint::{Checkpoint, Quantize, TensorRef, check};
 use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
 use hadal_passes::{Fused, PassReport};
+use hadal_runtime::DeviceChoice;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -59,6 +61,8 @@ pub struct Options {
     pub tuning: Option<Tuning>,
     /// Whether verification runs a GPU's code on the emulator.
     pub emulate: bool,
+    /// What runs programs that are compiled to be run at once.
+    pub device: DeviceChoice,
     /// The program that the file begins with.
     pub runner: Runner,
     /// Where machine code of kernels is kept that were compiled before; `None` to make all of it. Assembler text is
@@ -100,6 +104,7 @@ impl Default for Options {
             levels: levels_like_here(),
             tuning: None,
             emulate: false,
+            device: DeviceChoice::default(),
             runner: Runner::default(),
             cache: Cache::of_user(),
         }
@@ -402,7 +407,7 @@ fn manifest(
         Place::Weight(i) => weight(&program.weights[i], input.checkpoint.as_ref(), options, &mut files),
         _ => unreachable!("only constants are stored"),
     });
-    let weights = weights.collect::<Result<Vec<_>, _>>()?;
+    let mut weights = weights.collect::<Result<Vec<_>, _>>()?;
     let states = program.states.iter().map(|s| {
         let row_shape: Vec<u64> = s.row.shape.iter().map(|d| d.as_const().unwrap_or(0) as u64).collect();
         let row_bytes = s.row.dtype.bytes(row_shape.iter().product());
@@ -425,7 +430,10 @@ fn manifest(
         next = rest;
         level(l, own, (optimised, program, stored))
     });
-    let mut levels = levels.collect::<Result<Vec<_>, _>>()?.into_iter();
+    let levels = levels.collect::<Result<Vec<artifact::Level>, _>>()?;
+    let whole = read_whole(program, &levels);
+    weights.iter_mut().enumerate().for_each(|(i, w)| w.by_rows = !whole.contains(&(i as u32)));
+    let mut levels = levels.into_iter();
     let first = levels.next().ok_or_else(|| Failure::usage("no level of processors to make code for"))?;
     let stop = if input.stop.is_empty() {
         model.eos.iter().filter_map(|t| u32::try_from(*t).ok()).collect()
@@ -457,6 +465,36 @@ fn manifest(
     };
     manifest.place_embedded_weights();
     Ok(manifest)
+}
+
+/// The weights that some launch does not only gather rows of.
+fn read_whole(program: &Program, levels: &[artifact::Level]) -> BTreeSet<u32> {
+    let mut whole = BTreeSet::new();
+    for level in levels {
+        for launch in level.entries.iter().flat_map(|e| &e.versions).flat_map(|v| &v.launches) {
+            let func = program.module.func(&level.kernels[launch.kernel as usize].name);
+            let gathers = |number| func.is_some_and(|f| f.params.get(number).is_some_and(|p| gathers_rows(f, *p)));
+            let read = launch.args.iter().enumerate().filter_map(|(number, arg)| match arg.space {
+                artifact::Space::Weight(i) if !gathers(number) => Some(i),
+                _ => None,
+            });
+            whole.extend(read);
+        }
+    }
+    whole
+}
+
+/// Whether all that a function does with a value is to gather rows of it.
+fn gathers_rows(func: &Func, value: ValueId) -> bool {
+    let used = func.insts.iter().filter(|inst| inst.args.contains(&value));
+    let gathers = |inst: &Inst| match &inst.kind {
+        InstKind::Op(Op::Gather(_)) => inst.args[0] == value,
+        InstKind::Op(op) if op.is_view() || matches!(op, Op::Cast(_) | Op::Dequantize(_)) => {
+            gathers_rows(func, inst.results[0])
+        }
+        _ => false,
+    };
+    func.results.iter().all(|(_, v)| *v != value) && used.into_iter().all(gathers)
 }
 
 /// What the compiled file says of one level, whose kernels lie at `offsets`.
@@ -532,7 +570,14 @@ fn kernel_origins(program: &Program) -> std::collections::BTreeMap<&str, String>
 fn embedded(name: String, ty: &TensorType) -> artifact::Weight {
     let shape: Vec<u64> = ty.shape.iter().map(|d| d.as_const().unwrap_or(0).max(0) as u64).collect();
     let bytes = ty.dtype.bytes(shape.iter().product());
-    artifact::Weight { name, dtype: ty.dtype, shape, bytes, place: artifact::Place::Embedded { offset: 0 } }
+    artifact::Weight {
+        name,
+        dtype: ty.dtype,
+        shape,
+        bytes,
+        place: artifact::Place::Embedded { offset: 0 },
+        by_rows: false,
+    }
 }
 
 /// A tensor of the checkpoint that may stay where it lies: the weight's very bytes.

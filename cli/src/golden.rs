@@ -178,7 +178,7 @@ fn load(input: &Input, options: &Options) -> Result<(Model, Arc<Program>), Failu
     let (_file, path) = compiled.in_memory(input)?;
     let program = match options.emulate {
         true => Program::open_on(&path, Arc::new(Emulator))?,
-        false => Program::open(&path)?,
+        false => Program::open_for(&path, &options.device, &mut |_, _| {})?,
     };
     Ok((compiled.model, program))
 }

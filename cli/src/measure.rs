@@ -4,6 +4,7 @@ use crate::driver::Compiled;
 use crate::failure::Failure;
 use crate::probe::{Probe, Reader, Sample};
 use crate::roofline::{Call, Step};
+use hadal_ir::target::Target;
 use hadal_ir::{Bindings, Sym};
 use hadal_runtime::{Pool, Program, Rng, Session, Watch, Watched};
 use std::collections::BTreeMap;
@@ -61,7 +62,33 @@ pub struct Limits<'a> {
     /// The program.
     pub compiled: &'a Compiled,
     /// The machine.
-    pub machine: &'a Probe,
+    pub rates: Rates<'a>,
+}
+
+/// What a machine can do.
+#[derive(Clone, Copy, Debug)]
+pub enum Rates<'a> {
+    /// As it was measured; what memory gives is measured again between calls.
+    Measured(&'a Probe),
+    /// As it is described: a GPU.
+    Described(&'a Target),
+}
+
+impl Rates<'_> {
+    /// All of them.
+    pub fn target(&self) -> Target {
+        match self {
+            Rates::Measured(probe) => probe.target("here"),
+            Rates::Described(target) => (*target).clone(),
+        }
+    }
+
+    fn reader(&self, bytes: f64) -> Result<Option<Reader>, Failure> {
+        match self {
+            Rates::Measured(probe) => Reader::beside(probe, bytes),
+            Rates::Described(_) => Ok(None),
+        }
+    }
 }
 
 impl Limits<'_> {
@@ -77,7 +104,7 @@ impl Limits<'_> {
         let call = Bindings::from([(Sym::T, tokens as i64), (Sym::P, (context - tokens) as i64)]);
         let bindings = program.module.complete(&call);
         let plan = program.plan_for(entry, &bindings).ok_or_else(|| Failure::internal("no plan for", entry))?;
-        let mut target = self.machine.target("here");
+        let mut target = self.rates.target();
         target.bandwidth = bandwidth.unwrap_or(target.bandwidth);
         let steps = Call { program, plan, target: &target, bindings: &bindings, batch: 1 }.launches();
         Ok(plan.launches.iter().map(|l| l.kernel.as_str()).zip(steps).collect())
@@ -141,7 +168,7 @@ impl Meter {
         let limit = |bandwidth| -> Result<Step, Failure> {
             Ok(limits.launches(name, sizes, bandwidth)?.into_iter().map(|(_, step)| step).sum())
         };
-        let reader = Reader::beside(limits.machine, limit(None)?.bytes())?;
+        let reader = limits.rates.reader(limit(None)?.bytes())?;
         // Seconds of a call, and the bandwidth that memory had between them.
         let once = |session: &mut Session| -> Result<(f64, Option<f64>), Failure> {
             session.pretend((context - tokens) as u64)?;
@@ -246,7 +273,7 @@ mod tests {
             all_cache_bytes: 1 << 30,
             memory_bytes: 1 << 34,
         };
-        let limits = Limits { compiled: &compiled, machine: &machine };
+        let limits = Limits { compiled: &compiled, rates: Rates::Measured(&machine) };
         let meter = Meter::open(&path, 2, 1).unwrap();
         assert!(meter.decode(32, 1, &limits).unwrap().kernels.is_empty());
         let meter = meter.by_kernel(true);

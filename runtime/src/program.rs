@@ -34,6 +34,9 @@ pub struct Program {
 /// Bytes of weights that go to a device at once: progress is told after each.
 const UPLOAD: usize = 32 << 20;
 
+/// Bytes that are mapped ahead at once.
+const AHEAD: usize = 16 << 20;
+
 /// What runs.
 enum Code {
     /// By this process's threads.
@@ -64,7 +67,16 @@ unsafe impl Sync for Program {}
 impl Program {
     /// Loads the compiled file at `path` for this processor.
     pub fn open(path: &Path) -> Result<Arc<Program>, Error> {
-        Self::from_file(path, open(path)?, &DeviceChoice::Cpu, &mut |_, _| {})
+        Self::open_for(path, &DeviceChoice::Cpu, &mut |_, _| {})
+    }
+
+    /// The same for what was chosen; `progress` is told how many bytes of how many a device has.
+    pub fn open_for(
+        path: &Path,
+        choice: &DeviceChoice,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Arc<Program>, Error> {
+        Self::from_file(path, open(path)?, choice, progress)
     }
 
     /// Why the program that is running holds no compiled model, if it holds none.
@@ -150,7 +162,38 @@ impl Program {
         let code_here = Code::Here(kernels.collect());
         mapped._code = code;
         let memory = Memory::Mapped(Box::new(mapped));
-        Ok(Arc::new(Program { manifest, code: code_here, weights, memory, passed_over }))
+        let program = Arc::new(Program { manifest, code: code_here, weights, memory, passed_over });
+        Self::map_ahead(&program);
+        Ok(program)
+    }
+
+    /// Has the system map the weights before somebody waits for them page by page, which takes a first prompt a third
+    /// longer. Weights that memory hardly holds are left to come as they are needed.
+    fn map_ahead(program: &Arc<Program>) {
+        let bytes = program.mapped().map_or(0, |m| m.artifact.weights.len() as u64);
+        if bytes == 0 || bytes > memory_bytes() / 2 {
+            return;
+        }
+        let program = program.clone();
+        let _ = std::thread::Builder::new().name("hadal-pages".to_owned()).spawn(move || {
+            let Some(mapped) = program.mapped() else { return };
+            let all = mapped.artifact.weights.clone();
+            let read = program.manifest.weights.iter().filter(|w| !w.by_rows).filter_map(|w| match w.place {
+                Place::Embedded { offset } => {
+                    Some(all.start + offset as usize..all.start + (offset + w.bytes) as usize)
+                }
+                Place::External { .. } => None,
+            });
+            let pieces =
+                read.flat_map(|r| r.clone().step_by(AHEAD).map(move |first| (first, AHEAD.min(r.end - first))));
+            for (first, length) in pieces {
+                if Arc::strong_count(&program) == 1
+                    || mapped.file.advise_range(memmap2::Advice::PopulateRead, first, length).is_err()
+                {
+                    return;
+                }
+            }
+        });
     }
 
     /// For a device, which gets the weights.
@@ -310,6 +353,18 @@ impl Program {
 /// Stands for the kernels of programs that run elsewhere, whose steps are not given to threads.
 unsafe extern "C" fn elsewhere(_: *const *mut u8, _: *const i64, _: i64, _: i64, _: *mut u8) {
     unreachable!("a kernel for another device");
+}
+
+/// Bytes of this machine's memory.
+#[cfg(target_os = "linux")]
+fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn memory_bytes() -> u64 {
+    0
 }
 
 fn open(path: &Path) -> Result<File, Error> {

@@ -133,6 +133,7 @@ fn manifest() -> Manifest {
             shape: vec![VOCAB as u64; 2],
             bytes: (VOCAB * VOCAB) as u64,
             place: Place::Embedded { offset: 0 },
+            by_rows: false,
         }],
         files: vec![],
         definitions: Default::default(),

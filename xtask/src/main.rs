@@ -4,6 +4,7 @@
 //! step that fails can be run by hand.
 
 mod bless;
+mod gpu;
 mod runner;
 mod setup;
 
@@ -53,6 +54,16 @@ enum Task {
         /// As Rust calls it: `aarch64`, `x86_64`.
         arch: String,
     },
+    /// Put all that a bare machine with a GPU needs into a folder: the compiler, fixtures, and a script that checks and
+    /// measures; or write docs/perf/gpu.md of what the script found.
+    Gpu {
+        /// The folder to write.
+        #[arg(long, default_value = "target/gpu")]
+        out: PathBuf,
+        /// A folder of results: write the page.
+        #[arg(long, value_name = "FOLDER")]
+        report: Option<PathBuf>,
+    },
     /// Measure decode and prefill speed of the demo model and of a random 1.5B checkpoint; see docs/perf/.
     Bench {
         /// Leave out the 1.5B checkpoint (3.5 GB on disk).
@@ -69,6 +80,8 @@ fn main() -> ExitCode {
         Task::Bless { pages: true } => bless::pages(),
         Task::Bless { pages: false } => bless::run(),
         Task::Runner { arch } => runner::build(&arch, false).map(|path| println!("{}", path.display())),
+        Task::Gpu { report: Some(results), .. } => gpu::report(&results),
+        Task::Gpu { report: None, out } => gpu::pack(&out),
         Task::Bench { demo_only } => bench(demo_only),
     };
     match result {
@@ -120,7 +133,7 @@ fn test(without_llvm: bool, seed: u64, nightly: bool) -> Result {
         let wide = ["test", "--workspace", "--features", "llvm", "--no-fail-fast"];
         let kernels =
             ["--lib", "--test", "cranelift", "--test", "llvm", "--test", "ptx", "--test", "loops", "--test", "math"];
-        let models = ["--test", "all", "--", "golden::", "splits::", "arm::", "gpu::"];
+        let models = ["--test", "all", "--", "golden::", "splits::", "arm::", "gpu::", "cuda::"];
         let runner = runner::build("aarch64", true)?.display().to_string();
         let environment = [&environment[..], &[("HADAL_ARM_RUNNER", runner.as_str())]].concat();
         step("tests of code by LLVM", "cargo", &[&wide[..], &kernels].concat(), &environment)?;

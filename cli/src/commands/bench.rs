@@ -1,19 +1,18 @@
 //! `hadal bench`: what a compiled model takes, beside what the machine's limits, measured in the same run, would allow.
 
 use crate::commands::compile::write;
-use crate::driver::{Compiled, Options, compile};
+use crate::driver::{Compiled, Options, compile, target};
 use crate::failure::{Failure, read_text};
 use crate::input::Input;
-use crate::measure::{KernelRun, Limits, Measured, Meter};
+use crate::measure::{KernelRun, Limits, Measured, Meter, Rates};
 use crate::options::{AdapterArgs, CompileArgs};
-use crate::probe::{Probe, probe, processor};
+use crate::probe::{probe, processor};
 use crate::random_checkpoint::write_for;
 use crate::roofline::Step;
 use crate::units::{self, bytes, count, percent, seconds};
-use hadal_ir::target::Target;
-use hadal_models::Model;
+use hadal_ir::target::{Target, TargetKind};
 use hadal_models::stats::stats;
-use hadal_runtime::Program;
+use hadal_runtime::{DeviceChoice, Program};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -57,6 +56,9 @@ pub struct Args {
     /// Numbers of threads [default: 1 and one for each core].
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Vec<u32>,
+    /// What runs it: with `--target sm_90a` the first GPU, or the one of a number as `cuda:1`.
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    device: DeviceChoice,
     /// Also show where the time of one more run goes, by kernel, beside the limit of its launches.
     #[arg(long)]
     kernels: bool,
@@ -135,17 +137,16 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let before = args.against.as_deref().map(read_report).transpose()?;
     let mut input = match &args.path {
-        Some(path) => args.adapter.open(path)?,
+        Some(path) => Input::open(path)?,
         None => Input::demo()?,
     };
     let random = match &args.path {
-        Some(path) if input.checkpoint.is_none() => {
-            let dir = random_weights(path, args.layers)?;
-            input = Input { name: input.name, ..args.adapter.open(dir.path())? };
-            Some(dir)
-        }
+        Some(path) if input.checkpoint.is_none() => Some(random_weights(path, args.layers)?),
         _ => None,
     };
+    if let Some(path) = random.as_ref().map(tempfile::TempDir::path).or(args.path.as_deref()) {
+        input = Input { name: input.name, ..args.adapter.open(path)? };
+    }
     if let (Some(n), None) = (args.layers, &random) {
         return Err(Failure::usage(format!("--layers {n}: only for a bare configuration")));
     }
@@ -153,9 +154,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let options = args.compile.options().here();
     let compiled = compile(&input, &options)?;
     args.compile.note(&compiled.model);
-    let subject = subject(&input.name, &compiled.model, &options);
+    let program = as_a_file(&compiled, &input, &args.device)?;
+    let subject = subject(&input.name, &compiled, &program, &options);
     before.as_ref().map_or(Ok(()), |report| same_subject(report, &subject))?;
-    let program = as_a_file(&compiled, &input)?;
     drop(random);
     let (model, level) = (&program.manifest().model, compiled.levels.first().map_or("", |l| l.cpu.name));
     eprintln!("{} compiled for {level} in {}", model.name, seconds(begun.elapsed().as_secs_f64()));
@@ -172,45 +173,57 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let cores = hadal_runtime::Topology::here().cores();
     let mut threads: Vec<usize> = args.threads.iter().map(|n| *n as usize).collect();
-    if threads.is_empty() {
+    if program.device().is_some() {
+        threads = vec![1];
+    } else if threads.is_empty() {
         threads.extend([1, cores]);
         threads.dedup();
     }
 
     let (mut machines, mut rows) = (Vec::new(), Vec::new());
     for threads in threads {
-        let machine = probe(threads.min(cores), &|_| {})?;
+        let described = program.device().map(|_| target(&options.target)).transpose()?;
+        let measured = if described.is_none() { Some(probe(threads.min(cores), &|_| {})?) } else { None };
+        let Some(rates) = described.as_ref().map(Rates::Described).or(measured.as_ref().map(Rates::Measured)) else {
+            continue;
+        };
         let meter = Meter::new(program.clone(), threads, args.repeat).by_kernel(args.kernels);
-        let limits = Limits { compiled: &compiled, machine: &machine };
+        let limits = Limits { compiled: &compiled, rates };
         for context in contexts.iter().copied() {
-            eprintln!("measuring {threads} threads at {context} tokens");
+            match program.device() {
+                Some(device) => eprintln!("measuring {} at {context} tokens", device.name()),
+                None => eprintln!("measuring {threads} threads at {context} tokens"),
+            }
             let prompt = meter.prompt(context, args.prompt_len, &limits)?;
             rows.extend(prompt.map(|measured| Row { phase: "prompt", threads, context, measured }));
             let measured = meter.decode(context, args.n, &limits)?;
             rows.push(Row { phase: "decode", threads, context, measured });
         }
-        let target = machine.target("here");
-        machines.push((machine, target));
+        machines.push(rates.target());
     }
 
     let compared = before.as_ref().map(|report| compare(report, &rows));
     let mut report: Map<String, Value> = subject.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let machine = |(m, t): &(Probe, Target)| json!({"threads": m.threads, "read_bytes_per_second": t.bandwidth, "flops": t.flops});
+    let machine = |t: &Target| json!({"threads": t.threads, "read_bytes_per_second": t.bandwidth, "flops": t.flops});
     report.insert("machines".to_owned(), machines.iter().map(machine).collect());
     report.insert("rows".to_owned(), rows.iter().map(|r| r.json(args.tolerance)).collect());
     let slower = compared.as_ref().map(|c| c.slower.clone()).unwrap_or_default();
     report.insert("regressions".to_owned(), slower.into());
     match args.json {
         true => say!("{:#}", Value::Object(report))?,
-        false => print(&machines.iter().map(|(_, t)| t).collect::<Vec<_>>(), &rows)?,
+        false => print(&machines, &rows)?,
     }
     compared.map_or(Ok(()), |c| c.outcome(rows.len()))
 }
 
-fn print(machines: &[&Target], rows: &[Row]) -> Result<(), Failure> {
+fn print(machines: &[Target], rows: &[Row]) -> Result<(), Failure> {
     for t in machines {
         let peaks: Vec<String> = t.flops.list().iter().map(|(name, x)| format!("{name} {}", count(*x))).collect();
-        say!("{} threads: reads {}/s, multiplies {} FLOP/s", t.threads, bytes(t.bandwidth), peaks.join(", "))?;
+        let who = match t.kind {
+            TargetKind::Cpu => format!("{} threads", t.threads),
+            _ => format!("{}, as described", t.name),
+        };
+        say!("{who}: reads {}/s, multiplies {} FLOP/s", bytes(t.bandwidth), peaks.join(", "))?;
     }
     let head = ["", "threads", "context", "tokens/s", "a call", "bytes/s", "FLOP/s", "bound by", "of the limit"];
     let mut lines = vec![head.map(str::to_owned)];
@@ -267,11 +280,11 @@ fn kernel_table(kernels: &[KernelRun]) -> String {
 
 /// The program in a compiled file, weights laid out as its users have them. The file is mapped and needs no name any
 /// more.
-fn as_a_file(compiled: &Compiled, input: &Input) -> Result<Arc<Program>, Failure> {
+fn as_a_file(compiled: &Compiled, input: &Input, device: &DeviceChoice) -> Result<Arc<Program>, Failure> {
     let folder = tempfile::tempdir().map_err(no_folder)?;
     let path = folder.path().join("model");
     write(compiled, input, &path)?;
-    Ok(Program::open(&path)?)
+    Ok(Program::open_for(&path, device, &mut |_, _| {})?)
 }
 
 fn no_folder(e: std::io::Error) -> Failure {
@@ -304,14 +317,14 @@ fn read_report(path: &Path) -> Result<Value, Failure> {
 /// What a report is of. Shares of limits compare for the same program on the same processor.
 type Subject = [(&'static str, Value); 6];
 
-fn subject(name: &str, model: &Model, options: &Options) -> Subject {
+fn subject(name: &str, compiled: &Compiled, program: &Program, options: &Options) -> Subject {
     [
         ("model", json!(name)),
-        ("weight_bytes", json!(stats(model).total_bytes())),
+        ("weight_bytes", json!(stats(&compiled.model).total_bytes())),
         ("activations", json!(format!("{:?}", options.activations).to_lowercase())),
         ("states", json!(options.state_dtype.to_string())),
-        ("level", json!(options.levels.first().map_or("", |l| l.name))),
-        ("processor", json!(processor())),
+        ("level", json!(compiled.levels.first().map_or("", |l| l.cpu.name))),
+        ("processor", json!(program.device().map_or_else(processor, |d| d.name()))),
     ]
 }
 
@@ -394,7 +407,6 @@ fn place(phase: &str, threads: usize, context: usize, tokens: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::driver::build_model;
     use crate::measure::Run;
 
     fn noisy(seconds: &[f64]) -> Row {
@@ -436,7 +448,9 @@ mod tests {
     fn a_report_of_something_else_is_refused() {
         let input = Input::demo().unwrap();
         let options = Options::default().here();
-        let subject = subject(&input.name, &build_model(&input, &options).unwrap(), &options);
+        let compiled = compile(&input, &options).unwrap();
+        let program = as_a_file(&compiled, &input, &DeviceChoice::Cpu).unwrap();
+        let subject = subject(&input.name, &compiled, &program, &options);
         let report: Map<String, Value> =
             subject.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
         same_subject(&report.clone().into(), &subject).unwrap();

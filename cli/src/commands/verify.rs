@@ -4,6 +4,7 @@ use crate::driver::Options;
 use crate::failure::Failure;
 use crate::golden::{self, Outcome, PIECE};
 use crate::options::{CompileArgs, QuantizeArgs};
+use hadal_runtime::DeviceChoice;
 use std::path::PathBuf;
 
 /// Compile checkpoints and compare what they compute with golden tensors of an independent implementation.
@@ -22,6 +23,9 @@ pub struct Args {
     /// Run the code of a GPU (`--target sm_90a`) on an emulator, which also finds races and memory faults.
     #[arg(long)]
     emulate: bool,
+    /// What runs the code: `auto`, `cpu`, or a GPU as `cuda:0`.
+    #[arg(long, default_value = "auto", value_name = "DEVICE", conflicts_with = "emulate")]
+    device: DeviceChoice,
     /// Threads, 0 for one per core.
     #[arg(long, default_value_t = 0, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=1024))]
     threads: usize,
@@ -34,7 +38,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<(), Failure> {
     let mut outcomes = Vec::new();
     let mut failure = None;
-    let options = Options { quantize: args.rounding.choice(), emulate: args.emulate, ..args.compile.options() };
+    let options = Options {
+        quantize: args.rounding.choice(),
+        emulate: args.emulate,
+        device: args.device,
+        ..args.compile.options()
+    };
     for folder in &args.folders {
         match golden::verify(folder, &options, args.threads) {
             Ok(outcome) => {

@@ -182,6 +182,8 @@ pub struct Weight {
     pub bytes: u64,
     /// Where the bytes are.
     pub place: Place,
+    /// Whether a call reads only some rows of it, as of embeddings.
+    pub by_rows: bool,
 }
 
 /// Where a weight's bytes are.

@@ -45,6 +45,7 @@ fn sample() -> Manifest {
                 shape: vec![5],
                 bytes: 20,
                 place: Place::Embedded { offset: if name == "w0" { 0 } else { 64 } },
+                by_rows: false,
             })
             .into(),
         files: vec![],

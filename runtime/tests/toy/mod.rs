@@ -159,6 +159,7 @@ pub fn manifest() -> Manifest {
             shape: vec![VOCAB as u64],
             bytes: 4 * VOCAB as u64,
             place: Place::Embedded { offset: 0 },
+            by_rows: false,
         }],
         files: vec![],
         definitions: Default::default(),

@@ -5,7 +5,7 @@
 //! with its first token. `hadal-bench CONFIG --random FOLDER` writes the checkpoint that all are measured on.
 
 use clap::Parser;
-use hadal::measure::{Limits, Measured, Meter};
+use hadal::measure::{Limits, Measured, Meter, Rates};
 use hadal::probe::probe;
 use hadal::{Input, Options, compile, random_checkpoint};
 use hadal_models::Activations;
@@ -106,7 +106,7 @@ fn main() -> Result {
     let meter = Meter::open(&file, args.threads, args.reps)?;
     line("load_s", opened.elapsed().as_secs_f64(), None);
     let (compiled, machine) = (compile(&input()?, &args.options())?, probe(args.threads, &|_| {})?);
-    let limits = Limits { compiled: &compiled, machine: &machine };
+    let limits = Limits { compiled: &compiled, rates: Rates::Measured(&machine) };
     let lines = |metric: &str, name: &str, n: usize, measured: Measured| {
         measured.runs.iter().for_each(|run| {
             let limit = measured.tokens as f64 / run.limit.seconds();
