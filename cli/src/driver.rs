@@ -21,7 +21,7 @@ use hadal_models::stats::cost;
 use hadal_models::{BuildOptions, Model, ModelWeights, Planned};
 use hadal_passes::{Fused, PassReport};
 use hadal_runtime::DeviceChoice;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -212,10 +212,19 @@ pub fn compile_model(
         timed("tuning", start);
     }
 
+    let mut copies = input.checkpoint.as_ref().map(Checkpoint::copies).unwrap_or_default();
+    copies.retain(|name, _| !model.made.contains_key(*name));
+    let stored = Storage::of(&program, &|name| copies.get(name).copied().unwrap_or(name).to_owned());
+
     let start = Instant::now();
+    let aligned = alignments(&program, &stored);
     let build = |(cpu, kernels): (&Processor, Vec<Choice>)| {
         let build = |choice: &Choice| {
-            let generated = choice.best().clone();
+            let mut generated = choice.best().clone();
+            // On a processor accesses that are not aligned cost nothing.
+            if let Some(known) = aligned.get(choice.func.as_str()).filter(|_| cpu.is_gpu()) {
+                generated.kernel.params.iter_mut().zip(known).for_each(|(p, bytes)| p.align = *bytes);
+            }
             let (compiled, cached) =
                 code(&generated.kernel, cpu, options).map_err(|e| Failure::internal("compiling a kernel", e))?;
             Ok(BuiltKernel { func: choice.func.clone(), generated, compiled, tuned: choice.entry.clone(), cached })
@@ -228,9 +237,6 @@ pub fn compile_model(
     }
     timed("code", start);
 
-    let mut copies = input.checkpoint.as_ref().map(Checkpoint::copies).unwrap_or_default();
-    copies.retain(|name, _| !model.made.contains_key(*name));
-    let stored = Storage::of(&program, &|name| copies.get(name).copied().unwrap_or(name).to_owned());
     let packed = processor::pack(levels.iter().flat_map(|l| &l.kernels).map(|k| &k.compiled));
     let manifest = manifest(input, &model, (&fused.optimised, &program, &stored), &levels, &packed.offsets, options)?;
     let (optimised, passes) = (fused.optimised, fused.reports);
@@ -465,6 +471,30 @@ fn manifest(
     };
     manifest.place_embedded_weights();
     Ok(manifest)
+}
+
+/// What the addresses of each kernel's buffers are multiples of, in bytes, in all of its launches on a device.
+fn alignments<'p>(program: &'p Program, stored: &Storage) -> HashMap<&'p str, Vec<u32>> {
+    let mut all: HashMap<&str, Vec<u32>> = HashMap::new();
+    for plan in &program.plans {
+        let offset = |place: &Place| match *place {
+            Place::Buffer(i) => plan.buffers[i].offset,
+            Place::Weight(_) | Place::Fold(_) => stored.find(*place).map_or(1, |(_, offset)| offset),
+            // A window begins at any row.
+            Place::State(i) if program.states[i].window().is_some() => {
+                let row = &program.states[i].row;
+                row.dtype.bytes(row.shape.iter().map(|d| d.as_const().unwrap_or(1).max(1) as u64).product())
+            }
+            Place::State(_) | Place::Input(_) | Place::Output(_) => 0,
+        };
+        for launch in &plan.launches {
+            let known = all.entry(&launch.kernel).or_insert_with(|| vec![artifact::ALIGN as u32; launch.args.len()]);
+            for (known, place) in known.iter_mut().zip(&launch.args) {
+                *known = 1 << (u64::from(*known) | offset(place)).trailing_zeros();
+            }
+        }
+    }
+    all
 }
 
 /// The weights that some launch does not only gather rows of.

@@ -104,10 +104,10 @@ impl Processor {
         self.features.contains(&feature)
     }
 
-    /// Bits of the widest vector registers; on a GPU, a register of all lanes of a warp.
+    /// Bits of the widest vector registers; on a GPU, of what all lanes of a warp access at once.
     pub fn vector_bits(&self) -> u32 {
         match self.arch {
-            GPU => 1024,
+            GPU => 4096,
             "x86_64" if self.has("avx512f") => 512,
             "x86_64" if self.has("avx2") => 256,
             _ => 128,

@@ -134,8 +134,8 @@ fn a_barrier_that_is_missing_is_noticed() {
     }
 }
 
-#[test]
-fn lanes_that_keep_to_their_own_do_not_wait() {
+/// A copy through scratch, so many elements at a time there and back.
+fn through_scratch(there: u32, back: u32) -> Kernel {
     let mut b = Builder::new("own");
     let x = b.param("x", DType::F32, [128], Access::Read);
     let y = b.param("y", DType::F32, [128], Access::Write);
@@ -143,21 +143,56 @@ fn lanes_that_keep_to_their_own_do_not_wait() {
     let tmp = b.alloc("tmp", DType::F32, [128]);
     let (zero, end) = (b.const_i64(0), b.const_i64(128));
     for _ in 0..2 {
-        b.for_each(zero, end, 64, LoopKind::Serial, |b, i| {
-            let v = b.load(x, &[i], 64);
+        b.for_each(zero, end, there.into(), LoopKind::Serial, |b, i| {
+            let v = b.load(x, &[i], there);
             b.store(tmp, &[i], v);
         });
-        b.for_each(zero, end, 32, LoopKind::Serial, |b, i| {
-            let v = b.load(tmp, &[i], 32);
+        b.for_each(zero, end, back.into(), LoopKind::Serial, |b, i| {
+            let v = b.load(tmp, &[i], back);
             b.store(y, &[i], v);
         });
     }
-    let kernel = b.finish();
-    let ptx = text(&kernel, &Processor::SM_90A);
-    assert!(!ptx.contains("bar.warp.sync"), "{ptx}");
-    let x: Vec<f32> = (0..128).map(|i| i as f32).collect();
-    let args = [Buffer::from_f32(&x), Buffer::uninit(DType::F32, 128)];
-    assert_eq!(gpu::emulated(&kernel, &Bindings::new(), &args)[1].to_f32(), x);
+    b.finish()
+}
+
+#[test]
+fn lanes_that_keep_to_their_own_do_not_wait() {
+    // Of 64 elements a lane holds two neighbours, of 32 one.
+    for (there, back) in [(32, 32), (64, 64), (64, 32), (32, 128)] {
+        let kernel = through_scratch(there, back);
+        let ptx = text(&kernel, &Processor::SM_90A);
+        assert_eq!(ptx.contains("bar.warp.sync"), there != back, "{there} and {back}: {ptx}");
+        let x: Vec<f32> = (0..128).map(|i| i as f32).collect();
+        let args = [Buffer::from_f32(&x), Buffer::uninit(DType::F32, 128)];
+        assert_eq!(gpu::emulated(&kernel, &Bindings::new(), &args)[1].to_f32(), x);
+    }
+}
+
+#[test]
+fn neighbours_are_loaded_together() {
+    let accesses = |align: u32, dtype: DType, lanes: u32| {
+        let mut b = Builder::new("copy");
+        let x = b.param("x", dtype, [4096], Access::Read);
+        let y = b.param("y", dtype, [4096], Access::Write);
+        let row = b.grid([4096 / i64::from(lanes)])[0];
+        let size = b.const_i64(lanes.into());
+        let first = b.mul(row, size);
+        let v = b.load(x, &[first], lanes);
+        b.store(y, &[first], v);
+        let mut kernel = b.finish();
+        kernel.params.iter_mut().for_each(|p| p.align = align);
+        let ptx = text(&kernel, &Processor::SM_90A);
+        let count = |op: &str| ptx.lines().filter(|l| l.trim().starts_with(op)).count();
+        (count("ld.global.nc"), count("st.global"))
+    };
+    // The table of arguments is read by other loads than `.nc` ones of the buffer; both count here.
+    let [none, words, all] = [1, 4, 16].map(|align| accesses(align, DType::F32, 128).1);
+    assert_eq!([none, words, all], [4, 4, 1]);
+    let [none, words, all] = [1, 4, 16].map(|align| accesses(align, DType::BF16, 256).1);
+    assert_eq!([none, words, all], [8, 4, 1]);
+    let [none, words, all] = [1, 4, 16].map(|align| accesses(align, DType::U4, 1024).1);
+    assert_eq!([none, words, all], [16, 4, 1]);
+    assert!(accesses(16, DType::I8, 512).0 < accesses(1, DType::I8, 512).0);
 }
 
 #[test]
@@ -177,6 +212,7 @@ proptest! {
     #[test]
     fn arbitrary_kernels_round_once_and_run_in_any_order(bytes in prop::collection::vec(0u8.., 0..300), seed in 0u64..) {
         let kernel = arbitrary::kernel(&bytes);
+        let kernel = if seed % 2 == 0 { gpu::aligned(&kernel) } else { kernel };
         let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
         let ptx = String::from_utf8_lossy(&code.code).into_owned();
         prop_assert_eq!(rounds_otherwise(&ptx), None);

@@ -46,6 +46,11 @@ impl Target {
         }
     }
 
+    /// Whether vectors are the lanes of a warp, each of which holds some neighbours.
+    pub fn is_warp(&self) -> bool {
+        self.lanes > 16
+    }
+
     /// Whether there are 32 registers of 16 lanes; elsewhere generators write for sixteen of four lanes.
     pub fn is_wide(&self) -> bool {
         self.lanes >= 16 && self.registers >= 32

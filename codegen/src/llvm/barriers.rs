@@ -2,16 +2,17 @@
 //!
 //! Lanes are not in step, and what one has written another may read only behind a barrier; nor may it overwrite what
 //! another has yet to read. So a barrier stands before an access that meets another one of the same buffer, of which one
-//! writes, since the last barrier. Two meet not where each lane keeps to *its own* elements, those whose flat number is
-//! its own modulo 32. Of two grid indices only allocations meet: no two write what the other sees.
+//! writes, since the last barrier. Two meet not where each lane keeps to *its own* elements: of every 32·n in a row the
+//! same n neighbours. Of two grid indices only allocations meet: no two write what the other sees.
 
+use super::multiples::Multiples;
 use super::warp::WARP;
 use hadal_ir::kernel::*;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 /// The statements of a kernel before which a barrier has to stand, by their addresses.
-pub(super) fn before(kernel: &Kernel) -> HashSet<*const Stmt> {
-    let mut finder = Finder { kernel, multiples: HashMap::new(), found: HashSet::new() };
+pub(super) fn before(kernel: &Kernel, multiples: &Multiples) -> HashSet<*const Stmt> {
+    let mut finder = Finder { kernel, multiples, found: HashSet::new() };
     // Behind the end of a grid index comes the beginning of the next one.
     let mut state = State::default();
     loop {
@@ -27,12 +28,27 @@ pub(super) fn before(kernel: &Kernel) -> HashSet<*const Stmt> {
 }
 
 /// How lanes have accessed a buffer.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
-    /// Each its own elements.
-    Own,
+    /// Each its own elements, so many in a row.
+    Own(u32),
     /// Anyhow.
     Any,
+}
+
+impl Way {
+    /// What covers both.
+    fn with(self, other: Way) -> Way {
+        if self == other { self } else { Way::Any }
+    }
+}
+
+/// What covers two, either of which there may not be.
+fn cover(a: Option<Way>, b: Option<Way>) -> Option<Way> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.with(b)),
+        (a, b) => a.or(b),
+    }
 }
 
 /// Reads and writes of each buffer since the last barrier, on any way to here.
@@ -43,28 +59,27 @@ impl State {
     fn join(&mut self, other: &State) {
         for (buf, (read, written)) in &other.0 {
             let mine = self.0.entry(*buf).or_default();
-            *mine = (mine.0.max(*read), mine.1.max(*written));
+            *mine = (cover(mine.0, *read), cover(mine.1, *written));
         }
     }
 
     /// Whether an access meets one before.
     fn meets(&self, buf: Buf, way: Way, write: bool) -> bool {
         let Some((read, written)) = self.0.get(&buf) else { return false };
-        let other = |before: &Option<Way>| before.is_some_and(|before| before.max(way) == Way::Any);
+        let other = |before: &Option<Way>| before.is_some_and(|before| before.with(way) == Way::Any);
         other(written) || write && other(read)
     }
 
     fn add(&mut self, buf: Buf, way: Way, write: bool) {
         let (read, written) = self.0.entry(buf).or_default();
         let slot = if write { written } else { read };
-        *slot = (*slot).max(Some(way));
+        *slot = cover(*slot, Some(way));
     }
 }
 
 struct Finder<'a> {
     kernel: &'a Kernel,
-    /// What i64 values are multiples of, where that is known; 0 of zero.
-    multiples: HashMap<Value, u64>,
+    multiples: &'a Multiples,
     found: HashSet<*const Stmt>,
 }
 
@@ -72,17 +87,11 @@ impl Finder<'_> {
     fn block(&mut self, block: &Block, state: &mut State) {
         for stmt in &block.stmts {
             match stmt {
-                Stmt::Let(value, op) => {
-                    if let Op::Load { place, .. } = op {
-                        self.access(stmt, place, self.kernel.ty(*value), false, state);
-                    }
-                    let multiple = self.multiple_of(op);
-                    self.multiples.insert(*value, multiple);
+                Stmt::Let(value, Op::Load { place, .. }) => {
+                    self.access(stmt, place, self.kernel.ty(*value), false, state);
                 }
                 Stmt::Store { place, value, .. } => self.access(stmt, place, self.kernel.ty(*value), true, state),
                 Stmt::For(l) => {
-                    let start = self.multiple(l.lo);
-                    self.multiples.insert(l.var, gcd(start, l.step.unsigned_abs()));
                     self.repeated(stmt, &l.body, state);
                 }
                 Stmt::If(c) => {
@@ -145,37 +154,11 @@ impl Finder<'_> {
     }
 
     fn way(&self, place: &Place, ty: ValueType) -> Way {
-        let (_, dtype, shape) = self.kernel.buffer(place.buf);
+        let (_, dtype, _) = self.kernel.buffer(place.buf);
         if (ty.lanes as usize) < WARP || dtype.is_packed() {
             return Way::Any;
         }
-        let (mut stride, mut flat) = (1u64, 0);
-        for (index, extent) in place.index.iter().zip(shape).rev() {
-            flat = gcd(flat, stride.checked_mul(self.multiple(*index)).unwrap_or(1));
-            // Of an unknown size the stride is a multiple of what it was.
-            let size = extent.as_const().map_or(1, |n| n.unsigned_abs());
-            stride = stride.checked_mul(size).unwrap_or(1);
-        }
-        if flat.is_multiple_of(WARP as u64) { Way::Own } else { Way::Any }
+        let whole = self.multiples.flat(self.kernel, place).is_multiple_of(ty.lanes.into());
+        if whole { Way::Own(ty.lanes / WARP as u32) } else { Way::Any }
     }
-
-    fn multiple(&self, value: Value) -> u64 {
-        self.multiples.get(&value).copied().unwrap_or(1)
-    }
-
-    fn multiple_of(&self, op: &Op) -> u64 {
-        match op {
-            Op::Const(Const::I64(x)) => x.unsigned_abs(),
-            Op::Binary(BinaryOp::Add | BinaryOp::Sub | BinaryOp::Min | BinaryOp::Max, a, b) | Op::Select(_, a, b) => {
-                gcd(self.multiple(*a), self.multiple(*b))
-            }
-            // What wraps stays a multiple of a power of two only.
-            Op::Binary(BinaryOp::Mul, a, b) => self.multiple(*a).checked_mul(self.multiple(*b)).unwrap_or(1),
-            _ => 1,
-        }
-    }
-}
-
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
 }

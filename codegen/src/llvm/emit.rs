@@ -8,6 +8,7 @@
 //! values of a loop) is written above it once the body is there. LLVM removes what turns out not to be used.
 
 use super::convert::Pairs;
+use super::multiples::Multiples;
 use super::types::*;
 use super::warp::WARP;
 use crate::Error;
@@ -67,6 +68,8 @@ pub(super) struct Emitter<'a> {
     declarations: BTreeSet<String>,
     /// On a GPU, statements before which lanes wait for each other.
     barriers: HashSet<*const Stmt>,
+    /// What numbers of elements are multiples of.
+    pub multiples: Multiples,
 }
 
 /// The module of one kernel for a processor.
@@ -78,6 +81,7 @@ pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error>
 
 impl<'a> Emitter<'a> {
     pub(super) fn new(kernel: &'a Kernel, target: &'a Processor) -> Emitter<'a> {
+        let multiples = Multiples::of(kernel);
         Emitter {
             k: kernel,
             target,
@@ -94,7 +98,8 @@ impl<'a> Emitter<'a> {
             depth: 0,
             concurrent: 0,
             declarations: BTreeSet::new(),
-            barriers: if target.is_gpu() { super::barriers::before(kernel) } else { HashSet::new() },
+            barriers: if target.is_gpu() { super::barriers::before(kernel, &multiples) } else { HashSet::new() },
+            multiples,
         }
     }
 }

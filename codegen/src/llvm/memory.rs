@@ -26,6 +26,7 @@ pub(super) struct Storage {
 }
 
 /// A memory address.
+#[derive(Clone)]
 pub(super) struct Address {
     /// Its type.
     pub space: &'static str,

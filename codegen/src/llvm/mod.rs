@@ -14,6 +14,7 @@ mod convert;
 mod emit;
 mod machine;
 mod memory;
+mod multiples;
 mod object;
 mod ops;
 mod types;

@@ -3,12 +3,12 @@
 //! | kernel IR | here |
 //! |---|---|
 //! | grid indices | strided over the warps of the launch |
-//! | a vector of 32·n lanes | n parts; lane `l` holds elements `l`, `l + 32`, … |
+//! | a vector of 32·n lanes | n parts; lane `l` holds the n neighbours from element `n·l` on |
 //! | a vector of fewer | one part; lane `l` holds element `l` modulo their number |
 //! | a scalar | the same number in all lanes |
-//! | a load or store of a vector | an access for each part, neighbours by neighbouring lanes |
+//! | a load or store of a vector | as few accesses as alignment allows, 16 bytes a lane at most |
 //! | a store of a scalar | by the first lane |
-//! | a reduction | parts by halves, then lanes by halves: the order of the IR |
+//! | a reduction | lanes by halves, then parts by halves: the order of the IR |
 //! | allocations | shared memory, or a warp's piece of scratch in global memory ([`gpu::memory`]) |
 //!
 //! Lanes are not in step: [`super::barriers`] finds where they wait for each other. Conditions of branches are scalars, so
@@ -16,6 +16,7 @@
 
 use super::emit::{Affine, Done, Emitter};
 use super::memory::{Address, Storage};
+use super::multiples::gcd;
 use super::types::*;
 use crate::Error;
 use crate::gpu::{self, ENTRY};
@@ -160,8 +161,11 @@ impl<'a> Emitter<'a> {
         match (lanes as usize, part) {
             (1, _) => "0".into(),
             (n, _) if n < WARP => self.def(format!("and i32 %lane, {}", n - 1)),
-            (_, 0) => "%lane".into(),
-            (_, p) => self.def(format!("add i32 %lane, {}", p * WARP)),
+            (WARP, _) => "%lane".into(),
+            (n, part) => {
+                let first = self.def(format!("mul i32 %lane, {}", n / WARP));
+                if part == 0 { first } else { self.def(format!("add i32 {first}, {part}")) }
+            }
         }
     }
 
@@ -205,14 +209,20 @@ impl<'a> Emitter<'a> {
 
     /// The element of a vector that each lane asks for by its number.
     fn pick(&mut self, from: ValueType, parts: &[String], element: &str) -> String {
-        let (t, mut found) = (ty(ValueType::scalar(from.elem)), String::new());
+        if let [part] = parts {
+            return self.shuffle(from.elem, part, "idx", element);
+        }
+        let t = ty(ValueType::scalar(from.elem));
+        let lane = self.def(format!("udiv i32 {element}, {}", parts.len()));
+        let wanted = self.def(format!("urem i32 {element}, {}", parts.len()));
+        let mut found = String::new();
         for (i, part) in parts.iter().enumerate() {
-            let moved = self.shuffle(from.elem, part, "idx", element);
+            let moved = self.shuffle(from.elem, part, "idx", &lane);
             found = if i == 0 {
                 moved
             } else {
-                let after = self.def(format!("icmp uge i32 {element}, {}", i * WARP));
-                self.def(format!("select i1 {after}, {t} {moved}, {t} {found}"))
+                let this = self.def(format!("icmp eq i32 {wanted}, {i}"));
+                self.def(format!("select i1 {this}, {t} {moved}, {t} {found}"))
             };
         }
         found
@@ -239,7 +249,7 @@ impl<'a> Emitter<'a> {
                 .collect(),
             Op::Extract(a, lane) => {
                 let (from, parts) = self.of(*a);
-                let (part, lane) = (*lane as usize / WARP, *lane as usize % WARP);
+                let (lane, part) = (*lane as usize / parts.len(), *lane as usize % parts.len());
                 vec![self.shuffle(from.elem, &parts[part], "idx", &lane.to_string())]
             }
             Op::Reduce(op, a) => {
@@ -249,6 +259,9 @@ impl<'a> Emitter<'a> {
             Op::Zip(half, a, b) => {
                 let (from, [a, b]) = (result, [a, b].map(|v| self.known(*v).parts.clone()));
                 let first = half.first(from.lanes);
+                if count > 1 {
+                    return Ok(self.zip_neighbours(from, [&a, &b], first as usize / count));
+                }
                 (0..count)
                     .map(|part| {
                         let element = self.element(from.lanes, part);
@@ -266,10 +279,13 @@ impl<'a> Emitter<'a> {
                 if from.elem.is_packed() {
                     let nibbles = (from, parts);
                     from = ValueType::vector(DType::U8, from.lanes / 2);
-                    parts = self.gathered(from, 2, |e, i, element| {
-                        let nibble = e.pick(nibbles.0, &nibbles.1, element);
-                        if i == 0 { nibble } else { e.def(format!("shl i8 {nibble}, 4")) }
-                    });
+                    parts = match from.lanes as usize >= WARP {
+                        true => self.pairs_of_nibbles(&nibbles.1),
+                        false => self.gathered(from, 2, |e, i, element| {
+                            let nibble = e.pick(nibbles.0, &nibbles.1, element);
+                            if i == 0 { nibble } else { e.def(format!("shl i8 {nibble}, 4")) }
+                        }),
+                    };
                 }
                 self.bitcast(from, parts, result)
             }
@@ -289,6 +305,34 @@ impl<'a> Emitter<'a> {
             Op::Dot(..) => return Err(self.unsupported("a dot product that should have been expanded")),
             _ => unreachable!("lane by lane: {op:?}"),
         })
+    }
+
+    /// Lanes of two vectors in turn, from element `16·n` on or from the first, where each lane holds n > 1 neighbours:
+    /// two lanes get what one lane has.
+    fn zip_neighbours(&mut self, from: ValueType, operands: [&[String]; 2], first: usize) -> Vec<String> {
+        let (n, t) = (operands[0].len(), ty(ValueType::scalar(from.elem)));
+        let source = self.def("lshr i32 %lane, 1");
+        let source = if first == 0 { source } else { self.def(format!("add i32 {source}, {first}")) };
+        let odd = self.def("trunc i32 %lane to i1");
+        let mut out = Vec::new();
+        for i in 0..n / 2 {
+            for parts in operands {
+                let [low, high] = [i, n / 2 + i].map(|p| self.shuffle(from.elem, &parts[p], "idx", &source));
+                out.push(self.def(format!("select i1 {odd}, {t} {high}, {t} {low}")));
+            }
+        }
+        out
+    }
+
+    /// Bytes of two neighbouring codes of four bits.
+    fn pairs_of_nibbles(&mut self, nibbles: &[String]) -> Vec<String> {
+        let pairs = nibbles.chunks_exact(2);
+        pairs
+            .map(|pair| {
+                let high = self.def(format!("shl i8 {}, 4", pair[1]));
+                self.def(format!("or i8 {}, {high}", pair[0]))
+            })
+            .collect()
     }
 
     /// Each element of a vector as the bits, side by side, of `each` elements of another.
@@ -326,8 +370,13 @@ impl<'a> Emitter<'a> {
         let (have_ty, want_ty) = (elem(from.elem), elem(to.elem));
         let parts: Vec<String> = parts.iter().map(|x| cast(self, have_ty, x, &integer(have))).collect();
         let bits = ValueType { elem: unsigned(have), ..from };
+        let own = from.lanes.min(to.lanes) as usize >= WARP;
         let parts = if have == want {
             parts
+        } else if own && have < want {
+            self.joined(&parts, have, want)
+        } else if own {
+            parts.iter().flat_map(|x| self.cut(x, have, want)).collect()
         } else if have < want {
             self.gathered(ValueType { elem: unsigned(want), ..to }, want / have, |e, i, element| {
                 let x = e.pick(bits, &parts, element);
@@ -356,31 +405,85 @@ impl<'a> Emitter<'a> {
         parts.iter().map(|x| cast(self, &integer(want), x, want_ty)).collect()
     }
 
+    /// Neighbouring integers side by side, each `want / have` of them as one.
+    fn joined(&mut self, parts: &[String], have: u32, want: u32) -> Vec<String> {
+        let groups = parts.chunks_exact((want / have) as usize);
+        groups
+            .map(|group| {
+                let mut all = String::new();
+                for (i, x) in group.iter().enumerate() {
+                    let wide = self.def(format!("zext i{have} {x} to i{want}"));
+                    let moved =
+                        if i == 0 { wide } else { self.def(format!("shl i{want} {wide}, {}", i as u32 * have)) };
+                    all = if i == 0 { moved } else { self.def(format!("or i{want} {all}, {moved}")) };
+                }
+                all
+            })
+            .collect()
+    }
+
+    /// An integer as smaller ones, the lowest bits first.
+    fn cut(&mut self, x: &str, have: u32, want: u32) -> Vec<String> {
+        let pieces = (0..have / want).map(|i| {
+            let moved = if i == 0 { x.to_owned() } else { self.def(format!("lshr i{have} {x}, {}", i * want)) };
+            self.def(format!("trunc i{have} {moved} to i{want}"))
+        });
+        pieces.collect()
+    }
+
     /// Combines all lanes, by halves; every lane has the result, with the same bits.
     fn reduce_lanes(&mut self, op: ReduceOp, from: ValueType, mut parts: Vec<String>) -> String {
         let part = ValueType::scalar(from.elem);
+        // Which operand comes first matters where the second of two zeros is taken.
+        let ordered = matches!(op, ReduceOp::Min | ReduceOp::Max) && from.elem == DType::F32;
+        let mut step = from.lanes.min(WARP as u32) / 2;
+        let mut shared = Vec::new();
+        while parts.len() > 1 && step > 0 {
+            if ordered {
+                parts = parts.iter().map(|x| self.combined(op, part, x, step)).collect();
+            } else {
+                // Of two lanes each combines half of the parts: a sum does not ask which operand comes first.
+                let bit = self.def(format!("and i32 %lane, {step}"));
+                let upper = self.def(format!("icmp ne i32 {bit}, 0"));
+                let t = ty(part);
+                let high = parts.split_off(parts.len() / 2);
+                let halves: Vec<(String, String)> = parts.into_iter().zip(high).collect();
+                parts = Vec::new();
+                for (low, high) in halves {
+                    let kept = self.def(format!("select i1 {upper}, {t} {high}, {t} {low}"));
+                    let given = self.def(format!("select i1 {upper}, {t} {low}, {t} {high}"));
+                    let other = self.shuffle(from.elem, &given, "bfly", &step.to_string());
+                    parts.push(self.binary_text(op.binary(), part, &kept, &other));
+                }
+                shared.push(step);
+            }
+            step /= 2;
+        }
+        while step > 0 {
+            parts = parts.iter().map(|x| self.combined(op, part, x, step)).collect();
+            step /= 2;
+        }
         while parts.len() > 1 {
             let high = parts.split_off(parts.len() / 2);
             parts = parts.iter().zip(&high).map(|(a, b)| self.binary_text(op.binary(), part, a, b)).collect();
         }
-        let mut x = parts.remove(0);
-        let mut step = from.lanes.min(WARP as u32) / 2;
-        while step > 0 {
-            let other = self.shuffle(from.elem, &x, "bfly", &step.to_string());
-            // The lower lane's number comes first: of two zeros or NaN the second is taken.
-            let ordered = matches!(op, ReduceOp::Min | ReduceOp::Max) && from.elem == DType::F32;
-            x = if ordered {
-                let bit = self.def(format!("and i32 %lane, {step}"));
-                let low = self.def(format!("icmp eq i32 {bit}, 0"));
-                let first = self.def(format!("select i1 {low}, float {x}, float {other}"));
-                let second = self.def(format!("select i1 {low}, float {other}, float {x}"));
-                self.binary_text(op.binary(), part, &first, &second)
-            } else {
-                self.binary_text(op.binary(), part, &x, &other)
-            };
-            step /= 2;
+        // Parts that lanes have shared out among them: the first halves were halves of all.
+        let x = parts.remove(0);
+        shared.into_iter().fold(x, |x, step| self.combined(op, part, &x, step))
+    }
+
+    /// What two lanes hold, combined; the lower one's comes first.
+    fn combined(&mut self, op: ReduceOp, part: ValueType, x: &str, step: u32) -> String {
+        let other = self.shuffle(part.elem, x, "bfly", &step.to_string());
+        // Of two zeros or NaN the second is taken.
+        if !(matches!(op, ReduceOp::Min | ReduceOp::Max) && part.elem == DType::F32) {
+            return self.binary_text(op.binary(), part, x, &other);
         }
-        x
+        let bit = self.def(format!("and i32 %lane, {step}"));
+        let low = self.def(format!("icmp eq i32 {bit}, 0"));
+        let first = self.def(format!("select i1 {low}, float {x}, float {other}"));
+        let second = self.def(format!("select i1 {low}, float {other}, float {x}"));
+        self.binary_text(op.binary(), part, &first, &second)
     }
 
     // ---- memory ----
@@ -409,6 +512,21 @@ impl<'a> Emitter<'a> {
         (self.def(format!("getelementptr i8, {space} {pointer}, i64 {bytes}")), None)
     }
 
+    /// How an access of n > 1 neighbours a lane is made: elements of each, of which a power of two is as many as
+    /// alignment and 16 bytes allow. Nothing where elements are accessed one by one.
+    fn together(&self, place: &Place, ty: ValueType) -> Option<usize> {
+        let count = self.split(ty).1 as u64;
+        let align = match place.buf {
+            Buf::Param(i) => u64::from(self.k.params[i as usize].align),
+            Buf::Alloc(_) => ALLOC_ALIGN,
+        };
+        // In bits, as elements may have four.
+        let bits = u64::from(ty.elem.bits() as u32);
+        let known = gcd(gcd(8 * align, self.multiples.flat(self.k, place).saturating_mul(bits)), count * bits);
+        let bits_together = (1 << known.trailing_zeros()).min(128);
+        (count > 1 && bits_together >= 8 && bits_together > bits).then_some((bits_together / bits) as usize)
+    }
+
     /// The parts of what is loaded.
     pub(super) fn load_parts(
         &mut self,
@@ -418,9 +536,116 @@ impl<'a> Emitter<'a> {
         fill: Option<Value>,
     ) -> Vec<String> {
         let address = self.address(place);
-        let (part, count) = self.split(result);
         let mask = mask.map(|m| self.known(m).parts.clone());
         let fill = fill.map(|f| self.known(f).parts.clone());
+        let Some(each) = self.together(place, result) else {
+            return self.load_each(&address, result, mask.as_deref(), fill.as_deref());
+        };
+        let Some(mask) = mask else { return self.load_together(&address, result, each) };
+        let all = self.all_on(&mask);
+        let t = ty(ValueType::scalar(result.elem));
+        let [whole, some, join] = self.labels(["whole", "some", "join"]);
+        self.branch(&all, &whole, &some);
+        self.begin(&whole);
+        let loaded = self.load_together(&address, result, each);
+        let from_whole = self.label.clone();
+        self.jump(&join);
+        self.begin(&some);
+        let others = self.load_each(&address, result, Some(&mask), fill.as_deref());
+        let from_some = self.label.clone();
+        self.jump(&join);
+        self.begin(&join);
+        let pairs = loaded.iter().zip(&others);
+        pairs.map(|(a, b)| self.def(format!("phi {t} [ {a}, %{from_whole} ], [ {b}, %{from_some} ]"))).collect()
+    }
+
+    /// Whether this lane's part of a mask is on as a whole.
+    fn all_on(&mut self, mask: &[String]) -> String {
+        let mut all = mask[0].clone();
+        for on in &mask[1..] {
+            all = self.def(format!("and i1 {all}, {on}"));
+        }
+        all
+    }
+
+    /// Loads all parts, so many elements at once.
+    fn load_together(&mut self, address: &Address, result: ValueType, each: usize) -> Vec<String> {
+        let (count, bits) = (self.split(result).1, result.elem.bits() as usize);
+        let mut out = Vec::new();
+        for first in (0..count).step_by(each) {
+            let at = self.piece(address, result, first);
+            let words = self.load_words(address.space, &at, each * bits, &address.notes);
+            if bits == 64 {
+                let whole = self.joined(&words, 32, 64);
+                let real = result.elem == DType::F64;
+                let cast = |x: String| if real { self.def(format!("bitcast i64 {x} to double")) } else { x };
+                out.extend(whole.into_iter().map(cast));
+                continue;
+            }
+            let width = (each * bits).min(32);
+            for word in words {
+                out.extend(self.elements_of(&word, width as u32, result.elem));
+            }
+        }
+        out
+    }
+
+    /// Where this lane's elements from part `first` on lie; the first of them begins a byte.
+    fn piece(&mut self, address: &Address, ty: ValueType, first: usize) -> String {
+        let element = self.element(ty.lanes, first);
+        let element = self.def(format!("zext i32 {element} to i64"));
+        let bits = ty.elem.bits();
+        let bytes = match bits {
+            4 => self.def(format!("lshr i64 {element}, 1")),
+            _ => self.def(format!("mul i64 {element}, {}", bits / 8)),
+        };
+        self.def(format!("getelementptr i8, {} {}, i64 {bytes}", address.space, address.pointer))
+    }
+
+    /// Loads so many bits as words of 32, or as one smaller word.
+    fn load_words(&mut self, space: &str, at: &str, bits: usize, notes: &str) -> Vec<String> {
+        let align = bits / 8;
+        match bits / 32 {
+            0 => vec![self.def(format!("load i{bits}, {space} {at}, align {align}{notes}"))],
+            1 => vec![self.def(format!("load i32, {space} {at}, align {align}{notes}"))],
+            n => {
+                let all = self.def(format!("load <{n} x i32>, {space} {at}, align {align}{notes}"));
+                (0..n).map(|i| self.def(format!("extractelement <{n} x i32> {all}, i64 {i}"))).collect()
+            }
+        }
+    }
+
+    /// The elements that lie in a word.
+    fn elements_of(&mut self, word: &str, width: u32, dtype: DType) -> Vec<String> {
+        match (dtype, dtype.bits() as u32) {
+            (DType::F32, _) => vec![self.def(format!("bitcast i32 {word} to float"))],
+            (DType::Bool, _) => {
+                let bytes = self.cut_or_whole(word, width, 8);
+                bytes.iter().map(|b| self.def(format!("icmp ne i8 {b}, 0"))).collect()
+            }
+            (_, 4) => {
+                let bytes = self.cut_or_whole(word, width, 8);
+                let nibbles =
+                    |e: &mut Self, b: &str| [e.def(format!("and i8 {b}, 15")), e.def(format!("lshr i8 {b}, 4"))];
+                bytes.iter().flat_map(|b| nibbles(self, b)).collect()
+            }
+            (_, bits) => self.cut_or_whole(word, width, bits),
+        }
+    }
+
+    fn cut_or_whole(&mut self, word: &str, width: u32, bits: u32) -> Vec<String> {
+        if width == bits { vec![word.to_owned()] } else { self.cut(word, width, bits) }
+    }
+
+    /// Loads each part by itself.
+    fn load_each(
+        &mut self,
+        address: &Address,
+        result: ValueType,
+        mask: Option<&[String]>,
+        fill: Option<&[String]>,
+    ) -> Vec<String> {
+        let (part, count) = self.split(result);
         let zero = match result.elem {
             DType::F32 | DType::F64 => "0.0".to_string(),
             _ => int(part, 0),
@@ -428,10 +653,10 @@ impl<'a> Emitter<'a> {
         let t = ty(part);
         (0..count)
             .map(|i| {
-                let (at, shift) = self.lane_address(&address, result, i);
+                let (at, shift) = self.lane_address(address, result, i);
                 let load = |e: &mut Self| e.load_lane(part, (address.space, &at), shift.as_deref(), &address.notes);
-                let Some(mask) = &mask else { return load(self) };
-                let fill = fill.as_ref().map_or(&zero, |f| &f[i]);
+                let Some(mask) = mask else { return load(self) };
+                let fill = fill.map_or(&zero, |f| &f[i]);
                 let [some, join] = self.labels(["some", "join"]);
                 let before = self.label.clone();
                 self.branch(&mask[i], &some, &join);
@@ -464,12 +689,72 @@ impl<'a> Emitter<'a> {
         let address = self.address(place);
         let (from, parts) = self.of(value);
         let mask = mask.map(|m| self.known(m).parts.clone());
+        let Some(each) = self.together(place, from) else {
+            return self.store_each(&address, from, &parts, mask.as_deref());
+        };
+        let Some(mask) = mask else { return self.store_together(&address, from, &parts, each) };
+        let all = self.all_on(&mask);
+        let [whole, some, join] = self.labels(["whole", "some", "join"]);
+        self.branch(&all, &whole, &some);
+        self.begin(&whole);
+        self.store_together(&address, from, &parts, each);
+        self.jump(&join);
+        self.begin(&some);
+        self.store_each(&address, from, &parts, Some(&mask));
+        self.jump(&join);
+        self.begin(&join);
+    }
+
+    /// Stores all parts, so many elements at once.
+    fn store_together(&mut self, address: &Address, from: ValueType, parts: &[String], each: usize) {
+        let bits = from.elem.bits() as u32;
+        for (i, group) in parts.chunks(each).enumerate() {
+            let at = self.piece(address, from, i * each);
+            let (words, width) = match from.elem {
+                DType::F32 => (group.iter().map(|x| self.def(format!("bitcast float {x} to i32"))).collect(), 32),
+                DType::F64 => (group.iter().map(|x| self.def(format!("bitcast double {x} to i64"))).collect(), 64),
+                DType::Bool => (group.iter().map(|x| self.def(format!("zext i1 {x} to i8"))).collect(), 8),
+                _ if bits == 4 => (self.pairs_of_nibbles(group), 8),
+                _ => (group.to_vec(), bits),
+            };
+            let all = words.len() as u32 * width;
+            let words: Vec<String> = match (width, all.min(32)) {
+                (64, _) => words.iter().flat_map(|x| self.cut(x, 64, 32)).collect(),
+                (have, want) if have == want => words,
+                (have, want) => self.joined(&words, have, want),
+            };
+            let (space, notes, align) = (address.space, &address.notes, all / 8);
+            if let [word] = &words[..] {
+                self.line(format!("store i{} {word}, {space} {at}, align {align}{notes}", all.min(32)));
+                continue;
+            }
+            let n = words.len();
+            let mut vector = "poison".to_owned();
+            for (i, word) in words.iter().enumerate() {
+                vector = self.def(format!("insertelement <{n} x i32> {vector}, i32 {word}, i64 {i}"));
+            }
+            self.line(format!("store <{n} x i32> {vector}, {space} {at}, align {align}{notes}"));
+        }
+    }
+
+    /// Stores each part by itself.
+    fn store_each(&mut self, address: &Address, from: ValueType, parts: &[String], mask: Option<&[String]>) {
+        if from.elem.is_packed() && parts.len() > 1 {
+            // Pairs are on or off together.
+            let bytes = self.pairs_of_nibbles(parts);
+            let pairs =
+                mask.map(|m| m.chunks_exact(2).map(|m| self.def(format!("or i1 {}, {}", m[0], m[1]))).collect());
+            let mask: Option<Vec<String>> = pairs;
+            let as_bytes = ValueType::vector(DType::U8, from.lanes / 2);
+            let plain = Address { flat: None, ..address.clone() };
+            return self.store_each(&plain, as_bytes, &bytes, mask.as_deref());
+        }
         for (i, x) in parts.iter().enumerate() {
             // Elements are there several times where they are fewer than lanes.
             let mut wanted =
                 (from.lanes < WARP as u32).then(|| self.def(format!("icmp ult i32 %lane, {}", from.lanes)));
             let mut x = x.clone();
-            let mut on = mask.as_ref().map(|m| m[i].clone());
+            let mut on = mask.map(|m| m[i].clone());
             let (stored, bits) = match from.elem {
                 DType::Bool => {
                     x = self.def(format!("zext i1 {x} to i8"));
@@ -495,7 +780,7 @@ impl<'a> Emitter<'a> {
                 (Some(a), Some(b)) => Some(self.def(format!("and i1 {a}, {b}"))),
                 (a, b) => a.or(b),
             };
-            let (at, _) = self.lane_address(&address, from, i);
+            let (at, _) = self.lane_address(address, from, i);
             let store = format!("store {stored} {x}, {} {at}, align {}{}", address.space, bits / 8, address.notes);
             let Some(wanted) = wanted else {
                 self.line(store);

@@ -72,6 +72,13 @@ pub fn assemble(ptx: &str) {
     assert!(output.status.success() && !spills, "{said}\n{ptx}");
 }
 
+/// The kernel as it is where all buffers lie at multiples of 16 bytes, as those of the emulator do.
+pub fn aligned(kernel: &hadal_ir::kernel::Kernel) -> hadal_ir::kernel::Kernel {
+    let mut kernel = kernel.clone();
+    kernel.params.iter_mut().for_each(|p| p.align = 16);
+    kernel
+}
+
 /// A kernel's PTX on all buffers, which must be without fault.
 pub fn emulated(kernel: &hadal_ir::kernel::Kernel, symbols: &Bindings, args: &[Buffer]) -> Vec<Buffer> {
     let target = Processor::SM_90A;

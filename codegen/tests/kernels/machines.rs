@@ -51,14 +51,16 @@ pub fn run_all(kernel: &Kernel, symbols: &Bindings, args: &[Buffer], cuts: &[i64
 }
 
 #[cfg(not(feature = "llvm-backend"))]
-fn emulated_gpu(_: &Kernel, _: &Bindings, _: &[Buffer]) -> Option<(&'static str, Vec<Buffer>)> {
-    None
+fn emulated_gpu(_: &Kernel, _: &Bindings, _: &[Buffer]) -> Vec<(&'static str, Vec<Buffer>)> {
+    Vec::new()
 }
 
-/// The same for a GPU.
+/// The same for a GPU, with buffers that may lie anywhere, and with such that are known to be aligned.
 #[cfg(feature = "llvm-backend")]
-fn emulated_gpu(kernel: &Kernel, symbols: &Bindings, args: &[Buffer]) -> Option<(&'static str, Vec<Buffer>)> {
-    Some(("a GPU", super::gpu::emulated(kernel, symbols, args)))
+fn emulated_gpu(kernel: &Kernel, symbols: &Bindings, args: &[Buffer]) -> Vec<(&'static str, Vec<Buffer>)> {
+    use super::gpu::{aligned, emulated};
+    let together = emulated(&aligned(kernel), symbols, args);
+    vec![("a GPU", emulated(kernel, symbols, args)), ("a GPU, aligned", together)]
 }
 
 #[cfg(not(feature = "llvm-backend"))]

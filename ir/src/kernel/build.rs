@@ -66,7 +66,7 @@ impl Builder {
         access: Access,
     ) -> Buf {
         let shape = shape.into_iter().map(Into::into).collect();
-        self.kernel.params.push(Param { name: name.into(), dtype, shape, access });
+        self.kernel.params.push(Param { name: name.into(), dtype, shape, access, align: 1 });
         Buf::Param(self.kernel.params.len() as u32 - 1)
     }
 

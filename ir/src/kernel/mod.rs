@@ -142,6 +142,8 @@ pub struct Param {
     pub shape: Vec<Dim>,
     /// What the kernel does with it.
     pub access: Access,
+    /// What its address is a multiple of in bytes, besides its elements' size: a fact about every launch.
+    pub align: u32,
 }
 
 /// Where an allocation lives.

@@ -48,7 +48,8 @@ impl Display for Nameless<'_> {
             writeln!(f, "symbols {}", commas(&kernel.symbols))?;
         }
         for p in &kernel.params {
-            writeln!(f, "param {} : {}[{}] {}", p.name, p.dtype, commas(&p.shape), p.access.name())?;
+            write!(f, "param {} : {}[{}] {}", p.name, p.dtype, commas(&p.shape), p.access.name())?;
+            writeln!(f, "{}", if p.align == 1 { String::new() } else { format!(" align {}", p.align) })?;
         }
         if !kernel.grid.is_empty() {
             writeln!(f, "grid {}", commas(&kernel.grid))?;

@@ -28,6 +28,8 @@ pub enum Fault {
     BadName { name: String },
     #[error("the name {name} is taken")]
     DuplicateName { name: String },
+    #[error("{name} is aligned to {align}, which is no power of two up to 4096")]
+    BadAlign { name: String, align: u32 },
     #[error("symbol {symbol} is not declared")]
     UnknownSymbol { symbol: Sym },
     #[error("value {value} is not defined here")]
@@ -159,6 +161,11 @@ impl Verifier<'_> {
             }
             if i > 0 && !names.insert(name.as_str()) {
                 self.fault(Fault::DuplicateName { name: name.clone() });
+            }
+        }
+        for p in &k.params {
+            if !p.align.is_power_of_two() || p.align > 4096 {
+                self.fault(Fault::BadAlign { name: p.name.clone(), align: p.align });
             }
         }
         for (i, symbol) in k.symbols.iter().enumerate() {

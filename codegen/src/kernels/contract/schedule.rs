@@ -131,7 +131,10 @@ pub const UNIT: i64 = 64;
 
 /// All schedules that compute `desc`, the preferred one first. Empty where none fits.
 pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
-    let mut all = laid::candidates(desc, target);
+    let mut all = if target.is_warp() { warp(desc) } else { Vec::new() };
+    if all.is_empty() {
+        all = laid::candidates(desc, target);
+    }
     if all.is_empty() && target.is_wide() {
         all = wide(desc, target);
     }
@@ -147,6 +150,43 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
     scored.sort_by_key(|(score, _)| -score);
     scored.into_iter().map(|(_, s)| s).collect()
 }
+
+/// Bytes of weights that a lane of a warp reads at once.
+const WORD: u32 = 16;
+
+/// Lanes of a warp, of which each holds as many neighbours as it reads at once. All rows add in this one order: reading
+/// weights decides, and there is no form for many rows here.
+fn warp(desc: &Desc) -> Vec<Schedule> {
+    let mut all = Vec::new();
+    for streamed in [1, 0] {
+        let own = if streamed == 0 { Role::Left } else { Role::Right };
+        let word = WORD * 8 / desc.operands[streamed].dtype.bits() as u32;
+        for k in desc.of_role(Role::Summed) {
+            let lanes = [8, 4, 2, 1].into_iter().filter(|each| *each <= word).map(|each| each * WARP);
+            let mut lanes = lanes.filter(|l| *l == WARP || fits(desc, k, i64::from(*l)));
+            all.extend(lanes.find_map(|lanes| {
+                let s = dot(desc, streamed, k, lanes, WARP)?;
+                let each = (lanes / WARP) as usize;
+                let many = s.cols.and_then(|n| desc.size(n).as_const()).is_some_and(|n| n >= MANY);
+                // Registers of a lane: sums, a row's and a column's vectors, and what they are converted from.
+                let (tile, strip) = match each {
+                    8.. => ((4, 1), if many { 2 } else { 1 }),
+                    _ => ((4, 2), 2),
+                };
+                let strip = if s.cols.is_some() { strip } else { 1 };
+                Some(Schedule { tile, strip, block: s.block.map(|_| strip as i64), convert: None, ..s })
+            }));
+        }
+        all.extend(desc.of_role(own).filter_map(|v| outer(desc, streamed, v, WARP, WARP)));
+    }
+    all
+}
+
+/// Lanes of a warp.
+const WARP: u32 = 32;
+
+/// Columns from which on a warp takes two at once: there are warps enough, and it has more to wait for.
+const MANY: i64 = 8192;
 
 /// For sixteen registers of four lanes.
 fn narrow(desc: &Desc) -> Vec<Schedule> {

@@ -64,6 +64,11 @@ fn wide() -> Target {
     Target { lanes: 16, registers: 32, dots: true, cache: 4 * 32 * 64 }
 }
 
+/// Lanes of a warp.
+fn warp() -> Target {
+    Target { lanes: 128, registers: 32, dots: false, ..wide() }
+}
+
 fn check_func(func: &Func, bindings: &Bindings, tolerance: f64, seed: u64) -> Vec<String> {
     let args = arguments(func, bindings, seed);
     let expected = interpret::eval_func(func, &args, bindings).unwrap();
@@ -74,7 +79,7 @@ fn check_func(func: &Func, bindings: &Bindings, tolerance: f64, seed: u64) -> Ve
     let step = Ranges::from([(Sym::T, Range { min: 1, max: STEP })]);
     let grouped = [desc.grouped(), desc.clone().within(&step).grouped()];
     for desc in grouped.iter().flatten().chain([&desc]) {
-        for s in [Target::default(), wide()].iter().flat_map(|target| candidates(desc, target)) {
+        for s in [Target::default(), wide(), warp()].iter().flat_map(|target| candidates(desc, target)) {
             let kernel = emit::emit(desc, &s);
             let errors = hadal_ir::kernel::verify::verify(&kernel);
             assert!(errors.is_empty(), "{errors:?}\n{kernel}");
@@ -84,7 +89,7 @@ fn check_func(func: &Func, bindings: &Bindings, tolerance: f64, seed: u64) -> Ve
             }
             compiled(&kernel, func, &args, bindings, &results, (desc.epilogue.is_heavy(), s.register > 8));
         }
-        for target in [Target::default(), wide()] {
+        for target in [Target::default(), wide(), warp()] {
             let all = candidates(desc, &target);
             let Some(chosen) = all.first() else { continue };
             let mut variants = variants(desc, chosen, &target);

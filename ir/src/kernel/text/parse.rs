@@ -64,7 +64,8 @@ impl<'a> Parser<'a> {
             let dtype = self.dtype()?;
             let shape = self.shape()?;
             let access = self.choice("read, write or read_write", Access::ALL, Access::name)?;
-            self.kernel.params.push(Param { name, dtype, shape, access });
+            let align = if self.eat("align") { self.number("bytes")? } else { 1 };
+            self.kernel.params.push(Param { name, dtype, shape, access, align });
         }
         if self.eat("grid") {
             self.kernel.grid = self.list(Self::dim)?;
