@@ -5,6 +5,7 @@
 mod kernels;
 
 use hadal_codegen::compile;
+use hadal_codegen::kernels as generators;
 use hadal_codegen::processor::{CompiledKernel, Processor};
 use hadal_ir::kernel::interpret::Buffer;
 use hadal_ir::kernel::*;
@@ -193,6 +194,60 @@ fn neighbours_are_loaded_together() {
     let [none, words, all] = [1, 4, 16].map(|align| accesses(align, DType::U4, 1024).1);
     assert_eq!([none, words, all], [16, 4, 1]);
     assert!(accesses(16, DType::I8, 512).0 < accesses(1, DType::I8, 512).0);
+}
+
+#[test]
+fn a_product_reads_each_weight_once_and_as_much_at_a_time_as_there_can_be() {
+    let (n, k) = (64, 2048);
+    for (dtype, bytes) in [("bf16", 2), ("f32", 4), ("i8", 1)] {
+        let scale = if dtype == "i8" { format!(", %s: f32[{n}, 1]") } else { String::new() };
+        let read = if dtype == "i8" {
+            format!("  %q = dequantize %w, %s {{block = [1, {k}]}} : f32[{n}, {k}]\n")
+        } else {
+            String::new()
+        };
+        let of = if dtype == "i8" { "%q" } else { "%w" };
+        let text = format!(
+            "symbols P in 0..64, T in 1..64\nkernel @k(%x: f32[1, {k}], %w: {dtype}[{n}, {k}]{scale}) -> (y: f32[1, {n}]) \
+             {{\n{read}  %y = contract %x, {of} {{spec = \"td,fd->tf\"}} : f32[1, {n}]\n  return %y\n}}\n"
+        );
+        let module = hadal_ir::text::parse_module(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let target = generators::Target::of(&Processor::SM_90A);
+        let kernel =
+            generators::select(&module.funcs[0], &generators::Ranges::new(), &target).expect("a product").kernel;
+        let kernel = gpu::aligned(&kernel);
+        let code = compile(&kernel, &Processor::SM_90A, false).expect("it compiles");
+        let mut buffers: Vec<Buffer> = kernel
+            .params
+            .iter()
+            .map(|p| {
+                let count = p.shape.iter().map(|d| d.as_const().expect("a number") as usize).product();
+                match p.access {
+                    Access::Read => Buffer::from_bytes(p.dtype, vec![0; count * p.dtype.bits() as usize / 8]),
+                    _ => Buffer::uninit(p.dtype, count),
+                }
+            })
+            .collect();
+        let report = gpu::run(&code, &kernel, &Bindings::new(), &mut buffers, &Options::default()).expect("it runs");
+        let (n, k) = (n as u64, k as u64);
+        // Each column is read by a warp of its own or two share one, which then share the row.
+        let columns = if kernel.grid[0].is(n as i64) { 1 } else { 2 };
+        let weights = n * k * bytes;
+        let expected = weights + n / columns * k * 4;
+        let found = report.global_read as f64;
+        assert!((found / expected as f64 - 1.0).abs() < 0.05, "{dtype}: {found} bytes for {expected}");
+        let flops = report.flops[&ptx_emulator::FlopKind::F32] as f64;
+        // Sums of lanes are the rest.
+        assert!((flops / (2 * n * k) as f64 - 1.0).abs() < 0.25, "{dtype}: {flops} operations");
+        let ptx = String::from_utf8_lossy(&code.code).into_owned();
+        let loads: Vec<&str> = ptx.lines().map(str::trim).filter(|l| l.starts_with("ld.global.nc")).collect();
+        let of = |op: &str| loads.iter().filter(|l| l.starts_with(op)).count();
+        // Addresses, and with them rows of the longest words; bytes come with 8 a lane, and have scales.
+        let words = if bytes == 1 { of("ld.global.nc.v2.u32") } else { of("ld.global.nc.v4") };
+        assert!(words > 0 && of("ld.global.nc.v4") > 0, "{dtype}: {loads:?}");
+        let others = loads.len() - of("ld.global.nc.v") - of("ld.global.nc.u64");
+        assert_eq!(others, usize::from(bytes == 1), "{dtype}: {loads:?}");
+    }
 }
 
 #[test]
