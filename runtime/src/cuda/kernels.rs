@@ -98,7 +98,11 @@ impl Kernels {
         for part in parts {
             loaded.extend(part?);
         }
-        let scratch = all.iter().zip(&loaded).map(|((k, _), r)| k.scratch_bytes * u64::from(r.warps * r.blocks)).max();
+        let scratch = all
+            .iter()
+            .zip(&loaded)
+            .map(|((k, _), r)| k.scratch_bytes.saturating_mul(u64::from(r.warps * r.blocks)))
+            .max();
         let bytes = scratch.unwrap_or(0);
         let scratch =
             Memory::new(context, bytes).map_err(|e| format!("no memory for {bytes} bytes of scratch: {e}"))?;
@@ -140,7 +144,7 @@ impl Ready {
             return Err(failed(format!("no multiprocessor holds a block of {warps} warps with {bytes} shared bytes")));
         }
         let blocks = each as u32 * context.multiprocessors;
-        let scratch = (SCRATCH / (kernel.scratch_bytes * u64::from(block.warps)).max(1)).max(1);
+        let scratch = (SCRATCH / kernel.scratch_bytes.saturating_mul(block.warps.into()).max(1)).max(1);
         ready.blocks = blocks.min(scratch.min(u64::from(u32::MAX)) as u32);
         Ok(ready)
     }
