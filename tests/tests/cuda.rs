@@ -145,10 +145,24 @@ fn the_first_level_that_something_runs_is_taken() {
 fn what_goes_wrong_on_a_gpu_is_said() {
     let file = Compiled::new("variant-llama-bias", "sm_90a,cpu");
     let run = |gpu: (&str, &str)| file.run(&GENERATE, &[gpu]);
-    for (bytes, what) in [("100000", "weights"), ("300000", "working space")] {
-        let status = if what == "working space" { 1 } else { 3 };
-        refused(&run(("CUDA_EMULATOR_MEMORY", bytes)), status, &["no memory for", what, "bytes free"]);
-    }
+    // Ever more memory, until all have some: each is refused in its turn.
+    let mut wanting = std::collections::BTreeSet::new();
+    let sizes = (0..64).map(|n| format!("{}", (50_000.0 * 1.1f64.powi(n)) as u64));
+    let enough = sizes.into_iter().find(|bytes| {
+        let output = run(("CUDA_EMULATOR_MEMORY", bytes));
+        let said = said(&output);
+        let Some((_, what)) = said.split_once("no memory for ") else {
+            assert!(output.status.success(), "{said}");
+            return true;
+        };
+        let what = what.split_once(" bytes of ").expect(&said).1.split([' ', ':']).next().expect(&said).to_owned();
+        let status = if what == "weights" { 3 } else { 1 };
+        refused(&output, status, &["bytes free"]);
+        wanting.insert(what);
+        false
+    });
+    assert!(enough.is_some(), "{wanting:?}");
+    assert!(["states", "weights", "working"].iter().all(|w| wanting.contains(*w)), "{wanting:?}");
     refused(&run(("CUDA_EMULATOR_REFUSES", ".entry")), 3, &["kernel @", "the driver refuses its code", "`.entry`"]);
     let faulty = run(("CUDA_EMULATOR_FAILS", "40"));
     refused(&faulty, 1, &["illegal memory access"]);

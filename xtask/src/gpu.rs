@@ -9,6 +9,7 @@ use serde_json::Value;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// What `run.sh` measures: a name, and the arguments of `hadal bench`.
 const BENCHES: [(&str, &str); 4] = [
@@ -27,6 +28,7 @@ results=${1:-results}
 target=${TARGET:-sm_90a}
 device=${DEVICE:-cuda:0}
 mkdir -p "$results"
+export LD_LIBRARY_PATH="$PWD/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv,noheader \
   > "$results/gpu.txt" 2> /dev/null || echo "unknown GPU" > "$results/gpu.txt"
 date -u +%Y-%m-%d >> "$results/gpu.txt"
@@ -78,7 +80,28 @@ pub fn pack(out: &Path) -> Result {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).map_err(failed(&path))?;
     }
-    println!("{}: {:.1} MB; there, ./run.sh", out.display(), size(out) as f64 / 1e6);
+    libraries(&out.join("hadal"), &out.join("lib"))?;
+    let archive = out.with_extension("tar.xz");
+    let (folder, name) = (out.parent().unwrap_or(Path::new(".")), out.file_name().unwrap_or_default());
+    let (folder, name) = (folder.display().to_string(), name.to_string_lossy());
+    let shown = archive.display().to_string();
+    step("archive", "tar", &["-C", &folder, "-cJf", &shown, &name], &[])?;
+    println!("{shown}: {:.1} MB; there, ./run.sh", size(&archive) as f64 / 1e6);
+    Ok(())
+}
+
+/// Copies the libraries that a program needs and that not every machine has.
+fn libraries(program: &Path, folder: &Path) -> Result {
+    let failed = |e: std::io::Error| format!("{}: {e}", folder.display());
+    fs::create_dir_all(folder).map_err(failed)?;
+    let listed = Command::new("ldd").arg(program).output().map_err(|e| format!("ldd: {e}"))?;
+    for line in String::from_utf8_lossy(&listed.stdout).lines() {
+        let Some((name, rest)) = line.trim().split_once(" => ") else { continue };
+        let Some(path) = rest.split_whitespace().next().filter(|p| p.starts_with('/')) else { continue };
+        if ["libffi.", "libz.", "libzstd."].iter().any(|rare| name.starts_with(rare)) {
+            fs::copy(path, folder.join(name)).map_err(failed)?;
+        }
+    }
     Ok(())
 }
 

@@ -184,7 +184,10 @@ impl Loaded for Kernels {
             arguments = arguments.max(l.arguments + self.loaded[l.kernel].arguments);
             symbols = symbols.max(l.symbols + self.loaded[l.kernel].symbols);
         }
-        let table = |words: usize| Memory::new(&self.context, 8 * words as u64);
+        let table = |words: usize| {
+            let bytes = 8 * words as u64;
+            Memory::new(&self.context, bytes).map_err(|e| format!("no memory for {bytes} bytes of arguments: {e}"))
+        };
         let (argument_table, symbol_table) = (table(arguments)?, table(symbols)?);
         let launches = launches.iter().map(|l| {
             let kernel = &self.loaded[l.kernel];
