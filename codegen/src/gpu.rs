@@ -23,8 +23,11 @@ pub struct Block {
 /// Warps of a block where nothing speaks against it.
 const WARPS: u32 = 8;
 
-/// Blocks that a multiprocessor has room for at least: registers and shared memory are shared out so.
-pub(crate) const RESIDENT: u32 = 2;
+/// Blocks that a multiprocessor has room for at least: registers and shared memory are shared out so. Tiles of sums need
+/// more registers than half of them.
+pub(crate) fn resident(kernel: &Kernel) -> u32 {
+    if kernel.is_for_warps() { 1 } else { 2 }
+}
 
 impl Block {
     /// Threads.
@@ -44,7 +47,7 @@ pub fn memory(kernel: &Kernel, target: &Processor) -> (Block, Dim) {
             None => scratch = scratch + bytes,
         }
     }
-    let room = u64::from(target.shared_bytes() / RESIDENT);
+    let room = u64::from(target.shared_bytes() / resident(kernel));
     match fixed {
         n if n > room => {
             let all = scratch + i64::try_from(n).unwrap_or(i64::MAX);

@@ -46,6 +46,14 @@ pub enum Error {
     Memory(std::io::Error),
 }
 
+/// Refuses a kernel that is written for the lanes of a warp, for processors that have none.
+fn without_warps(kernel: &hadal_ir::kernel::Kernel) -> Result<(), Error> {
+    match kernel.is_for_warps() {
+        true => Err(Error::Unsupported { kernel: kernel.name.clone(), what: "tiles and runs of a warp but on GPUs" }),
+        false => Ok(()),
+    }
+}
+
 /// Levels that this build makes code for, the best one of each architecture first: without LLVM only the first of
 /// x86-64.
 pub fn levels() -> Vec<Processor> {

@@ -60,6 +60,7 @@ fn lowered(kernel: &Kernel, isa: &OwnedTargetIsa) -> Result<cranelift_codegen::C
     if !mistakes.is_empty() {
         return Err(Error::Malformed(mistakes));
     }
+    crate::without_warps(kernel)?;
     lower::lower(&crate::math::expand(kernel), isa)
 }
 

@@ -288,6 +288,10 @@ impl Emitter<'_> {
                 let half = l.convert("fptrunc", "float", x, "half");
                 l.convert("bitcast", "half", &half, "i16")
             }
+            (DType::F32, DType::BF16) if l.e.target.is_gpu() => {
+                let half = l.e.call("bfloat", "llvm.nvvm.f2bf16.rn", &[("float", x)], "");
+                l.convert("bitcast", "bfloat", &half, "i16")
+            }
             (DType::F32, DType::BF16) => l.narrow_bf16(x),
             (DType::F32, DType::F8E4M3) => l.narrow(&E4M3, x),
             (DType::F32, DType::F4E2M1) => l.narrow(&E2M1, x),

@@ -69,6 +69,9 @@ fn module(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
     if !mistakes.is_empty() {
         return Err(Error::Malformed(mistakes));
     }
+    if !target.is_gpu() {
+        crate::without_warps(kernel)?;
+    }
     if target.is_gpu() {
         return warp::emit(&crate::math::expand(kernel), target);
     }

@@ -1,42 +1,76 @@
-//! What numbers of elements are multiples of, as far as a kernel's text tells.
+//! What numbers of elements are multiples of, and which they are where that is known, as far as a kernel's text tells.
 
 use hadal_ir::kernel::*;
+use hadal_types::DType;
 use std::collections::HashMap;
 
-/// Of i64 values of a kernel what they are multiples of; 0 of zero.
-pub(super) struct Multiples(HashMap<Value, u64>);
+/// Of i64 values of a kernel what they, or all of their lanes, are multiples of; 0 of zero.
+pub(super) struct Multiples {
+    of: HashMap<Value, u64>,
+    /// Lanes that are constants.
+    constants: HashMap<Value, Vec<i64>>,
+}
 
 impl Multiples {
     /// Those of all values.
     pub fn of(kernel: &Kernel) -> Multiples {
-        let mut all = Multiples(HashMap::new());
-        all.block(&kernel.body);
+        let mut all = Multiples { of: HashMap::new(), constants: HashMap::new() };
+        all.block(kernel, &kernel.body);
         all
     }
 
-    fn block(&mut self, block: &Block) {
+    fn block(&mut self, kernel: &Kernel, block: &Block) {
         for stmt in &block.stmts {
             match stmt {
                 Stmt::Let(value, op) => {
                     let multiple = self.of_op(op);
-                    self.0.insert(*value, multiple);
+                    self.of.insert(*value, multiple);
+                    if kernel.ty(*value).elem == DType::I64
+                        && let Some(lanes) = self.lanes_of(op, kernel.ty(*value).lanes as usize)
+                    {
+                        self.constants.insert(*value, lanes);
+                    }
                 }
                 Stmt::For(l) => {
                     let start = self.get(l.lo);
-                    self.0.insert(l.var, gcd(start, l.step.unsigned_abs()));
-                    self.block(&l.body);
+                    self.of.insert(l.var, gcd(start, l.step.unsigned_abs()));
+                    self.block(kernel, &l.body);
                 }
                 Stmt::If(c) => {
-                    self.block(&c.then);
-                    self.block(&c.otherwise);
+                    self.block(kernel, &c.then);
+                    self.block(kernel, &c.otherwise);
                 }
                 _ => {}
             }
         }
     }
 
+    /// The lanes of a value, where they are constants.
+    pub fn constants(&self, value: Value) -> Option<&[i64]> {
+        self.constants.get(&value).map(|lanes| &lanes[..])
+    }
+
+    fn lanes_of(&self, op: &Op, lanes: usize) -> Option<Vec<i64>> {
+        Some(match op {
+            Op::Const(Const::I64(x)) => vec![*x],
+            Op::Iota => (0..lanes as i64).collect(),
+            Op::Splat(a) => vec![self.constants(*a)?[0]; lanes],
+            Op::Binary(op, a, b) => {
+                let of = match op {
+                    BinaryOp::Add => i64::wrapping_add,
+                    BinaryOp::Mul => i64::wrapping_mul,
+                    BinaryOp::And => |a, b| a & b,
+                    BinaryOp::Ushr => |a: i64, b: i64| (a as u64).wrapping_shr(b as u32) as i64,
+                    _ => return None,
+                };
+                self.constants(*a)?.iter().zip(self.constants(*b)?).map(|(a, b)| of(*a, *b)).collect()
+            }
+            _ => return None,
+        })
+    }
+
     fn get(&self, value: Value) -> u64 {
-        self.0.get(&value).copied().unwrap_or(1)
+        self.of.get(&value).copied().unwrap_or(1)
     }
 
     fn of_op(&self, op: &Op) -> u64 {
@@ -46,6 +80,7 @@ impl Multiples {
                 gcd(self.get(*a), self.get(*b))
             }
             // What wraps stays a multiple of a power of two only.
+            Op::Splat(a) => self.get(*a),
             Op::Binary(BinaryOp::Mul, a, b) => self.get(*a).checked_mul(self.get(*b)).unwrap_or(1),
             _ => 1,
         }

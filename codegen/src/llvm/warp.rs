@@ -46,7 +46,7 @@ pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error>
     let first = super::memory::nodes(kernel);
     let _ = writeln!(out, "!nvvm.annotations = !{{!{first}, !{}}}", first + 1);
     // The assembler would rather spill than leave room for fewer blocks than there could be at most.
-    let bounds = [("maxntidx", block.threads()), ("minctasm", gpu::RESIDENT)];
+    let bounds = [("maxntidx", block.threads()), ("minctasm", gpu::resident(kernel))];
     for (number, (name, value)) in (first..).zip(bounds) {
         let _ = writeln!(out, "!{number} = !{{ptr @{ENTRY}, !\"{name}\", i32 {value}}}");
     }
@@ -55,6 +55,18 @@ pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error>
 
 const GLOBAL: &str = "ptr addrspace(1)";
 const SHARED: &str = "ptr addrspace(3)";
+
+/// Runs of neighbours of each lane.
+struct Runs {
+    /// Where each begins.
+    starts: Vec<String>,
+    /// Its elements.
+    each: usize,
+    /// Elements that are accessed at once.
+    together: usize,
+    /// The buffer.
+    address: Address,
+}
 
 impl<'a> Emitter<'a> {
     /// Prologue, the loop over the grid indices of a warp, and its body.
@@ -303,6 +315,7 @@ impl<'a> Emitter<'a> {
                 })
             }
             Op::Dot(..) => return Err(self.unsupported("a dot product that should have been expanded")),
+            Op::Matrix(a, b, c) => self.matrix([a, b, c].map(|v| self.known(*v).parts.clone())),
             _ => unreachable!("lane by lane: {op:?}"),
         })
     }
@@ -515,16 +528,21 @@ impl<'a> Emitter<'a> {
     /// How an access of n > 1 neighbours a lane is made: elements of each, of which a power of two is as many as
     /// alignment and 16 bytes allow. Nothing where elements are accessed one by one.
     fn together(&self, place: &Place, ty: ValueType) -> Option<usize> {
-        let count = self.split(ty).1 as u64;
+        let (count, bits) = (self.split(ty).1, ty.elem.bits());
+        let together = self.bits_together(place, ty, count);
+        (count > 1 && together >= 8 && together > bits).then_some((together / bits) as usize)
+    }
+
+    /// How many bits of so many neighbours are accessed at once.
+    fn bits_together(&self, place: &Place, ty: ValueType, count: usize) -> u64 {
         let align = match place.buf {
             Buf::Param(i) => u64::from(self.k.params[i as usize].align),
             Buf::Alloc(_) => ALLOC_ALIGN,
         };
         // In bits, as elements may have four.
-        let bits = u64::from(ty.elem.bits() as u32);
-        let known = gcd(gcd(8 * align, self.multiples.flat(self.k, place).saturating_mul(bits)), count * bits);
-        let bits_together = (1 << known.trailing_zeros()).min(128);
-        (count > 1 && bits_together >= 8 && bits_together > bits).then_some((bits_together / bits) as usize)
+        let bits = ty.elem.bits();
+        let known = gcd(gcd(8 * align, self.multiples.flat(self.k, place).saturating_mul(bits)), count as u64 * bits);
+        (1 << known.trailing_zeros()).min(128).max(bits)
     }
 
     /// The parts of what is loaded.
@@ -535,9 +553,12 @@ impl<'a> Emitter<'a> {
         mask: Option<Value>,
         fill: Option<Value>,
     ) -> Vec<String> {
+        if let Some(runs) = self.runs(place, result) {
+            let [mask, fill] = [mask, fill].map(|v| v.map(|v| self.known(v).parts.clone()));
+            return self.load_runs(&runs, result, mask.as_deref(), fill.as_deref());
+        }
         let address = self.address(place);
-        let mask = mask.map(|m| self.known(m).parts.clone());
-        let fill = fill.map(|f| self.known(f).parts.clone());
+        let [mask, fill] = [mask, fill].map(|v| v.map(|v| self.known(v).parts.clone()));
         let Some(each) = self.together(place, result) else {
             return self.load_each(&address, result, mask.as_deref(), fill.as_deref());
         };
@@ -568,26 +589,135 @@ impl<'a> Emitter<'a> {
         all
     }
 
-    /// Loads all parts, so many elements at once.
-    fn load_together(&mut self, address: &Address, result: ValueType, each: usize) -> Vec<String> {
-        let (count, bits) = (self.split(result).1, result.elem.bits() as usize);
+    /// Where the runs of a lane begin, and how many elements are accessed at once; nothing where there is one run.
+    fn runs(&mut self, place: &Place, ty: ValueType) -> Option<Runs> {
+        let last = place.index.last().filter(|v| self.k.ty(**v).lanes > 1)?;
+        let starts = self.known(*last).parts.clone();
+        // Verified: elements of whole bytes.
+        let (bits, each) = (ty.elem.bits(), self.split(ty).1 / starts.len());
+        let together = self.bits_together(place, ty, each);
+        let rest = Place { buf: place.buf, index: place.index[..place.index.len() - 1].to_vec() };
+        let address = self.address(&rest);
+        let starts = starts.iter().map(|start| {
+            let bytes = self.def(format!("mul i64 {start}, {}", bits / 8));
+            self.def(format!("getelementptr i8, {} {}, i64 {bytes}", address.space, address.pointer))
+        });
+        Some(Runs { starts: starts.collect(), each, together: (together / bits) as usize, address })
+    }
+
+    /// Loads runs, under a mask element by element.
+    fn load_runs(
+        &mut self,
+        runs: &Runs,
+        result: ValueType,
+        mask: Option<&[String]>,
+        fill: Option<&[String]>,
+    ) -> Vec<String> {
+        let (part, bytes) = (self.split(result).0, result.elem.bits() as usize / 8);
+        let together = if mask.is_some() { 1 } else { runs.together };
         let mut out = Vec::new();
-        for first in (0..count).step_by(each) {
-            let at = self.piece(address, result, first);
-            let words = self.load_words(address.space, &at, each * bits, &address.notes);
-            if bits == 64 {
-                let whole = self.joined(&words, 32, 64);
-                let real = result.elem == DType::F64;
-                let cast = |x: String| if real { self.def(format!("bitcast i64 {x} to double")) } else { x };
-                out.extend(whole.into_iter().map(cast));
-                continue;
-            }
-            let width = (each * bits).min(32);
-            for word in words {
-                out.extend(self.elements_of(&word, width as u32, result.elem));
+        for start in &runs.starts {
+            for first in (0..runs.each).step_by(together) {
+                let (space, offset) = (runs.address.space, first * bytes);
+                let at = self.def(format!("getelementptr i8, {space} {start}, i64 {offset}"));
+                match mask {
+                    None => out.extend(self.load_elements(&runs.address, &at, result, together)),
+                    Some(mask) => {
+                        let fill = fill.map(|fill| &fill[out.len()][..]);
+                        out.push(self.load_if(&mask[out.len()], part, &runs.address, (&at, None), fill));
+                    }
+                }
             }
         }
         out
+    }
+
+    /// Stores runs, under a mask element by element.
+    fn store_runs(&mut self, runs: &Runs, from: ValueType, parts: &[String], mask: Option<&[String]>) {
+        let bytes = from.elem.bits() as usize / 8;
+        let together = if mask.is_some() { 1 } else { runs.together };
+        for (start, run) in runs.starts.iter().zip(0..) {
+            for first in (0..runs.each).step_by(together) {
+                let (space, offset, number) = (runs.address.space, first * bytes, run * runs.each + first);
+                let at = self.def(format!("getelementptr i8, {space} {start}, i64 {offset}"));
+                let group = &parts[number..number + together];
+                let Some(mask) = mask else {
+                    self.store_group(&runs.address, &at, from, group);
+                    continue;
+                };
+                let [some, join] = self.labels(["some", "join"]);
+                self.branch(&mask[number], &some, &join);
+                self.begin(&some);
+                self.store_group(&runs.address, &at, from, group);
+                self.jump(&join);
+                self.begin(&join);
+            }
+        }
+    }
+
+    /// Loads an element where a mask is on.
+    fn load_if(
+        &mut self,
+        on: &str,
+        part: ValueType,
+        address: &Address,
+        (at, shift): (&str, Option<&str>),
+        fill: Option<&str>,
+    ) -> String {
+        let zero = match part.elem {
+            DType::F32 | DType::F64 => "0.0".to_string(),
+            _ => int(part, 0),
+        };
+        let [some, join] = self.labels(["some", "join"]);
+        let before = self.label.clone();
+        self.branch(on, &some, &join);
+        self.begin(&some);
+        let loaded = self.load_lane(part, (address.space, at), shift, &address.notes);
+        self.jump(&join);
+        self.begin(&join);
+        let fill = fill.unwrap_or(&zero);
+        self.def(format!("phi {} [ {loaded}, %{some} ], [ {fill}, %{before} ]", ty(part)))
+    }
+
+    /// Products of rows, which the lanes hold as tensor cores take them, added to a tile of sums.
+    fn matrix(&mut self, [a, b, mut c]: [Vec<String>; 3]) -> Vec<String> {
+        const STRUCT: &str = "{ float, float, float, float }";
+        let [a, b] = [a, b].map(|halves| self.joined(&halves, 16, 32));
+        for step in [0, 2] {
+            // Pairs of elements: two of a row, which the second row's follow, then the next two of either.
+            let [a, b] = [vec![&a[step], &a[step + 4], &a[step + 1], &a[step + 5]], vec![&b[step], &b[step + 1]]];
+            let words = a.into_iter().chain(b).map(|x| ("i32", x.as_str()));
+            let sums = c.iter().map(|x| ("float", x.as_str()));
+            let arguments: Vec<(&str, &str)> = words.chain(sums).collect();
+            let sums = self.call(STRUCT, "llvm.nvvm.mma.m16n8k16.row.col.bf16", &arguments, "");
+            c = (0..4).map(|i| self.def(format!("extractvalue {STRUCT} {sums}, {i}"))).collect();
+        }
+        c
+    }
+
+    /// Loads all parts, so many elements at once.
+    fn load_together(&mut self, address: &Address, result: ValueType, each: usize) -> Vec<String> {
+        let count = self.split(result).1;
+        let mut out = Vec::new();
+        for first in (0..count).step_by(each) {
+            let at = self.piece(address, result, first);
+            out.extend(self.load_elements(address, &at, result, each));
+        }
+        out
+    }
+
+    /// Loads so many elements at once.
+    fn load_elements(&mut self, address: &Address, at: &str, result: ValueType, each: usize) -> Vec<String> {
+        let bits = result.elem.bits() as usize;
+        let words = self.load_words(address.space, at, each * bits, &address.notes);
+        if bits == 64 {
+            let whole = self.joined(&words, 32, 64);
+            let real = result.elem == DType::F64;
+            let cast = |x: String| if real { self.def(format!("bitcast i64 {x} to double")) } else { x };
+            return whole.into_iter().map(cast).collect();
+        }
+        let width = (each * bits).min(32);
+        words.iter().flat_map(|word| self.elements_of(word, width as u32, result.elem)).collect()
     }
 
     /// Where this lane's elements from part `first` on lie; the first of them begins a byte.
@@ -646,25 +776,14 @@ impl<'a> Emitter<'a> {
         fill: Option<&[String]>,
     ) -> Vec<String> {
         let (part, count) = self.split(result);
-        let zero = match result.elem {
-            DType::F32 | DType::F64 => "0.0".to_string(),
-            _ => int(part, 0),
-        };
-        let t = ty(part);
         (0..count)
             .map(|i| {
                 let (at, shift) = self.lane_address(address, result, i);
-                let load = |e: &mut Self| e.load_lane(part, (address.space, &at), shift.as_deref(), &address.notes);
-                let Some(mask) = mask else { return load(self) };
-                let fill = fill.map_or(&zero, |f| &f[i]);
-                let [some, join] = self.labels(["some", "join"]);
-                let before = self.label.clone();
-                self.branch(&mask[i], &some, &join);
-                self.begin(&some);
-                let loaded = load(self);
-                self.jump(&join);
-                self.begin(&join);
-                self.def(format!("phi {t} [ {loaded}, %{some} ], [ {fill}, %{before} ]"))
+                let at = (&at[..], shift.as_deref());
+                match mask {
+                    None => self.load_lane(part, (address.space, at.0), at.1, &address.notes),
+                    Some(mask) => self.load_if(&mask[i], part, address, at, fill.map(|f| &f[i][..])),
+                }
             })
             .collect()
     }
@@ -686,8 +805,12 @@ impl<'a> Emitter<'a> {
     }
 
     pub(super) fn store_parts(&mut self, place: &Place, value: Value, mask: Option<Value>) {
-        let address = self.address(place);
         let (from, parts) = self.of(value);
+        if let Some(runs) = self.runs(place, from) {
+            let mask = mask.map(|m| self.known(m).parts.clone());
+            return self.store_runs(&runs, from, &parts, mask.as_deref());
+        }
+        let address = self.address(place);
         let mask = mask.map(|m| self.known(m).parts.clone());
         let Some(each) = self.together(place, from) else {
             return self.store_each(&address, from, &parts, mask.as_deref());
@@ -707,34 +830,39 @@ impl<'a> Emitter<'a> {
 
     /// Stores all parts, so many elements at once.
     fn store_together(&mut self, address: &Address, from: ValueType, parts: &[String], each: usize) {
-        let bits = from.elem.bits() as u32;
         for (i, group) in parts.chunks(each).enumerate() {
             let at = self.piece(address, from, i * each);
-            let (words, width) = match from.elem {
-                DType::F32 => (group.iter().map(|x| self.def(format!("bitcast float {x} to i32"))).collect(), 32),
-                DType::F64 => (group.iter().map(|x| self.def(format!("bitcast double {x} to i64"))).collect(), 64),
-                DType::Bool => (group.iter().map(|x| self.def(format!("zext i1 {x} to i8"))).collect(), 8),
-                _ if bits == 4 => (self.pairs_of_nibbles(group), 8),
-                _ => (group.to_vec(), bits),
-            };
-            let all = words.len() as u32 * width;
-            let words: Vec<String> = match (width, all.min(32)) {
-                (64, _) => words.iter().flat_map(|x| self.cut(x, 64, 32)).collect(),
-                (have, want) if have == want => words,
-                (have, want) => self.joined(&words, have, want),
-            };
-            let (space, notes, align) = (address.space, &address.notes, all / 8);
-            if let [word] = &words[..] {
-                self.line(format!("store i{} {word}, {space} {at}, align {align}{notes}", all.min(32)));
-                continue;
-            }
-            let n = words.len();
-            let mut vector = "poison".to_owned();
-            for (i, word) in words.iter().enumerate() {
-                vector = self.def(format!("insertelement <{n} x i32> {vector}, i32 {word}, i64 {i}"));
-            }
-            self.line(format!("store <{n} x i32> {vector}, {space} {at}, align {align}{notes}"));
+            self.store_group(address, &at, from, group);
         }
+    }
+
+    /// Stores neighbours at once.
+    fn store_group(&mut self, address: &Address, at: &str, from: ValueType, group: &[String]) {
+        let bits = from.elem.bits() as u32;
+        let (words, width) = match from.elem {
+            DType::F32 => (group.iter().map(|x| self.def(format!("bitcast float {x} to i32"))).collect(), 32),
+            DType::F64 => (group.iter().map(|x| self.def(format!("bitcast double {x} to i64"))).collect(), 64),
+            DType::Bool => (group.iter().map(|x| self.def(format!("zext i1 {x} to i8"))).collect(), 8),
+            _ if bits == 4 => (self.pairs_of_nibbles(group), 8),
+            _ => (group.to_vec(), bits),
+        };
+        let all = words.len() as u32 * width;
+        let words: Vec<String> = match (width, all.min(32)) {
+            (64, _) => words.iter().flat_map(|x| self.cut(x, 64, 32)).collect(),
+            (have, want) if have == want => words,
+            (have, want) => self.joined(&words, have, want),
+        };
+        let (space, notes, align) = (address.space, &address.notes, all / 8);
+        if let [word] = &words[..] {
+            self.line(format!("store i{} {word}, {space} {at}, align {align}{notes}", all.min(32)));
+            return;
+        }
+        let n = words.len();
+        let mut vector = "poison".to_owned();
+        for (i, word) in words.iter().enumerate() {
+            vector = self.def(format!("insertelement <{n} x i32> {vector}, i32 {word}, i64 {i}"));
+        }
+        self.line(format!("store <{n} x i32> {vector}, {space} {at}, align {align}{notes}"));
     }
 
     /// Stores each part by itself.

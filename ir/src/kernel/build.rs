@@ -256,6 +256,11 @@ impl Builder {
         self.op(Op::Dot(a, b, c), self.ty(c))
     }
 
+    /// Products of 16 rows and 8 rows of 32 elements, added to a tile of sums; see [`matrix_place`].
+    pub fn matrix(&mut self, a: Value, b: Value, c: Value) -> Value {
+        self.op(Op::Matrix(a, b, c), self.ty(c))
+    }
+
     /// A scalar in every one of `lanes` lanes; nothing where it has that many already.
     pub fn splat(&mut self, a: Value, lanes: u32) -> Value {
         let ty = self.ty(a);

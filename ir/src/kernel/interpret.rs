@@ -12,7 +12,7 @@ mod memory;
 pub use memory::Buffer;
 
 use super::*;
-use arith::{binary, cast, compare, dot_step, fma, unary};
+use arith::{binary, cast, compare, dot_step, fma, matrix, unary};
 use hadal_types::Bindings;
 use memory::{Memory, Who};
 use std::ops::Range;
@@ -500,12 +500,15 @@ impl<'a> Machine<'a> {
     /// The flat index of a lane of an access.
     fn locate(&mut self, place: &Place, thread: &mut Thread, lane: usize, lanes: u32) -> Result<u64, RunFault> {
         let mut at: Vec<i64> = place.index.iter().map(|v| thread.int(*v)).collect();
-        if let Some(last) = at.last_mut() {
-            *last = last.saturating_add(lane as i64);
+        let runs = place.index.last().map_or(1, |last| self.kernel.ty(*last).lanes);
+        let run = (lanes / runs) as usize;
+        if let (Some(last), Some(index)) = (at.last_mut(), place.index.last()) {
+            *last = thread.values[index.index()].lane(lane / run) as i64;
+            *last = last.saturating_add((lane % run) as i64);
         } else if lane > 0 {
             at.push(lane as i64);
         }
-        self.memory(place.buf, &mut thread.locals).locate(at, lanes > 1 && lane == 0)
+        self.memory(place.buf, &mut thread.locals).locate(at, runs == 1 && lanes > 1 && lane == 0)
     }
 
     fn locate_tile(&mut self, place: &Place, thread: &mut Thread, row: u32, column: u32) -> Result<u64, RunFault> {
@@ -570,6 +573,11 @@ impl<'a> Machine<'a> {
                     let pairs = (group * i..group * (i + 1)).rev().map(|j| (a.lane(j), b.lane(j)));
                     pairs.fold(c.lane(i), |sum, (x, y)| dot_step(a_elem, x, y, sum))
                 })
+            }
+            Op::Matrix(a, b, c) => {
+                let operands = [a, b, c].map(|v| get(*v));
+                let [a, b, c] = operands.map(|x| move |lane: usize| x.lane(lane));
+                Lanes::Many(matrix([&a, &b, &c]))
             }
             Op::Lookup(table, a) => {
                 let x = get(*a);

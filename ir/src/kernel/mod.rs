@@ -25,6 +25,10 @@
 //!   Bytes: the sum wraps at 32 bits, nothing saturates. bf16: two steps of multiply-add, the odd lanes first, each
 //!   rounded once to nearest even; operands that are subnormal count as zero of their sign, and so does a result
 //!   whose magnitude, rounded as if exponents had no limit, is below 2^-126. It is what AVX-512's instruction does.
+//! - `matrix(a, b, c)` adds to a tile of 16 by 8 sums the products of 16 rows of `a` and 8 rows of `b`, 32 bf16 each
+//!   ([`matrix_place`] says which lane is which element). It has two steps, of which each adds the exact products of 16
+//!   elements of a row in f64, then the sum so far, and rounds once to f32. What a GPU's tensor cores compute differs from
+//!   that by the rounding of sums inside of a step.
 //! - `lookup` takes from a table of sixteen bytes the one that the low four bits of each lane number.
 //! - `zip_low` and `zip_high` take lanes of two vectors in turn, from their first or their second halves: four rounds
 //!   of both turn sixteen vectors of sixteen lanes.
@@ -335,6 +339,9 @@ impl ReduceOp {
 }
 
 /// An element, or the first of a run of elements along the last dimension.
+///
+/// The last index may be a vector of m lanes, in an access of a multiple of m lanes: each of its lanes begins a run of as
+/// many elements as there are for each. Not of packed formats.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Place {
     /// The buffer.
@@ -381,6 +388,8 @@ pub enum Op {
     Fma(Value, Value, Value),
     /// Products of groups of neighbouring lanes, added to the last operand.
     Dot(Value, Value, Value),
+    /// Products of rows of the first two operands, added to a tile of sums.
+    Matrix(Value, Value, Value),
     /// The bytes of a table that lanes number by their low four bits.
     Lookup([u8; 16], Value),
     /// Lanes of two vectors in turn, from the halves that come first, or from those that come last.
@@ -417,6 +426,19 @@ pub fn dot_group(a: DType, b: DType, c: DType) -> Option<u32> {
         (DType::U8 | DType::I8, DType::I8, DType::I32) => Some(4),
         _ => None,
     }
+}
+
+/// The operands of [`Op::Matrix`]: rows of two factors, and a tile of sums.
+pub const MATRIX: [ValueType; 3] =
+    [ValueType::vector(DType::BF16, 512), ValueType::vector(DType::BF16, 256), ValueType::vector(DType::F32, 128)];
+
+/// Row and column of a lane of an operand of [`Op::Matrix`], by the operand's number. Each 32nd of a vector is one of
+/// eight rows' quarter, that of row n of `a` and of `c` followed by that of row n + 8: lanes as a warp holds them.
+pub const fn matrix_place(operand: usize, lane: u32) -> (u32, u32) {
+    // Lanes of an operand in each quarter of a row, and of a 32nd.
+    let (run, runs) = [(8, 2), (8, 1), (2, 2)][operand];
+    let (quarter, second) = (lane / run / runs, lane / run % runs);
+    (quarter / 4 + 8 * second, quarter % 4 * run + lane % run)
 }
 
 /// Statements followed by the values the block gives to what encloses it.
@@ -597,6 +619,21 @@ impl Kernel {
         }
     }
 
+    /// Whether it multiplies tiles or accesses runs, which are written for the lanes of a warp.
+    pub fn is_for_warps(&self) -> bool {
+        fn of(kernel: &Kernel, block: &Block) -> bool {
+            let runs = |place: &Place| place.index.last().is_some_and(|v| kernel.ty(*v).lanes > 1);
+            block.stmts.iter().any(|stmt| match stmt {
+                Stmt::Let(_, Op::Matrix(..)) => true,
+                Stmt::Let(_, Op::Load { place, .. }) | Stmt::Store { place, .. } => runs(place),
+                Stmt::For(l) => of(kernel, &l.body),
+                Stmt::If(c) => of(kernel, &c.then) || of(kernel, &c.otherwise),
+                _ => false,
+            })
+        }
+        of(self, &self.body)
+    }
+
     /// Bytes of scratch memory one worker needs for all allocations, each aligned to [`ALLOC_ALIGN`]; an upper bound
     /// where sizes depend on symbols. `None` where a size is no affine form.
     pub fn scratch_bytes(&self) -> Option<Dim> {
@@ -635,6 +672,7 @@ impl Op {
             Op::Compare(op, a, b) => Op::Compare(op, f(a), f(b)),
             Op::Fma(a, b, c) => Op::Fma(f(a), f(b), f(c)),
             Op::Dot(a, b, c) => Op::Dot(f(a), f(b), f(c)),
+            Op::Matrix(a, b, c) => Op::Matrix(f(a), f(b), f(c)),
             Op::Lookup(table, a) => Op::Lookup(table, f(a)),
             Op::Zip(half, a, b) => Op::Zip(half, f(a), f(b)),
             Op::Select(c, a, b) => Op::Select(f(c), f(a), f(b)),

@@ -455,3 +455,59 @@ proptest::proptest! {
         }
     }
 }
+
+/// Rows are read through their places, multiplied, and written through those of the sums: a product of matrices.
+#[test]
+fn runs_and_matrices() {
+    let mut b = Builder::new("matrix");
+    let a = b.param("a", DType::BF16, [16 * 32i64], Access::Read);
+    let w = b.param("w", DType::BF16, [8 * 32i64], Access::Read);
+    let y = b.param("y", DType::F32, [16 * 8i64], Access::Write);
+    let places = |b: &mut Builder, name: &str, runs: usize| b.param(name, DType::I64, [runs], Access::Read);
+    let [pa, pw, py] = [("pa", 64), ("pw", 32), ("py", 64)].map(|(name, runs)| places(&mut b, name, runs));
+    b.grid([1i64]);
+    let zero = b.const_i64(0);
+    let [at_a, at_w, at_y] = [(pa, 64), (pw, 32), (py, 64)].map(|(buf, runs)| b.load(buf, &[zero], runs));
+    let (rows, columns, none) = (b.load(a, &[at_a], 512), b.load(w, &[at_w], 256), b.const_f32(0.5));
+    let none = b.splat(none, 128);
+    let sums = b.matrix(rows, columns, none);
+    b.store(y, &[at_y], sums);
+    let kernel = b.finish();
+    assert_eq!(faults(&kernel), "");
+    assert!(kernel.is_for_warps() && !sample().is_for_warps());
+    assert_eq!(text::parse(&kernel.to_string()).unwrap(), kernel);
+    // Where each run begins, as the numbering of lanes says.
+    let starts = |operand: usize, run: u32, width: i64| -> Vec<i64> {
+        let lanes = (0..MATRIX[operand].lanes).step_by(run as usize);
+        lanes.map(|lane| matrix_place(operand, lane)).map(|(r, c)| i64::from(r) * width + i64::from(c)).collect()
+    };
+    let (left, right) = (|i: usize| (i % 11) as f32 - 5.0, |i: usize| (i % 7) as f32 - 2.0);
+    let bf16 = |n: usize, f: &dyn Fn(usize) -> f32| -> Vec<u8> {
+        (0..n).flat_map(|i| half::bf16::from_f32(f(i)).to_le_bytes()).collect()
+    };
+    let numbers = |x: Vec<i64>| Buffer::from_bytes(DType::I64, x.into_iter().flat_map(i64::to_le_bytes).collect());
+    let mut args = [
+        Buffer::from_bytes(DType::BF16, bf16(512, &left)),
+        Buffer::from_bytes(DType::BF16, bf16(256, &right)),
+        Buffer::uninit(DType::F32, 128),
+        numbers(starts(0, 8, 32)),
+        numbers(starts(1, 8, 32)),
+        numbers(starts(2, 2, 8)),
+    ];
+    run(&kernel, &mut args).unwrap();
+    let expected = |i: usize| 0.5 + (0..32).map(|k| left(i / 8 * 32 + k) * right(i % 8 * 32 + k)).sum::<f32>();
+    assert_eq!(args[2].to_f32(), (0..128).map(expected).collect::<Vec<_>>());
+    // A run that ends outside of its buffer.
+    args[3] = numbers(vec![505; 64]);
+    assert!(matches!(run(&kernel, &mut args), Err(RunFault::OutOfBounds { .. })));
+
+    let refused = |from: &str, to: &str| {
+        let text = kernel.to_string();
+        assert!(text.contains(from), "{text}");
+        faults(&text::parse(&text.replacen(from, to, 1)).unwrap())
+    };
+    let found = refused(": bf16x512", ": bf16x32");
+    assert!(found.contains("a vector of 64 indices for bf16x32"), "{found}");
+    let found = refused(": bf16x256", ": bf16x512");
+    assert!(found.contains("expected bf16x256"), "{found}");
+}

@@ -171,6 +171,7 @@ impl Kernel {
             Op::Compare(op, a, b) => write!(f, "{} {a}, {b}", op.name())?,
             Op::Fma(a, b, c) => write!(f, "fma {a}, {b}, {c}")?,
             Op::Dot(a, b, c) => write!(f, "dot {a}, {b}, {c}")?,
+            Op::Matrix(a, b, c) => write!(f, "matrix {a}, {b}, {c}")?,
             Op::Lookup(table, a) => {
                 write!(f, "lookup x")?;
                 table.iter().try_for_each(|byte| write!(f, "{byte:02x}"))?;

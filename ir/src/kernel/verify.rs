@@ -56,6 +56,8 @@ pub enum Fault {
     Access { buffer: String, access: &'static str },
     #[error("{buffer} holds {expected}, not {found}")]
     ElementType { buffer: String, expected: DType, found: DType },
+    #[error("a vector of {runs} indices for {ty}: it is for a multiple of its lanes, of whole bytes")]
+    Runs { ty: ValueType, runs: u32 },
     #[error("a fill without a mask")]
     FillWithoutMask,
     #[error("packed 4-bit elements are stored in unmasked vectors of two lanes or more")]
@@ -271,8 +273,8 @@ impl Verifier<'_> {
                 self.define(*value);
             }
             Stmt::Store { place, value, mask } => {
-                let dtype = self.access(place, false);
                 let Some(ty) = self.operand(*value) else { return };
+                let dtype = self.access_lanes(place, false, ty);
                 if let Some((buffer, expected)) = dtype
                     && expected != ty.elem
                 {
@@ -391,9 +393,25 @@ impl Verifier<'_> {
         l.results.iter().for_each(|r| self.define(*r));
     }
 
-    /// Checks a place; gives the buffer's name and format.
+    /// Checks a place of a vector, which may be runs; gives the buffer's name and format.
+    fn access_lanes(&mut self, place: &Place, reads: bool, ty: ValueType) -> Option<(String, DType)> {
+        let runs = place.index.last().and_then(|v| self.type_of(*v)).map_or(1, |ty| ty.lanes);
+        if runs > 1 && (!ty.lanes.is_multiple_of(runs) || ty.elem.is_packed()) {
+            self.fault(Fault::Runs { ty, runs });
+        }
+        self.access_runs(place, reads, runs)
+    }
+
+    /// Checks a place of one run.
     fn access(&mut self, place: &Place, reads: bool) -> Option<(String, DType)> {
-        place.index.iter().for_each(|v| self.want(*v, ValueType::INDEX));
+        self.access_runs(place, reads, 1)
+    }
+
+    fn access_runs(&mut self, place: &Place, reads: bool, runs: u32) -> Option<(String, DType)> {
+        for (i, v) in place.index.iter().enumerate() {
+            let last = i + 1 == place.index.len();
+            self.want(*v, ValueType::vector(DType::I64, if last { runs } else { 1 }));
+        }
         let k = self.kernel;
         let (count, index) = match place.buf {
             Buf::Param(i) => (k.params.len(), i),
@@ -481,6 +499,10 @@ impl Verifier<'_> {
                 }
                 self.type_of(*c)
             }
+            Op::Matrix(a, b, c) => {
+                [a, b, c].into_iter().zip(MATRIX).for_each(|(v, ty)| self.want(*v, ty));
+                Some(MATRIX[2])
+            }
             Op::Lookup(_, a) => {
                 if !BYTES.contains(&ty.elem) {
                     self.fault(Fault::ResultType { expected: "u8 or i8 lanes".into(), found: ty });
@@ -543,7 +565,7 @@ impl Verifier<'_> {
                     Some(fill) => self.want(*fill, ty),
                     None => {}
                 }
-                self.access(place, true).map(|(_, dtype)| ty.with_elem(dtype))
+                self.access_lanes(place, true, ty).map(|(_, dtype)| ty.with_elem(dtype))
             }
         };
         if let Some(expected) = expected

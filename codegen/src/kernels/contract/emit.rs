@@ -6,7 +6,7 @@ pub use super::epilogue::finish;
 use super::epilogue::on_vectors;
 use super::schedule::{Form, Schedule, WIDE_SUMS, steps};
 use super::view::{Access, Var};
-use super::{laid, packed};
+use super::{laid, packed, tiles};
 use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
 use hadal_types::{DType, Dim};
 
@@ -40,6 +40,11 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
     let env = last.iter().fold(env, |env, letter| env.with(*letter, dimension(&mut b, *letter)));
     let all = s.rows.map_or(Dim::from(1i64), |m| desc.size(m).clone());
     match &desc.grouped {
+        None if s.form == Form::Tiles => {
+            let walkers = tiles::walkers(desc, s);
+            let (first, total) = (b.grid_dim(walkers), b.dim(&all));
+            tiles::cell(&mut b, desc, s, &env, ((lo, hi), total), (first, walkers));
+        }
         None if s.rows_block.is_some() => {
             // Extents of a grid are affine in the symbols, so there is an index for every row: the first of a block
             // acts.
@@ -72,6 +77,10 @@ fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, (lo, hi): (Va
     if s.form == Form::Laid {
         let first = b.const_i64(0);
         return laid::cell(b, desc, s, env, (lo, hi), (first, total));
+    }
+    if s.form == Form::Tiles {
+        let first = b.const_i64(0);
+        return tiles::cell(b, desc, s, env, ((lo, hi), total), (first, 1));
     }
     if s.form == Form::Packed {
         return packed::cell(b, desc, s, env, (lo, hi), total);
@@ -365,7 +374,7 @@ impl<'a> Emitter<'a> {
             Form::Dot => self.dot_chunk(b, rows, n, width, converted),
             Form::Outer => self.outer_chunk(b, rows, n, width),
             // Its cells are its own.
-            Form::Packed | Form::Laid => {}
+            Form::Packed | Form::Laid | Form::Tiles => {}
         }
     }
 

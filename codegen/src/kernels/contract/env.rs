@@ -75,6 +75,79 @@ impl<'a> Env<'a> {
         }
     }
 
+    /// The value of a form where a letter is a vector, in as many lanes: of other letters it has what they are bound
+    /// to.
+    pub(super) fn lanes_at(&self, b: &mut Builder, form: &Affine, letter: (Var, Value)) -> Value {
+        let lanes = b.ty(letter.1).lanes;
+        let (mut one, mut many) = (Affine::from(form.offset.clone()), None);
+        for (var, k) in &form.terms {
+            if !self.vars.depends(&Affine::var(*var), letter.0) {
+                one.terms.insert(*var, k.clone());
+                continue;
+            }
+            let (v, k) = (self.lanes_of(b, *var, letter), b.dim(k));
+            let k = b.splat(k, lanes);
+            let term = b.mul(v, k);
+            many = Some(many.map_or(term, |sum| b.add(sum, term)));
+        }
+        let one = self.at(b, &one);
+        let one = b.splat(one, lanes);
+        many.map_or(one, |many| b.add(many, one))
+    }
+
+    /// The values of a variable that a letter moves.
+    fn lanes_of(&self, b: &mut Builder, var: Var, letter: (Var, Value)) -> Value {
+        let lanes = b.ty(letter.1).lanes;
+        let constant = |b: &mut Builder, n: i64| {
+            let n = b.const_i64(n);
+            b.splat(n, lanes)
+        };
+        match &self.vars.list[var].kind {
+            VarKind::Listed(_) => match self.listed {
+                Some((_, list)) => {
+                    let row = b.load(list, &[letter.1], lanes);
+                    b.cast(row, DType::I64)
+                }
+                None => letter.1,
+            },
+            VarKind::Div(of, by) => {
+                let (of, by) = (self.lanes_at(b, of, letter), constant(b, *by));
+                b.div(of, by)
+            }
+            VarKind::Rem(of, by) => {
+                let (of, by) = (self.lanes_at(b, of, letter), constant(b, *by));
+                b.rem(of, by)
+            }
+            VarKind::Gather { index, last } => {
+                let at = self.lanes_at(b, &index.at, letter);
+                let loaded = b.load(self.bufs[index.param], &[at], lanes);
+                let (loaded, last) = (b.cast(loaded, DType::I64), b.dim(last));
+                let (zero, last) = (constant(b, 0), b.splat(last, lanes));
+                let low = b.max(loaded, zero);
+                b.min(low, last)
+            }
+            VarKind::Letter(_) => letter.1,
+        }
+    }
+
+    /// Elements with their scales where a letter is a vector; one where it moves nothing.
+    pub(super) fn read_lanes(&self, b: &mut Builder, access: &Access, letter: (Var, Value)) -> Value {
+        let at = match self.vars.depends(&access.at, letter.0) {
+            true => self.lanes_at(b, &access.at, letter),
+            false => self.at(b, &access.at),
+        };
+        let lanes = b.ty(at).lanes;
+        let x = b.load(self.bufs[access.param], &[at], lanes);
+        let mut x = b.cast(x, DType::F32);
+        if let Some(scale) = &access.scale {
+            let scale = self.read_lanes(b, scale, letter);
+            let lanes = lanes.max(b.ty(scale).lanes);
+            let (whole, scale) = (b.splat(x, lanes), b.splat(scale, lanes));
+            x = b.mul(whole, scale);
+        }
+        x
+    }
+
     /// An integer in memory, or the nearest that is one of an axis with this last element.
     pub(super) fn clamped(&self, b: &mut Builder, index: &Access, last: &Dim) -> Value {
         let (loaded, zero, last) = (self.index(b, index), b.const_i64(0), b.dim(last));

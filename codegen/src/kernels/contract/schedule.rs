@@ -14,12 +14,15 @@
 //! *Laid form*: weights that are stored as panels, read where they lie by rows of any number (`laid.rs`). Products are
 //! added in the order of the summed letter, in entries for steps too.
 //!
+//! *Tiles*, on GPUs for many rows: what tensor cores multiply (`tiles.rs`).
+//!
 //! An element's order of summation is a function of the form and its lanes only, not of tile, grid or `T`: so all
 //! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
 use super::desc::{Desc, Role};
 use super::laid;
+use super::tiles;
 use super::view::{Access, Affine, Var, VarKind};
 use crate::kernels::Target;
 use crate::kernels::index::gcd;
@@ -37,6 +40,8 @@ pub enum Form {
     Packed,
     /// Neighbouring results, of weights that are stored so.
     Laid,
+    /// What tensor cores take.
+    Tiles,
 }
 
 /// How a product-sum is run.
@@ -154,14 +159,15 @@ pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
 /// Bytes of weights that a lane of a warp reads at once.
 const WORD: u32 = 16;
 
-/// Lanes of a warp, of which each holds as many neighbours as it reads at once. All rows add in this one order: reading
-/// weights decides, and there is no form for many rows here.
+/// Tiles for many rows, where tensor cores take the formats; else lanes of a warp, of which each holds as many
+/// neighbours as it reads at once, and all rows add in this one order.
 fn warp(desc: &Desc) -> Vec<Schedule> {
     let mut all = Vec::new();
     for streamed in [1, 0] {
         let own = if streamed == 0 { Role::Left } else { Role::Right };
         let word = WORD * 8 / desc.operands[streamed].dtype.bits() as u32;
         for k in desc.of_role(Role::Summed) {
+            all.extend(tiles::schedule(desc, streamed, k));
             let lanes = [8, 4, 2, 1].into_iter().filter(|each| *each <= word).map(|each| each * WARP);
             let mut lanes = lanes.filter(|l| *l == WARP || fits(desc, k, i64::from(*l)));
             all.extend(lanes.find_map(|lanes| {
@@ -279,6 +285,7 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
     let long = if bytes { 128..=i64::MAX } else { 256..=4096 };
     score += match (s.form, s.lanes) {
         (Form::Packed, _) => 12,
+        (Form::Tiles, _) => 48,
         (Form::Dot, _) if s.step && s.register > 4 => 6,
         // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
         (Form::Dot, 4) | (Form::Outer, 8) => 2,
@@ -640,6 +647,7 @@ impl fmt::Display for Form {
             Form::Outer => "outer",
             Form::Packed => "packed",
             Form::Laid => "laid",
+            Form::Tiles => "tiles",
         })
     }
 }

@@ -158,8 +158,12 @@ pub(crate) fn compiled(
 }
 
 /// Code by LLVM for the best level that this machine has, where this build has it; else by Cranelift, but not of what
-/// is for wide registers: nobody runs that through it, and it takes minutes for what needs so many.
+/// is for wide registers: nobody runs that through it, and it takes minutes for what needs so many. Not of what is for
+/// warps, which the emulator runs in tests of their own.
 fn code(kernel: &Kernel, wide: bool) -> Option<CompiledKernel> {
+    if kernel.is_for_warps() {
+        return None;
+    }
     #[cfg(feature = "llvm-backend")]
     if let Some(best) = Processor::LEVELS.iter().rfind(|level| level.is_here()) {
         return Some(crate::llvm::compile(kernel, best, crate::llvm::Options::default()).unwrap());

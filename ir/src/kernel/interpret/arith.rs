@@ -112,6 +112,29 @@ pub(super) fn fma(a: u64, b: u64, c: u64) -> u64 {
     bits(f(a).mul_add(f(b), f(c)))
 }
 
+/// A tile of sums, with the products of rows added: in each of two steps those of four elements of every quarter.
+pub(super) fn matrix([a, b, c]: [&dyn Fn(usize) -> u64; 3]) -> Vec<u64> {
+    let rows = |operand: usize, get: &dyn Fn(usize) -> u64| {
+        let mut rows = vec![[0f64; 32]; if operand == 0 { 16 } else { 8 }];
+        for lane in 0..MATRIX[operand].lanes {
+            let (row, column) = matrix_place(operand, lane);
+            rows[row as usize][column as usize] = bf16::from_bits(get(lane as usize) as u16).to_f64();
+        }
+        rows
+    };
+    let (a, b) = (rows(0, a), rows(1, b));
+    let sum = |lane: u32| {
+        let (row, column) = matrix_place(2, lane);
+        let (a, b) = (&a[row as usize], &b[column as usize]);
+        (0..2).fold(f(c(lane as usize)), |sum, step| {
+            // Pairs of each quarter, then the next ones: the order in which hardware numbers them.
+            let places = (0..16).map(|i| i / 2 % 4 * 8 + 4 * step + i / 8 * 2 + i % 2);
+            (f64::from(sum) + places.map(|k| a[k] * b[k]).sum::<f64>()) as f32
+        })
+    };
+    (0..MATRIX[2].lanes).map(|lane| bits(sum(lane))).collect()
+}
+
 /// One product of a dot product added to the sum.
 pub(super) fn dot_step(elem: DType, a: u64, b: u64, sum: u64) -> u64 {
     if elem != DType::BF16 {

@@ -265,6 +265,10 @@ impl<'a> Parser<'a> {
                 let [a, b, c] = self.operands()?;
                 Op::Dot(a, b, c)
             }
+            "matrix" => {
+                let [a, b, c] = self.operands()?;
+                Op::Matrix(a, b, c)
+            }
             "lookup" => {
                 let table = self.table()?;
                 self.punct(",")?;

@@ -1,0 +1,414 @@
+//! The form of tiles: rows and columns that meet in the tensor cores of a warp.
+//!
+//! A grid index has a tile of columns, and one tile of rows after the other, so many apart. A lane reads sixteen bytes or
+//! so of a row at a time, straight from memory: lanes hold elements of a row as [`matrix_place`] numbers them, whose
+//! order in a sum is nobody's concern, so nothing is laid out before. Warps of a block have the same columns and
+//! neighbouring rows, and find in the first-level cache what another one has read.
+//!
+//! Factors are bf16 or become it exactly; rows of f32 are three bf16 each, which add up to them (but for what is beyond
+//! the largest bf16, 3.39e38, and infinities, of which sums are no numbers). Where elements share scales, their products
+//! are summed without, and the sum of a group is multiplied with its scales. Sums go through memory of the warp to the
+//! epilogue, sixteen rows at a time.
+//!
+//! An element's order of summation depends on nothing but the length of a sum and its groups.
+//!
+//! [`matrix_place`]: hadal_ir::kernel::matrix_place
+
+use super::desc::{Desc, Role};
+use super::emit::{Env, finish};
+use super::epilogue::on_vectors;
+use super::schedule::{Form, Schedule, steps, tile_letters};
+use super::view::{Access, Var};
+use crate::kernels::index::gcd;
+use hadal_ir::kernel::{Buf, Builder, LoopKind, MATRIX, Value, ValueType};
+use hadal_types::DType;
+
+/// Rows, columns and summed elements of one product.
+const ROWS: i64 = 16;
+const COLUMNS: i64 = 8;
+const DEPTH: i64 = 32;
+
+/// Tiles of rows that are summed at once by different grid indices, at most.
+const WALKERS: i64 = 64;
+
+/// The schedule for a summed letter, where it fits; not for the few rows of a step.
+pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
+    let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
+    let unit = |a: &Access| desc.vars.stride(&a.at, k).is_some_and(|s| s.is(1));
+    let plain = |a: &Access| desc.vars.gathers(a).is_empty() && a.offset.is_none();
+    let size = desc.size(k).as_const().filter(|n| *n > 0)?;
+    let exact = |d: DType| matches!(d, DType::BF16 | DType::F8E4M3 | DType::I8);
+    let formats = exact(w.dtype) && (exact(x.dtype) || x.dtype == DType::F32);
+    let alone = desc.of_role(Role::Summed).count() == 1;
+    if desc.in_steps() || !alone || !formats || ![w, x].into_iter().all(|a| unit(a) && plain(a)) {
+        return None;
+    }
+    let mut group = size;
+    for scale in [w, x].into_iter().filter_map(|a| a.scale.as_deref()) {
+        if desc.vars.reads(scale, k) {
+            let steps = steps(desc, scale, k, &[]).filter(|s| s.aligned && s.block % DEPTH == 0)?;
+            group = if group == size { steps.block } else { gcd(group, steps.block) };
+        }
+    }
+    let (rows, cols, grid) = tile_letters(desc, streamed, None);
+    let (rows, cols) = (rows?, cols?);
+    let columns = desc.size(cols).as_const().filter(|n| *n > 0)?;
+    let scaled = w.scale.is_some() || x.scale.is_some();
+    // Sums of groups take as many registers again.
+    let most = if scaled && !shares_scales(desc, w, cols, 64) { 32 } else { 64 };
+    let width = [8, 16, 32].into_iter().find(|n| columns <= *n).unwrap_or(most);
+    (!desc.is_few(rows) || desc.grouped.is_some()).then_some(Schedule {
+        form: Form::Tiles,
+        streamed,
+        lanes: DEPTH as u32,
+        lane: k,
+        sums: vec![k],
+        rows: Some(rows),
+        cols: Some(cols),
+        tile: (32, width as usize),
+        strip: width as usize,
+        apart: 1,
+        block: Some(width),
+        rows_block: None,
+        convert: None,
+        fold: false,
+        step: false,
+        shared: 1,
+        pairs: false,
+        quads: false,
+        lookups: false,
+        register: DEPTH as u32,
+        depth: 0,
+        group: if scaled { group } else { 0 },
+        grid,
+    })
+}
+
+/// Whether columns have the same scales, so many from each multiple of so many on.
+fn shares_scales(desc: &Desc, w: &Access, cols: Var, width: i64) -> bool {
+    let shared = |scale: &Access| {
+        let steps = steps(desc, scale, cols, &[]).filter(|s| s.aligned && s.block % width == 0);
+        !desc.vars.reads(scale, cols) || steps.is_some()
+    };
+    w.parts().all(|scale| shared(scale) && scale.parts().next().is_none())
+}
+
+/// How many tiles of rows there are at most, as far as is known: as many grid indices share them.
+pub fn walkers(desc: &Desc, s: &Schedule) -> i64 {
+    let Some(rows) = s.rows else { return 1 };
+    let range = |symbol| desc.ranges.get(&symbol).map(|r| (r.min, r.max));
+    let most = desc.size(rows).upper(range).unwrap_or(i64::MAX);
+    let height = s.tile.0 as i64;
+    (most.saturating_add(height - 1) / height).clamp(1, WALKERS)
+}
+
+/// The tiles of these columns: that number `first` of rows, and each `step`th from there.
+pub fn cell(
+    b: &mut Builder,
+    desc: &Desc,
+    s: &Schedule,
+    env: &Env<'_>,
+    (columns, total): ((Value, Value), Value),
+    (first, step): (Value, i64),
+) {
+    let (Some(rows), Some(cols), Some(size)) = (s.rows, s.cols, desc.size(s.lane).as_const()) else { return };
+    let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
+    let (height, width) = (s.tile.0 as i64, s.tile.1 as i64);
+    let whole = desc.size(cols).as_const().is_some_and(|n| n % width == 0);
+    // Rows do not meet in banks.
+    let line = width + 8;
+    let sums = b.alloc("sums", DType::F32, [ROWS * line]);
+    let cell = Cell { desc, s, env, w, x, rows, cols, size, columns, total, whole, sums, line };
+    let unit = b.const_i64(height);
+    let from = b.mul(first, unit);
+    b.for_each(from, total, height * step, LoopKind::Serial, |b, m| cell.tile(b, m));
+}
+
+struct Cell<'e, 'a> {
+    desc: &'a Desc,
+    s: &'e Schedule,
+    env: &'e Env<'a>,
+    /// What has the columns.
+    w: &'a Access,
+    /// What has the rows.
+    x: &'a Access,
+    rows: Var,
+    cols: Var,
+    /// Length of a sum.
+    size: i64,
+    columns: (Value, Value),
+    total: Value,
+    /// Whether all tiles have all columns.
+    whole: bool,
+    /// Sixteen rows of sums, `line` apart.
+    sums: Buf,
+    line: i64,
+}
+
+/// Where elements are in their rows, of factors of so many lanes.
+fn places_in_row(b: &mut Builder, lanes: u32) -> Value {
+    let iota = b.iota(DType::I64, lanes);
+    // Lanes of a warp have eight of each row.
+    let run = if lanes == MATRIX[0].lanes { 4 } else { 3 };
+    let [run, three, eight, seven] = [run, 3, 8, 7].map(|n| {
+        let n = b.const_i64(n);
+        b.splat(n, lanes)
+    });
+    let quarter = b.ushr(iota, run);
+    let quarter = b.and(quarter, three);
+    let (first, place) = (b.mul(quarter, eight), b.and(iota, seven));
+    b.add(first, place)
+}
+
+/// Rows of an operand of a product: the first element of every run.
+struct Runs {
+    buf: Buf,
+    starts: Value,
+    ty: ValueType,
+}
+
+impl Cell<'_, '_> {
+    /// All columns of the rows from `m` on.
+    fn tile(&self, b: &mut Builder, m: Value) {
+        let (height, width) = (self.s.tile.0 as i64 / ROWS, self.s.tile.1 as i64 / COLUMNS);
+        let firsts = |b: &mut Builder, from: Value, count: i64, unit: i64| -> Vec<Value> {
+            let firsts = (0..count).map(|i| {
+                let offset = b.const_i64(i * unit);
+                b.add(from, offset)
+            });
+            firsts.collect()
+        };
+        let rows = firsts(b, m, height, ROWS);
+        let cols = firsts(b, self.columns.0, width, COLUMNS);
+        let a: Vec<Runs> = rows.iter().map(|m| self.runs(b, 0, *m)).collect();
+        let w: Vec<Runs> = cols.iter().map(|n| self.runs(b, 1, *n)).collect();
+        let zero = b.const_f32(0.0);
+        let none = vec![b.splat(zero, MATRIX[2].lanes); rows.len() * cols.len()];
+        let zero = b.const_i64(0);
+        let sums = match self.s.group {
+            0 => self.products(b, (&a, &w), (zero, self.size), none),
+            group => {
+                let group = group.min(self.size);
+                let (whole, rest) = (self.size / group * group, self.size % group);
+                let part = |b: &mut Builder, k: Value, length: i64, sums: &[Value]| {
+                    let parts = self.products(b, (&a, &w), (k, length), none.clone());
+                    self.scaled(b, k, (&rows, &cols), parts, sums)
+                };
+                let end = b.const_i64(whole);
+                let sums = b.for_loop(zero, end, group, LoopKind::Serial, &none, |b, k, sums| part(b, k, group, sums));
+                if rest > 0 { part(b, end, rest, &sums) } else { sums }
+            }
+        };
+        for (m, sums) in rows.iter().zip(sums.chunks(cols.len())) {
+            self.epilogue(b, *m, sums);
+        }
+    }
+
+    /// Of lanes of an operand, each the first of a run: the row, counted from the first, and the place in the row.
+    fn places(&self, b: &mut Builder, operand: usize, lanes: u32) -> (Value, Value) {
+        let iota = b.iota(DType::I64, lanes);
+        let mut constant = |n: i64| {
+            let n = b.const_i64(n);
+            b.splat(n, lanes)
+        };
+        let [one, two, three, eight] = [1, 2, 3, 8].map(&mut constant);
+        // A quarter of a row is a lane of the warp, which has a second row but for the right operand.
+        let (quarter, second) = match operand {
+            1 => (iota, None),
+            _ => (b.ushr(iota, one), Some(b.and(iota, one))),
+        };
+        let (row, quarter) = (b.ushr(quarter, two), b.and(quarter, three));
+        let row = match second {
+            Some(second) => {
+                let lower = b.mul(second, eight);
+                b.add(row, lower)
+            }
+            None => row,
+        };
+        let run = if operand == 2 { two } else { eight };
+        (row, b.mul(quarter, run))
+    }
+
+    /// As many rows, or columns, as a product takes: of what is not there the last that is.
+    fn runs(&self, b: &mut Builder, operand: usize, first: Value) -> Runs {
+        let (access, letter, end, all) = match operand {
+            0 => (self.x, self.rows, self.total, false),
+            _ => (self.w, self.cols, self.columns.1, self.whole),
+        };
+        let lanes = MATRIX[operand].lanes / 8;
+        let (row, place) = self.places(b, operand, lanes);
+        let first = b.splat(first, lanes);
+        let mut row = b.add(first, row);
+        if !all {
+            let one = b.const_i64(1);
+            let last = b.sub(end, one);
+            let last = b.splat(last, lanes);
+            row = b.min(row, last);
+        }
+        let at = self.env.lanes_at(b, &access.at, (letter, row));
+        let starts = b.add(at, place);
+        Runs { buf: self.env.bufs[access.param], starts, ty: MATRIX[operand].with_elem(access.dtype) }
+    }
+
+    /// Adds the products of so many summed elements to the sums.
+    fn products(
+        &self,
+        b: &mut Builder,
+        (rows, cols): (&[Runs], &[Runs]),
+        (from, length): (Value, i64),
+        sums: Vec<Value>,
+    ) -> Vec<Value> {
+        let step = |b: &mut Builder, k: Value, left: Option<i64>, sums: &[Value]| {
+            let rows: Vec<Vec<Value>> = rows.iter().map(|r| self.factors(b, r, k, left)).collect();
+            let cols: Vec<Value> = cols.iter().flat_map(|c| self.factors(b, c, k, left)).collect();
+            let mut sums = sums.to_vec();
+            for (i, sum) in sums.iter_mut().enumerate() {
+                for factor in &rows[i / cols.len()] {
+                    *sum = b.matrix(*factor, cols[i % cols.len()], *sum);
+                }
+            }
+            sums
+        };
+        let (whole, rest) = (length / DEPTH * DEPTH, length % DEPTH);
+        let to = b.const_i64(whole);
+        let to = b.add(from, to);
+        let sums = match whole {
+            0 => sums,
+            _ => b.for_loop(from, to, DEPTH, LoopKind::Serial, &sums, |b, k, sums| step(b, k, None, sums)),
+        };
+        if rest > 0 { step(b, to, Some(rest), &sums) } else { sums }
+    }
+
+    /// Elements from a summed one on, of which there may be so few left, in bf16: as several that add up to them where
+    /// one is not enough, the smallest first.
+    fn factors(&self, b: &mut Builder, runs: &Runs, k: Value, left: Option<i64>) -> Vec<Value> {
+        let k = b.splat(k, b.ty(runs.starts).lanes);
+        let at = b.add(runs.starts, k);
+        let x = match left {
+            None => b.load(runs.buf, &[at], runs.ty.lanes),
+            Some(left) => {
+                let place = places_in_row(b, runs.ty.lanes);
+                let left = b.const_i64(left);
+                let left = b.splat(left, runs.ty.lanes);
+                let mask = b.lt(place, left);
+                b.load_masked(runs.buf, &[at], mask, None)
+            }
+        };
+        if runs.ty.elem == DType::BF16 {
+            return vec![x];
+        }
+        let x = b.cast(x, DType::F32);
+        let mut rest = x;
+        let mut parts = Vec::new();
+        for part in 0..if runs.ty.elem == DType::F32 { 3 } else { 1 } {
+            if part > 0 {
+                let known = b.cast(parts[part - 1], DType::F32);
+                rest = b.sub(rest, known);
+            }
+            parts.push(b.cast(rest, DType::BF16));
+        }
+        parts.reverse();
+        parts
+    }
+
+    /// Adds the sums of a group, times its scales, to others.
+    fn scaled(
+        &self,
+        b: &mut Builder,
+        k: Value,
+        (rows, cols): (&[Value], &[Value]),
+        parts: Vec<Value>,
+        sums: &[Value],
+    ) -> Vec<Value> {
+        let lanes = MATRIX[2].lanes;
+        let env = self.env.with(self.s.lane, k);
+        let scales = |b: &mut Builder, operand: usize, first: Value| {
+            let (access, letter, end) = match operand {
+                0 => (self.x, self.rows, self.total),
+                _ => (self.w, self.cols, self.columns.1),
+            };
+            let scale = access.scale.as_deref()?;
+            // Lanes of single sums: twice those of runs of two.
+            let iota = b.iota(DType::I64, lanes);
+            let [one, two, three, eight] = [1, 2, 3, 8].map(|n| {
+                let n = b.const_i64(n);
+                b.splat(n, lanes)
+            });
+            let quarter = b.ushr(iota, two);
+            let place = if operand == 0 {
+                let (row, second) = (b.ushr(quarter, two), b.ushr(iota, one));
+                let second = b.and(second, one);
+                let lower = b.mul(second, eight);
+                b.add(row, lower)
+            } else {
+                let (quarter, odd) = (b.and(quarter, three), b.and(iota, one));
+                let even = b.mul(quarter, two);
+                b.add(even, odd)
+            };
+            let first = b.splat(first, lanes);
+            let at = b.add(first, place);
+            let one = b.const_i64(1);
+            let last = b.sub(end, one);
+            let last = b.splat(last, lanes);
+            let at = b.min(at, last);
+            let scale = env.read_lanes(b, scale, (letter, at));
+            Some(b.splat(scale, lanes))
+        };
+        let of_rows: Vec<Option<Value>> = rows.iter().map(|m| scales(b, 0, *m)).collect();
+        let of_cols: Vec<Option<Value>> = if shares_scales(self.desc, self.w, self.cols, self.s.tile.1 as i64) {
+            let scale = env.with(self.cols, self.columns.0).scale(b, self.w);
+            vec![scale.map(|scale| b.splat(scale, lanes)); cols.len()]
+        } else {
+            cols.iter().map(|n| scales(b, 1, *n)).collect()
+        };
+        let both = parts.into_iter().zip(sums).enumerate();
+        both.map(|(i, (part, sum))| {
+            let scale = match (of_rows[i / cols.len()], of_cols[i % cols.len()]) {
+                (Some(a), Some(c)) => b.mul(a, c),
+                (Some(one), None) | (None, Some(one)) => one,
+                (None, None) => return b.add(part, *sum),
+            };
+            b.fma(part, scale, *sum)
+        })
+        .collect()
+    }
+
+    /// From the sums of sixteen rows to memory.
+    fn epilogue(&self, b: &mut Builder, m: Value, sums: &[Value]) {
+        let lanes = MATRIX[2].lanes / 2;
+        let (row, place) = self.places(b, 2, lanes);
+        let line = b.const_i64(self.line);
+        let line = b.splat(line, lanes);
+        let row = b.mul(row, line);
+        let at = b.add(row, place);
+        for (i, sum) in sums.iter().enumerate() {
+            let offset = b.const_i64(i as i64 * COLUMNS);
+            let offset = b.splat(offset, lanes);
+            let at = b.add(at, offset);
+            b.store(self.sums, &[at], *sum);
+        }
+        let (zero, sixteen) = (b.const_i64(0), b.const_i64(ROWS));
+        let left = b.sub(self.total, m);
+        let count = b.min(left, sixteen);
+        let (epilogue, width) = (&self.desc.epilogue, self.s.tile.1 as u32);
+        let vectors = on_vectors(&self.desc.vars, epilogue, self.cols);
+        b.for_each(zero, count, 1, LoopKind::Serial, |b, i| {
+            let row = b.add(m, i);
+            let env = self.env.row(b, self.rows, row);
+            let line = b.const_i64(self.line);
+            let line = b.mul(i, line);
+            let (from, to) = self.columns;
+            if !vectors {
+                let columns = b.sub(to, from);
+                return b.for_each(zero, columns, 1, LoopKind::Serial, |b, c| {
+                    let (at, column) = (b.add(line, c), b.add(from, c));
+                    let sum = b.load(self.sums, &[at], 1);
+                    finish(b, epilogue, &env.with(self.cols, column), sum, None, None);
+                });
+            }
+            let mask = (!self.whole).then(|| b.lanes_below(from, to, width));
+            let sum = b.load(self.sums, &[line], width);
+            finish(b, epilogue, &env.with(self.cols, from), sum, Some((self.cols, width)), mask);
+        });
+    }
+}

@@ -1,0 +1,221 @@
+//! Products in the tensor cores of a warp: the emulator has the bits of the interpreter, which has the sums.
+#![cfg(feature = "llvm-backend")]
+
+mod kernels;
+
+use hadal_codegen::compile;
+use hadal_codegen::kernels::{self as generators, Generated, Ranges};
+use hadal_codegen::processor::{CompiledKernel, Processor};
+use hadal_ir::kernel::interpret::{Buffer, run};
+use hadal_ir::kernel::{Access, Kernel};
+use hadal_ir::{Func, Tensor, interpret};
+use hadal_types::{Bindings, DType, Sym};
+use kernels::gpu;
+use ptx_emulator::{FaultKind, FlopKind, Options, Report};
+
+/// Weights of a format, with scales for blocks of rows and columns.
+type Weights = (&'static str, Option<[i64; 2]>);
+
+/// `y[t, n] = gate(x w) g` with rows of a format, which may have scales for so many neighbours.
+fn product((x, x_group): (&str, Option<i64>), (w, scales): Weights, [n, k]: [i64; 2]) -> Func {
+    let (mut params, mut body) = (format!("%x: {x}[T, {k}], %w: {w}[{n}, {k}], %g: f32[T, {n}]"), String::new());
+    let (mut left, mut right) = ("%x", "%w");
+    if let Some([rows, columns]) = scales {
+        let blocks = [(n + rows - 1) / rows, (k + columns - 1) / columns];
+        params += &format!(", %s: f32[{}, {}]", blocks[0], blocks[1]);
+        body += &format!("  %dw = dequantize %w, %s {{block = [{rows}, {columns}]}} : f32[{n}, {k}]\n");
+        right = "%dw";
+    }
+    if let Some(group) = x_group {
+        params += &format!(", %xs: f32[T, {}]", (k + group - 1) / group);
+        body += &format!("  %dx = dequantize %x, %xs {{block = [1, {group}]}} : f32[T, {k}]\n");
+        left = "%dx";
+    }
+    func(&format!(
+        "symbols P in 0..64, T in 1..4096\nkernel @k({params}) -> (y: f32[T, {n}]) {{\n{body}  \
+         %c = contract {left}, {right} {{spec = \"td,fd->tf\"}} : f32[T, {n}]\n  %y = mul %c, %g : f32[T, {n}]\n  \
+         return %y\n}}\n"
+    ))
+}
+
+/// Rows times the weights that they choose.
+fn experts(x: &str, w: &str, [e, choices, n, k]: [i64; 4]) -> Func {
+    func(&format!(
+        "symbols P in 0..64, T in 1..4096\nkernel @k(%x: {x}[T, {k}], %w: {w}[{e}, {n}, {k}], %e: i32[T, {choices}]) \
+         -> (y: f32[T, {choices}, {n}]) {{\n  %1 = gather %w, %e {{axis = 0}} : {w}[T, {choices}, {n}, {k}]\n  \
+         %y = contract %x, %1 {{spec = \"td,tkfd->tkf\"}} : f32[T, {choices}, {n}]\n  return %y\n}}\n"
+    ))
+}
+
+fn func(text: &str) -> Func {
+    let module = hadal_ir::text::parse_module(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    hadal_ir::verify::module(&module).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
+    module.funcs[0].clone()
+}
+
+/// What a GPU runs of a function, which takes tiles.
+fn tiles(func: &Func) -> Generated {
+    let target = generators::Target::of(&Processor::SM_80);
+    let made = generators::select(func, &Ranges::new(), &target).expect("a product");
+    assert!(made.schedule.starts_with("tiles"), "{}", made.schedule);
+    Generated { kernel: gpu::aligned(&made.kernel), ..made }
+}
+
+/// Elements of which there are few enough bits that sums of them are exact, or more.
+fn arguments(func: &Func, bindings: &Bindings, exact: bool) -> Vec<Tensor> {
+    let mut state = 0x9E37_79B9_7F4A_7C15u64;
+    let mut next = move || {
+        state = state.wrapping_mul(0xD134_2543_DE82_EF95).wrapping_add(1);
+        (state >> 40) as f64 / (1u64 << 24) as f64
+    };
+    let tensors = func.params.iter().map(|p| {
+        let shape = func.ty(*p).eval_shape(bindings).expect("sizes");
+        let (dtype, n) = (func.ty(*p).dtype, shape.iter().product());
+        match dtype {
+            DType::I32 | DType::I8 => Tensor::int(dtype, &shape, (0..n).map(|_| (next() * 9.0) as i64 - 2).collect()),
+            _ if exact => Tensor::real(dtype, &shape, (0..n).map(|_| (next() * 8.0).floor() / 2.0 - 2.0).collect()),
+            _ => Tensor::real(dtype, &shape, (0..n).map(|_| dtype.round(next() * 2.0 - 1.0)).collect()),
+        }
+    });
+    tensors.collect()
+}
+
+/// What the interpreter of kernels and the emulator make of it, which is the same.
+fn found(func: &Func, made: &Generated, args: &[Tensor], bindings: &Bindings) -> Tensor {
+    let kernel = &made.kernel;
+    let result = func.ty(func.results[0].1);
+    let shape = result.eval_shape(bindings).expect("sizes");
+    let mut buffers: Vec<Buffer> = args.iter().map(|t| Buffer::from_bytes(t.dtype, t.to_bytes())).collect();
+    buffers.push(Buffer::uninit(result.dtype, shape.iter().product()));
+    assert!(kernel.params.last().is_some_and(|p| p.access == Access::Write));
+    let mut emulated = buffers.clone();
+    run(kernel, bindings, &mut buffers).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    let code = compile(kernel, &Processor::SM_80, false).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    assert!(String::from_utf8_lossy(&code.code).contains("mma.sync"));
+    gpu::run(&code, kernel, bindings, &mut emulated, &Options::default()).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+    let (expected, found) = (buffers.pop().expect("a result"), emulated.pop().expect("a result"));
+    assert!(found.bytes == expected.bytes, "the emulator has other bits\n{}\n{kernel}", made.schedule);
+    Tensor::from_bytes(result.dtype, &shape, &found.bytes).expect("a tensor")
+}
+
+fn check(func: &Func, t: i64) {
+    let made = tiles(func);
+    let bindings = Bindings::from([(Sym::T, t), (Sym::P, 0)]);
+    for exact in [true, false] {
+        let args = arguments(func, &bindings, exact);
+        let found = found(func, &made, &args, &bindings);
+        let expected = &interpret::eval_func(func, &args, &bindings).expect("it runs")[0];
+        for i in 0..expected.len() {
+            let (f, e) = (found.at(i), expected.at(i));
+            let bound = if exact { 0.0 } else { 2e-6 * (1.0 + e.abs()) };
+            assert!((f - e).abs() <= bound, "element {i}: {f} for {e}\n{}", made.schedule);
+        }
+    }
+}
+
+#[test]
+fn rows_meet_columns() {
+    for (x, w, sizes, t) in [
+        (("bf16", None), ("bf16", None), [64, 64], 33),
+        // Ragged either way, and narrow.
+        (("bf16", None), ("bf16", None), [70, 32], 1),
+        (("bf16", None), ("bf16", None), [5, 96], 47),
+        // Rows that are no bf16.
+        (("f32", None), ("bf16", None), [24, 160], 19),
+        (("f32", None), ("f8e4m3", Some([1, 64])), [40, 128], 40),
+        // Blocks of either side, which end in the middle.
+        (("f8e4m3", Some(64)), ("f8e4m3", Some([64, 32])), [72, 96], 21),
+        (("f8e4m3", Some(128)), ("f8e4m3", Some([128, 128])), [160, 320], 65),
+        (("f32", None), ("i8", Some([1, 32])), [16, 64], 17),
+        // Sums of any length, in whole groups and others.
+        (("bf16", None), ("bf16", None), [24, 88], 18),
+        (("f32", None), ("bf16", None), [33, 13], 35),
+        (("bf16", None), ("f8e4m3", Some([16, 32])), [20, 75], 16),
+        (("f8e4m3", Some(64)), ("f8e4m3", Some([128, 128])), [12, 203], 5),
+    ] {
+        check(&product(x, w, sizes), t);
+    }
+}
+
+#[test]
+fn rows_meet_what_they_choose() {
+    for (x, w, sizes, t) in
+        [("bf16", "bf16", [6, 2, 40, 64], 37), ("f32", "bf16", [3, 1, 64, 32], 20), ("bf16", "bf16", [16, 4, 8, 32], 9)]
+    {
+        check(&experts(x, w, sizes), t);
+    }
+}
+
+/// Bits of a row do not depend on how many there are.
+#[test]
+fn a_row_has_the_same_bits_in_every_batch() {
+    let func = product(("f32", None), ("bf16", None), [40, 96]);
+    let made = tiles(&func);
+    let bindings = |t| Bindings::from([(Sym::T, t), (Sym::P, 0)]);
+    let all = arguments(&func, &bindings(70), false);
+    let together = found(&func, &made, &all, &bindings(70));
+    for (first, t) in [(0, 1), (3, 31), (17, 53)] {
+        let rows = |a: &Tensor| match a.shape[0] {
+            70 => {
+                let width = a.len() / 70;
+                let reals = a.reals()[first * width..(first + t) * width].to_vec();
+                Tensor::real(a.dtype, &[t, width], reals)
+            }
+            _ => a.clone(),
+        };
+        let args: Vec<Tensor> = all.iter().map(rows).collect();
+        let alone = found(&func, &made, &args, &bindings(t as i64));
+        assert_eq!(alone.reals()[..], together.reals()[first * 40..(first + t) * 40]);
+    }
+}
+
+/// Runs code on the emulator, where what comes out is looked at by others.
+fn emulated(kernel: &Kernel, code: &CompiledKernel, func: &Func, t: i64, seed: u64) -> Result<Report, FaultKind> {
+    let bindings = Bindings::from([(Sym::T, t), (Sym::P, 0)]);
+    let args = arguments(func, &bindings, false);
+    let result = func.ty(func.results[0].1);
+    let count = result.eval_shape(&bindings).expect("sizes").iter().product();
+    let mut buffers: Vec<Buffer> = args.iter().map(|t| Buffer::from_bytes(t.dtype, t.to_bytes())).collect();
+    buffers.push(Buffer::uninit(result.dtype, count));
+    let options = Options { seed, ..Options::default() };
+    gpu::run(code, kernel, &bindings, &mut buffers, &options).map_err(|fault| fault.kind)
+}
+
+#[test]
+fn a_barrier_that_is_missing_is_noticed() {
+    // More groups than warps, so that some have several.
+    let func = experts("bf16", "bf16", [40, 2, 40, 64]);
+    let kernel = tiles(&func).kernel;
+    let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+    let ptx = String::from_utf8(code.code.clone()).expect("PTX is text");
+    let barriers: Vec<usize> = ptx.match_indices("bar.warp.sync").map(|(at, _)| at).collect();
+    assert!(barriers.len() >= 3, "{ptx}");
+    for at in barriers {
+        let mut without = ptx.clone();
+        let end = at + without[at..].find(';').expect("a statement");
+        without.replace_range(at..=end, "");
+        let code = CompiledKernel { code: without.into_bytes(), ..code.clone() };
+        let fault = (0..4).find_map(|seed| emulated(&kernel, &code, &func, 37, seed).err());
+        assert_eq!(fault, Some(FaultKind::Race), "without the one at {at}\n{ptx}");
+    }
+}
+
+/// What tensor cores multiply, and what is read and written, are what the product takes, and no more.
+#[test]
+fn tiles_multiply_and_read_what_they_should() {
+    let [t, n, k] = [96, 192, 256];
+    for (x, terms, bytes) in [("bf16", 1, 2), ("f32", 3, 4)] {
+        let func = product((x, None), ("bf16", None), [n, k]);
+        let kernel = tiles(&func).kernel;
+        let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+        gpu::assemble(std::str::from_utf8(&code.code).expect("PTX is text"));
+        let report = emulated(&kernel, &code, &func, t, 1).expect("it runs");
+        let near = |found: f64, expected: i64| {
+            assert!((found / expected as f64 - 1.0).abs() < 0.05, "{x}: {found} {expected}")
+        };
+        near(report.flops[&FlopKind::TensorHalf] as f64, 2 * t * n * k * terms);
+        // A tile of 32 rows reads all columns, and one of 64 columns all rows; then sums are gated.
+        near(report.global_read as f64, t / 32 * n * k * 2 + n / 64 * t * k * bytes + t * n * 4);
+        near(report.global_written as f64, t * n * 4);
+    }
+}
