@@ -38,6 +38,14 @@ fn product((x, x_group): (&str, Option<i64>), (w, scales): Weights, [n, k]: [i64
     ))
 }
 
+/// Of each head a product with weights that are stored by columns: what absorbs a projection.
+fn by_columns(x: &str, [h, d, c]: [i64; 3]) -> Func {
+    func(&format!(
+        "symbols P in 0..64, T in 1..4096\nkernel @k(%x: {x}[T, {h}, {d}], %w: bf16[{h}, {d}, {c}]) -> (y: f32[T, {h}, {c}]) \
+         {{\n  %y = contract %x, %w {{spec = \"thd,hdc->thc\"}} : f32[T, {h}, {c}]\n  return %y\n}}\n"
+    ))
+}
+
 /// Rows times the weights that they choose.
 fn experts(x: &str, w: &str, [e, choices, n, k]: [i64; 4]) -> Func {
     func(&format!(
@@ -91,7 +99,9 @@ fn found(func: &Func, made: &Generated, args: &[Tensor], bindings: &Bindings) ->
     let mut emulated = buffers.clone();
     run(kernel, bindings, &mut buffers).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
     let code = compile(kernel, &Processor::SM_80, false).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
-    assert!(String::from_utf8_lossy(&code.code).contains("mma.sync"));
+    let ptx = String::from_utf8_lossy(&code.code);
+    assert!(ptx.contains("mma.sync"), "{ptx}");
+    gpu::assemble(&ptx);
     gpu::run(&code, kernel, bindings, &mut emulated, &Options::default()).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
     let (expected, found) = (buffers.pop().expect("a result"), emulated.pop().expect("a result"));
     assert!(found.bytes == expected.bytes, "the emulator has other bits\n{}\n{kernel}", made.schedule);
@@ -134,6 +144,13 @@ fn rows_meet_columns() {
         (("f8e4m3", Some(64)), ("f8e4m3", Some([128, 128])), [12, 203], 5),
     ] {
         check(&product(x, w, sizes), t);
+    }
+}
+
+#[test]
+fn weights_may_be_stored_by_columns() {
+    for (x, sizes, t) in [("bf16", [3, 64, 72], 35), ("f32", [2, 40, 24], 17), ("f32", [1, 64, 128], 32)] {
+        check(&by_columns(x, sizes), t);
     }
 }
 

@@ -285,7 +285,9 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
     let long = if bytes { 128..=i64::MAX } else { 256..=4096 };
     score += match (s.form, s.lanes) {
         (Form::Packed, _) => 12,
-        (Form::Tiles, _) => 48,
+        // Better turned than with weights that lie apart.
+        (Form::Tiles, _) if desc.vars.stride(&desc.operands[s.streamed].at, s.lane).is_some_and(|n| n.is(1)) => 48,
+        (Form::Tiles, _) => 36,
         (Form::Dot, _) if s.step && s.register > 4 => 6,
         // Four lanes: one vector register, largest tiles. Eight in the outer form halve the scalar loads.
         (Form::Dot, 4) | (Form::Outer, 8) => 2,

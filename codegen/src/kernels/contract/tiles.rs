@@ -2,7 +2,8 @@
 //!
 //! A grid index has a tile of columns, and one tile of rows after the other, so many apart. A lane reads sixteen bytes or
 //! so of a row at a time, straight from memory: lanes hold elements of a row as [`matrix_place`] numbers them, whose
-//! order in a sum is nobody's concern, so nothing is laid out before. Warps of a block have the same columns and
+//! order in a sum is nobody's concern, so nothing is laid out before; where elements of a row are apart, as of weights that
+//! are stored by columns, it reads them one by one. Warps of a block have the same columns and
 //! neighbouring rows, and find in the first-level cache what another one has read.
 //!
 //! Factors are bf16 or become it exactly; rows of f32 are three bf16 each, which add up to them (but for what is beyond
@@ -20,13 +21,16 @@ use super::epilogue::on_vectors;
 use super::schedule::{Form, Schedule, steps, tile_letters};
 use super::view::{Access, Var};
 use crate::kernels::index::gcd;
-use hadal_ir::kernel::{Buf, Builder, LoopKind, MATRIX, Value, ValueType};
-use hadal_types::DType;
+use hadal_ir::kernel::{Buf, Builder, LoopKind, MATRIX, Value};
+use hadal_types::{DType, Dim};
 
 /// Rows, columns and summed elements of one product.
 const ROWS: i64 = 16;
 const COLUMNS: i64 = 8;
 const DEPTH: i64 = 32;
+
+/// Neighbouring elements of a row of factors in a lane.
+const RUN: u32 = 8;
 
 /// Tiles of rows that are summed at once by different grid indices, at most.
 const WALKERS: i64 = 64;
@@ -34,13 +38,13 @@ const WALKERS: i64 = 64;
 /// The schedule for a summed letter, where it fits; not for the few rows of a step.
 pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
-    let unit = |a: &Access| desc.vars.stride(&a.at, k).is_some_and(|s| s.is(1));
+    let known = |a: &Access| desc.vars.stride(&a.at, k).is_some();
     let plain = |a: &Access| desc.vars.gathers(a).is_empty() && a.offset.is_none();
     let size = desc.size(k).as_const().filter(|n| *n > 0)?;
     let exact = |d: DType| matches!(d, DType::BF16 | DType::F8E4M3 | DType::I8);
     let formats = exact(w.dtype) && (exact(x.dtype) || x.dtype == DType::F32);
     let alone = desc.of_role(Role::Summed).count() == 1;
-    if desc.in_steps() || !alone || !formats || ![w, x].into_iter().all(|a| unit(a) && plain(a)) {
+    if desc.in_steps() || !alone || !formats || ![w, x].into_iter().all(|a| known(a) && plain(a)) {
         return None;
     }
     let mut group = size;
@@ -54,8 +58,15 @@ pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     let (rows, cols) = (rows?, cols?);
     let columns = desc.size(cols).as_const().filter(|n| *n > 0)?;
     let scaled = w.scale.is_some() || x.scale.is_some();
-    // Sums of groups take as many registers again.
-    let most = if scaled && !shares_scales(desc, w, cols, 64) { 32 } else { 64 };
+    // Sums of groups take as many registers again, and so do places of elements that are apart, and ends.
+    let even = |n: i64| size % n == 0 && columns % 64 == 0;
+    let near = [w, x].into_iter().all(|a| desc.vars.stride(&a.at, k).is_some_and(|s| s.is(1)));
+    let most = match scaled {
+        _ if !near => 16,
+        false if even(DEPTH) => 64,
+        true if even(group) && shares_scales(desc, w, cols, 64) => 64,
+        _ => 32,
+    };
     let width = [8, 16, 32].into_iter().find(|n| columns <= *n).unwrap_or(most);
     (!desc.is_few(rows) || desc.grouped.is_some()).then_some(Schedule {
         form: Form::Tiles,
@@ -145,26 +156,45 @@ struct Cell<'e, 'a> {
     line: i64,
 }
 
-/// Where elements are in their rows, of factors of so many lanes.
-fn places_in_row(b: &mut Builder, lanes: u32) -> Value {
+/// Row and place in the row of each `run`th lane of an operand, as `matrix_place` has them.
+fn places(b: &mut Builder, operand: usize, run: u32) -> (Value, Value) {
+    let lanes = MATRIX[operand].lanes / run;
     let iota = b.iota(DType::I64, lanes);
-    // Lanes of a warp have eight of each row.
-    let run = if lanes == MATRIX[0].lanes { 4 } else { 3 };
-    let [run, three, eight, seven] = [run, 3, 8, 7].map(|n| {
+    let mut constant = |n: i64| {
         let n = b.const_i64(n);
         b.splat(n, lanes)
-    });
-    let quarter = b.ushr(iota, run);
-    let quarter = b.and(quarter, three);
-    let (first, place) = (b.mul(quarter, eight), b.and(iota, seven));
-    b.add(first, place)
+    };
+    // Neighbours are in a quarter of a row, which is a lane's, and where there are two, the second row's follow.
+    let (neighbours, seconds) = [(3, 1), (3, 0), (1, 1)][operand];
+    let [two, three, eight, unit] = [2, 3, 8, i64::from(run)].map(&mut constant);
+    let [bits, within, lane] = [neighbours, (1 << neighbours) - 1, neighbours + seconds].map(&mut constant);
+    let width = constant(1 << neighbours);
+    let element = b.mul(iota, unit);
+    let quarter = b.ushr(element, lane);
+    let (mut row, quarter) = (b.ushr(quarter, two), b.and(quarter, three));
+    if seconds > 0 {
+        let (half, one) = (b.ushr(element, bits), b.const_i64(1));
+        let one = b.splat(one, lanes);
+        let second = b.and(half, one);
+        let lower = b.mul(second, eight);
+        row = b.add(row, lower);
+    }
+    let mut place = b.mul(quarter, width);
+    if run < 1 << neighbours {
+        let within = b.and(element, within);
+        place = b.add(place, within);
+    }
+    (row, place)
 }
 
-/// Rows of an operand of a product: the first element of every run.
+/// Rows of an operand of a product.
 struct Runs {
-    buf: Buf,
+    operand: usize,
+    access: (Buf, DType),
+    /// The first element of every run.
     starts: Value,
-    ty: ValueType,
+    /// Elements from one summed element to the next.
+    stride: Dim,
 }
 
 impl Cell<'_, '_> {
@@ -204,39 +234,16 @@ impl Cell<'_, '_> {
         }
     }
 
-    /// Of lanes of an operand, each the first of a run: the row, counted from the first, and the place in the row.
-    fn places(&self, b: &mut Builder, operand: usize, lanes: u32) -> (Value, Value) {
-        let iota = b.iota(DType::I64, lanes);
-        let mut constant = |n: i64| {
-            let n = b.const_i64(n);
-            b.splat(n, lanes)
-        };
-        let [one, two, three, eight] = [1, 2, 3, 8].map(&mut constant);
-        // A quarter of a row is a lane of the warp, which has a second row but for the right operand.
-        let (quarter, second) = match operand {
-            1 => (iota, None),
-            _ => (b.ushr(iota, one), Some(b.and(iota, one))),
-        };
-        let (row, quarter) = (b.ushr(quarter, two), b.and(quarter, three));
-        let row = match second {
-            Some(second) => {
-                let lower = b.mul(second, eight);
-                b.add(row, lower)
-            }
-            None => row,
-        };
-        let run = if operand == 2 { two } else { eight };
-        (row, b.mul(quarter, run))
-    }
-
     /// As many rows, or columns, as a product takes: of what is not there the last that is.
     fn runs(&self, b: &mut Builder, operand: usize, first: Value) -> Runs {
         let (access, letter, end, all) = match operand {
             0 => (self.x, self.rows, self.total, false),
             _ => (self.w, self.cols, self.columns.1, self.whole),
         };
-        let lanes = MATRIX[operand].lanes / 8;
-        let (row, place) = self.places(b, operand, lanes);
+        let stride = self.desc.vars.stride(&access.at, self.s.lane).unwrap_or_default();
+        let run = if stride.is(1) { RUN } else { 1 };
+        let lanes = MATRIX[operand].lanes / run;
+        let (row, place) = places(b, operand, run);
         let first = b.splat(first, lanes);
         let mut row = b.add(first, row);
         if !all {
@@ -246,8 +253,11 @@ impl Cell<'_, '_> {
             row = b.min(row, last);
         }
         let at = self.env.lanes_at(b, &access.at, (letter, row));
+        let apart = b.dim(&stride);
+        let apart = b.splat(apart, lanes);
+        let place = if stride.is(1) { place } else { b.mul(place, apart) };
         let starts = b.add(at, place);
-        Runs { buf: self.env.bufs[access.param], starts, ty: MATRIX[operand].with_elem(access.dtype) }
+        Runs { operand, access: (self.env.bufs[access.param], access.dtype), starts, stride }
     }
 
     /// Adds the products of so many summed elements to the sums.
@@ -282,25 +292,28 @@ impl Cell<'_, '_> {
     /// Elements from a summed one on, of which there may be so few left, in bf16: as several that add up to them where
     /// one is not enough, the smallest first.
     fn factors(&self, b: &mut Builder, runs: &Runs, k: Value, left: Option<i64>) -> Vec<Value> {
+        let apart = b.dim(&runs.stride);
+        let k = b.mul(k, apart);
         let k = b.splat(k, b.ty(runs.starts).lanes);
         let at = b.add(runs.starts, k);
+        let ((buf, dtype), lanes) = (runs.access, MATRIX[runs.operand].lanes);
         let x = match left {
-            None => b.load(runs.buf, &[at], runs.ty.lanes),
+            None => b.load(buf, &[at], lanes),
             Some(left) => {
-                let place = places_in_row(b, runs.ty.lanes);
+                let (_, place) = places(b, runs.operand, 1);
                 let left = b.const_i64(left);
-                let left = b.splat(left, runs.ty.lanes);
+                let left = b.splat(left, lanes);
                 let mask = b.lt(place, left);
-                b.load_masked(runs.buf, &[at], mask, None)
+                b.load_masked(buf, &[at], mask, None)
             }
         };
-        if runs.ty.elem == DType::BF16 {
+        if dtype == DType::BF16 {
             return vec![x];
         }
         let x = b.cast(x, DType::F32);
         let mut rest = x;
         let mut parts = Vec::new();
-        for part in 0..if runs.ty.elem == DType::F32 { 3 } else { 1 } {
+        for part in 0..if dtype == DType::F32 { 3 } else { 1 } {
             if part > 0 {
                 let known = b.cast(parts[part - 1], DType::F32);
                 rest = b.sub(rest, known);
@@ -328,23 +341,8 @@ impl Cell<'_, '_> {
                 _ => (self.w, self.cols, self.columns.1),
             };
             let scale = access.scale.as_deref()?;
-            // Lanes of single sums: twice those of runs of two.
-            let iota = b.iota(DType::I64, lanes);
-            let [one, two, three, eight] = [1, 2, 3, 8].map(|n| {
-                let n = b.const_i64(n);
-                b.splat(n, lanes)
-            });
-            let quarter = b.ushr(iota, two);
-            let place = if operand == 0 {
-                let (row, second) = (b.ushr(quarter, two), b.ushr(iota, one));
-                let second = b.and(second, one);
-                let lower = b.mul(second, eight);
-                b.add(row, lower)
-            } else {
-                let (quarter, odd) = (b.and(quarter, three), b.and(iota, one));
-                let even = b.mul(quarter, two);
-                b.add(even, odd)
-            };
+            let (row, column) = places(b, 2, 1);
+            let place = if operand == 0 { row } else { column };
             let first = b.splat(first, lanes);
             let at = b.add(first, place);
             let one = b.const_i64(1);
@@ -375,8 +373,8 @@ impl Cell<'_, '_> {
 
     /// From the sums of sixteen rows to memory.
     fn epilogue(&self, b: &mut Builder, m: Value, sums: &[Value]) {
-        let lanes = MATRIX[2].lanes / 2;
-        let (row, place) = self.places(b, 2, lanes);
+        let (row, place) = places(b, 2, 2);
+        let lanes = b.ty(row).lanes;
         let line = b.const_i64(self.line);
         let line = b.splat(line, lanes);
         let row = b.mul(row, line);
