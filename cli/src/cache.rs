@@ -78,7 +78,7 @@ impl Cache {
     pub fn compile(&self, kernel: &Kernel, cpu: &Processor) -> Result<(CompiledKernel, bool), hadal_codegen::Error> {
         let key = key(kernel, cpu);
         if let Some(code) = self.read(key) {
-            return Ok((CompiledKernel::of(kernel, cpu, code), true));
+            return Ok((CompiledKernel::of(kernel, cpu, code)?, true));
         }
         let compiled = hadal_codegen::compile(kernel, cpu, false)?;
         // What cannot be kept is made again.

@@ -541,7 +541,11 @@ fn level(
         offset: *offset as u64,
         bytes: k.compiled.code.len() as u64,
         scratch_bytes,
-        block: k.compiled.block.map(|b| artifact::Block { warps: b.warps, shared_bytes: b.shared_bytes }),
+        block: k.compiled.block.map(|b| artifact::Block {
+            warps: b.warps,
+            indices: b.indices,
+            shared_bytes: b.shared_bytes,
+        }),
         symbols: k.generated.kernel.symbols.clone(),
         params: k.generated.kernel.params.iter().map(kernel_param).collect(),
         origin: origins.get(k.func.as_str()).cloned().unwrap_or_default(),

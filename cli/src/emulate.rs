@@ -126,10 +126,10 @@ unsafe fn launch(
     let args = list(&mut memory, &addresses);
     let symbols: Vec<u64> = symbols.iter().map(|s| *s as u64).collect();
     let symbols = list(&mut memory, &symbols);
-    let warps = u64::from(BLOCKS * block.warps);
-    let scratch = memory.allocate((kernel.scratch_bytes * warps) as usize);
+    let indices = u64::from(BLOCKS * block.indices);
+    let scratch = memory.allocate((kernel.scratch_bytes * indices) as usize);
     let launch = ptx_emulator::Launch {
-        dynamic_shared: block.shared_bytes * block.warps,
+        dynamic_shared: block.shared_bytes * block.indices,
         ..ptx_emulator::Launch::new(BLOCKS, block.warps * 32)
     };
     let launch = launch.arg(args).arg(symbols).arg(scratch);

@@ -140,16 +140,16 @@ pub struct CompiledKernel {
 
 impl CompiledKernel {
     /// What is known of a kernel's code without making it.
-    pub fn of(kernel: &Kernel, target: &Processor, code: Vec<u8>) -> CompiledKernel {
+    pub fn of(kernel: &Kernel, target: &Processor, code: Vec<u8>) -> Result<CompiledKernel, crate::Error> {
         let name = kernel.name.clone();
         let (scratch_bytes, block) = match target.is_gpu() {
             true => {
-                let (block, scratch_bytes) = gpu::memory(kernel, target);
+                let (block, scratch_bytes) = gpu::memory(kernel, target)?;
                 (scratch_bytes, Some(block))
             }
             false => (kernel.scratch_bytes().unwrap_or_default(), None),
         };
-        CompiledKernel { name, code, scratch_bytes, block, disassembly: None }
+        Ok(CompiledKernel { name, code, scratch_bytes, block, disassembly: None })
     }
 }
 

@@ -135,6 +135,93 @@ fn a_barrier_that_is_missing_is_noticed() {
     }
 }
 
+/// The sum of each row, of which every warp of a team adds a part, into memory of its own first.
+fn row_sums(warps: i64, store_outside: bool) -> Kernel {
+    let mut b = Builder::new("team");
+    let (rows, n) = (Dim::from(Sym::T), 96 * warps);
+    let x = b.param("x", DType::F32, [rows.clone(), n.into()], Access::Read);
+    let y = b.param("y", DType::F32, [rows.clone()], Access::Write);
+    let row = b.grid([rows])[0];
+    let parts = b.alloc_in(Space::Shared, Swizzle::None, "parts", DType::F32, [warps]);
+    let (zero, team, size) = (b.const_i64(0), b.const_i64(warps), b.const_i64(96));
+    b.for_each(zero, team, 1, LoopKind::Warp, |b, w| {
+        let own = b.alloc("own", DType::F32, [96]);
+        let first = b.mul(w, size);
+        b.for_each(zero, size, 32, LoopKind::Serial, |b, i| {
+            let at = b.add(first, i);
+            let v = b.load(x, &[row, at], 32);
+            b.store(own, &[i], v);
+        });
+        let none = b.const_f32(0.0);
+        let sum = b.for_loop(zero, size, 1, LoopKind::Serial, &[none], |b, i, sum| {
+            let v = b.load(own, &[i], 1);
+            vec![b.add(sum[0], v)]
+        });
+        b.store(parts, &[w], sum[0]);
+    });
+    let all = |b: &mut Builder| {
+        let none = b.const_f32(0.0);
+        let sum = b.for_loop(zero, team, 1, LoopKind::Serial, &[none], |b, w, sum| {
+            let v = b.load(parts, &[w], 1);
+            vec![b.add(sum[0], v)]
+        });
+        b.store(y, &[row], sum[0]);
+    };
+    if store_outside {
+        all(&mut b);
+    } else {
+        b.for_each(zero, team, 1, LoopKind::Warp, |b, w| {
+            let first = b.eq(w, zero);
+            b.if_then(first, |b| all(b));
+        });
+    }
+    b.finish()
+}
+
+#[test]
+fn warps_share_a_grid_index() {
+    for warps in [1, 4, 32] {
+        let kernel = row_sums(warps, false);
+        let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+        let block = code.block.expect("a block");
+        // Each warp has 96 elements of its own.
+        let bytes = (warps * 4).max(64) + warps * 384;
+        assert_eq!((block.warps, block.indices, block.shared_bytes), (warps as u32, 1, bytes as u32));
+        let (rows, n) = (5, 96 * warps as usize);
+        let x: Vec<f32> = (0..rows * n).map(|i| ((i * 31) % 64) as f32 - 30.0).collect();
+        let sums: Vec<f32> = x.chunks(n).map(|row| row.iter().sum()).collect();
+        let args = [Buffer::from_f32(&x), Buffer::uninit(DType::F32, rows)];
+        let symbols = Bindings::from([(Sym::T, rows as i64)]);
+        let mut interpreted = args.to_vec();
+        interpret::run(&kernel, &symbols, &mut interpreted).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+        assert_eq!(interpreted[1].to_f32(), sums);
+        let run = |code: &CompiledKernel, seed: u64| {
+            let mut buffers = args.to_vec();
+            let options = Options { seed, ..Options::default() };
+            gpu::run(code, &kernel, &symbols, &mut buffers, &options).map_err(|fault| fault.kind)?;
+            Ok::<_, FaultKind>(buffers.remove(1))
+        };
+        for seed in 0..4 {
+            assert_eq!(run(&code, seed).unwrap_or_else(|e| panic!("{e:?}")).to_f32(), sums);
+        }
+        let ptx = String::from_utf8(code.code.clone()).expect("PTX is text");
+        gpu::assemble(&ptx);
+        let barriers: Vec<usize> =
+            ["bar.sync", "bar.warp.sync"].iter().flat_map(|b| ptx.match_indices(b)).map(|(at, _)| at).collect();
+        assert!(barriers.len() >= 3, "{ptx}");
+        for at in barriers.into_iter().filter(|_| warps > 1) {
+            let mut without = ptx.clone();
+            let end = at + without[at..].find(';').expect("a statement");
+            without.replace_range(at..=end, "");
+            let code = CompiledKernel { code: without.into_bytes(), ..code.clone() };
+            let fault = (0..8).find_map(|seed| run(&code, seed).err());
+            assert_eq!(fault, Some(FaultKind::Race), "{warps} warps without the one at {at}\n{ptx}");
+        }
+    }
+    let refused = compile(&row_sums(4, true), &Processor::SM_90A, false).expect_err("stores of all warps at once");
+    assert!(refused.to_string().contains("beside loops over warps"), "{refused}");
+}
+
 /// A copy through scratch, so many elements at a time there and back.
 fn through_scratch(there: u32, back: u32) -> Kernel {
     let mut b = Builder::new("own");

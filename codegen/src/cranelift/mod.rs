@@ -41,7 +41,7 @@ pub fn compile_with(kernel: &Kernel, target: &Processor, disassembly: bool) -> R
     if let Some(reloc) = code.buffer.relocs().first() {
         return Err(Error::Relocation { kernel: kernel.name.clone(), target: format!("{:?}", reloc.target) });
     }
-    let made = CompiledKernel::of(kernel, target, code.code_buffer().to_vec());
+    let made = CompiledKernel::of(kernel, target, code.code_buffer().to_vec())?;
     Ok(CompiledKernel { disassembly: code.vcode.clone(), ..made })
 }
 

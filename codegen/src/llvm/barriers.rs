@@ -103,6 +103,12 @@ impl Finder<'_> {
                     self.access(stmt, place, self.kernel.ty(*value), false, state);
                 }
                 Stmt::Store { place, value, .. } => self.access(stmt, place, self.kernel.ty(*value), true, state),
+                // Before and behind it all warps wait.
+                Stmt::For(l) if l.kind == LoopKind::Warp => {
+                    *state = State::default();
+                    self.block(&l.body, state);
+                    *state = State::default();
+                }
                 Stmt::For(l) => {
                     self.repeated(stmt, &l.body, state);
                 }

@@ -66,6 +66,8 @@ pub(super) struct Emitter<'a> {
     concurrent: u32,
     /// Functions of LLVM that are called.
     declarations: BTreeSet<String>,
+    /// On a GPU, the number of this warp in its block, where all of them share a grid index.
+    pub team: Option<String>,
     /// On a GPU, statements before which lanes wait for each other.
     barriers: HashSet<*const Stmt>,
     /// What numbers of elements are multiples of.
@@ -98,6 +100,7 @@ impl<'a> Emitter<'a> {
             depth: 0,
             concurrent: 0,
             declarations: BTreeSet::new(),
+            team: None,
             barriers: if target.is_gpu() { super::barriers::before(kernel, &multiples) } else { HashSet::new() },
             multiples,
         }
@@ -312,6 +315,7 @@ impl<'a> Emitter<'a> {
             Stmt::For(l) => match l.kind {
                 LoopKind::Unroll => self.unroll(l),
                 LoopKind::Serial => self.serial(l),
+                LoopKind::Warp if self.team.is_some() => self.shared_by_warps(l),
                 LoopKind::Thread | LoopKind::Warp | LoopKind::Warpgroup => {
                     self.concurrent += 1;
                     let done = self.serial(l);
@@ -395,6 +399,15 @@ impl<'a> Emitter<'a> {
     }
 
     /// Names values whose definitions are written later.
+    /// What each warp of a block does, after which all wait for each other. All of them do, and know, what is outside.
+    fn shared_by_warps(&mut self, l: &'a For) -> Done {
+        let team = self.team.clone().unwrap_or_default();
+        self.values[l.var.index()] = Some(self.plain(ValueType::INDEX, vec![team]));
+        self.block(&l.body)?;
+        self.block_barrier();
+        Ok(())
+    }
+
     fn name(&mut self, values: &[Value], prefix: &str) {
         let mut next = 0;
         for value in values {

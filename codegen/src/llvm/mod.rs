@@ -39,14 +39,14 @@ pub fn compile(kernel: &Kernel, target: &Processor, options: Options) -> Result<
     if target.is_gpu() {
         let ptx = machine::ptx(&text, target).map_err(failed)?;
         let disassembly = options.disassembly.then(|| ptx.clone());
-        return Ok(CompiledKernel { disassembly, ..CompiledKernel::of(kernel, target, ptx.into_bytes()) });
+        return Ok(CompiledKernel { disassembly, ..CompiledKernel::of(kernel, target, ptx.into_bytes())? });
     }
     let made = machine::compile(&text, target, options.disassembly).map_err(failed)?;
     let code = object::code(&made.object).map_err(|e| match e {
         object::Fault::Foreign(target) => Error::Relocation { kernel: kernel.name.clone(), target },
         object::Fault::Broken(message) => failed(message),
     })?;
-    Ok(CompiledKernel { disassembly: made.assembly, ..CompiledKernel::of(kernel, target, code) })
+    Ok(CompiledKernel { disassembly: made.assembly, ..CompiledKernel::of(kernel, target, code)? })
 }
 
 /// The library and its version, which a shared one can change without this program being built again.

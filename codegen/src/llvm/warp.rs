@@ -2,7 +2,8 @@
 //!
 //! | kernel IR | here |
 //! |---|---|
-//! | grid indices | strided over the warps of the launch |
+//! | grid indices | strided over the warps of the launch; where a kernel has loops over warps, over its blocks |
+//! | a loop over warps | the warps of the block, an iteration each, which wait for each other at its end |
 //! | a vector of 32·n lanes | n parts; lane `l` holds the n neighbours from element `n·l` on |
 //! | a vector of fewer | one part; lane `l` holds element `l` modulo their number |
 //! | a scalar | the same number in all lanes |
@@ -31,7 +32,7 @@ pub(super) const WARP: usize = 32;
 /// The module of one kernel for a GPU.
 pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
     let mut e = Emitter::new(kernel, target);
-    let (block, scratch) = gpu::memory(kernel, target);
+    let (block, scratch) = gpu::memory(kernel, target)?;
     e.kernel_function(block, &scratch)?;
     let mut out = format!("target triple = \"{}\"\n\n", triple(target));
     if block.shared_bytes > 0 {
@@ -76,13 +77,18 @@ impl<'a> Emitter<'a> {
         self.line(format!("%lane = or i32 {lane}, 0"));
         let (number, blocks) = (self.register("ctaid.x"), self.register("nctaid.x"));
         let within = self.def(format!("lshr i32 {thread}, 5"));
-        let first = self.def(format!("mul i32 {number}, {}", block.warps));
-        let first = self.def(format!("add i32 {first}, {within}"));
+        let mut slot = within.clone();
+        if gpu::team(self.k)?.is_some() {
+            self.team = Some(self.def(format!("zext i32 {within} to i64")));
+            slot = "0".into();
+        }
+        let first = self.def(format!("mul i32 {number}, {}", block.indices));
+        let first = self.def(format!("add i32 {first}, {slot}"));
         let first = self.def(format!("zext i32 {first} to i64"));
-        let total = self.def(format!("mul i32 {blocks}, {}", block.warps));
+        let total = self.def(format!("mul i32 {blocks}, {}", block.indices));
         let total = self.def(format!("zext i32 {total} to i64"));
         self.launch_arguments()?;
-        self.place_allocations(block, scratch, &within, &first);
+        self.place_allocations(block, scratch, &slot, &first);
         let extents: Vec<String> = self.k.grid.iter().map(|d| self.dim(d)).collect();
         let mut count = "1".to_string();
         for extent in &extents {
@@ -118,28 +124,35 @@ impl<'a> Emitter<'a> {
         self.call("i32", &format!("llvm.nvvm.read.ptx.sreg.{name}"), &[], "")
     }
 
-    /// Gives allocations their places: a warp's own part of shared memory, or of scratch.
-    fn place_allocations(&mut self, block: gpu::Block, scratch_bytes: &Dim, within: &str, warp: &str) {
+    /// Gives allocations their places: a grid index's own part of shared memory, or of scratch, by its number in the block
+    /// and in the launch. Of what each warp of a team has for itself there are as many.
+    fn place_allocations(&mut self, block: gpu::Block, scratch_bytes: &Dim, slot: &str, number: &str) {
         let mut shared = String::new();
         if block.shared_bytes > 0 {
-            let at = self.def(format!("mul i32 {within}, {}", block.shared_bytes));
+            let at = self.def(format!("mul i32 {slot}, {}", block.shared_bytes));
             shared = self.def(format!("getelementptr i8, {SHARED} @shared, i32 {at}"));
         }
         let mut scratch = "%scratch".to_string();
         if !scratch_bytes.is(0) {
             let bytes = self.rounded(scratch_bytes);
-            let at = self.def(format!("mul i64 {warp}, {bytes}"));
+            let at = self.def(format!("mul i64 {number}, {bytes}"));
             scratch = self.def(format!("getelementptr i8, {GLOBAL} %scratch, i64 {at}"));
         }
-        for alloc in &self.k.allocs {
+        for (alloc, private) in self.k.allocs.iter().zip(gpu::private(self.k)) {
             let bytes = alloc.bytes().unwrap_or_default();
             let (space, next) = match bytes.as_const() {
                 Some(_) if block.shared_bytes > 0 => (SHARED, &mut shared),
                 _ => (GLOBAL, &mut scratch),
             };
-            let base = next.clone();
-            let bytes = self.rounded(&bytes);
-            let end = self.def(format!("getelementptr i8, {space} {base}, i64 {bytes}"));
+            let mut base = next.clone();
+            let mut bytes = self.rounded(&bytes);
+            if let Some(team) = self.team.clone().filter(|_| private) {
+                let own = self.def(format!("mul i64 {team}, {bytes}"));
+                base = self.def(format!("getelementptr i8, {space} {base}, i64 {own}"));
+                bytes = self.def(format!("mul i64 {bytes}, {}", block.warps));
+            }
+            let next = next.clone();
+            let end = self.def(format!("getelementptr i8, {space} {next}, i64 {bytes}"));
             if space == SHARED {
                 shared = end
             } else {
@@ -164,6 +177,11 @@ impl<'a> Emitter<'a> {
     /// Waits for all lanes, and makes what they have written seen.
     pub(super) fn warp_barrier(&mut self) {
         self.call("void", "llvm.nvvm.bar.warp.sync", &[("i32", "-1")], "");
+    }
+
+    /// Waits for all warps of the block, and makes what they have written seen.
+    pub(super) fn block_barrier(&mut self) {
+        self.call("void", "llvm.nvvm.barrier0", &[], "");
     }
 
     // ---- lanes ----

@@ -36,10 +36,10 @@ pub fn run(
     };
     let args = list(&mut memory, &mut addresses.iter().map(|a| *a as i64));
     let symbol_values = list(&mut memory, &mut kernel.symbols.iter().map(|s| symbols[s]));
-    let warps = i64::from(BLOCKS * block.warps);
-    let scratch = code.scratch_bytes.eval(symbols).expect("all symbols have values") * warps;
+    let indices = i64::from(BLOCKS * block.indices);
+    let scratch = code.scratch_bytes.eval(symbols).expect("all symbols have values") * indices;
     let scratch = memory.allocate(scratch as usize);
-    let launch = Launch { dynamic_shared: block.shared_bytes * block.warps, ..Launch::new(BLOCKS, block.threads()) };
+    let launch = Launch { dynamic_shared: block.shared_bytes * block.indices, ..Launch::new(BLOCKS, block.threads()) };
     let launch = launch.arg(args).arg(symbol_values).arg(scratch);
     let entry = module.kernel(ENTRY).expect("an entry");
     let report = ptx_emulator::run(entry, &launch, &mut memory, options)?;

@@ -64,8 +64,8 @@ fn check_memory(manifest: &Manifest, code_bytes: u64, weights_bytes: u64, faults
     };
     for k in &manifest.kernels {
         let block = k.block.is_none_or(|b| {
-            let shared = b.warps.checked_mul(b.shared_bytes).is_some_and(|n| n <= MAX_SHARED);
-            (1..=MAX_WARPS).contains(&b.warps) && shared
+            let shared = b.indices.checked_mul(b.shared_bytes).is_some_and(|n| n <= MAX_SHARED);
+            (1..=MAX_WARPS).contains(&b.warps) && (1..=b.warps).contains(&b.indices) && shared
         });
         let ok = k.bytes > 0 && k.offset % ALIGN == 0 && fits(k.offset, k.bytes, code_bytes) && block;
         require(ok, "kernel", &k.name);

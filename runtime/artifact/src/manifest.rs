@@ -111,9 +111,11 @@ pub struct SamplingDefaults {
 /// What a block of a launch on a GPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Block {
-    /// Warps, each of which computes one grid index after the other.
+    /// Warps.
     pub warps: u32,
-    /// Bytes of shared memory of one warp.
+    /// Grid indices that a block computes at a time: one for each warp, or one that all of them share.
+    pub indices: u32,
+    /// Bytes of shared memory of a grid index.
     pub shared_bytes: u32,
 }
 

@@ -36,6 +36,8 @@ struct Ready {
     module: sys::CUmodule,
     function: sys::CUfunction,
     warps: u32,
+    /// Grid indices that a block computes at a time.
+    indices: u32,
     shared_bytes: u32,
     /// Blocks that run at once.
     blocks: u32,
@@ -101,7 +103,7 @@ impl Kernels {
         let scratch = all
             .iter()
             .zip(&loaded)
-            .map(|((k, _), r)| k.scratch_bytes.saturating_mul(u64::from(r.warps * r.blocks)))
+            .map(|((k, _), r)| k.scratch_bytes.saturating_mul(u64::from(r.indices) * u64::from(r.blocks)))
             .max();
         let bytes = scratch.unwrap_or(0);
         let scratch =
@@ -120,7 +122,8 @@ impl Ready {
             module,
             function: std::ptr::null_mut(),
             warps: block.warps,
-            shared_bytes: block.shared_bytes.saturating_mul(block.warps),
+            indices: block.indices,
+            shared_bytes: block.shared_bytes.saturating_mul(block.indices),
             blocks: 1,
             arguments: kernel.params.len(),
             symbols: kernel.symbols.len(),
@@ -144,7 +147,7 @@ impl Ready {
             return Err(failed(format!("no multiprocessor holds a block of {warps} warps with {bytes} shared bytes")));
         }
         let blocks = each as u32 * context.multiprocessors;
-        let scratch = (SCRATCH / kernel.scratch_bytes.saturating_mul(block.warps.into()).max(1)).max(1);
+        let scratch = (SCRATCH / kernel.scratch_bytes.saturating_mul(block.indices.into()).max(1)).max(1);
         ready.blocks = blocks.min(scratch.min(u64::from(u32::MAX)) as u32);
         Ok(ready)
     }
@@ -191,7 +194,7 @@ impl Loaded for Kernels {
         let (argument_table, symbol_table) = (table(arguments)?, table(symbols)?);
         let launches = launches.iter().map(|l| {
             let kernel = &self.loaded[l.kernel];
-            let blocks = l.grid.div_ceil(u64::from(kernel.warps)).clamp(1, u64::from(kernel.blocks)) as u32;
+            let blocks = l.grid.div_ceil(u64::from(kernel.indices)).clamp(1, u64::from(kernel.blocks)) as u32;
             let addresses =
                 [argument_table.address + 8 * l.arguments as u64, symbol_table.address + 8 * l.symbols as u64];
             Recording { kernel: l.kernel, blocks, addresses: [addresses[0], addresses[1], self.scratch.address] }
