@@ -30,10 +30,12 @@ const WARPS: u32 = 8;
 /// Most warps of a block.
 const MAX_WARPS: u32 = 32;
 
-/// Blocks that a multiprocessor has room for at least: registers and shared memory are shared out so. Tiles of sums need
-/// more registers than half of them.
-pub(crate) fn resident(kernel: &Kernel) -> u32 {
-    if kernel.is_for_warps() { 1 } else { 2 }
+/// Blocks that share the memory of a multiprocessor: teams and tiles have larger ones. Registers are as many as the
+/// assembler wants; what it is held to it spills rather than asking for less at a time.
+fn resident(kernel: &Kernel) -> u32 {
+    let mut teams = false;
+    visit(&kernel.body, 0, &mut |stmt, _| teams |= matches!(stmt, Stmt::For(l) if l.kind == LoopKind::Warp));
+    if teams || kernel.is_for_warps() { 1 } else { 2 }
 }
 
 impl Block {

@@ -222,6 +222,70 @@ fn warps_share_a_grid_index() {
     assert!(refused.to_string().contains("beside loops over warps"), "{refused}");
 }
 
+/// Attention of a few queries: warps share the keys of each head.
+#[test]
+fn warps_share_keys() {
+    let heads = "%q: f32[T, 2, 3, 40], %k: f32[P+T, 2, 40], %v: f32[P+T, 2, 24]";
+    let sunk = "%q: f32[T, 4, 72], %k: bf16[P+T, 72], %v: bf16[P+T, 72], %s: f32[4]";
+    for (params, body, shape) in [
+        (
+            heads,
+            "attention %q, %k, %v {sets = [\"tghd,sgd sge causal\"], output = \"tghe\", scale = 0.3}",
+            "f32[T, 2, 3, 24]",
+        ),
+        (
+            sunk,
+            "attention %q, %k, %v, %s {sets = [\"thd,sd se causal\"], output = \"the\", sink = true, scale = 0.1}",
+            "f32[T, 4, 72]",
+        ),
+    ] {
+        let text = format!(
+            "symbols P in 0..4096, T in 1..64\nkernel @k({params}) -> (y: {shape}) {{\n  %y = {body} : {shape}\n  return %y\n}}\n"
+        );
+        let module = hadal_ir::text::parse_module(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+        let func = &module.funcs[0];
+        let step = generators::Ranges::from([(Sym::T, hadal_ir::Range { min: 1, max: hadal_ir::module::STEP })]);
+        let target = generators::Target::of(&Processor::SM_90A);
+        let made = generators::select(func, &step, &target).expect("an attention");
+        assert!(made.schedule.contains("shared by 16 warps"), "{}", made.schedule);
+        let kernel = gpu::aligned(&made.kernel);
+        // Fewer blocks of keys than warps, and more.
+        for (t, p) in [(1, 0), (3, 100), (2, 600)] {
+            let symbols = Bindings::from([(Sym::T, t), (Sym::P, p)]);
+            let args: Vec<Buffer> = kernel
+                .params
+                .iter()
+                .zip(0..)
+                .map(|(param, seed)| {
+                    let count = param.shape.iter().map(|d| d.eval(&symbols).expect("a size") as usize).product();
+                    match param.access {
+                        Access::Write => Buffer::uninit(param.dtype, count),
+                        _ => {
+                            let x: Vec<f32> =
+                                (0..count).map(|i| ((i * 37 + seed * 11) % 64) as f32 / 32.0 - 1.0).collect();
+                            match param.dtype {
+                                DType::F32 => Buffer::from_f32(&x),
+                                // The upper half of such numbers has all that is not zero.
+                                d => Buffer::from_bytes(
+                                    d,
+                                    x.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+                                ),
+                            }
+                        }
+                    }
+                })
+                .collect();
+            let mut expected = args.clone();
+            interpret::run(&kernel, &symbols, &mut expected).unwrap_or_else(|e| panic!("{e}\n{kernel}"));
+            let found = gpu::emulated(&kernel, &symbols, &args);
+            let (found, expected) = (found.last().expect("y").to_f32(), expected.last().expect("y").to_f32());
+            // Powers are rounded correctly there, and to two units here.
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * (1.0 + b.abs());
+            assert!(found.iter().zip(&expected).all(near), "{t} after {p}: {found:?}\n{expected:?}");
+        }
+    }
+}
+
 /// A copy through scratch, so many elements at a time there and back.
 fn through_scratch(there: u32, back: u32) -> Kernel {
     let mut b = Builder::new("own");

@@ -47,7 +47,7 @@ pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error>
     let first = super::memory::nodes(kernel);
     let _ = writeln!(out, "!nvvm.annotations = !{{!{first}, !{}}}", first + 1);
     // The assembler would rather spill than leave room for fewer blocks than there could be at most.
-    let bounds = [("maxntidx", block.threads()), ("minctasm", gpu::resident(kernel))];
+    let bounds = [("maxntidx", block.threads()), ("minctasm", 1)];
     for (number, (name, value)) in (first..).zip(bounds) {
         let _ = writeln!(out, "!{number} = !{{ptr @{ENTRY}, !\"{name}\", i32 {value}}}");
     }

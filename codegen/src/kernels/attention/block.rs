@@ -1,7 +1,7 @@
 //! What happens in a block of keys: scores, their softmax, the weighted sum of values.
 
 use super::desc::{Columns, Set, Term};
-use super::emit::{Cell, HIDDEN, WIDE, padded};
+use super::emit::{Cell, HIDDEN, padded};
 use super::schedule::{KEYS, Schedule};
 use crate::kernels::contract::emit::{Env, in_vectors, load_f32};
 use hadal_ir::kernel::{Buf, Builder, LoopKind, ReduceOp, Value};
@@ -85,8 +85,10 @@ impl<'a> Cell<'a> {
         match self.turned {
             Some(turned) => self.scores_by_column(b, turned, block),
             // A tile of keys meets all rows while it is near.
-            None => b.for_each(zero, block.count, self.s.tiles.keys, LoopKind::Serial, |b, j| {
-                b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| self.score(b, (r, j), block));
+            None => b.for_each(zero, block.count, self.at.s.tiles.keys, LoopKind::Serial, |b, j| {
+                b.for_each(zero, self.at.rows, self.at.s.tiles.rows, LoopKind::Serial, |b, r| {
+                    self.score(b, (r, j), block)
+                });
             }),
         }
         self.soften(b, block);
@@ -101,7 +103,7 @@ impl<'a> Cell<'a> {
             Some(list) => b.load(list, &[j], 1),
             None => b.add(block.start, j),
         };
-        self.env.with(block.layout.set.key, row)
+        self.at.env.with(block.layout.set.key, row)
     }
 
     /// Where the `j`-th row of a block holds the keys of a term: in what is staged, or where they lie.
@@ -138,7 +140,7 @@ impl<'a> Cell<'a> {
 
     /// Whether the next block is asked for.
     fn asks(&self, block: Block<'a>) -> bool {
-        self.s.tiles.ahead && block.list.is_none()
+        self.at.s.tiles.ahead && block.list.is_none()
     }
 
     /// Of `n` things to ask for the first that falls to a tile of rows, and how many do; tiles of one query share them.
@@ -146,9 +148,9 @@ impl<'a> Cell<'a> {
         if n == 0 {
             return (row, 0);
         }
-        let tiles = (self.s.heads + self.s.tiles.rows - 1) / self.s.tiles.rows;
+        let tiles = (self.at.s.heads + self.at.s.tiles.rows - 1) / self.at.s.tiles.rows;
         let each = (n + tiles - 1) / tiles;
-        let (unit, count) = (b.const_i64(self.s.tiles.rows), b.const_i64(each));
+        let (unit, count) = (b.const_i64(self.at.s.tiles.rows), b.const_i64(each));
         let tile = b.div(row, unit);
         (b.mul(tile, count), each)
     }
@@ -194,15 +196,15 @@ impl<'a> Cell<'a> {
             };
         let (zero, end) = (b.const_i64(0), b.const_i64(*size));
         // Bytes are converted in whole registers.
-        let wide = if at.dtype.bits() <= 8 { 16 } else { self.s.tiles.lanes.max(8) };
-        let lanes = if size % i64::from(wide) == 0 { wide } else { self.s.tiles.lanes };
+        let wide = self.at.s.tiles.lanes.max(if at.dtype.bits() <= 8 { 16 } else { 8 });
+        let lanes = if size % i64::from(wide) == 0 { wide } else { self.at.s.tiles.lanes };
         match columns.block.filter(|n| n < size) {
             None => {
                 let scale = key.scale(b, at);
                 copy(b, lanes, (zero, end), Some(*size), scale);
             }
             Some(n) => {
-                let lanes = if n % i64::from(lanes) == 0 { lanes } else { 1 };
+                let lanes = [lanes, 32, 16].into_iter().find(|l| *l <= lanes && n % i64::from(*l) == 0).unwrap_or(1);
                 b.for_each(zero, end, n, LoopKind::Serial, |b, lo| {
                     let scale = key.with(*column, lo).scale(b, at);
                     let unit = b.const_i64(n);
@@ -211,7 +213,7 @@ impl<'a> Cell<'a> {
                     copy(b, lanes, (lo, hi), (size % n == 0).then_some(n), scale);
                 });
                 // Vectors of one lane leave the last whole one to be filled up.
-                let filled = padded(*size, i64::from(self.s.tiles.lanes));
+                let filled = padded(*size, i64::from(self.at.s.tiles.lanes));
                 let (none, filled) = (b.const_f32(0.0), b.const_i64(filled));
                 b.for_each(end, filled, 1, LoopKind::Serial, |b, k| {
                     let to = b.add(to, k);
@@ -223,7 +225,7 @@ impl<'a> Cell<'a> {
 
     /// Scores of a tile of rows and of keys.
     fn score(&self, b: &mut Builder, (first, j): (Value, Value), block: Block<'a>) {
-        let tiles = self.s.tiles;
+        let tiles = self.at.s.tiles;
         let (zero, one, none) = (b.const_i64(0), b.const_i64(1), b.const_f32(0.0));
         let none = b.splat(none, tiles.lanes);
         let last = b.sub(block.count, one);
@@ -286,12 +288,21 @@ impl<'a> Cell<'a> {
 
     /// Stores the scores of a tile, the lanes of a vector each: as many of them as there are lanes become one vector.
     fn store_scores(&self, b: &mut Builder, (first, j): (Value, Value), sums: &[Value]) {
-        let (lanes, keys) = (self.s.tiles.lanes as usize, self.s.tiles.keys as usize);
+        let (lanes, keys) = (self.at.s.tiles.lanes as usize, self.at.s.tiles.keys as usize);
+        let warp = lanes >= 32;
         let at = |b: &mut Builder, i: usize| {
             let row = b.const_i64((i / keys) as i64);
             let row = b.add(first, row);
             self.score_at(b, row, j, (i % keys) as i64)
         };
+        if warp {
+            // Lanes of a warp exchange what they add.
+            for (i, sum) in sums.iter().enumerate() {
+                let (at, score) = (at(b, i), b.reduce_lanes(ReduceOp::Add, *sum));
+                b.store(self.scores, &[at], score);
+            }
+            return;
+        }
         for (n, group) in sums.chunks(lanes).enumerate() {
             let start = n * lanes;
             // What fills up a vector is not stored.
@@ -329,7 +340,7 @@ impl<'a> Cell<'a> {
     }
 
     pub(super) fn score_at(&self, b: &mut Builder, row: Value, key: Value, offset: i64) -> Value {
-        let (width, offset) = (b.const_i64(self.s.scores()), b.const_i64(offset));
+        let (width, offset) = (b.const_i64(self.at.s.scores()), b.const_i64(offset));
         let row = b.mul(row, width);
         let at = b.add(row, key);
         b.add(at, offset)
@@ -339,7 +350,7 @@ impl<'a> Cell<'a> {
     fn visible(&self, b: &mut Builder, row: Value, block: Block<'a>) -> Value {
         let Some(before) = block.before else { return block.count };
         let (zero, one) = (b.const_i64(0), b.const_i64(1));
-        let query = self.query(b, row);
+        let query = self.at.query(b, row);
         let seen = b.add(query, before);
         let seen = b.add(seen, one);
         let here = b.sub(seen, block.start);
@@ -349,15 +360,15 @@ impl<'a> Cell<'a> {
 
     /// Scores to weights, and what that does to the sums of each row.
     fn soften(&self, b: &mut Builder, block: Block<'a>) {
-        let (zero, keys, step) = (b.const_i64(0), b.const_i64(KEYS), i64::from(WIDE));
-        let hidden = b.const_f32(HIDDEN);
+        let (zero, keys, step) = (b.const_i64(0), b.const_i64(KEYS), i64::from(self.at.s.tiles.wide));
+        let (hidden, wide) = (b.const_f32(HIDDEN), self.at.s.tiles.wide);
         let scores = |b: &mut Builder, row: Value, i: i64| {
             let at = self.score_at(b, row, zero, i * step);
-            (at, b.load(self.scores, &[at], WIDE))
+            (at, b.load(self.scores, &[at], wide))
         };
         let vectors = KEYS / step;
         // The largest one of each row, for now in the place of its correction.
-        b.for_each(zero, self.rows, 1, LoopKind::Serial, |b, row| {
+        b.for_each(zero, self.at.rows, 1, LoopKind::Serial, |b, row| {
             let visible = self.visible(b, row, block);
             b.for_each(visible, keys, 1, LoopKind::Serial, |b, j| {
                 let at = self.score_at(b, row, j, 0);
@@ -369,23 +380,23 @@ impl<'a> Cell<'a> {
             b.store(self.correction, &[row], most);
         });
         // Vectors of rows: there is room for whole ones.
-        b.for_each(zero, self.rows, step, LoopKind::Serial, |b, row| {
-            let (here, before) = (b.load(self.correction, &[row], WIDE), b.load(self.largest, &[row], WIDE));
+        b.for_each(zero, self.at.rows, step, LoopKind::Serial, |b, row| {
+            let (here, before) = (b.load(self.correction, &[row], wide), b.load(self.largest, &[row], wide));
             let most = b.max(here, before);
             let change = b.sub(before, most);
             let correction = b.exp(change);
-            let total = b.load(self.total, &[row], WIDE);
+            let total = b.load(self.total, &[row], wide);
             let total = b.mul(total, correction);
             b.store(self.largest, &[row], most);
             b.store(self.correction, &[row], correction);
             b.store(self.total, &[row], total);
         });
-        b.for_each(zero, self.rows, 1, LoopKind::Serial, |b, row| {
+        b.for_each(zero, self.at.rows, 1, LoopKind::Serial, |b, row| {
             let (most, none) = (b.load(self.largest, &[row], 1), b.const_f32(0.0));
-            let none = b.splat(none, WIDE);
+            let none = b.splat(none, wide);
             let sums = b.for_loop(zero, keys, step, LoopKind::Serial, &[none], |b, j, sums| {
                 let at = self.score_at(b, row, j, 0);
-                let x = b.load(self.scores, &[at], WIDE);
+                let x = b.load(self.scores, &[at], wide);
                 let x = b.sub(x, most);
                 let p = b.exp(x);
                 b.store(self.scores, &[at], p);
@@ -399,7 +410,7 @@ impl<'a> Cell<'a> {
             b.for_each(zero, block.count, 1, LoopKind::Serial, |b, j| {
                 let at = self.score_at(b, row, j, 0);
                 let p = b.load(self.scores, &[at], 1);
-                let (p, lanes) = (b.splat(p, self.s.tiles.lanes), b.const_i64(i64::from(self.s.tiles.lanes)));
+                let (p, lanes) = (b.splat(p, self.at.s.tiles.lanes), b.const_i64(i64::from(self.at.s.tiles.lanes)));
                 let to = b.mul(at, lanes);
                 b.store(spread, &[to], p);
             });
@@ -410,27 +421,27 @@ impl<'a> Cell<'a> {
     fn weight(&self, b: &mut Builder, row: Value, j: Value) -> Value {
         let at = self.score_at(b, row, j, 0);
         let Some(spread) = self.spread else { return b.load(self.scores, &[at], 1) };
-        let lanes = b.const_i64(i64::from(self.s.tiles.lanes));
+        let lanes = b.const_i64(i64::from(self.at.s.tiles.lanes));
         let at = b.mul(at, lanes);
-        b.load(spread, &[at], self.s.tiles.lanes)
+        b.load(spread, &[at], self.at.s.tiles.lanes)
     }
 
     /// Adds a part of the block's values, weighted, to all rows: a tile of columns meets all rows while it is near.
     fn accumulate(&self, b: &mut Builder, (part, columns): (usize, &'a Columns), block: Block<'a>) {
-        let (tiles, size) = (self.s.tiles, columns.size);
+        let (tiles, size) = (self.at.s.tiles, columns.size);
         let step = i64::from(tiles.lanes);
         let zero = b.const_i64(0);
         let at = block.layout.values[part];
         let known = at.is_some() || block.layout.set.terms.iter().any(|t| t.key.at == columns.at);
         // Where rows and block have room for it the last vector is a whole one.
-        let room = at.is_some() && columns.start + padded(size, step) <= self.width;
+        let room = at.is_some() && columns.start + padded(size, step) <= self.at.width;
         let last = block.layout.set.values.iter().all(|v| v.start <= columns.start);
         let size = if room && last { padded(size, step) } else { size };
         let (unit, end) = (tiles.vectors * step, b.const_i64(size));
         let (whole, wide) = (size / unit * unit, size / step * step);
         let (end_whole, end_wide) = (b.const_i64(whole), b.const_i64(wide));
         let all = |b: &mut Builder, e: Value, vectors: i64, mask: Option<Value>| {
-            b.for_each(zero, self.rows, tiles.rows, LoopKind::Serial, |b, r| {
+            b.for_each(zero, self.at.rows, tiles.rows, LoopKind::Serial, |b, r| {
                 self.weigh(b, (r, e), &Part { columns, at, vectors, mask, known }, block);
             });
         };
@@ -448,9 +459,9 @@ impl<'a> Cell<'a> {
 
     /// The same for a tile of rows and of columns from `e` on.
     fn weigh(&self, b: &mut Builder, (first, e): (Value, Value), part: &Part<'a>, block: Block<'a>) {
-        let lanes = self.s.tiles.lanes;
+        let lanes = self.at.s.tiles.lanes;
         let zero = b.const_i64(0);
-        let rows: Vec<Value> = (0..self.s.tiles.rows)
+        let rows: Vec<Value> = (0..self.at.s.tiles.rows)
             .map(|i| {
                 let i = b.const_i64(i);
                 b.add(first, i)
@@ -465,7 +476,7 @@ impl<'a> Cell<'a> {
         let (mut places, mut sums) = (Vec::new(), Vec::new());
         for r in &rows {
             let correction = b.load(self.correction, &[*r], 1);
-            let (width, start) = (b.const_i64(self.width), b.const_i64(part.columns.start));
+            let (width, start) = (b.const_i64(self.at.width), b.const_i64(part.columns.start));
             let base = b.mul(*r, width);
             let base = b.add(base, start);
             for e in &elements {
@@ -479,7 +490,7 @@ impl<'a> Cell<'a> {
             }
         }
         let visible: Vec<Value> = match block.before {
-            Some(_) if self.s.queries > 1 && self.s.heads % self.s.tiles.rows != 0 => {
+            Some(_) if self.at.s.queries > 1 && self.at.s.heads % self.at.s.tiles.rows != 0 => {
                 rows.iter().map(|r| self.visible(b, *r, block)).collect()
             }
             _ => vec![self.visible(b, first, block)],
@@ -548,7 +559,7 @@ impl<'a> Cell<'a> {
         part: &Part<'a>,
         block: Block<'a>,
     ) -> Value {
-        let lanes = self.s.tiles.lanes;
+        let lanes = self.at.s.tiles.lanes;
         match (key, part.at, self.staged) {
             (None, Some(at), Some(buf)) => {
                 let (stride, at) = (b.const_i64(block.layout.stride), b.const_i64(at));
@@ -558,7 +569,7 @@ impl<'a> Cell<'a> {
                 b.load(buf, &[at], lanes)
             }
             (key, ..) => {
-                let key = key.unwrap_or(self.env).with(part.columns.column, e);
+                let key = key.unwrap_or(self.at.env).with(part.columns.column, e);
                 key.load(b, &part.columns.at, lanes, part.mask)
             }
         }

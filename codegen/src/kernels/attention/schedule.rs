@@ -12,6 +12,10 @@ pub const KEYS: i64 = 32;
 /// Rows from which on arithmetic takes so long that rows of keys come in time.
 const AHEAD: i64 = 16;
 
+/// Warps that share a grid index in steps, on GPUs: half of those that a block may have, so that each has registers
+/// enough.
+const TEAM: i64 = 16;
+
 /// How an attention is run.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Schedule {
@@ -21,6 +25,9 @@ pub struct Schedule {
     pub heads: i64,
     /// Queries of a grid index.
     pub queries: i64,
+    /// Warps that share a grid index, each of which takes every so many blocks of keys. Part of the meaning of the result's
+    /// bits.
+    pub team: i64,
     /// Letters that are dimensions of the grid by themselves.
     pub grid: Vec<Var>,
     /// Whether a block's keys and values are converted to f32 in one place before they are used.
@@ -37,6 +44,8 @@ pub struct Schedule {
 pub struct Tiles {
     /// f32 lanes of a register; scores are summed in so many lanes.
     pub lanes: u32,
+    /// Lanes of vectors that are not multiplied with keys.
+    pub wide: u32,
     /// Rows of a tile.
     pub rows: i64,
     /// Keys of a tile of scores.
@@ -59,15 +68,21 @@ impl Tiles {
         let cost = |height: i64| (rows + height - 1) / height * (height * 12 + 6);
         let ahead = rows <= AHEAD && !turned;
         let best = |most: i64| (1..=most).rev().min_by_key(|h| cost(*h)).unwrap_or(1);
+        if target.is_warp() {
+            // A lane has two elements of a vector, and the others of the warp read its line too.
+            let rows = best(4);
+            let (keys, vectors) = if rows > 2 { (2, 2) } else { (4, 4) };
+            return Tiles { lanes: 64, wide: 32, rows, keys, vectors, spread: false, ahead: false };
+        }
         if target.is_wide() {
             // 24 sums, what they are made of, and some to spare.
             let rows = best(6);
             let (keys, vectors) = if rows > 2 { (4, 4) } else { (8, 8) };
-            return Tiles { lanes: 16, rows, keys, vectors, spread: false, ahead };
+            return Tiles { lanes: 16, wide: 8, rows, keys, vectors, spread: false, ahead };
         }
         let rows = best(4);
         let keys = [8, 4, 3, 2][rows as usize - 1];
-        Tiles { lanes: 4, rows, keys, vectors: keys.min(4), spread: rows > 1, ahead }
+        Tiles { lanes: 4, wide: 8, rows, keys, vectors: keys.min(4), spread: rows > 1, ahead }
     }
 }
 
@@ -84,10 +99,13 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
     let single = tokens == Some(1) || desc.listed();
     let step = tokens.is_some_and(|n| n <= STEP);
     // Many rows share what turning costs.
-    let turned = target.is_wide() && !step;
+    let turned = target.is_wide() && !target.is_warp() && !step;
+    // Few rows are too few warps, so several share the keys of one.
+    let team = if target.is_warp() && step { TEAM } else { 1 };
     // Rows of a grid index share what is loaded and converted. With one query there are no others to share the work of
     // a grid with, so heads are not taken all together.
     let wanted: &[i64] = match (desc.listed(), step) {
+        (_, true) if team > 1 => &[1],
         (true, true) => &[16, 8, 1],
         (true, false) => &[32, 8, 1],
         (false, true) if single => {
@@ -111,7 +129,7 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
         // Wide registers convert bf16 while they multiply.
         let pays = heads * queries >= 8 && !target.is_wide();
         for staged in [pays, !pays] {
-            let schedule = Schedule { shared, heads, queries, grid: grid.clone(), staged, turned, tiles };
+            let schedule = Schedule { shared, heads, queries, team, grid: grid.clone(), staged, turned, tiles };
             if !out.contains(&schedule) {
                 out.push(schedule);
             }
@@ -147,9 +165,10 @@ impl Schedule {
         let Tiles { lanes, rows, keys, vectors, .. } = self.tiles;
         let staged = if self.staged { ", staged" } else { "" };
         let turned = if self.turned { ", keys turned" } else { "" };
+        let team = if self.team > 1 { format!(", shared by {} warps", self.team) } else { String::new() };
         format!(
             "flash {} queries x {} heads of {shared}, keys by {KEYS}, grid [{grid}], {lanes} lanes, tiles {rows}x{keys} and \
-             {rows}x{vectors}{staged}{turned}",
+             {rows}x{vectors}{staged}{turned}{team}",
             self.queries, self.heads
         )
     }

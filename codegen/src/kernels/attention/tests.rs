@@ -10,12 +10,21 @@ use hadal_ir::{Bindings, Func, Range, Tensor, interpret};
 use hadal_types::{DType, Sym};
 use proptest::prelude::*;
 
-/// Those for registers of four and of sixteen lanes, for few queries and for any number; the preferred one first.
+/// Those for registers of four and of sixteen lanes and for warps, for few queries and for any number; the preferred one
+/// first.
 fn schedules(desc: &Desc) -> Vec<Schedule> {
     let step = Ranges::from([(Sym::T, Range { min: 1, max: STEP })]);
     let wide = Target { lanes: 16, registers: 32, ..Target::default() };
     let mut all: Vec<Schedule> = Vec::new();
-    for (target, ranges) in [(Target::default(), Ranges::new()), (wide, Ranges::new()), (Target::default(), step)] {
+    let warp = Target { lanes: 128, ..wide.clone() };
+    let any = Ranges::new;
+    for (target, ranges) in [
+        (Target::default(), any()),
+        (wide, any()),
+        (Target::default(), step.clone()),
+        (warp.clone(), any()),
+        (warp, step),
+    ] {
         let more = candidates(desc, &ranges, &target);
         all.extend(more.into_iter().filter(|s| all.iter().all(|a| a != s)).collect::<Vec<_>>());
     }
@@ -53,7 +62,10 @@ fn check_args(func: &Func, bindings: &Bindings, args: &[Tensor], finite: bool) -
         let results = interpreted(&kernel, func, args, bindings);
         let what = || format!("{}\n{desc}\n{kernel}", s.show(&desc));
         close(&results[0], &expected[0], 1e-5, &what);
-        compiled(&kernel, func, args, bindings, &results, (true, s.tiles.lanes > 8));
+        // What is for warps runs on the emulator, in tests of its own.
+        if s.tiles.lanes <= 16 {
+            compiled(&kernel, func, args, bindings, &results, (true, s.tiles.lanes > 8));
+        }
     }
     schedules(&desc).iter().map(|s| s.show(&desc)).collect()
 }

@@ -15,14 +15,14 @@ impl<'a> Cell<'a> {
     pub(super) fn scores_by_column(&self, b: &mut Builder, turned: Buf, block: Block<'a>) {
         self.turn_keys(b, turned, block);
         let zero = b.const_i64(0);
-        b.for_each(zero, self.rows, self.s.tiles.rows, LoopKind::Serial, |b, r| {
+        b.for_each(zero, self.at.rows, self.at.s.tiles.rows, LoopKind::Serial, |b, r| {
             self.score_columns(b, r, turned, block.layout.query_width)
         });
     }
 
     /// Writes the columns of a block's keys, `KEYS` neighbours each, those that fill up a vector as zeros.
     fn turn_keys(&self, b: &mut Builder, turned: Buf, block: Block<'a>) {
-        let lanes = i64::from(self.s.tiles.lanes);
+        let lanes = i64::from(self.at.s.tiles.lanes);
         let (zero, one, keys) = (b.const_i64(0), b.const_i64(1), b.const_i64(KEYS));
         let last = b.sub(block.count, one);
         for (term, (column, staged)) in block.layout.set.terms.iter().zip(&block.layout.terms) {
@@ -61,11 +61,11 @@ impl<'a> Cell<'a> {
 
     /// Scores of a tile of rows with all keys of the block, by so many columns.
     fn score_columns(&self, b: &mut Builder, first: Value, turned: Buf, columns: i64) {
-        let (lanes, vectors) = (self.s.tiles.lanes, KEYS / i64::from(self.s.tiles.lanes));
+        let (lanes, vectors) = (self.at.s.tiles.lanes, KEYS / i64::from(self.at.s.tiles.lanes));
         let (zero, width, none) = (b.const_i64(0), b.const_i64(self.query_width), b.const_f32(0.0));
         let columns = b.const_i64(columns);
         let none = b.splat(none, lanes);
-        let rows: Vec<Value> = (0..self.s.tiles.rows)
+        let rows: Vec<Value> = (0..self.at.s.tiles.rows)
             .map(|i| {
                 let i = b.const_i64(i);
                 b.add(first, i)

@@ -176,7 +176,7 @@ fn warp(desc: &Desc) -> Vec<Schedule> {
                 let many = s.cols.and_then(|n| desc.size(n).as_const()).is_some_and(|n| n >= MANY);
                 // Registers of a lane: sums, a row's and a column's vectors, and what they are converted from.
                 let (tile, strip) = match each {
-                    8.. => ((4, 1), if many { 2 } else { 1 }),
+                    8.. => ((2, 1), if many { 2 } else { 1 }),
                     _ => ((4, 2), 2),
                 };
                 let strip = if s.cols.is_some() { strip } else { 1 };

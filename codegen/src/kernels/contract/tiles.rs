@@ -58,13 +58,14 @@ pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     let (rows, cols) = (rows?, cols?);
     let columns = desc.size(cols).as_const().filter(|n| *n > 0)?;
     let scaled = w.scale.is_some() || x.scale.is_some();
-    // Sums of groups take as many registers again, and so do places of elements that are apart, and ends.
+    // Sums of groups take as many registers again, and so do rows in three parts beside them, places of elements that are
+    // apart, and ends.
     let even = |n: i64| size % n == 0 && columns % 64 == 0;
     let near = [w, x].into_iter().all(|a| desc.vars.stride(&a.at, k).is_some_and(|s| s.is(1)));
     let most = match scaled {
         _ if !near => 16,
         false if even(DEPTH) => 64,
-        true if even(group) && shares_scales(desc, w, cols, 64) => 64,
+        true if even(group) && shares_scales(desc, w, cols, 64) && x.dtype != DType::F32 => 64,
         _ => 32,
     };
     let width = [8, 16, 32].into_iter().find(|n| columns <= *n).unwrap_or(most);
