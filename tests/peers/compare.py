@@ -3,6 +3,7 @@
 
   compare.py --folder qwen1.5b --threads 1 --systems hadal,torch
   compare.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf --threads 1 --systems hadal,llama.cpp,openvino --json
+  compare.py --gguf qwen1.5b-Q4_K_M.gguf --onnx qwen1.5b-onnx --systems hadal,mistralrs,onnxruntime-genai --dtype int4
 
 Each round runs every system once, one after the other, pinned to as many cores as threads; so what disturbs the machine
 disturbs all of them. The table has medians over all rounds, and the median of the ratios to hadal within a round.
@@ -23,7 +24,13 @@ from collections import defaultdict
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-DRIVERS = {"torch": "torch_driver.py", "llama.cpp": "llama_driver.py", "openvino": "openvino_driver.py"}
+DRIVERS = {
+    "torch": "torch_driver.py",
+    "llama.cpp": "llama_driver.py",
+    "openvino": "openvino_driver.py",
+    "mistralrs": "mistralrs_driver.py",
+    "onnxruntime-genai": "onnxruntime_driver.py",
+}
 HADAL = HERE.parent.parent / "target/release/hadal-bench"
 # What a run has besides its samples: the cores that other programs used meanwhile.
 OTHERS = "others"
@@ -142,7 +149,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="a checkpoint folder")
     parser.add_argument("--gguf", help="a GGUF file")
-    parser.add_argument("--systems", default="hadal,llama.cpp,torch,openvino")
+    parser.add_argument("--onnx", help="a folder that onnxruntime-genai's model builder made, for it alone")
+    parser.add_argument("--systems", default=",".join(["hadal", *DRIVERS]))
     parser.add_argument("--python", action="append", default=[], metavar="SYSTEM=PATH")
     parser.add_argument("--hadal", default=str(HADAL))
     parser.add_argument("--threads", type=int, default=1)
@@ -162,6 +170,11 @@ def main():
     commands = {}
     for system in given.systems.split(","):
         model = given.folder if system == "torch" or not given.gguf else given.gguf
+        if system == "onnxruntime-genai":
+            model = given.onnx
+        if not model:
+            print(f"{system}: left out: no model of its kind is given", file=sys.stderr)
+            continue
         words = command(system, model, given.threads, pythons, given.hadal) + measured
         commands[system] = (words, given.threads)
     found = rows(rounds(given.rounds, commands))
@@ -171,7 +184,7 @@ def main():
     for row in found:
         ratio = f"{row['hadal_to_it']:.2f}" if row["hadal_to_it"] else "-"
         share = f"{row['of_limit']:4.0%}" if row["of_limit"] else "   -"
-        print(f"{row['metric']:18} {row['system']:10} {row['median']:10.2f}  of the limit {share}   hadal / it {ratio}")
+        print(f"{row['metric']:18} {row['system']:18} {row['median']:9.2f}  of the limit {share}  hadal / it {ratio}")
 
 
 if __name__ == "__main__":

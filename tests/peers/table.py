@@ -6,9 +6,10 @@ machine, both measured in the same run.
   table.py --rounds 5 --smollm2 FILE.gguf --json all.json
   table.py --only v2-lite --dtypes int8
 
-It makes what it measures: random weights for the configurations under tests/fixtures/configs, and GGUF files of them in
-bf16, Q8_0 and Q4_K_M where there is a llama-quantize. One checkpoint at a time is on the disk (20 GB at most), in
---folder, and is deleted afterwards but for --keep. hadal rounds the same weights to 8 and 4 bits itself (`--quantize`).
+It makes what it measures: random weights for the configurations under tests/fixtures/configs, GGUF files of them in
+bf16, Q8_0 and Q4_K_M where there is a llama-quantize, and folders in int8 and int4 by the model builder of
+onnxruntime-genai. One checkpoint at a time is on the disk (27 GB at most), in --folder, and is deleted afterwards but
+for --keep. hadal rounds the same weights to 8 and 4 bits itself (`--quantize`).
 
 Rows are shown with the cores that other programs used meanwhile; where that is more than a tenth of one, the row says
 so, and its figures are worth little. Ratios are medians of those within a round.
@@ -36,6 +37,9 @@ MODELS = {
 FORMATS = {"int8": "Q8_0", "int4": "Q4_K_M"}
 # OpenVINO reads no bf16 from GGUF, and multiplies f16 in bf16.
 HALVES = "f16"
+# Those that run no DeepSeek-V2: OpenVINO reads no experts from GGUF, mistral.rs stops in its attention (shapes do not
+# fit), and the model builder of onnxruntime-genai does not know it.
+NO_V2 = {"openvino", "mistralrs", "onnxruntime-genai"}
 # Share of the limit to reach, by model, format and metric.
 AIMS = {
     ("1.5b", "bf16", "decode_tps 128"): 0.95,
@@ -61,8 +65,17 @@ INSTALL = {
     "llama.cpp": "build it, and name its programs by --llama FOLDER; or `pip install llama-cpp-python`",
     "torch": "`pip install torch transformers`, and --python torch=PATH for an interpreter that has them",
     "openvino": "`pip install openvino-genai`, and --python openvino=PATH for an interpreter that has it",
+    "mistralrs": "`pip install mistralrs`, and --python mistralrs=PATH for an interpreter that has it",
+    "onnxruntime-genai": "`pip install onnxruntime-genai onnx onnx-ir torch transformers`, and "
+    "--python onnxruntime-genai=PATH for an interpreter that has them",
 }
-MODULES = {"llama.cpp": "llama_cpp", "torch": "transformers", "openvino": "openvino_genai"}
+MODULES = {
+    "llama.cpp": "llama_cpp",
+    "torch": "transformers",
+    "openvino": "openvino_genai",
+    "mistralrs": "mistralrs",
+    "onnxruntime-genai": "onnxruntime_genai",
+}
 
 
 def say(text):
@@ -101,15 +114,16 @@ def measure(given, words_of, metrics):
 
 
 def of_model(name, folder, files, dtypes, contexts, given):
-    """All rows of a checkpoint: `files` has its GGUF file for each format."""
+    """All rows of a checkpoint: `files` has its GGUF file for each format, and the folders of `onnx_name`."""
     out = []
     for dtype in dtypes:
 
         def words_of(system):
-            # torch multiplies no integers here, and OpenVINO reads no experts from GGUF.
-            if system == "torch" and (dtype != "bf16" or not folder) or system == "openvino" and name == "v2-lite":
+            # torch multiplies no integers here.
+            if system == "torch" and (dtype != "bf16" or not folder) or system in NO_V2 and name == "v2-lite":
                 return None
             file = HALVES if (system, dtype) == ("openvino", "bf16") else dtype
+            file = onnx_name(dtype) if system == "onnxruntime-genai" else file
             model = folder if folder and system in ("hadal", "torch") else files.get(file)
             return model and compare.command(system, model, given.threads, given.pythons, given.hadal) + ["--dtype", dtype]
 
@@ -265,7 +279,7 @@ def random_weights(name, config, layers, given, work):
 def gguf_files(name, folder, dtypes, given, work):
     """A checkpoint as a GGUF file in each format, where a program is measured that needs them."""
     files = {}
-    if not {"llama.cpp", "openvino"} & set(given.systems):
+    if not {"llama.cpp", "openvino", "mistralrs"} & set(given.systems):
         return files
     say(f"{name}: writing GGUF files")
     plain = work / f"{name}-bf16.gguf"
@@ -284,13 +298,40 @@ def gguf_files(name, folder, dtypes, given, work):
     return files
 
 
+def onnx_name(dtype):
+    return f"onnx-{dtype}"
+
+
+def onnx_folders(name, folder, dtypes, given, work):
+    """A checkpoint as folders of onnxruntime-genai, in the formats of integers: its CPU lacks operations of bf16."""
+    folders = {}
+    wanted = [d for d in dtypes if d in FORMATS and "onnxruntime-genai" in given.systems and name != "v2-lite"]
+    for dtype in wanted:
+        out = work / f"{name}-{onnx_name(dtype)}"
+        if not (out / "genai_config.json").exists():
+            say(f"{name}: {dtype} by onnxruntime-genai's model builder")
+            words = [given.pythons.get("onnxruntime-genai", sys.executable), "-m", "onnxruntime_genai.models.builder"]
+            words += ["-i", str(folder), "-o", str(out), "-p", dtype, "-e", "cpu", "-c", str(work / "onnx-cache")]
+            # Of a prompt only the last token's logits, as all others compute.
+            words += ["--extra_options", "prune_lm_head=true"]
+            done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+            shutil.rmtree(work / "onnx-cache", ignore_errors=True)
+            if done.returncode != 0:
+                shutil.rmtree(out, ignore_errors=True)
+                said = done.stderr.strip().splitlines() or ["no message"]
+                say(f"onnxruntime-genai: left out: {said[-1]}")
+                continue
+        folders[onnx_name(dtype)] = out
+    return folders
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of short runs, hadal and llama.cpp alone, no context of 16384")
     parser.add_argument("--only", default=",".join(MODELS), help="models: " + ", ".join(MODELS) + "; none with an empty word")
     parser.add_argument("--dtypes", default="bf16,int8,int4")
     parser.add_argument("--contexts", help="tokens held where others are generated [default: 128,2048 and for 1.5b 16384]")
-    parser.add_argument("--systems", default="hadal,llama.cpp,torch,openvino")
+    parser.add_argument("--systems", default=",".join(["hadal", *MODULES]))
     parser.add_argument("--python", action="append", default=[], metavar="SYSTEM=PATH", help="numpy=PATH writes GGUF files")
     parser.add_argument("--llama", metavar="FOLDER", help="where llama-bench and llama-quantize are, if not on the PATH")
     parser.add_argument("--smollm2", metavar="FILE", help="SmolLM2-135M-Instruct.Q4_1.gguf, for its rows")
@@ -342,7 +383,7 @@ def main():
             if not given.no_files:
                 for dtype in dtypes if name == "1.5b" else dtypes[:1]:
                     rows += whole_file(name, folder, dtype, given)
-            files = gguf_files(name, folder, dtypes, given, work)
+            files = gguf_files(name, folder, dtypes, given, work) | onnx_folders(name, folder, dtypes, given, work)
             rows += of_model(name, folder, files, dtypes, contexts, given)
             if name == "v2-lite" and "bf16" in dtypes and given.threads == 1:
                 all_cores = argparse.Namespace(**vars(given) | {"threads": len(os.sched_getaffinity(0))})
@@ -350,8 +391,8 @@ def main():
             if name == "1.5b" and "int8" in dtypes:
                 rows += first_token(name, folder, files, given)
             if not given.keep:
-                shutil.rmtree(folder)
-                [f.unlink() for f in files.values()]
+                for path in [folder, *files.values()]:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         if given.smollm2:
             rows += of_model("smollm2", None, {"q4_1": given.smollm2}, ["q4_1"], "128", given)
     if given.json:

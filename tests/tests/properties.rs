@@ -22,7 +22,8 @@ use serde_json::{Value, json};
 /// Largest difference, as a share of the largest logit: rounding in f32 through a few layers stays ten times below.
 const TOLERANCE: f64 = 2e-4;
 
-/// The same where inputs of products are rounded to bf16 (8 bits): a value on an edge may fall to either side.
+/// The same where inputs of products are rounded to bf16 (8 bits): a value on an edge may fall to either side. Measured:
+/// 8.2e-3 at most in 2565 comparisons of models with `HADAL_CASES=150`, half of them below 1e-7.
 const IN_BF16: f64 = 2e-2;
 
 /// One model and what is done with it.
