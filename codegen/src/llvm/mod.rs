@@ -19,6 +19,7 @@ mod object;
 mod ops;
 mod types;
 mod warp;
+mod warp_memory;
 
 use crate::Error;
 use crate::processor::{CompiledKernel, Processor};
