@@ -6,7 +6,7 @@
 
 use crate::Error;
 use crate::processor::Processor;
-use hadal_ir::kernel::{self, Access, Buf, Const, Kernel, LoopKind, Op, Place, Stmt};
+use hadal_ir::kernel::{self, Access, Buf, Const, Kernel, LoopKind, Op, Place, Space, Stmt, Swizzle};
 use hadal_types::Dim;
 use std::collections::{BTreeSet, HashMap};
 
@@ -29,6 +29,11 @@ const WARPS: u32 = 8;
 
 /// Most warps of a block.
 const MAX_WARPS: u32 = 32;
+
+/// Registers that each thread of a block of so many begins with at most, where it is the only one of a multiprocessor.
+pub(crate) fn registers(threads: u32) -> u32 {
+    ((64 << 10) / threads.max(1)).min(255) / 8 * 8
+}
 
 /// Blocks that share the memory of a multiprocessor: teams and tiles have larger ones. Registers are as many as the
 /// assembler wants; what it is held to it spills rather than asking for less at a time.
@@ -125,6 +130,11 @@ pub fn memory(kernel: &Kernel, target: &Processor) -> Result<(Block, Dim), Error
         }
     }
     let room = u64::from(target.shared_bytes() / resident(kernel));
+    let in_shared = |a: &kernel::Alloc| matches!(a.space, Space::Barrier(_)) || a.swizzle != Swizzle::None;
+    if fixed > room && kernel.allocs.iter().any(in_shared) {
+        let what = "barriers and tiles of products for which shared memory does not suffice";
+        return Err(Error::Unsupported { kernel: kernel.name.clone(), what });
+    }
     let (shared, scratch) = match fixed {
         n if n > room => (0, scratch + i64::try_from(n).unwrap_or(i64::MAX)),
         n => (n as u32, scratch),

@@ -98,11 +98,10 @@ impl Expander {
                 | Stmt::Store { .. }
                 | Stmt::Prefetch(_)
                 | Stmt::Alloc(_)
-                | Stmt::Barrier(_)
-                | Stmt::AsyncCopy { .. }
-                | Stmt::AsyncCommit
-                | Stmt::AsyncWait { .. }
-                | Stmt::Mma(_) => self.out.push(stmt.clone()),
+                | Stmt::Team(_)
+                | Stmt::Copy(_)
+                | Stmt::Wgmma(_)
+                | Stmt::Settle(_) => self.out.push(stmt.clone()),
             }
         }
         Block { stmts: std::mem::replace(&mut self.out, outer), yields: block.yields.clone() }

@@ -9,7 +9,7 @@ use hadal_ir::kernel::Kernel;
 use hadal_types::Dim;
 
 /// A processor to make code for: an architecture and the features that the code may use.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Processor {
     /// What the level is called.
     pub name: &'static str,

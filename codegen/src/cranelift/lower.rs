@@ -57,7 +57,6 @@ pub(super) struct Lower<'a, 'f> {
     pub counters: HashSet<V>,
     pub frames: Vec<Frame>,
     pub depth: u32,
-    concurrent: u32,
 }
 
 /// The function of one kernel.
@@ -77,7 +76,6 @@ pub(super) fn lower(kernel: &Kernel, isa: &OwnedTargetIsa) -> Result<Context, Er
         counters: HashSet::new(),
         frames: Vec::new(),
         depth: 0,
-        concurrent: 0,
     };
     lower.function()?;
     lower.b.seal_all_blocks();
@@ -202,22 +200,13 @@ impl<'a> Lower<'a, '_> {
             Stmt::Prefetch(_) | Stmt::Alloc(_) => Ok(()),
             Stmt::For(l) => match l.kind {
                 LoopKind::Unroll => self.unroll(l),
-                LoopKind::Serial => self.serial(l),
-                LoopKind::Thread | LoopKind::Warp | LoopKind::Warpgroup => {
-                    self.concurrent += 1;
-                    let done = self.serial(l);
-                    self.concurrent -= 1;
-                    done
-                }
+                // Warps come one after the other.
+                LoopKind::Serial | LoopKind::Warp => self.serial(l),
             },
             Stmt::If(c) => self.if_stmt(c),
-            // Iterations run one after the other: between two concurrent loops there is nothing to wait for.
-            Stmt::Barrier(_) if self.concurrent == 0 => Ok(()),
-            Stmt::Barrier(_) => Err(self.unsupported("a barrier inside a concurrent loop")),
-            Stmt::AsyncCopy { .. } | Stmt::AsyncCommit | Stmt::AsyncWait { .. } => {
-                Err(self.unsupported("asynchronous copies"))
+            Stmt::Team(_) | Stmt::Copy(_) | Stmt::Wgmma(_) | Stmt::Settle(_) => {
+                Err(self.unsupported("what warps of a block do together"))
             }
-            Stmt::Mma(_) => Err(self.unsupported("matrix instructions")),
         }
     }
 
@@ -635,16 +624,16 @@ fn writes(block: &Block) -> BTreeSet<u32> {
     let mut out = BTreeSet::new();
     for stmt in &block.stmts {
         match stmt {
-            Stmt::Store { place, .. } | Stmt::AsyncCopy { to: place, .. } => out.extend(allocation(place)),
-            Stmt::Mma(m) => out.extend(allocation(&m.d)),
+            Stmt::Store { place, .. } => out.extend(allocation(place)),
+            Stmt::Copy(c) => out.extend(allocation(&c.to)),
             Stmt::For(l) => out.extend(writes(&l.body)),
             Stmt::If(c) => out.extend([&c.then, &c.otherwise].into_iter().flat_map(writes)),
             Stmt::Let(..)
             | Stmt::Prefetch(_)
             | Stmt::Alloc(_)
-            | Stmt::Barrier(_)
-            | Stmt::AsyncCommit
-            | Stmt::AsyncWait { .. } => {}
+            | Stmt::Team(_)
+            | Stmt::Wgmma(_)
+            | Stmt::Settle(_) => {}
         }
     }
     out

@@ -26,6 +26,8 @@ pub struct Target {
     pub registers: u32,
     /// Whether dot products of two bf16 and of four bytes are instructions.
     pub dots: bool,
+    /// Whether four warps multiply tiles in shared memory together.
+    pub warpgroups: bool,
     /// Bytes of a core's second-level cache. Levels do not tell, so it is what the smallest server core has that they
     /// were made for.
     pub cache: i64,
@@ -42,6 +44,7 @@ impl Target {
             lanes: (cpu.vector_bits() / 32).max(8),
             registers: if wide || cpu.arch == "aarch64" { 32 } else { 16 },
             dots: cpu.has("avx512bf16") && cpu.has("avx512vnni"),
+            warpgroups: cpu.has("sm_90a"),
             cache: CACHE,
         }
     }
@@ -59,7 +62,7 @@ impl Target {
 
 impl Default for Target {
     fn default() -> Self {
-        Target { lanes: 8, registers: 16, dots: false, cache: CACHE }
+        Target { lanes: 8, registers: 16, dots: false, warpgroups: false, cache: CACHE }
     }
 }
 
@@ -229,7 +232,7 @@ mod tests {
                 args[wish.param] = laid.unwrap().remove(0);
                 reading = panels::reading(&reading, wish.param, wish.group).unwrap();
             }
-            for target in [Target::default(), Target { lanes: 16, registers: 32, dots: true, cache: CACHE }] {
+            for target in [Target::default(), Target { lanes: 16, registers: 32, dots: true, ..Target::default() }] {
                 let made = select(&reading, &Ranges::new(), &target).unwrap().kernel;
                 let found = interpreted(&made, &reading, &args, &bindings);
                 close(&found[0], &expected[0], 0.0, &|| format!("{dtype}\n{made}"));

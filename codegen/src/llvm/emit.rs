@@ -50,7 +50,7 @@ pub(super) struct Emitter<'a> {
     pub target: &'a Processor,
     /// The function's body as far as it is written.
     pub out: String,
-    values: Vec<Option<Known>>,
+    pub values: Vec<Option<Known>>,
     /// Codes of four bits, a byte each: the bytes in which they lay in memory, two a byte.
     pub pairs: BTreeMap<String, String>,
     /// Small floats as bf16, by name: so, as words of four, and these moved down by two.
@@ -63,11 +63,14 @@ pub(super) struct Emitter<'a> {
     pub label: String,
     next: u32,
     pub depth: u32,
-    concurrent: u32,
     /// Functions of LLVM that are called.
     declarations: BTreeSet<String>,
     /// On a GPU, the number of this warp in its block, where all of them share a grid index.
     pub team: Option<String>,
+    /// On a GPU, the number of this lane in its warp.
+    pub lane: String,
+    /// On a GPU, threads of a block.
+    pub threads: u32,
     /// On a GPU, statements before which lanes wait for each other.
     barriers: HashSet<*const Stmt>,
     /// What numbers of elements are multiples of.
@@ -98,9 +101,10 @@ impl<'a> Emitter<'a> {
             label: "entry".into(),
             next: 0,
             depth: 0,
-            concurrent: 0,
             declarations: BTreeSet::new(),
             team: None,
+            lane: "%lane".into(),
+            threads: 0,
             barriers: if target.is_gpu() { super::barriers::before(kernel, &multiples) } else { HashSet::new() },
             multiples,
         }
@@ -290,7 +294,9 @@ impl<'a> Emitter<'a> {
     // ---- statements ----
 
     pub(super) fn block(&mut self, block: &'a Block) -> Done {
-        block.stmts.iter().try_for_each(|stmt| self.stmt(stmt))
+        block.stmts.iter().try_for_each(|stmt| self.stmt(stmt))?;
+        self.end_barriers(block);
+        Ok(())
     }
 
     fn stmt(&mut self, stmt: &'a Stmt) -> Done {
@@ -311,26 +317,20 @@ impl<'a> Emitter<'a> {
                 self.prefetch(place);
                 Ok(())
             }
-            Stmt::Alloc(_) => Ok(()),
+            Stmt::Alloc(i) => {
+                self.begin_barriers(*i);
+                Ok(())
+            }
             Stmt::For(l) => match l.kind {
                 LoopKind::Unroll => self.unroll(l),
-                LoopKind::Serial => self.serial(l),
                 LoopKind::Warp if self.team.is_some() => self.shared_by_warps(l),
-                LoopKind::Thread | LoopKind::Warp | LoopKind::Warpgroup => {
-                    self.concurrent += 1;
-                    let done = self.serial(l);
-                    self.concurrent -= 1;
-                    done
-                }
+                LoopKind::Serial | LoopKind::Warp => self.serial(l),
             },
             Stmt::If(c) => self.if_stmt(c),
-            // Iterations run one after the other: between two concurrent loops there is nothing to wait for.
-            Stmt::Barrier(_) if self.concurrent == 0 => Ok(()),
-            Stmt::Barrier(_) => Err(self.unsupported("a barrier inside a concurrent loop")),
-            Stmt::AsyncCopy { .. } | Stmt::AsyncCommit | Stmt::AsyncWait { .. } => {
-                Err(self.unsupported("asynchronous copies"))
-            }
-            Stmt::Mma(_) => Err(self.unsupported("matrix instructions")),
+            Stmt::Team(op) => self.team_op(op),
+            Stmt::Copy(c) => self.copy(c),
+            Stmt::Wgmma(w) => self.wgmma(w),
+            Stmt::Settle(s) => self.settle(s),
         }
     }
 
@@ -401,9 +401,13 @@ impl<'a> Emitter<'a> {
     /// Names values whose definitions are written later.
     /// What each warp of a block does, after which all wait for each other. All of them do, and know, what is outside.
     fn shared_by_warps(&mut self, l: &'a For) -> Done {
-        let team = self.team.clone().unwrap_or_default();
+        let (mut team, lane) = (self.team.clone().unwrap_or_default(), self.lane.clone());
+        if self.k.allocs.iter().any(|a| matches!(a.space, Space::Barrier(_))) {
+            (team, self.lane) = self.renumbered();
+        }
         self.values[l.var.index()] = Some(self.plain(ValueType::INDEX, vec![team]));
         self.block(&l.body)?;
+        self.lane = lane;
         self.block_barrier();
         Ok(())
     }

@@ -63,6 +63,11 @@ pub(super) fn nodes(kernel: &Kernel) -> usize {
 }
 
 impl Emitter<'_> {
+    /// Where an allocation begins.
+    pub(super) fn alloc_base(&self, alloc: u32) -> &str {
+        &self.allocs[alloc as usize].base
+    }
+
     pub(super) fn storage(&mut self, (space, base): (&'static str, String), shape: &[Dim], dtype: DType) -> Storage {
         let mut strides = vec![Extent::Fixed(1); shape.len()];
         for i in (1..shape.len()).rev() {

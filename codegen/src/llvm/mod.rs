@@ -1,7 +1,7 @@
 //! Kernel IR to code by LLVM: position-independent code for wide vectors (AVX2, AVX-512 with its dot products, NEON), and
 //! PTX for GPUs.
 //!
-//! A kernel becomes the text of a module (`emit`, `ops`, `memory`, `convert`, and `warp` for what is different on GPUs),
+//! A kernel becomes the text of a module (`emit`, `ops`, `memory`, `convert`, and `warp` and `teams` for what is different on GPUs),
 //! LLVM makes an object or PTX of it (`machine`), and `object` takes code and constants out of an object. The pages to
 //! read first are `docs/src/design/cpu-code.md` and `docs/src/design/gpu-code.md`.
 //!
@@ -17,6 +17,7 @@ mod memory;
 mod multiples;
 mod object;
 mod ops;
+mod teams;
 mod types;
 mod warp;
 mod warp_memory;

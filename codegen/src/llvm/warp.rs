@@ -32,10 +32,12 @@ pub(super) const WARP: usize = 32;
 pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
     let mut e = Emitter::new(kernel, target);
     let (block, scratch) = gpu::memory(kernel, target)?;
+    e.threads = block.threads();
     e.kernel_function(block, &scratch)?;
     let mut out = format!("target triple = \"{}\"\n\n", triple(target));
     if block.shared_bytes > 0 {
-        let _ = writeln!(out, "@shared = external addrspace(3) global [0 x i8], align {ALLOC_ALIGN}\n");
+        let align = kernel.allocs.iter().map(Alloc::align).max().unwrap_or(ALLOC_ALIGN);
+        let _ = writeln!(out, "@shared = external addrspace(3) global [0 x i8], align {align}\n");
     }
     let global = |name: &str| format!("{GLOBAL} noalias readonly %{name}");
     let parameters = [global("args"), global("symbols"), format!("{GLOBAL} noalias align {ALLOC_ALIGN} %scratch")];
@@ -54,7 +56,7 @@ pub(super) fn emit(kernel: &Kernel, target: &Processor) -> Result<String, Error>
 }
 
 const GLOBAL: &str = "ptr addrspace(1)";
-const SHARED: &str = "ptr addrspace(3)";
+pub(super) const SHARED: &str = "ptr addrspace(3)";
 
 impl<'a> Emitter<'a> {
     /// Prologue, the loop over the grid indices of a warp, and its body.
@@ -66,7 +68,9 @@ impl<'a> Emitter<'a> {
         let within = self.def(format!("lshr i32 {thread}, 5"));
         let mut slot = within.clone();
         if gpu::team(self.k)?.is_some() {
-            self.team = Some(self.def(format!("zext i32 {within} to i64")));
+            // The same in all lanes, which the assembler cannot know of a thread's number.
+            let uniform = self.shuffle(DType::I32, &within, "idx", "0");
+            self.team = Some(self.def(format!("zext i32 {uniform} to i64")));
             slot = "0".into();
         }
         let first = self.def(format!("mul i32 {number}, {}", block.indices));
@@ -107,7 +111,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Reads a special register.
-    fn register(&mut self, name: &str) -> String {
+    pub(super) fn register(&mut self, name: &str) -> String {
         self.call("i32", &format!("llvm.nvvm.read.ptx.sreg.{name}"), &[], "")
     }
 
@@ -125,15 +129,20 @@ impl<'a> Emitter<'a> {
             let at = self.def(format!("mul i64 {number}, {bytes}"));
             scratch = self.def(format!("getelementptr i8, {GLOBAL} %scratch, i64 {at}"));
         }
-        for (alloc, private) in self.k.allocs.iter().zip(gpu::private(self.k)) {
-            let bytes = alloc.bytes().unwrap_or_default();
+        // Those that are aligned to more come first, behind the beginning.
+        let mut order: Vec<usize> = (0..self.k.allocs.len()).collect();
+        order.sort_by_key(|i| std::cmp::Reverse(self.k.allocs[*i].align()));
+        let private = gpu::private(self.k);
+        let mut bases = vec![(GLOBAL, String::new()); order.len()];
+        for i in order {
+            let bytes = self.k.allocs[i].bytes().unwrap_or_default();
             let (space, next) = match bytes.as_const() {
                 Some(_) if block.shared_bytes > 0 => (SHARED, &mut shared),
                 _ => (GLOBAL, &mut scratch),
             };
             let mut base = next.clone();
             let mut bytes = self.rounded(&bytes);
-            if let Some(team) = self.team.clone().filter(|_| private) {
+            if let Some(team) = self.team.clone().filter(|_| private[i]) {
                 let own = self.def(format!("mul i64 {team}, {bytes}"));
                 base = self.def(format!("getelementptr i8, {space} {base}, i64 {own}"));
                 bytes = self.def(format!("mul i64 {bytes}, {}", block.warps));
@@ -145,7 +154,10 @@ impl<'a> Emitter<'a> {
             } else {
                 scratch = end
             }
-            let storage = self.storage((space, base), &alloc.shape, alloc.dtype);
+            bases[i] = (space, base);
+        }
+        for (alloc, base) in self.k.allocs.iter().zip(bases) {
+            let storage = self.storage(base, &alloc.shape, alloc.dtype);
             self.allocs.push(storage);
         }
     }
@@ -177,10 +189,10 @@ impl<'a> Emitter<'a> {
     pub(super) fn element(&mut self, lanes: u32, part: usize) -> String {
         match (lanes as usize, part) {
             (1, _) => "0".into(),
-            (n, _) if n < WARP => self.def(format!("and i32 %lane, {}", n - 1)),
-            (WARP, _) => "%lane".into(),
+            (n, _) if n < WARP => self.def(format!("and i32 {}, {}", self.lane, n - 1)),
+            (WARP, _) => self.lane.clone(),
             (n, part) => {
-                let first = self.def(format!("mul i32 %lane, {}", n / WARP));
+                let first = self.def(format!("mul i32 {}, {}", self.lane, n / WARP));
                 if part == 0 { first } else { self.def(format!("add i32 {first}, {part}")) }
             }
         }
@@ -329,9 +341,9 @@ impl<'a> Emitter<'a> {
     /// two lanes get what one lane has.
     fn zip_neighbours(&mut self, from: ValueType, operands: [&[String]; 2], first: usize) -> Vec<String> {
         let (n, t) = (operands[0].len(), ty(ValueType::scalar(from.elem)));
-        let source = self.def("lshr i32 %lane, 1");
+        let source = self.def(format!("lshr i32 {}, 1", self.lane));
         let source = if first == 0 { source } else { self.def(format!("add i32 {source}, {first}")) };
-        let odd = self.def("trunc i32 %lane to i1");
+        let odd = self.def(format!("trunc i32 {} to i1", self.lane));
         let mut out = Vec::new();
         for i in 0..n / 2 {
             for parts in operands {
@@ -461,7 +473,7 @@ impl<'a> Emitter<'a> {
                 parts = parts.iter().map(|x| self.combined(op, part, x, step)).collect();
             } else {
                 // Of two lanes each combines half of the parts: a sum does not ask which operand comes first.
-                let bit = self.def(format!("and i32 %lane, {step}"));
+                let bit = self.def(format!("and i32 {}, {step}", self.lane));
                 let upper = self.def(format!("icmp ne i32 {bit}, 0"));
                 let t = ty(part);
                 let high = parts.split_off(parts.len() / 2);
@@ -497,7 +509,7 @@ impl<'a> Emitter<'a> {
         if !(matches!(op, ReduceOp::Min | ReduceOp::Max) && part.elem == DType::F32) {
             return self.binary_text(op.binary(), part, x, &other);
         }
-        let bit = self.def(format!("and i32 %lane, {step}"));
+        let bit = self.def(format!("and i32 {}, {step}", self.lane));
         let low = self.def(format!("icmp eq i32 {bit}, 0"));
         let first = self.def(format!("select i1 {low}, float {x}, float {other}"));
         let second = self.def(format!("select i1 {low}, float {other}, float {x}"));

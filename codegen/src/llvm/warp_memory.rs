@@ -55,10 +55,10 @@ impl Emitter<'_> {
     }
 
     /// How many bits of so many neighbours are accessed at once.
-    fn bits_together(&self, place: &Place, ty: ValueType, count: usize) -> u64 {
+    pub(super) fn bits_together(&self, place: &Place, ty: ValueType, count: usize) -> u64 {
         let align = match place.buf {
             Buf::Param(i) => u64::from(self.k.params[i as usize].align),
-            Buf::Alloc(_) => ALLOC_ALIGN,
+            Buf::Alloc(i) => self.k.allocs[i as usize].align(),
         };
         // In bits, as elements may have four.
         let bits = ty.elem.bits();
@@ -385,7 +385,7 @@ impl Emitter<'_> {
         for (i, x) in parts.iter().enumerate() {
             // Elements are there several times where they are fewer than lanes.
             let mut wanted =
-                (from.lanes < WARP as u32).then(|| self.def(format!("icmp ult i32 %lane, {}", from.lanes)));
+                (from.lanes < WARP as u32).then(|| self.def(format!("icmp ult i32 {}, {}", self.lane, from.lanes)));
             let mut x = x.clone();
             let mut on = mask.map(|m| m[i].clone());
             let (stored, bits) = match from.elem {
@@ -402,7 +402,7 @@ impl Emitter<'_> {
                         let other = self.shuffle(DType::Bool, &on, "bfly", "1");
                         self.def(format!("or i1 {on}, {other}"))
                     });
-                    let odd = self.def("trunc i32 %lane to i1");
+                    let odd = self.def(format!("trunc i32 {} to i1", self.lane));
                     let even = self.def(format!("xor i1 {odd}, true"));
                     on = Some(on.map_or_else(|| even.clone(), |on| self.def(format!("and i1 {on}, {even}"))));
                     ("i8", 8)

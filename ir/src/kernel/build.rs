@@ -393,29 +393,53 @@ impl Builder {
         );
     }
 
-    /// Waits for the threads in `scope`.
-    pub fn barrier(&mut self, scope: Scope) {
-        self.stmt(Stmt::Barrier(scope));
+    /// Barriers in shared memory, each for so many arrivals a phase.
+    pub fn barriers(&mut self, name: impl Into<String>, count: i64, arrivals: u32) -> Buf {
+        self.alloc_in(Space::Barrier(arrivals), Swizzle::None, name, DType::I64, [count])
     }
 
-    /// Starts copying `count` elements to shared memory.
-    pub fn async_copy(&mut self, to: (Buf, &[Value]), from: (Buf, &[Value]), count: u32, completion: Completion) {
-        self.stmt(Stmt::AsyncCopy { to: place(to.0, to.1), from: place(from.0, from.1), count, completion });
+    /// Tells other warps something, or waits for them.
+    pub fn team_op(&mut self, op: TeamOp) {
+        self.stmt(Stmt::Team(op));
     }
 
-    /// Ends the current group of copies.
-    pub fn async_commit(&mut self) {
-        self.stmt(Stmt::AsyncCommit);
+    /// Arrives at a barrier.
+    pub fn arrive(&mut self, barrier: Buf, index: Value) {
+        self.team_op(TeamOp::Arrive(place(barrier, &[index])));
     }
 
-    /// Waits for copies.
-    pub fn async_wait(&mut self, completion: Completion, pending: u32) {
-        self.stmt(Stmt::AsyncWait { completion, pending });
+    /// Waits for a phase of a barrier.
+    pub fn wait(&mut self, barrier: Buf, index: Value, parity: Value) {
+        self.team_op(TeamOp::Wait { place: place(barrier, &[index]), parity });
     }
 
-    /// Multiplies tiles.
-    pub fn mma(&mut self, mma: Mma) {
-        self.stmt(Stmt::Mma(Box::new(mma)));
+    /// Starts copying runs to shared memory, `lanes` elements in all, so many of each as `counts` says.
+    pub fn copy(&mut self, to: (Buf, &[Value]), from: (Buf, &[Value]), lanes: u32, counts: Option<Value>) {
+        let (to, from) = (place(to.0, to.1), place(from.0, from.1));
+        self.stmt(Stmt::Copy(Box::new(AsyncCopy { to, from, lanes, counts })));
+    }
+
+    /// Starts a product of tiles; without sums a new one, of eight columns for each result.
+    pub fn wgmma(
+        &mut self,
+        a: (Buf, Value),
+        b: (Buf, Value),
+        depth: u32,
+        columns: usize,
+        sums: Option<&[Value]>,
+    ) -> Vec<Value> {
+        let results: Vec<Value> = (0..columns / 8).map(|_| self.define(MATRIX[2])).collect();
+        let (a, b, sums) = (place(a.0, &[a.1]), place(b.0, &[b.1]), sums.unwrap_or_default().to_vec());
+        self.stmt(Stmt::Wgmma(Box::new(Wgmma { results: results.clone(), sums, a, b, depth })));
+        results
+    }
+
+    /// Waits until so many products are open, and gives the sums of one that is not.
+    pub fn settle(&mut self, open: &[Value], pending: u32) -> Vec<Value> {
+        let results: Vec<Value> = open.iter().map(|v| self.define(self.ty(*v))).collect();
+        let open = open.to_vec();
+        self.stmt(Stmt::Settle(Box::new(Settle { results: results.clone(), open, pending })));
+        results
     }
 
     /// Adds a statement that is made of values of this builder.
@@ -582,14 +606,9 @@ fn definitions(block: &Block, out: &mut Vec<Value>) {
                 definitions(&f.otherwise, out);
                 out.extend(&f.results);
             }
-            Stmt::Store { .. }
-            | Stmt::Prefetch(_)
-            | Stmt::Alloc(_)
-            | Stmt::Barrier(_)
-            | Stmt::AsyncCopy { .. }
-            | Stmt::AsyncCommit
-            | Stmt::AsyncWait { .. }
-            | Stmt::Mma(_) => {}
+            Stmt::Wgmma(w) => out.extend(&w.results),
+            Stmt::Settle(s) => out.extend(&s.results),
+            Stmt::Store { .. } | Stmt::Prefetch(_) | Stmt::Alloc(_) | Stmt::Team(_) | Stmt::Copy(_) => {}
         }
     }
 }
@@ -621,11 +640,16 @@ fn rename(block: &mut Block, f: &mut impl FnMut(&mut Value)) {
                 rename(&mut c.then, f);
                 rename(&mut c.otherwise, f);
             }
-            Stmt::AsyncCopy { to, from, .. } => to.index.iter_mut().chain(&mut from.index).for_each(&mut *f),
-            Stmt::Mma(m) => {
-                m.d.index.iter_mut().chain(&mut m.a.index).chain(&mut m.b.index).for_each(&mut *f);
+            Stmt::Copy(c) => c.to.index.iter_mut().chain(&mut c.from.index).chain(&mut c.counts).for_each(&mut *f),
+            Stmt::Wgmma(w) => {
+                w.results.iter_mut().chain(&mut w.sums).for_each(&mut *f);
+                w.a.index.iter_mut().chain(&mut w.b.index).for_each(&mut *f);
             }
-            Stmt::Alloc(_) | Stmt::Barrier(_) | Stmt::AsyncCommit | Stmt::AsyncWait { .. } => {}
+            Stmt::Settle(s) => s.results.iter_mut().chain(&mut s.open).for_each(&mut *f),
+            Stmt::Team(TeamOp::Arrive(place)) => place.index.iter_mut().for_each(&mut *f),
+            Stmt::Team(TeamOp::Wait { place, parity }) => place.index.iter_mut().chain([parity]).for_each(&mut *f),
+            Stmt::Alloc(_)
+            | Stmt::Team(TeamOp::Commit | TeamOp::AwaitCopies(_) | TeamOp::FenceAsync | TeamOp::Registers(_)) => {}
         }
     }
     block.yields.iter_mut().for_each(&mut *f);

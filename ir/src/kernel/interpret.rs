@@ -1,13 +1,15 @@
 //! Runs kernels slowly and says what is wrong with them: the reference for every code generator.
 //!
-//! A grid index runs after the other. Inside one, a `thread` loop makes one thread per iteration, and all threads
-//! take each statement together (a branch taken by some is run with the others idle). That order alone would hide
-//! races, so every element of a writable buffer remembers who wrote it and who read it, and threads carry vector
-//! clocks that barriers join: two accesses of which one writes, not ordered by barriers, are a race, as are accesses
-//! of two grid indices of which one writes. Elements also remember whether they were ever written.
+//! A grid index runs after the other. Inside one, a loop over warps makes a thread of each iteration, which runs until
+//! it waits for others; which one goes on is drawn from a seed. That order alone would hide races, so every element of a
+//! writable buffer remembers who wrote it and who read it, and threads carry vector clocks that barriers join: two
+//! accesses of which one writes, not ordered by barriers, are a race, as are accesses of two grid indices of which one
+//! writes. Elements also remember whether they were ever written. What is asynchronous (`teams`) happens as late as it
+//! may: when it is waited for. Until then nobody may touch what it writes, or write what it reads.
 
 mod arith;
 mod memory;
+mod teams;
 
 pub use memory::Buffer;
 
@@ -15,7 +17,9 @@ use super::*;
 use arith::{binary, cast, compare, dot_step, fma, matrix, unary};
 use hadal_types::Bindings;
 use memory::{Memory, Who};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
+use teams::{Barrier, Copied, Product};
 
 /// What goes wrong when a kernel runs.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -51,16 +55,20 @@ pub enum RunFault {
     Uninitialised { buffer: String, at: Vec<i64> },
     #[error("{buffer}[{}] is accessed by {who} and {other} at the same time, and one writes", list(at))]
     Race { buffer: String, at: Vec<i64>, who: String, other: String },
-    #[error("a vector of packed 4-bit elements begins inside a byte: {buffer}[{}]", list(at))]
+    #[error("a vector of packed 4-bit elements begins inside a byte, or a product inside of a row: {buffer}[{}]", list(at))]
     Misaligned { buffer: String, at: Vec<i64> },
     #[error("division by zero")]
     DivisionByZero,
-    #[error("only {arrived} of {expected} threads reach the barrier")]
-    DivergentBarrier { arrived: usize, expected: usize },
-    #[error("{count} asynchronous copies are never waited for")]
-    UnfinishedCopies { count: usize },
-    #[error("a commit or wait for asynchronous copies of which there are none")]
-    NoCopies,
+    #[error("no warp goes on: {}", waiting.join("; "))]
+    Deadlock { waiting: Vec<String> },
+    #[error("{count} copies and products are never waited for")]
+    Unfinished { count: usize },
+    #[error("{buffer}[{}] is read by a product, but was written without `fence_async` after it", list(at))]
+    NoFence { buffer: String, at: Vec<i64> },
+    #[error("a sum of a product that is not settled, or was used before, is used")]
+    OpenSum,
+    #[error("warp {warp} does not take part in the products of its warpgroup")]
+    Diverges { warp: i64 },
     #[error("more than {limit} steps")]
     Steps { limit: u64 },
 }
@@ -85,6 +93,17 @@ pub fn run_range(
     range: Range<i64>,
     steps: u64,
 ) -> Result<(), Box<RunError>> {
+    run_seeded(kernel, symbols, args, (range, steps), 0)
+}
+
+/// The same with an order of warps that depends on the seed.
+pub fn run_seeded(
+    kernel: &Kernel,
+    symbols: &Bindings,
+    args: &mut [Buffer],
+    (range, steps): (Range<i64>, u64),
+    seed: u64,
+) -> Result<(), Box<RunError>> {
     let header = |fault| Box::new(RunError { kernel: kernel.name.clone(), grid: 0, statement: "start".into(), fault });
     if let Some(error) = super::verify::verify(kernel).first() {
         return Err(header(RunFault::Malformed(error.to_string())));
@@ -104,19 +123,26 @@ pub fn run_range(
         let memory = Memory::of_param(&param.name, param.dtype, shape, std::mem::take(arg), track);
         params.push(memory.map_err(header)?);
     }
+    let mut code = Vec::new();
+    flatten(&kernel.body, &mut code);
     let mut machine = Machine {
         kernel,
         symbols,
+        code,
         params,
-        allocs: kernel.allocs.iter().map(|_| None).collect(),
+        heap: Vec::new(),
+        barriers: Vec::new(),
         coords: Vec::new(),
         grid: 0,
         seq: 0,
         base: 0,
-        slots: 0,
+        fences: Vec::new(),
+        products: 0,
+        kept: (0, 0),
+        warpgroups: BTreeMap::new(),
         steps,
         limit: steps,
-        mbarriers: Vec::new(),
+        seed,
         statement: None,
     };
     let mut result = Ok(());
@@ -135,11 +161,61 @@ pub fn run_range(
     })
 }
 
+/// One step of a thread: statements in a row, with jumps for what is nested.
+#[derive(Clone, Copy)]
+enum Inst<'a> {
+    /// A statement without statements inside.
+    Plain(&'a Stmt),
+    /// Starts a loop one iteration after the other, or goes on there if it has none.
+    Enter(&'a For, usize),
+    /// After an iteration: the next one, which begins there, or the results.
+    Next(&'a For, usize),
+    /// Goes on there if the condition is false.
+    Branch(&'a If, usize),
+    /// What a branch yields are the results; goes on there.
+    Give(&'a If, &'a Block, usize),
+    /// Starts a thread for each iteration, and goes on there after all of them.
+    Fork(&'a For, usize),
+    /// The end of a thread.
+    End,
+}
+
+fn flatten<'a>(block: &'a Block, code: &mut Vec<(Option<&'a Stmt>, Inst<'a>)>) {
+    for stmt in &block.stmts {
+        let head = code.len();
+        let about = Some(stmt);
+        match stmt {
+            Stmt::For(l) => {
+                code.push((about, Inst::End));
+                flatten(&l.body, code);
+                let concurrent = l.kind == LoopKind::Warp;
+                code.push((about, if concurrent { Inst::End } else { Inst::Next(l, head + 1) }));
+                let after = code.len();
+                code[head].1 = if concurrent { Inst::Fork(l, after) } else { Inst::Enter(l, after) };
+            }
+            Stmt::If(c) => {
+                code.push((about, Inst::End));
+                flatten(&c.then, code);
+                let then = code.len();
+                code.push((about, Inst::End));
+                code[head].1 = Inst::Branch(c, then + 1);
+                flatten(&c.otherwise, code);
+                let after = code.len() + 1;
+                code.push((about, Inst::Give(c, &c.otherwise, after)));
+                code[then].1 = Inst::Give(c, &c.then, after);
+            }
+            stmt => code.push((about, Inst::Plain(stmt))),
+        }
+    }
+}
+
 /// A value's lanes as raw bits.
 #[derive(Clone, Debug)]
 enum Lanes {
     One(u64),
     Many(Vec<u64>),
+    /// So many eight columns of a product that may not be settled.
+    Open(u64, usize),
 }
 
 impl Lanes {
@@ -154,45 +230,68 @@ impl Lanes {
         match self {
             Lanes::One(x) => *x,
             Lanes::Many(v) => v[i],
+            // Asked for before it is used.
+            Lanes::Open(..) => 0,
         }
     }
 }
 
-struct Copy {
-    to: (Buf, u64),
-    bits: Vec<u64>,
-    by: Who,
+/// What a thread does next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Ready,
+    /// Waits for the end of so many threads, to go on there.
+    Joins(usize, usize),
+    /// Waits for a phase to be complete: which barriers, which of them, parity.
+    Waits(usize, usize, u64),
+    Done,
 }
 
 struct Thread {
+    at: usize,
+    state: State,
+    parent: usize,
     values: Vec<Lanes>,
     /// Number within the grid index.
     slot: usize,
     /// For each thread of this grid index, the last step of it that is ordered before now.
     clock: Vec<u32>,
-    /// Iteration of the nearest enclosing warpgroup loop.
-    warpgroup: Option<(usize, i64)>,
-    /// Storage of local allocations made inside a concurrent loop.
-    locals: Vec<Option<Memory>>,
-    open: Vec<Copy>,
-    committed: Vec<Vec<Copy>>,
+    /// Iteration of the nearest enclosing loop over warps.
+    warp: Option<i64>,
+    /// Where allocations are: numbers of memory, or of barriers.
+    allocs: Vec<Option<usize>>,
+    copies: Vec<Copied>,
+    committed: Vec<Vec<Copied>>,
+    products: Vec<Product>,
+    settled: HashMap<u64, Vec<Lanes>>,
+    /// Products so far.
+    issued: usize,
 }
 
 struct Machine<'a> {
     kernel: &'a Kernel,
     symbols: &'a Bindings,
+    code: Vec<(Option<&'a Stmt>, Inst<'a>)>,
     params: Vec<Memory>,
-    allocs: Vec<Option<Memory>>,
+    heap: Vec<Memory>,
+    barriers: Vec<Vec<Barrier>>,
     coords: Vec<i64>,
     grid: i64,
     /// Counts accesses.
     seq: u64,
     /// Accesses before this one are ordered before everything now: there was a single thread since.
     base: u64,
-    slots: usize,
+    /// For each thread, its steps after which what it wrote can be read by products.
+    fences: Vec<Vec<u32>>,
+    /// Products so far.
+    products: u64,
+    /// Memory and barriers of the first thread, while there are others.
+    kept: (usize, usize),
+    /// What the warps of a warpgroup multiply, one after the other.
+    warpgroups: BTreeMap<(usize, i64), Vec<(usize, u64, u64)>>,
     steps: u64,
     limit: u64,
-    mbarriers: Vec<(u32, Copy)>,
+    seed: u64,
     statement: Option<&'a Stmt>,
 }
 
@@ -207,277 +306,218 @@ impl<'a> Machine<'a> {
             *coord = rest % extent;
             rest /= extent;
         }
-        (self.slots, self.base) = (1, self.seq);
+        self.base = self.seq;
+        self.fences = vec![Vec::new()];
+        self.heap.clear();
+        self.barriers.clear();
         let mut threads = vec![Thread {
+            at: 0,
+            state: State::Ready,
+            parent: 0,
             values: vec![Lanes::One(0); self.kernel.values.len()],
             slot: 0,
             clock: vec![1],
-            warpgroup: None,
-            locals: Vec::new(),
-            open: Vec::new(),
+            warp: None,
+            allocs: vec![None; self.kernel.allocs.len()],
+            copies: Vec::new(),
             committed: Vec::new(),
+            products: Vec::new(),
+            settled: HashMap::new(),
+            issued: 0,
         }];
-        self.block(&self.kernel.body, &mut threads, &[0])?;
-        self.no_copies_left(&threads)?;
-        self.allocs.iter_mut().for_each(|a| *a = None);
-        Ok(())
-    }
-
-    fn no_copies_left(&self, threads: &[Thread]) -> Step {
-        let own = threads.iter().map(|t| t.open.len() + t.committed.iter().map(Vec::len).sum::<usize>()).sum::<usize>();
-        match own + self.mbarriers.len() {
-            0 => Ok(()),
-            count => Err(RunFault::UnfinishedCopies { count }),
-        }
-    }
-
-    fn block(&mut self, block: &'a Block, threads: &mut [Thread], active: &[usize]) -> Step {
-        if active.is_empty() {
-            return Ok(());
-        }
-        for stmt in &block.stmts {
-            self.statement = Some(stmt);
-            let cost = active.len() as u64;
-            self.steps = self.steps.checked_sub(cost).ok_or(RunFault::Steps { limit: self.limit })?;
-            self.stmt(stmt, threads, active)?;
+        while let Some(next) = self.next(&threads)? {
+            while threads.get(next).is_some_and(|t| t.state == State::Ready) {
+                self.step(next, &mut threads)?;
+            }
+            self.wake(&mut threads);
         }
         Ok(())
     }
 
-    fn stmt(&mut self, stmt: &'a Stmt, threads: &mut [Thread], active: &[usize]) -> Step {
-        match stmt {
-            Stmt::Let(value, op) => {
-                for &t in active {
-                    let lanes = self.op(op, self.kernel.ty(*value), &mut threads[t])?;
-                    threads[t].values[value.index()] = lanes;
+    /// A thread that goes on; none when all have ended.
+    fn next(&mut self, threads: &[Thread]) -> Result<Option<usize>, RunFault> {
+        if threads[0].state == State::Ready {
+            return Ok(Some(0));
+        }
+        let ready: Vec<usize> = (0..threads.len()).filter(|t| threads[*t].state == State::Ready).collect();
+        if ready.is_empty() {
+            if threads[0].state == State::Done {
+                return Ok(None);
+            }
+            let waiting = threads.iter().filter_map(|t| self.what_it_waits_for(t)).collect();
+            return Err(RunFault::Deadlock { waiting });
+        }
+        // Without a seed the first one; otherwise a step of a linear congruence.
+        let drawn = (self.seed >> 33) as usize;
+        if self.seed != 0 {
+            self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407) | 1 << 40;
+        }
+        Ok(Some(ready[drawn % ready.len()]))
+    }
+
+    fn step(&mut self, t: usize, threads: &mut Vec<Thread>) -> Step {
+        let Some((stmt, inst)) = self.code.get(threads[t].at).copied() else {
+            return self.end(t, threads);
+        };
+        self.statement = stmt;
+        self.steps = self.steps.checked_sub(1).ok_or(RunFault::Steps { limit: self.limit })?;
+        let thread = &mut threads[t];
+        thread.at += 1;
+        match inst {
+            Inst::Plain(stmt) => self.stmt(stmt, thread)?,
+            Inst::Enter(l, after) => {
+                if thread.int(l.lo) < thread.int(l.hi) {
+                    thread.copy_values(&l.init, &l.carried);
+                    thread.values[l.var.index()] = Lanes::One(thread.int(l.lo) as u64);
+                } else {
+                    thread.copy_values(&l.init, &l.results);
+                    thread.at = after;
                 }
             }
+            Inst::Next(l, start) => {
+                thread.copy_values(&l.body.yields, &l.carried);
+                match thread.int(l.var).checked_add(l.step).filter(|i| *i < thread.int(l.hi)) {
+                    Some(i) => {
+                        thread.values[l.var.index()] = Lanes::One(i as u64);
+                        thread.at = start;
+                    }
+                    None => thread.copy_values(&l.carried, &l.results),
+                }
+            }
+            Inst::Branch(c, otherwise) => {
+                if thread.values[c.cond.index()].lane(0) == 0 {
+                    thread.at = otherwise;
+                }
+            }
+            Inst::Give(c, block, after) => {
+                thread.copy_values(&block.yields, &c.results);
+                thread.at = after;
+            }
+            Inst::Fork(l, after) => self.fork(l, after, t, threads)?,
+            Inst::End => self.end(t, threads)?,
+        }
+        Ok(())
+    }
+
+    fn fork(&mut self, l: &'a For, after: usize, t: usize, threads: &mut Vec<Thread>) -> Step {
+        let (lo, hi) = (threads[t].int(l.lo), threads[t].int(l.hi));
+        if t == 0 {
+            self.kept = (self.heap.len(), self.barriers.len());
+        }
+        let mut children = 0;
+        for i in (lo..hi).step_by(l.step as usize) {
+            self.steps = self.steps.checked_sub(64).ok_or(RunFault::Steps { limit: self.limit })?;
+            let parent = &threads[t];
+            let slot = self.fences.len();
+            self.fences.push(Vec::new());
+            let mut child = Thread {
+                at: parent.at,
+                state: State::Ready,
+                parent: t,
+                values: parent.values.clone(),
+                slot,
+                clock: parent.clock.clone(),
+                warp: Some(i),
+                allocs: parent.allocs.clone(),
+                copies: Vec::new(),
+                committed: Vec::new(),
+                products: Vec::new(),
+                settled: HashMap::new(),
+                issued: 0,
+            };
+            child.values[l.var.index()] = Lanes::One(i as u64);
+            child.learn(slot, 1);
+            threads.push(child);
+            children += 1;
+        }
+        threads[t].at = after;
+        if children > 0 {
+            threads[t].state = State::Joins(children, after);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, t: usize, threads: &mut Vec<Thread>) -> Step {
+        let thread = &mut threads[t];
+        thread.state = State::Done;
+        let copies = thread.copies.len() + thread.committed.iter().map(Vec::len).sum::<usize>();
+        match copies + thread.products.len() {
+            0 => {}
+            count => return Err(RunFault::Unfinished { count }),
+        }
+        thread.values = Vec::new();
+        if t == 0 {
+            return Ok(());
+        }
+        let (parent, clock) = (thread.parent, std::mem::take(&mut thread.clock));
+        threads[parent].join(&clock);
+        let State::Joins(left, after) = threads[parent].state else { return Ok(()) };
+        threads[parent].state = if left > 1 { State::Joins(left - 1, after) } else { State::Ready };
+        if left > 1 {
+            return Ok(());
+        }
+        self.all_multiplied(parent, threads)?;
+        if parent == 0 {
+            threads.truncate(1);
+            self.base = self.seq;
+            self.fences.truncate(1);
+            self.heap.truncate(self.kept.0);
+            self.barriers.truncate(self.kept.1);
+            threads[0].clock.truncate(1);
+        }
+        Ok(())
+    }
+
+    fn stmt(&mut self, stmt: &'a Stmt, thread: &mut Thread) -> Step {
+        match stmt {
+            Stmt::Let(value, op) => {
+                let lanes = self.op(op, self.kernel.ty(*value), thread)?;
+                thread.values[value.index()] = lanes;
+            }
             Stmt::Store { place, value, mask } => {
+                thread.is_settled(*value)?;
                 let lanes = self.kernel.ty(*value).lanes;
-                for &t in active {
-                    let thread = &mut threads[t];
-                    for lane in 0..lanes as usize {
-                        if mask.is_none_or(|m| thread.values[m.index()].lane(lane) != 0) {
-                            let flat = self.locate(place, thread, lane, lanes)?;
-                            let bits = thread.values[value.index()].lane(lane);
-                            let who = self.now(thread);
-                            self.memory(place.buf, &mut thread.locals).write(flat, bits, &who, &thread.clock)?;
-                        }
+                for lane in 0..lanes as usize {
+                    if mask.is_none_or(|m| thread.values[m.index()].lane(lane) != 0) {
+                        let flat = self.locate(place, thread, lane, lanes)?;
+                        let bits = thread.values[value.index()].lane(lane);
+                        let who = self.now(thread);
+                        self.memory(place.buf, thread).write(flat, bits, &who, &thread.clock)?;
                     }
                 }
             }
             Stmt::Prefetch(_) => {}
-            Stmt::Alloc(i) => self.alloc(*i, threads, active)?,
-            Stmt::For(l) if l.kind.is_concurrent() => self.concurrent(l, threads, active)?,
-            Stmt::For(l) => self.serial(l, threads, active)?,
-            Stmt::If(c) => {
-                let (yes, no): (Vec<usize>, Vec<usize>) =
-                    active.iter().partition(|&&t| threads[t].values[c.cond.index()].lane(0) != 0);
-                for (block, chosen) in [(&c.then, yes), (&c.otherwise, no)] {
-                    self.block(block, threads, &chosen)?;
-                    chosen.iter().for_each(|&t| threads[t].copy_values(&block.yields, &c.results));
-                }
-            }
-            Stmt::Barrier(scope) => self.barrier(*scope, threads, active)?,
-            Stmt::AsyncCopy { to, from, count, completion } => {
-                for &t in active {
-                    let thread = &mut threads[t];
-                    let mut bits = Vec::new();
-                    for lane in 0..*count as usize {
-                        let (who, flat) = (self.now(thread), self.locate(from, thread, lane, *count)?);
-                        bits.push(self.memory(from.buf, &mut thread.locals).read(flat, &who, &thread.clock)?);
-                        let (who, flat) = (self.now(thread), self.locate(to, thread, lane, *count)?);
-                        self.memory(to.buf, &mut thread.locals).begin_copy(flat, &who, &thread.clock)?;
-                    }
-                    let first = self.locate(to, thread, 0, *count)?;
-                    let copy = Copy { to: (to.buf, first), bits, by: self.now(thread) };
-                    match completion {
-                        Completion::Group => thread.open.push(copy),
-                        Completion::Mbarrier(n) => self.mbarriers.push((*n, copy)),
-                    }
-                }
-            }
-            Stmt::AsyncCommit => {
-                for &t in active {
-                    let group = std::mem::take(&mut threads[t].open);
-                    threads[t].committed.push(group);
-                }
-            }
-            Stmt::AsyncWait { completion: Completion::Group, pending } => {
-                for &t in active {
-                    let thread = &mut threads[t];
-                    let done = thread.committed.len().saturating_sub(*pending as usize);
-                    let copies: Vec<Copy> = thread.committed.drain(..done).flatten().collect();
-                    copies.into_iter().for_each(|c| self.deliver(c));
-                }
-            }
-            Stmt::AsyncWait { completion: Completion::Mbarrier(n), .. } => {
-                let all = std::mem::take(&mut self.mbarriers);
-                let (done, rest): (Vec<_>, Vec<_>) = all.into_iter().partition(|(m, _)| m == n);
-                self.mbarriers = rest;
-                for (_, copy) in done {
-                    // Whoever waits sees what was copied, whoever issued it.
-                    active.iter().for_each(|&t| threads[t].learn(copy.by.slot, copy.by.clock));
-                    self.deliver(copy);
-                }
-            }
-            Stmt::Mma(m) => {
-                for &t in active {
-                    self.mma(m, &mut threads[t])?;
-                }
-            }
+            Stmt::Alloc(i) => self.alloc(*i, thread)?,
+            Stmt::Team(op) => self.team_op(op, thread)?,
+            Stmt::Copy(c) => self.copy(c, thread)?,
+            Stmt::Wgmma(w) => self.wgmma(w, thread)?,
+            Stmt::Settle(s) => self.settle(s, thread)?,
+            Stmt::For(_) | Stmt::If(_) => unreachable!("flattened"),
         }
         Ok(())
     }
 
-    fn alloc(&mut self, i: u32, threads: &mut [Thread], active: &[usize]) -> Step {
+    fn alloc(&mut self, i: u32, thread: &mut Thread) -> Step {
         let alloc = &self.kernel.allocs[i as usize];
         let sizes = alloc.shape.iter().map(|d| d.eval(self.symbols));
         let shape: Vec<i64> = sizes.collect::<Result<_, Sym>>().map_err(|symbol| RunFault::NoSymbol { symbol })?;
-        if threads.len() == 1 && threads[0].slot == 0 {
-            self.allocs[i as usize] = Some(Memory::new(&alloc.name, alloc.dtype, shape)?);
+        // One that a loop brings into being again takes the place of the former.
+        let old = thread.allocs[i as usize];
+        if let Space::Barrier(arrivals) = alloc.space {
+            let count = memory::count(&alloc.name, &shape)?;
+            let new = vec![Barrier::new(arrivals); count as usize];
+            let at = old.unwrap_or(self.barriers.len());
+            self.barriers.resize_with(self.barriers.len().max(at + 1), Vec::new);
+            self.barriers[at] = new;
+            thread.allocs[i as usize] = Some(at);
             return Ok(());
         }
-        for &t in active {
-            let memory = Memory::new(&alloc.name, alloc.dtype, shape.clone())?;
-            let locals = &mut threads[t].locals;
-            locals.resize_with(self.kernel.allocs.len(), || None);
-            locals[i as usize] = Some(memory);
-        }
-        Ok(())
-    }
-
-    fn serial(&mut self, l: &'a For, threads: &mut [Thread], active: &[usize]) -> Step {
-        let mut running = active.to_vec();
-        let mut counter: Vec<i128> = active.iter().map(|&t| threads[t].int(l.lo) as i128).collect();
-        active.iter().for_each(|&t| threads[t].copy_values(&l.init, &l.carried));
-        loop {
-            let goes_on = |(t, i): (usize, i128)| (i < threads[t].int(l.hi) as i128).then_some((t, i));
-            let pairs: Vec<(usize, i128)> =
-                running.iter().copied().zip(counter.iter().copied()).filter_map(goes_on).collect();
-            (running, counter) = pairs.into_iter().unzip();
-            if running.is_empty() {
-                break;
-            }
-            for (&t, i) in running.iter().zip(&mut counter) {
-                threads[t].values[l.var.index()] = Lanes::One(*i as i64 as u64);
-                *i += l.step as i128;
-            }
-            self.steps = self.steps.checked_sub(1).ok_or(RunFault::Steps { limit: self.limit })?;
-            self.block(&l.body, threads, &running)?;
-            running.iter().for_each(|&t| threads[t].copy_values(&l.body.yields, &l.carried));
-        }
-        active.iter().for_each(|&t| threads[t].copy_values(&l.carried, &l.results));
-        Ok(())
-    }
-
-    fn concurrent(&mut self, l: &'a For, threads: &mut [Thread], active: &[usize]) -> Step {
-        let mut children = Vec::new();
-        let mut parents = Vec::new();
-        for &t in active {
-            let parent = &threads[t];
-            let (lo, hi) = (parent.int(l.lo), parent.int(l.hi));
-            for (n, i) in (lo..hi).step_by(l.step as usize).enumerate() {
-                self.steps = self.steps.checked_sub(64).ok_or(RunFault::Steps { limit: self.limit })?;
-                let mut values = parent.values.clone();
-                values[l.var.index()] = Lanes::One(i as u64);
-                let warpgroup = if l.kind == LoopKind::Warpgroup { Some((t, n as i64)) } else { parent.warpgroup };
-                children.push(Thread {
-                    values,
-                    slot: self.slots,
-                    clock: parent.clock.clone(),
-                    warpgroup,
-                    locals: Vec::new(),
-                    open: Vec::new(),
-                    committed: Vec::new(),
-                });
-                parents.push(t);
-                self.slots += 1;
-            }
-        }
-        for child in &mut children {
-            child.clock.resize(self.slots, 0);
-            child.clock[child.slot] = 1;
-        }
-        let all: Vec<usize> = (0..children.len()).collect();
-        self.block(&l.body, &mut children, &all)?;
-        let own = |t: &Thread| t.open.len() + t.committed.iter().map(Vec::len).sum::<usize>();
-        match children.iter().map(own).sum() {
-            0 => {}
-            count => return Err(RunFault::UnfinishedCopies { count }),
-        }
-        if threads.len() == 1 {
-            (self.base, self.slots) = (self.seq, threads[0].slot + 1);
-            return Ok(());
-        }
-        for (child, parent) in children.iter().zip(parents) {
-            threads[parent].join(&child.clock);
-        }
-        Ok(())
-    }
-
-    fn barrier(&mut self, scope: Scope, threads: &mut [Thread], active: &[usize]) -> Step {
-        let groups: Vec<Vec<usize>> = match scope {
-            Scope::Block if active.len() != threads.len() => {
-                return Err(RunFault::DivergentBarrier { arrived: active.len(), expected: threads.len() });
-            }
-            Scope::Block | Scope::Named(_) => vec![active.to_vec()],
-            Scope::Warpgroup => {
-                let mut groups: std::collections::BTreeMap<_, Vec<usize>> = Default::default();
-                active.iter().for_each(|&t| groups.entry(threads[t].warpgroup).or_default().push(t));
-                for (key, group) in &groups {
-                    let expected = threads.iter().filter(|t| t.warpgroup == *key).count();
-                    if group.len() != expected {
-                        return Err(RunFault::DivergentBarrier { arrived: group.len(), expected });
-                    }
-                }
-                groups.into_values().collect()
-            }
-        };
-        for group in groups {
-            let mut joined = Vec::new();
-            for &t in &group {
-                let clock = &threads[t].clock;
-                joined.resize(joined.len().max(clock.len()), 0);
-                joined.iter_mut().zip(clock).for_each(|(a, b): (&mut u32, _)| *a = (*a).max(*b));
-            }
-            for &t in &group {
-                threads[t].clock.clone_from(&joined);
-                let slot = threads[t].slot;
-                threads[t].clock[slot] += 1;
-            }
-        }
-        Ok(())
-    }
-
-    fn deliver(&mut self, copy: Copy) {
-        let memory = match copy.to.0 {
-            Buf::Param(i) => Some(&mut self.params[i as usize]),
-            Buf::Alloc(i) => self.allocs[i as usize].as_mut(),
-        };
-        if let Some(memory) = memory {
-            copy.bits.iter().zip(copy.to.1..).for_each(|(bits, flat)| memory.finish_copy(flat, *bits));
-        }
-    }
-
-    fn mma(&mut self, m: &Mma, thread: &mut Thread) -> Step {
-        let read = |machine: &mut Self, thread: &mut Thread, place: &Place, row: u32, column: u32| {
-            let flat = machine.locate_tile(place, thread, row, column)?;
-            let who = machine.now(thread);
-            let dtype = machine.kernel.buffer(place.buf).1;
-            let bits = machine.memory(place.buf, &mut thread.locals).read(flat, &who, &thread.clock)?;
-            Ok::<f64, RunFault>(f32::from_bits(cast(dtype, DType::F32, bits) as u32) as f64)
-        };
-        for row in 0..m.m {
-            for column in 0..m.n {
-                let mut sum = read(self, thread, &m.d, row, column)?;
-                for k in 0..m.k {
-                    let (b_row, b_column) = if m.b_rows_are_k { (k, column) } else { (column, k) };
-                    sum += read(self, thread, &m.a, row, k)? * read(self, thread, &m.b, b_row, b_column)?;
-                }
-                let (flat, who) = (self.locate_tile(&m.d, thread, row, column)?, self.now(thread));
-                let bits = (sum as f32).to_bits() as u64;
-                self.memory(m.d.buf, &mut thread.locals).write(flat, bits, &who, &thread.clock)?;
+        let new = Memory::new(&alloc.name, alloc.dtype, shape)?;
+        match old {
+            Some(at) => self.heap[at] = new,
+            None => {
+                thread.allocs[i as usize] = Some(self.heap.len());
+                self.heap.push(new);
             }
         }
         Ok(())
@@ -488,17 +528,18 @@ impl<'a> Machine<'a> {
         Who { grid: self.grid, slot: thread.slot, clock: thread.clock[thread.slot], seq: self.seq, base: self.base }
     }
 
-    fn memory<'m>(&'m mut self, buf: Buf, locals: &'m mut [Option<Memory>]) -> &'m mut Memory {
-        let own = match buf {
-            Buf::Param(i) => return &mut self.params[i as usize],
-            Buf::Alloc(i) => i as usize,
-        };
-        let private = locals.get_mut(own).and_then(Option::as_mut);
-        private.or(self.allocs[own].as_mut()).expect("verified: allocations live where they are used")
+    fn memory(&mut self, buf: Buf, thread: &Thread) -> &mut Memory {
+        match buf {
+            Buf::Param(i) => &mut self.params[i as usize],
+            Buf::Alloc(i) => {
+                let at = thread.allocs[i as usize].expect("verified: allocations live where they are used");
+                &mut self.heap[at]
+            }
+        }
     }
 
     /// The flat index of a lane of an access.
-    fn locate(&mut self, place: &Place, thread: &mut Thread, lane: usize, lanes: u32) -> Result<u64, RunFault> {
+    fn locate(&mut self, place: &Place, thread: &Thread, lane: usize, lanes: u32) -> Result<u64, RunFault> {
         let mut at: Vec<i64> = place.index.iter().map(|v| thread.int(*v)).collect();
         let runs = place.index.last().map_or(1, |last| self.kernel.ty(*last).lanes);
         let run = (lanes / runs) as usize;
@@ -508,18 +549,13 @@ impl<'a> Machine<'a> {
         } else if lane > 0 {
             at.push(lane as i64);
         }
-        self.memory(place.buf, &mut thread.locals).locate(at, runs == 1 && lanes > 1 && lane == 0)
+        self.memory(place.buf, thread).locate(at, runs == 1 && lanes > 1 && lane == 0)
     }
 
-    fn locate_tile(&mut self, place: &Place, thread: &mut Thread, row: u32, column: u32) -> Result<u64, RunFault> {
-        let mut at: Vec<i64> = place.index.iter().map(|v| thread.int(*v)).collect();
-        let n = at.len();
-        at[n - 2] = at[n - 2].saturating_add(row as i64);
-        at[n - 1] = at[n - 1].saturating_add(column as i64);
-        self.memory(place.buf, &mut thread.locals).locate(at, false)
-    }
-
-    fn op(&mut self, op: &Op, ty: ValueType, thread: &mut Thread) -> Result<Lanes, RunFault> {
+    fn op(&mut self, op: &Op, ty: ValueType, thread: &Thread) -> Result<Lanes, RunFault> {
+        let mut settled = Ok(());
+        op.for_each_operand(|v| settled = settled.clone().and(thread.is_settled(v)));
+        settled?;
         let kernel = self.kernel;
         let elem = |v: Value| kernel.ty(v).elem;
         if let Op::Load { place, mask, fill } = op {
@@ -529,7 +565,7 @@ impl<'a> Machine<'a> {
                 out.push(if on {
                     let flat = self.locate(place, thread, lane, ty.lanes)?;
                     let who = self.now(thread);
-                    self.memory(place.buf, &mut thread.locals).read(flat, &who, &thread.clock)?
+                    self.memory(place.buf, thread).read(flat, &who, &thread.clock)?
                 } else {
                     fill.map_or(0, |f| thread.values[f.index()].lane(lane))
                 });
@@ -627,20 +663,13 @@ impl Thread {
         self.values[value.index()].lane(0) as i64
     }
 
+    fn is_settled(&self, value: Value) -> Step {
+        if matches!(self.values[value.index()], Lanes::Open(..)) { Err(RunFault::OpenSum) } else { Ok(()) }
+    }
+
     /// Assigns all at once, so that values may change places.
     fn copy_values(&mut self, from: &[Value], to: &[Value]) {
         let new: Vec<Lanes> = from.iter().map(|v| self.values[v.index()].clone()).collect();
         to.iter().zip(new).for_each(|(v, lanes)| self.values[v.index()] = lanes);
-    }
-
-    fn learn(&mut self, slot: usize, clock: u32) {
-        if self.clock.len() <= slot {
-            self.clock.resize(slot + 1, 0);
-        }
-        self.clock[slot] = self.clock[slot].max(clock);
-    }
-
-    fn join(&mut self, other: &[u32]) {
-        other.iter().enumerate().for_each(|(slot, clock)| self.learn(slot, *clock));
     }
 }

@@ -153,10 +153,13 @@ pub struct Param {
 /// Where an allocation lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Space {
-    /// Private to the grid index, or to the thread where the allocation stands inside a `thread` loop.
+    /// Private to the grid index, or to the warp where the allocation stands inside of a loop over warps.
     Local,
-    /// Common to the threads of a grid index.
+    /// Common to the warps of a grid index.
     Shared,
+    /// Barriers, common to the warps of a grid index: each element completes a *phase* whenever so many warps have arrived,
+    /// and begins the next one. Elements are i64 that only [`TeamOp::Arrive`] and [`TeamOp::Wait`] touch.
+    Barrier(u32),
 }
 
 /// How a shared tile's 16-byte units are permuted within rows, so that a column is read without bank conflicts.
@@ -196,19 +199,9 @@ pub enum LoopKind {
     Serial,
     /// One after the other, expanded by the code generator; bounds are constants.
     Unroll,
-    /// One per thread of a block; serial on a CPU. Concurrent between barriers; carries nothing.
-    Thread,
-    /// One per warp of a block; otherwise as `Thread`.
+    /// One per warp of a block, all at the same time; carries nothing. Four neighbours, from a multiple of four on, are a
+    /// *warpgroup*. On a CPU one after the other.
     Warp,
-    /// One per warpgroup of a block; otherwise as `Thread`.
-    Warpgroup,
-}
-
-impl LoopKind {
-    /// Whether iterations run at the same time.
-    pub const fn is_concurrent(self) -> bool {
-        matches!(self, LoopKind::Thread | LoopKind::Warp | LoopKind::Warpgroup)
-    }
 }
 
 /// A constant. Floats are kept as bits so that equality is exact.
@@ -450,45 +443,76 @@ pub struct Block {
     pub yields: Vec<Value>,
 }
 
-/// Who waits at a barrier.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Scope {
-    /// All threads of the block.
-    Block,
-    /// The threads of one warpgroup.
-    Warpgroup,
-    /// The threads that use barrier number n.
-    Named(u32),
-}
-
-/// What tells that asynchronous copies have finished.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Completion {
-    /// The thread's groups of copies, in order of commit.
-    Group,
-    /// Barrier object number n in shared memory.
-    Mbarrier(u32),
-}
-
-/// A matrix product on tiles: `d[m, n] += a[m, k] · b`, where b is `[n, k]` or, `b_rows_are_k`, `[k, n]`.
-/// Tiles are the last two dimensions of their buffers from the given places on. Each element is the sum of all
-/// exact products and the old value, rounded once to f32.
+/// What warps tell each other, and wait for. See [`Space::Barrier`].
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Mma {
-    /// Rows of `a` and `d`.
-    pub m: u32,
-    /// Columns of `d`.
-    pub n: u32,
-    /// Length of the dot products.
-    pub k: u32,
-    /// f32 accumulators.
-    pub d: Place,
-    /// Left tile.
+pub enum TeamOp {
+    /// One arrival of this warp: all it did before is done before what follows a wait for this phase.
+    Arrive(Place),
+    /// Waits until the phase of this parity is complete; the first phase has parity 0. Only the lowest bit counts.
+    Wait {
+        /// The barrier.
+        place: Place,
+        /// Lowest bit of the number of the phase.
+        parity: Value,
+    },
+    /// Ends the current group of this warp's copies.
+    Commit,
+    /// Waits until at most so many of this warp's groups of copies are unfinished.
+    AwaitCopies(u32),
+    /// What this warp wrote to shared memory before, copies that it waited for included, can be read by a [`Wgmma`] after
+    /// the next barrier.
+    FenceAsync,
+    /// How many registers each thread of the warp has from here on: a multiple of 8 from 24 to 240, the same for all warps
+    /// of a warpgroup, in the one branch that it takes. Says nothing about what is computed.
+    Registers(u32),
+}
+
+/// An asynchronous copy of as many runs as `from` and `to` have, into zero bytes and up.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct AsyncCopy {
+    /// Where runs are written, in a shared allocation.
+    pub to: Place,
+    /// Where they are read, in a parameter.
+    pub from: Place,
+    /// Elements of all runs together.
+    pub lanes: u32,
+    /// How many elements of each run are read, zeros for the rest; all without one.
+    pub counts: Option<Value>,
+}
+
+/// A product of tiles in shared memory by the four warps of a warpgroup: of 64 rows of `a`, of which each warp has sixteen
+/// in order, and 8 rows of `b` for each result. The results are *open* until they are settled: nothing but another product
+/// may use them, and the tiles are read at any time until then.
+///
+/// Rows are as long as the swizzle of their allocations, 128 bytes, and are multiplied from the places' elements on. A
+/// step takes 32 bytes of each: the exact products are added in f64, then the sum so far, and rounded once to f32.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Wgmma {
+    /// Sums of this warp's rows, by eight columns, as [`Op::Matrix`] has them.
+    pub results: Vec<Value>,
+    /// What they are added to; zeros without.
+    pub sums: Vec<Value>,
+    /// First element of the warpgroup's rows.
     pub a: Place,
-    /// Right tile.
+    /// First element of the columns.
     pub b: Place,
-    /// Whether `b` is `[k, n]` rather than `[n, k]`.
-    pub b_rows_are_k: bool,
+    /// Elements of a row.
+    pub depth: u32,
+}
+
+/// Bytes of a row that a step of [`Wgmma`] multiplies.
+pub const WGMMA_STEP: u64 = 32;
+
+/// Waits until at most `pending` of this warp's products are open. Each result is what the product whose result is given
+/// has computed.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Settle {
+    /// Sums that may be used.
+    pub results: Vec<Value>,
+    /// Results of a product.
+    pub open: Vec<Value>,
+    /// Products that may stay open, the latest ones.
+    pub pending: u32,
 }
 
 /// One step of a block.
@@ -514,30 +538,14 @@ pub enum Stmt {
     For(Box<For>),
     /// A choice.
     If(Box<If>),
-    /// Waits for other threads and makes their writes visible.
-    Barrier(Scope),
-    /// Starts copying `count` consecutive elements from global to shared memory.
-    AsyncCopy {
-        /// First element written.
-        to: Place,
-        /// First element read.
-        from: Place,
-        /// Number of elements.
-        count: u32,
-        /// What tells that it has finished.
-        completion: Completion,
-    },
-    /// Ends the current group of copies.
-    AsyncCommit,
-    /// Waits until at most `pending` groups are unfinished, or (pending 0) for all copies on an mbarrier.
-    AsyncWait {
-        /// What to wait for.
-        completion: Completion,
-        /// Groups that may remain.
-        pending: u32,
-    },
-    /// Multiplies tiles.
-    Mma(Box<Mma>),
+    /// Tells other warps something, or waits for them.
+    Team(TeamOp),
+    /// Starts a copy to shared memory.
+    Copy(Box<AsyncCopy>),
+    /// Starts a product of tiles.
+    Wgmma(Box<Wgmma>),
+    /// Waits for products.
+    Settle(Box<Settle>),
 }
 
 /// `var` runs from `lo` while below `hi` in steps of `step`. Each carried value starts as its `init` and becomes
@@ -599,6 +607,9 @@ pub struct Kernel {
 /// Alignment in bytes of every allocation.
 pub const ALLOC_ALIGN: u64 = 64;
 
+/// Alignment in bytes of allocations that are swizzled: eight rows.
+pub const SWIZZLE_ALIGN: u64 = 1024;
+
 impl Kernel {
     /// The type of a value.
     pub fn ty(&self, value: Value) -> ValueType {
@@ -619,7 +630,7 @@ impl Kernel {
         }
     }
 
-    /// Whether it multiplies tiles or accesses runs, which are written for the lanes of a warp.
+    /// Whether it multiplies tiles, accesses runs or has warps wait for each other: what is written for GPUs.
     pub fn is_for_warps(&self) -> bool {
         fn of(kernel: &Kernel, block: &Block) -> bool {
             let runs = |place: &Place| place.index.last().is_some_and(|v| kernel.ty(*v).lanes > 1);
@@ -628,7 +639,9 @@ impl Kernel {
                 Stmt::Let(_, Op::Load { place, .. }) | Stmt::Store { place, .. } => runs(place),
                 Stmt::For(l) => of(kernel, &l.body),
                 Stmt::If(c) => of(kernel, &c.then) || of(kernel, &c.otherwise),
-                _ => false,
+                Stmt::Team(_) | Stmt::Copy(_) | Stmt::Wgmma(_) | Stmt::Settle(_) => true,
+                Stmt::Alloc(i) => matches!(kernel.allocs[*i as usize].space, Space::Barrier(_)),
+                Stmt::Let(..) | Stmt::Prefetch(_) => false,
             })
         }
         of(self, &self.body)
@@ -642,13 +655,18 @@ impl Kernel {
 }
 
 impl Alloc {
+    /// What its address is a multiple of, in bytes.
+    pub fn align(&self) -> u64 {
+        if self.swizzle == Swizzle::None { ALLOC_ALIGN } else { SWIZZLE_ALIGN }
+    }
+
     /// Bytes including padding to the alignment; `None` where the size is no affine form.
     pub fn bytes(&self) -> Option<Dim> {
         let count = self.shape.iter().try_fold(Dim::from(1i64), |n, d| n.checked_mul(d))?;
         let bits = count * self.dtype.bits() as i64;
-        let align = ALLOC_ALIGN as i64;
+        let align = self.align() as i64;
         Some(match bits.as_const() {
-            Some(n) => Dim::from((n.max(0) as u64).div_ceil(8).next_multiple_of(ALLOC_ALIGN) as i64),
+            Some(n) => Dim::from((n.max(0) as u64).div_ceil(8).next_multiple_of(self.align()) as i64),
             None => bits.div_exact(8).unwrap_or(bits) + (align - 1),
         })
     }

@@ -126,18 +126,17 @@ fn grid_indices_must_not_meet() {
     assert!(matches!(neighbour, Err(RunFault::Race { .. })), "{neighbour:?}");
 }
 
-/// Each of four threads writes its element of a shared tile and reads its neighbour's.
-fn neighbours(barrier: Option<Scope>) -> Result<(), RunFault> {
+/// Four warps write an element of a tile each and read their neighbour's, after what `between` has them do.
+fn neighbours(between: impl Fn(&mut Builder, Buf)) -> Result<(), RunFault> {
     run_on_buffers(|b, x, _, g| {
         let (zero, one, four) = (b.const_i64(0), b.const_i64(1), b.const_i64(4));
-        let tile = b.alloc_in(Space::Shared, Swizzle::B128, "tile", DType::F32, [4]);
+        let tile = b.alloc_in(Space::Shared, Swizzle::None, "tile", DType::F32, [4]);
+        let met = b.barriers("met", 1, 4);
         let first = b.eq(g, zero);
-        b.for_each(zero, four, 1, LoopKind::Thread, |b, t| {
+        b.for_each(zero, four, 1, LoopKind::Warp, |b, t| {
             let v = b.load(x, &[t], 1);
             b.store(tile, &[t], v);
-            if let Some(scope) = barrier {
-                b.barrier(scope);
-            }
+            between(b, met);
             let next = b.add(t, one);
             let next = b.rem(next, four);
             let v = b.load(tile, &[next], 1);
@@ -147,71 +146,251 @@ fn neighbours(barrier: Option<Scope>) -> Result<(), RunFault> {
 }
 
 #[test]
-fn threads_need_barriers() {
-    assert!(matches!(neighbours(None), Err(RunFault::Race { .. } | RunFault::Uninitialised { .. })));
+fn warps_need_barriers() {
+    let none = neighbours(|_, _| {});
+    assert!(matches!(none, Err(RunFault::Race { .. } | RunFault::Uninitialised { .. })), "{none:?}");
+    let arrived = |b: &mut Builder, met: Buf| {
+        let zero = b.const_i64(0);
+        b.arrive(met, zero);
+    };
+    let unheard = neighbours(arrived);
+    assert!(matches!(unheard, Err(RunFault::Race { .. } | RunFault::Uninitialised { .. })), "{unheard:?}");
     // The second grid index reads what the first wrote.
-    assert!(matches!(neighbours(Some(Scope::Block)), Err(RunFault::Race { buffer, .. }) if buffer == "x"));
-    let divergent = run_on_buffers(|b, _, _, _| {
-        let (zero, four) = (b.const_i64(0), b.const_i64(4));
-        b.for_each(zero, four, 1, LoopKind::Thread, |b, t| {
-            let some = b.gt(t, zero);
-            b.if_then(some, |b| b.barrier(Scope::Block));
-        });
+    let met = neighbours(|b, met| {
+        arrived(b, met);
+        let zero = b.const_i64(0);
+        b.wait(met, zero, zero);
     });
-    assert_eq!(divergent, Err(RunFault::DivergentBarrier { arrived: 3, expected: 4 }));
+    assert!(matches!(met, Err(RunFault::Race { ref buffer, .. }) if buffer == "x"), "{met:?}");
+    // A phase that nobody begins.
+    let never = neighbours(|b, met| {
+        arrived(b, met);
+        let (zero, one) = (b.const_i64(0), b.const_i64(1));
+        b.wait(met, zero, zero);
+        b.wait(met, zero, one);
+    });
+    let Err(RunFault::Deadlock { waiting }) = never else { panic!("{never:?}") };
+    assert_eq!(waiting[3], "warp 3 waits for met[0] parity 1, where 0 of 4 have arrived");
 }
 
-/// Copies `x` to a shared tile and reads it, after `wait` did its part.
-fn copied(completion: Completion, wait: impl FnOnce(&mut Builder)) -> Result<(), RunFault> {
+/// Copies two runs of `x` to a shared tile and reads it, after `wait` did its part.
+fn copied(counts: bool, wait: impl FnOnce(&mut Builder)) -> Result<Vec<f32>, RunFault> {
     let mut b = Builder::new("copy");
-    let x = b.param("x", DType::F32, [4], Access::Read);
-    let y = b.param("y", DType::F32, [4], Access::Write);
+    let x = b.param("x", DType::F32, [8], Access::Read);
+    let y = b.param("y", DType::F32, [8], Access::Write);
     b.grid([1]);
-    let zero = b.const_i64(0);
-    let tile = b.alloc_in(Space::Shared, Swizzle::None, "tile", DType::F32, [2, 4]);
-    b.async_copy((tile, &[zero, zero]), (x, &[zero]), 4, completion);
-    wait(&mut b);
-    let v = b.load(tile, &[zero, zero], 4);
-    b.store(y, &[zero], v);
+    let (zero, one, four) = (b.const_i64(0), b.const_i64(1), b.const_i64(4));
+    let tile = b.alloc_in(Space::Shared, Swizzle::None, "tile", DType::F32, [8]);
+    b.for_each(zero, one, 1, LoopKind::Warp, |b, _| {
+        let runs = b.iota(DType::I64, 2);
+        let apart = b.splat(four, 2);
+        let runs = b.mul(runs, apart);
+        let other = b.sub(apart, runs);
+        let counts = counts.then(|| b.add(runs, runs));
+        b.copy((tile, &[runs]), (x, &[other]), 8, counts);
+        wait(b);
+        let v = b.load(tile, &[zero], 8);
+        b.store(y, &[zero], v);
+    });
     let kernel = b.finish();
     assert_eq!(faults(&kernel), "");
-    let mut args = [Buffer::from_f32(&[1.0, 2.0, 3.0, 4.0]), Buffer::uninit(DType::F32, 4)];
-    run(&kernel, &mut args)?;
-    assert_eq!(args[0], args[1]);
-    Ok(())
-}
-
-#[test]
-fn asynchronous_copies_are_waited_for() {
-    let early = copied(Completion::Group, |b| b.async_commit());
-    assert_eq!(early, Err(RunFault::Uninitialised { buffer: "tile".into(), at: vec![0, 0] }));
-    let uncommitted = copied(Completion::Group, |b| b.async_wait(Completion::Group, 0));
-    assert!(matches!(uncommitted, Err(RunFault::Uninitialised { .. })));
-    let group = copied(Completion::Group, |b| {
-        b.async_commit();
-        b.async_wait(Completion::Group, 0);
-    });
-    assert_eq!(group, Ok(()));
-    assert_eq!(copied(Completion::Mbarrier(1), |b| b.async_wait(Completion::Mbarrier(1), 0)), Ok(()));
-    let other = copied(Completion::Mbarrier(1), |b| b.async_wait(Completion::Mbarrier(2), 0));
-    assert!(matches!(other, Err(RunFault::Uninitialised { .. })));
-}
-
-#[test]
-fn tiles_are_multiplied() {
-    let mut b = Builder::new("tiles");
-    let a = b.param("a", DType::F32, [2, 2], Access::Read);
-    let w = b.param("w", DType::F32, [2, 2], Access::Read);
-    let d = b.param("d", DType::F32, [2, 2], Access::ReadWrite);
-    b.grid([1]);
-    let zero = b.const_i64(0);
-    let place = |buf| Place { buf, index: vec![zero, zero] };
-    b.mma(Mma { m: 2, n: 2, k: 2, d: place(d), a: place(a), b: place(w), b_rows_are_k: false });
-    let kernel = b.finish();
     assert_eq!(text::parse(&kernel.to_string()).unwrap(), kernel);
-    let mut args = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0], [100.0, 0.0, 0.0, 0.0]].map(|x| Buffer::from_f32(&x));
-    run(&kernel, &mut args).unwrap();
-    assert_eq!(args[2].to_f32(), [117.0, 23.0, 39.0, 53.0]);
+    let x: Vec<f32> = (1..9).map(|i| i as f32).collect();
+    let mut args = [Buffer::from_f32(&x), Buffer::uninit(DType::F32, 8)];
+    run(&kernel, &mut args)?;
+    Ok(args[1].to_f32())
+}
+
+#[test]
+fn copies_are_waited_for() {
+    let early = copied(false, |b| b.team_op(TeamOp::Commit));
+    assert_eq!(early, Err(RunFault::Uninitialised { buffer: "tile".into(), at: vec![0] }));
+    let uncommitted = copied(false, |b| b.team_op(TeamOp::AwaitCopies(0)));
+    assert!(matches!(uncommitted, Err(RunFault::Uninitialised { .. })));
+    let pending = copied(false, |b| {
+        b.team_op(TeamOp::Commit);
+        b.team_op(TeamOp::AwaitCopies(1));
+    });
+    assert!(matches!(pending, Err(RunFault::Uninitialised { .. })));
+    let whole = |b: &mut Builder| {
+        b.team_op(TeamOp::Commit);
+        b.team_op(TeamOp::AwaitCopies(0));
+    };
+    assert_eq!(copied(false, whole), Ok(vec![5.0, 6.0, 7.0, 8.0, 1.0, 2.0, 3.0, 4.0]));
+    // None of the first run, all of the second.
+    assert_eq!(copied(true, whole), Ok(vec![0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0]));
+}
+
+/// What may be left out of, or go wrong in, [`pipeline`].
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Fault {
+    None,
+    NoFull,
+    NoEmpty,
+    NoFence,
+    LateFence,
+    NoCopyWait,
+    NoSettle,
+    EarlyEmpty,
+    WrongParity,
+    LazyWarp,
+}
+
+const DEPTH: i64 = 64;
+const STAGES: i64 = 2;
+
+/// 64 rows of bf16 by 16 columns, `steps` times 64 elements: a warp brings tiles to shared memory, four multiply them.
+fn pipeline(steps: i64, fault: Fault) -> Kernel {
+    let mut b = Builder::new("pipeline");
+    let x = b.param("x", DType::BF16, [64 * steps * DEPTH], Access::Read);
+    let w = b.param("w", DType::BF16, [16 * steps * DEPTH], Access::Read);
+    let y = b.param("y", DType::F32, [64 * 16], Access::Write);
+    b.grid([1]);
+    let tile = |b: &mut Builder, name: &str, rows: i64| {
+        b.alloc_in(Space::Shared, Swizzle::B128, name, DType::BF16, [STAGES * rows * DEPTH])
+    };
+    let (a, c) = (tile(&mut b, "a", 64), tile(&mut b, "b", 16));
+    let (full, empty) = (b.barriers("full", STAGES, 1), b.barriers("empty", STAGES, 4));
+    let [zero, one, four, all, count, stages, depth] =
+        [0, 1, 4, 8, steps, STAGES, DEPTH].map(|n| b.const_i64(n));
+    b.for_each(zero, all, 1, LoopKind::Warp, |b, warp| {
+        let (multiplies, brings) = (b.lt(warp, four), b.eq(warp, four));
+        b.if_then(brings, |b| {
+            b.for_each(zero, count, 1, LoopKind::Serial, |b, step| {
+                let (stage, round) = (b.rem(step, stages), b.div(step, stages));
+                if fault != Fault::NoEmpty {
+                    let parity = if fault == Fault::WrongParity { round } else { b.add(round, one) };
+                    b.wait(empty, stage, parity);
+                }
+                for (from, to, rows) in [(x, a, 64), (w, c, 16)] {
+                    // Thirty-two runs of eight at a time: four rows.
+                    let quads = b.const_i64(rows / 4);
+                    b.for_each(zero, quads, 1, LoopKind::Serial, |b, quad| {
+                        let runs = b.iota(DType::I64, 32);
+                        let [three, seven, eight] = [3, 7, 8].map(|n| b.const_i64(n));
+                        let [shift, low, each] = [three, seven, eight].map(|v| b.splat(v, 32));
+                        let (row, column) = (b.ushr(runs, shift), b.and(runs, low));
+                        let column = b.mul(column, each);
+                        let first = b.mul(quad, four);
+                        let first = b.splat(first, 32);
+                        let row = b.add(first, row);
+                        let pitch = b.const_i64(steps * DEPTH);
+                        let pitch = b.splat(pitch, 32);
+                        let start = b.mul(row, pitch);
+                        let at = b.mul(step, depth);
+                        let at = b.splat(at, 32);
+                        let source = b.add(start, at);
+                        let source = b.add(source, column);
+                        let wide = b.splat(depth, 32);
+                        let target = b.mul(row, wide);
+                        let target = b.add(target, column);
+                        let size = b.const_i64(rows * DEPTH);
+                        let base = b.mul(stage, size);
+                        let base = b.splat(base, 32);
+                        let target = b.add(target, base);
+                        b.copy((to, &[target]), (from, &[source]), 256, None);
+                    });
+                }
+                b.team_op(TeamOp::Commit);
+                if fault != Fault::NoCopyWait {
+                    b.team_op(TeamOp::AwaitCopies(0));
+                }
+                if !matches!(fault, Fault::NoFence | Fault::LateFence) {
+                    b.team_op(TeamOp::FenceAsync);
+                }
+                b.arrive(full, stage);
+                if fault == Fault::LateFence {
+                    b.team_op(TeamOp::FenceAsync);
+                }
+            });
+        });
+        b.if_then(multiplies, |b| {
+            let none = b.const_f32(0.0);
+            let none = [b.splat(none, 128); 2];
+            let sums = b.for_loop(zero, count, 1, LoopKind::Serial, &none, |b, step, sums| {
+                let (stage, round) = (b.rem(step, stages), b.div(step, stages));
+                if fault != Fault::NoFull {
+                    b.wait(full, stage, round);
+                }
+                let sizes = [64 * DEPTH, 16 * DEPTH].map(|n| b.const_i64(n));
+                let [rows, columns] = sizes.map(|n| b.mul(stage, n));
+                if fault == Fault::EarlyEmpty {
+                    b.arrive(empty, stage);
+                }
+                let product = |b: &mut Builder| {
+                    let open = b.wgmma((a, rows), (c, columns), DEPTH as u32, 16, Some(sums));
+                    b.settle(&open, if fault == Fault::NoSettle { 1 } else { 0 })
+                };
+                let sums = if fault == Fault::LazyWarp {
+                    let some = b.lt(warp, one);
+                    b.if_else(some, product, |_| sums.to_vec())
+                } else {
+                    product(b)
+                };
+                if fault != Fault::EarlyEmpty {
+                    b.arrive(empty, stage);
+                }
+                sums
+            });
+            for (i, sum) in sums.iter().enumerate() {
+                let size = b.const_i64(256);
+                let base = b.mul(warp, size);
+                let offset = b.const_i64(i as i64 * 128);
+                let at = b.add(base, offset);
+                b.store(y, &[at], *sum);
+            }
+        });
+    });
+    b.finish()
+}
+
+fn run_pipeline(steps: i64, fault: Fault, seed: u64) -> Result<Vec<f32>, RunFault> {
+    let kernel = pipeline(steps, fault);
+    assert_eq!(faults(&kernel), "");
+    assert_eq!(text::parse(&kernel.to_string()).unwrap(), kernel);
+    let small = |n: i64, unit: i64| -> Buffer {
+        let value = |i: i64| half::bf16::from_f32((i * unit % 7 - 3) as f32).to_le_bytes();
+        Buffer::from_bytes(DType::BF16, (0..n).flat_map(value).collect())
+    };
+    let args = [small(64 * steps * DEPTH, 5), small(16 * steps * DEPTH, 3), Buffer::uninit(DType::F32, 64 * 16)];
+    let mut args = args;
+    interpret::run_seeded(&kernel, &Bindings::new(), &mut args, (0..1, interpret::DEFAULT_STEPS), seed)
+        .map_err(|e| e.fault)?;
+    Ok(args[2].to_f32())
+}
+
+#[test]
+fn pipelines_multiply_in_any_order_of_warps() {
+    let steps = 5;
+    let value = |i: i64, unit: i64| (i * unit % 7 - 3) as f32;
+    let length = steps * DEPTH;
+    for seed in [0, 1, 2, 77] {
+        let found = run_pipeline(steps, Fault::None, seed).unwrap();
+        for (i, found) in found.into_iter().enumerate() {
+            let (warp, half, lane) = (i / 256, i / 128 % 2, i as u32 % 128);
+            let (row, column) = matrix_place(2, lane);
+            let (row, column) = (16 * warp as i64 + i64::from(row), 8 * half as i64 + i64::from(column));
+            let sum: f32 = (0..length).map(|k| value(row * length + k, 5) * value(column * length + k, 3)).sum();
+            assert_eq!(found, sum, "row {row}, column {column}");
+        }
+    }
+}
+
+#[test]
+fn whatever_a_pipeline_leaves_out_is_found() {
+    let found = |fault: Fault| run_pipeline(5, fault, 3).map(|_| ()).unwrap_err();
+    let races = |fault: Fault| {
+        let found = found(fault);
+        assert!(matches!(found, RunFault::Race { .. } | RunFault::Uninitialised { .. }), "{fault:?}: {found}");
+    };
+    [Fault::NoFull, Fault::NoCopyWait, Fault::EarlyEmpty].into_iter().for_each(races);
+    // What comes two rounds early is taken for what came before.
+    assert!(matches!(found(Fault::NoEmpty), RunFault::Race { .. } | RunFault::Deadlock { .. }));
+    assert_eq!(found(Fault::NoFence), RunFault::NoFence { buffer: "a".into(), at: vec![0] });
+    assert_eq!(found(Fault::LateFence), RunFault::NoFence { buffer: "a".into(), at: vec![0] });
+    assert_eq!(found(Fault::NoSettle), RunFault::OpenSum);
+    assert!(matches!(found(Fault::WrongParity), RunFault::Deadlock { .. }));
+    assert!(matches!(found(Fault::LazyWarp), RunFault::Diverges { .. }));
 }
 
 /// `dot` of the given lanes.

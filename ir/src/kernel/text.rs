@@ -110,7 +110,7 @@ impl Kernel {
             Stmt::Prefetch(place) => write!(f, "prefetch {}", self.place_text(place)),
             Stmt::Alloc(i) => match self.allocs.get(*i as usize) {
                 Some(a) => {
-                    write!(f, "alloc {} : {}[{}] {}", a.name, a.dtype, commas(&a.shape), a.space.name())?;
+                    write!(f, "alloc {} : {}[{}] {}", a.name, a.dtype, commas(&a.shape), a.space)?;
                     match a.swizzle {
                         Swizzle::None => Ok(()),
                         s => write!(f, " swizzle {}", s.bytes()),
@@ -142,20 +142,27 @@ impl Kernel {
                 }
                 write!(f, "{:indent$}}}", "")
             }
-            Stmt::Barrier(scope) => match scope {
-                Scope::Block => f.write_str("barrier block"),
-                Scope::Warpgroup => f.write_str("barrier warpgroup"),
-                Scope::Named(n) => write!(f, "barrier named {n}"),
+            Stmt::Team(op) => match op {
+                TeamOp::Arrive(place) => write!(f, "arrive {}", self.place_text(place)),
+                TeamOp::Wait { place, parity } => write!(f, "wait {} parity {parity}", self.place_text(place)),
+                TeamOp::Commit => f.write_str("commit"),
+                TeamOp::AwaitCopies(n) => write!(f, "await_copies pending {n}"),
+                TeamOp::FenceAsync => f.write_str("fence_async"),
+                TeamOp::Registers(n) => write!(f, "registers {n}"),
             },
-            Stmt::AsyncCopy { to, from, count, completion } => {
-                write!(f, "async_copy {} = {} count {count} {completion}", self.place_text(to), self.place_text(from))
+            Stmt::Copy(c) => {
+                let [to, from] = [&c.to, &c.from].map(|p| self.place_text(p));
+                write!(f, "copy {to} = {from} lanes {}", c.lanes)?;
+                c.counts.map_or(Ok(()), |v| write!(f, " counts {v}"))
             }
-            Stmt::AsyncCommit => f.write_str("async_commit"),
-            Stmt::AsyncWait { completion, pending } => write!(f, "async_wait {completion} pending {pending}"),
-            Stmt::Mma(m) => {
-                let order = if m.b_rows_are_k { "kn" } else { "nk" };
-                let [d, a, b] = [&m.d, &m.a, &m.b].map(|p| self.place_text(p));
-                write!(f, "mma {} x {} x {} {order} {d} += {a}, {b}", m.m, m.n, m.k)
+            Stmt::Wgmma(w) => {
+                let [a, b] = [&w.a, &w.b].map(|p| self.place_text(p));
+                write!(f, "{} = wgmma {a}, {b} depth {}", commas(&w.results), w.depth)?;
+                if w.sums.is_empty() { Ok(()) } else { write!(f, " sums {}", commas(&w.sums)) }
+            }
+            Stmt::Settle(s) if s.open.is_empty() => write!(f, "settle pending {}", s.pending),
+            Stmt::Settle(s) => {
+                write!(f, "{} = settle pending {} of {}", commas(&s.results), s.pending, commas(&s.open))
             }
         }
     }
@@ -223,11 +230,12 @@ impl Display for Const {
     }
 }
 
-impl Display for Completion {
+impl Display for Space {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         match self {
-            Completion::Group => f.write_str("group"),
-            Completion::Mbarrier(n) => write!(f, "mbarrier {n}"),
+            Space::Local => f.write_str("local"),
+            Space::Shared => f.write_str("shared"),
+            Space::Barrier(n) => write!(f, "barrier {n}"),
         }
     }
 }
@@ -249,8 +257,7 @@ macro_rules! names {
 }
 
 names!(Access { Read = "read", Write = "write", ReadWrite = "read_write" });
-names!(Space { Local = "local", Shared = "shared" });
-names!(LoopKind { Serial = "serial", Unroll = "unroll", Thread = "thread", Warp = "warp", Warpgroup = "warpgroup" });
+names!(LoopKind { Serial = "serial", Unroll = "unroll", Warp = "warp" });
 names!(UnaryOp {
     Neg = "neg",
     Abs = "abs",

@@ -82,14 +82,18 @@ pub enum Fault {
     ConcurrentCarry { kind: &'static str },
     #[error("{expected} values are due, {found} are given")]
     ValueCount { expected: usize, found: usize },
-    #[error("an asynchronous copy goes from a parameter to a shared allocation")]
-    CopyPlaces,
-    #[error("waiting for an mbarrier leaves nothing pending")]
-    MbarrierPending,
-    #[error("tiles are at least 1 by 1 by 1 and have two dimensions")]
-    MmaShape,
-    #[error("no matrix product of {a} and {b} into {d}")]
-    MmaTypes { a: DType, b: DType, d: DType },
+    #[error("a copy goes from a parameter to a shared allocation, in runs of 4, 8 or 16 bytes")]
+    CopyRuns,
+    #[error("it is for the warps of a block, and stands in no loop over warps")]
+    NoWarps,
+    #[error("{buffer} is {expected}")]
+    Barrier { buffer: String, expected: &'static str },
+    #[error("registers are a multiple of 8 from 24 to 240, not {count}")]
+    Registers { count: u32 },
+    #[error("no product of {a} and {b} of depth {depth} with {results} results: bf16 or f8e4m3, 32 to 128 bytes, 1 to 32")]
+    NoWgmma { a: DType, b: DType, depth: u32, results: usize },
+    #[error("{buffer} is no shared allocation of one dimension with swizzle 128")]
+    NoTile { buffer: String },
 }
 
 /// Unrolled loops run at most this many iterations.
@@ -296,7 +300,7 @@ impl Verifier<'_> {
                 };
                 self.alive[*i as usize] = Some(self.concurrent);
                 self.born[*i as usize] += 1;
-                if alloc.space == Space::Shared && self.concurrent > 0 {
+                if alloc.space != Space::Local && self.concurrent > 0 {
                     self.fault(Fault::SharedInThread { buffer: alloc.name.clone() });
                 }
             }
@@ -311,41 +315,107 @@ impl Verifier<'_> {
                 }
                 c.results.iter().for_each(|r| self.define(*r));
             }
-            Stmt::Barrier(_) | Stmt::AsyncCommit => {}
-            Stmt::AsyncCopy { to, from, .. } => {
-                let (t, f) = (self.access(to, false), self.access(from, true));
-                let shared = |b: Buf| match b {
-                    Buf::Param(_) => false,
-                    Buf::Alloc(i) => self.kernel.allocs.get(i as usize).is_some_and(|a| a.space == Space::Shared),
-                };
-                if !shared(to.buf) || matches!(from.buf, Buf::Alloc(_)) {
-                    self.fault(Fault::CopyPlaces);
+            Stmt::Team(op) => self.team_op(op),
+            Stmt::Copy(c) => self.copy(c),
+            Stmt::Wgmma(w) => self.wgmma(w),
+            Stmt::Settle(s) => {
+                self.in_warps();
+                if s.results.len() != s.open.len() {
+                    self.fault(Fault::ValueCount { expected: s.results.len(), found: s.open.len() });
                 }
-                if let (Some((buffer, expected)), Some((_, found))) = (t, f)
-                    && expected != found
-                {
-                    self.fault(Fault::ElementType { buffer, expected, found });
-                }
-            }
-            Stmt::AsyncWait { completion, pending } => {
-                if matches!(completion, Completion::Mbarrier(_)) && *pending != 0 {
-                    self.fault(Fault::MbarrierPending);
-                }
-            }
-            Stmt::Mma(m) => {
-                let (d, a, b) = (self.access(&m.d, false), self.access(&m.a, true), self.access(&m.b, true));
-                let _ = self.access(&m.d, true);
-                if [&m.d, &m.a, &m.b].iter().any(|p| p.index.len() < 2) || m.m.min(m.n).min(m.k) == 0 {
-                    self.fault(Fault::MmaShape);
-                }
-                if let (Some((_, d)), Some((_, a)), Some((_, b))) = (d, a, b) {
-                    let known = [DType::F32, DType::BF16, DType::F16, DType::F8E4M3];
-                    if d != DType::F32 || a != b || !known.contains(&a) {
-                        self.fault(Fault::MmaTypes { a, b, d });
-                    }
-                }
+                s.open.iter().for_each(|v| self.want(*v, MATRIX[2]));
+                s.results.iter().for_each(|v| self.define_sum(*v));
             }
         }
+    }
+
+    fn in_warps(&mut self) {
+        if self.concurrent == 0 {
+            self.fault(Fault::NoWarps);
+        }
+    }
+
+    fn define_sum(&mut self, value: Value) {
+        if let Some(found) = self.type_of(value).filter(|ty| *ty != MATRIX[2]) {
+            self.fault(Fault::ResultType { expected: MATRIX[2].to_string(), found });
+        }
+        self.define(value);
+    }
+
+    fn team_op(&mut self, op: &TeamOp) {
+        self.in_warps();
+        match op {
+            TeamOp::Arrive(place) => self.barrier(place),
+            TeamOp::Wait { place, parity } => {
+                self.barrier(place);
+                self.want(*parity, ValueType::INDEX);
+            }
+            TeamOp::Registers(count) if !count.is_multiple_of(8) || !(24..=240).contains(count) => {
+                self.fault(Fault::Registers { count: *count });
+            }
+            TeamOp::Commit | TeamOp::AwaitCopies(_) | TeamOp::FenceAsync | TeamOp::Registers(_) => {}
+        }
+    }
+
+    fn barrier(&mut self, place: &Place) {
+        let space = self.alloc(place.buf).map(|a| a.space);
+        if let Some((buffer, _)) = self.place(place, 1)
+            && !matches!(space, Some(Space::Barrier(_)))
+        {
+            self.fault(Fault::Barrier { buffer, expected: "no barrier" });
+        }
+    }
+
+    fn alloc(&self, buf: Buf) -> Option<&Alloc> {
+        match buf {
+            Buf::Param(_) => None,
+            Buf::Alloc(i) => self.kernel.allocs.get(i as usize),
+        }
+    }
+
+    fn copy(&mut self, c: &AsyncCopy) {
+        self.in_warps();
+        let runs = [&c.to, &c.from].map(|p| p.index.last().and_then(|v| self.type_of(*v)).map_or(1, |ty| ty.lanes));
+        let (to, from) = (self.access_runs(&c.to, false, runs[0]), self.access_runs(&c.from, true, runs[1]));
+        let shared = self.alloc(c.to.buf).is_some_and(|a| a.space == Space::Shared);
+        if let (Some((buffer, expected)), Some((_, found))) = (to, from) {
+            if expected != found {
+                self.fault(Fault::ElementType { buffer, expected, found });
+            }
+            let bits = u64::from(c.lanes / runs[0]) * found.bits();
+            let whole = c.lanes.is_multiple_of(runs[0]) && runs[0] == runs[1] && !found.is_packed();
+            if !shared || matches!(c.from.buf, Buf::Alloc(_)) || !whole || ![32, 64, 128].contains(&bits) {
+                self.fault(Fault::CopyRuns);
+            }
+        }
+        if let Some(counts) = c.counts {
+            self.want(counts, ValueType::vector(DType::I64, runs[0]));
+        }
+    }
+
+    fn wgmma(&mut self, w: &Wgmma) {
+        self.in_warps();
+        let formats = [&w.a, &w.b].map(|place| {
+            let tile = |a: &Alloc| a.space == Space::Shared && a.swizzle == Swizzle::B128 && a.shape.len() == 1;
+            let tile = self.alloc(place.buf).is_some_and(tile);
+            let (buffer, dtype) = self.access(place, true)?;
+            if !tile {
+                self.fault(Fault::NoTile { buffer });
+            }
+            Some(dtype)
+        });
+        if let [Some(a), Some(b)] = formats {
+            let bytes = a.bytes(w.depth.into());
+            let fits = matches!(a, DType::BF16 | DType::F8E4M3) && bytes <= 128 && w.depth > 0;
+            if a != b || !fits || !bytes.is_multiple_of(WGMMA_STEP) || !(1..=32).contains(&w.results.len()) {
+                self.fault(Fault::NoWgmma { a, b, depth: w.depth, results: w.results.len() });
+            }
+        }
+        if !w.sums.is_empty() && w.sums.len() != w.results.len() {
+            self.fault(Fault::ValueCount { expected: w.results.len(), found: w.sums.len() });
+        }
+        w.sums.iter().for_each(|v| self.want(*v, MATRIX[2]));
+        w.results.iter().for_each(|v| self.define_sum(*v));
     }
 
     fn for_stmt(&mut self, l: &For) {
@@ -363,7 +433,7 @@ impl Verifier<'_> {
                 self.fault(Fault::UnrollBounds { limit: MAX_UNROLL });
             }
         }
-        if l.kind.is_concurrent() && !l.init.is_empty() {
+        if l.kind == LoopKind::Warp && !l.init.is_empty() {
             self.fault(Fault::ConcurrentCarry { kind: l.kind.name() });
         }
         for found in [l.carried.len(), l.results.len(), l.body.yields.len()] {
@@ -386,9 +456,9 @@ impl Verifier<'_> {
             self.fault(Fault::ResultType { expected: "i64".into(), found: self.kernel.ty(l.var) });
         }
         l.carried.iter().for_each(|v| self.define(*v));
-        self.concurrent += l.kind.is_concurrent() as usize;
+        self.concurrent += (l.kind == LoopKind::Warp) as usize;
         self.scoped_block(&l.body, &l.carried);
-        self.concurrent -= l.kind.is_concurrent() as usize;
+        self.concurrent -= (l.kind == LoopKind::Warp) as usize;
         self.visible = outer;
         l.results.iter().for_each(|r| self.define(*r));
     }
@@ -407,7 +477,8 @@ impl Verifier<'_> {
         self.access_runs(place, reads, 1)
     }
 
-    fn access_runs(&mut self, place: &Place, reads: bool, runs: u32) -> Option<(String, DType)> {
+    /// Checks indices; gives the buffer's name and format.
+    fn place(&mut self, place: &Place, runs: u32) -> Option<(String, DType)> {
         for (i, v) in place.index.iter().enumerate() {
             let last = i + 1 == place.index.len();
             self.want(*v, ValueType::vector(DType::I64, if last { runs } else { 1 }));
@@ -426,6 +497,12 @@ impl Verifier<'_> {
         if shape.len() != place.index.len() {
             self.fault(Fault::Rank { buffer: buffer.clone(), expected: shape.len(), found: place.index.len() });
         }
+        Some((buffer, dtype))
+    }
+
+    fn access_runs(&mut self, place: &Place, reads: bool, runs: u32) -> Option<(String, DType)> {
+        let (buffer, dtype) = self.place(place, runs)?;
+        let k = self.kernel;
         match place.buf {
             Buf::Param(i) => {
                 let access = k.params[i as usize].access;
@@ -442,6 +519,9 @@ impl Verifier<'_> {
                 None => self.fault(Fault::DeadAlloc { buffer: buffer.clone() }),
                 Some(depth) if depth != self.concurrent && k.allocs[i as usize].space == Space::Local => {
                     self.fault(Fault::SharedLocal { buffer: buffer.clone() });
+                }
+                Some(_) if matches!(k.allocs[i as usize].space, Space::Barrier(_)) => {
+                    self.fault(Fault::Barrier { buffer: buffer.clone(), expected: "a barrier" });
                 }
                 Some(_) => {}
             },

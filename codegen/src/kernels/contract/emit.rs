@@ -6,7 +6,7 @@ pub use super::epilogue::finish;
 use super::epilogue::on_vectors;
 use super::schedule::{Form, Schedule, WIDE_SUMS, steps};
 use super::view::{Access, Var};
-use super::{laid, packed, tiles};
+use super::{laid, packed, pipeline, tiles};
 use hadal_ir::kernel::{Buf, Builder, Kernel, LoopKind, ReduceOp, Value};
 use hadal_types::{DType, Dim};
 
@@ -40,10 +40,13 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
     let env = last.iter().fold(env, |env, letter| env.with(*letter, dimension(&mut b, *letter)));
     let all = s.rows.map_or(Dim::from(1i64), |m| desc.size(m).clone());
     match &desc.grouped {
-        None if s.form == Form::Tiles => {
+        None if matches!(s.form, Form::Tiles | Form::Pipeline) => {
             let walkers = tiles::walkers(desc, s);
             let (first, total) = (b.grid_dim(walkers), b.dim(&all));
-            tiles::cell(&mut b, desc, s, &env, ((lo, hi), total), (first, walkers));
+            match s.form {
+                Form::Tiles => tiles::cell(&mut b, desc, s, &env, ((lo, hi), total), (first, walkers)),
+                _ => pipeline::cell(&mut b, desc, s, &env, (lo, hi), (total, first, walkers)),
+            }
         }
         None if s.rows_block.is_some() => {
             // Extents of a grid are affine in the symbols, so there is an index for every row: the first of a block
@@ -374,7 +377,7 @@ impl<'a> Emitter<'a> {
             Form::Dot => self.dot_chunk(b, rows, n, width, converted),
             Form::Outer => self.outer_chunk(b, rows, n, width),
             // Its cells are its own.
-            Form::Packed | Form::Laid | Form::Tiles => {}
+            Form::Packed | Form::Laid | Form::Tiles | Form::Pipeline => {}
         }
     }
 

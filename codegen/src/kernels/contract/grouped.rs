@@ -214,7 +214,7 @@ mod tests {
     use hadal_ir::{Bindings, Func, Range, Tensor, interpret};
     use hadal_types::{DType, Sym};
 
-    const WIDE: Target = Target { lanes: 16, registers: 32, dots: true, cache: 4 * 32 * 64 };
+    const WIDE: Target = Target { lanes: 16, registers: 32, dots: true, warpgroups: false, cache: 4 * 32 * 64 };
 
     /// Which expert the n-th choice of all is, of so many.
     type Choice = fn(i64, i64) -> i64;

@@ -36,6 +36,7 @@ mod grouped;
 mod laid;
 mod packed;
 pub mod schedule;
+mod pipeline;
 mod tiles;
 pub mod variants;
 pub mod view;

@@ -14,15 +14,15 @@
 //! *Laid form*: weights that are stored as panels, read where they lie by rows of any number (`laid.rs`). Products are
 //! added in the order of the summed letter, in entries for steps too.
 //!
-//! *Tiles*, on GPUs for many rows: what tensor cores multiply (`tiles.rs`).
+//! *Tiles*, on GPUs for many rows: what tensor cores multiply (`tiles.rs`); *pipelines* where a block's warps share what is
+//! brought to shared memory (`pipeline.rs`).
 //!
 //! An element's order of summation is a function of the form and its lanes only, not of tile, grid or `T`: so all
 //! tile variants of one kernel agree to the last bit. Only in entries for steps (`STEP` new tokens at most) are there
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
 use super::desc::{Desc, Role};
-use super::laid;
-use super::tiles;
+use super::{laid, pipeline, tiles};
 use super::view::{Access, Affine, Var, VarKind};
 use crate::kernels::Target;
 use crate::kernels::index::gcd;
@@ -42,6 +42,8 @@ pub enum Form {
     Laid,
     /// What tensor cores take.
     Tiles,
+    /// The same, brought to shared memory for all warps of a block.
+    Pipeline,
 }
 
 /// How a product-sum is run.
@@ -136,7 +138,7 @@ pub const UNIT: i64 = 64;
 
 /// All schedules that compute `desc`, the preferred one first. Empty where none fits.
 pub fn candidates(desc: &Desc, target: &Target) -> Vec<Schedule> {
-    let mut all = if target.is_warp() { warp(desc) } else { Vec::new() };
+    let mut all = if target.is_warp() { warp(desc, target) } else { Vec::new() };
     if all.is_empty() {
         all = laid::candidates(desc, target);
     }
@@ -161,12 +163,13 @@ const WORD: u32 = 16;
 
 /// Tiles for many rows, where tensor cores take the formats; else lanes of a warp, of which each holds as many
 /// neighbours as it reads at once, and all rows add in this one order.
-fn warp(desc: &Desc) -> Vec<Schedule> {
+fn warp(desc: &Desc, target: &Target) -> Vec<Schedule> {
     let mut all = Vec::new();
     for streamed in [1, 0] {
         let own = if streamed == 0 { Role::Left } else { Role::Right };
         let word = WORD * 8 / desc.operands[streamed].dtype.bits() as u32;
         for k in desc.of_role(Role::Summed) {
+            all.extend(pipeline::schedule(desc, streamed, k).filter(|_| target.warpgroups));
             all.extend(tiles::schedule(desc, streamed, k));
             let lanes = [8, 4, 2, 1].into_iter().filter(|each| *each <= word).map(|each| each * WARP);
             let mut lanes = lanes.filter(|l| *l == WARP || fits(desc, k, i64::from(*l)));
@@ -285,6 +288,7 @@ fn score(desc: &Desc, s: &Schedule) -> i64 {
     let long = if bytes { 128..=i64::MAX } else { 256..=4096 };
     score += match (s.form, s.lanes) {
         (Form::Packed, _) => 12,
+        (Form::Pipeline, _) => 60,
         // Better turned than with weights that lie apart.
         (Form::Tiles, _) if desc.vars.stride(&desc.operands[s.streamed].at, s.lane).is_some_and(|n| n.is(1)) => 48,
         (Form::Tiles, _) => 36,
@@ -650,6 +654,7 @@ impl fmt::Display for Form {
             Form::Packed => "packed",
             Form::Laid => "laid",
             Form::Tiles => "tiles",
+            Form::Pipeline => "pipeline",
         })
     }
 }

@@ -61,7 +61,7 @@ pub(crate) fn function(text: &str) -> Func {
 
 /// Registers of 512 bits and dot products, with a cache so small that sums of everyday length are cut into chunks.
 fn wide() -> Target {
-    Target { lanes: 16, registers: 32, dots: true, cache: 4 * 32 * 64 }
+    Target { lanes: 16, registers: 32, dots: true, warpgroups: false, cache: 4 * 32 * 64 }
 }
 
 /// Lanes of a warp.

@@ -25,8 +25,8 @@ use hadal_ir::kernel::{Buf, Builder, LoopKind, MATRIX, Value};
 use hadal_types::{DType, Dim};
 
 /// Rows, columns and summed elements of one product.
-const ROWS: i64 = 16;
-const COLUMNS: i64 = 8;
+pub const ROWS: i64 = 16;
+pub const COLUMNS: i64 = 8;
 const DEPTH: i64 = 32;
 
 /// Neighbouring elements of a row of factors in a lane.
@@ -123,38 +123,68 @@ pub fn cell(
     (columns, total): ((Value, Value), Value),
     (first, step): (Value, i64),
 ) {
-    let (Some(rows), Some(cols), Some(size)) = (s.rows, s.cols, desc.size(s.lane).as_const()) else { return };
-    let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
-    let (height, width) = (s.tile.0 as i64, s.tile.1 as i64);
-    let whole = desc.size(cols).as_const().is_some_and(|n| n % width == 0);
     // Rows do not meet in banks.
-    let line = width + 8;
+    let line = s.tile.1 as i64 + 8;
     let sums = b.alloc("sums", DType::F32, [ROWS * line]);
-    let cell = Cell { desc, s, env, w, x, rows, cols, size, columns, total, whole, sums, line };
+    let Some(cell) = Cell::new(desc, s, env, (columns, total), (sums, line)) else { return };
+    let height = s.tile.0 as i64;
     let unit = b.const_i64(height);
     let from = b.mul(first, unit);
     b.for_each(from, total, height * step, LoopKind::Serial, |b, m| cell.tile(b, m));
 }
 
-struct Cell<'e, 'a> {
+pub struct Cell<'e, 'a> {
     desc: &'a Desc,
-    s: &'e Schedule,
-    env: &'e Env<'a>,
+    pub s: &'e Schedule,
+    pub env: &'e Env<'a>,
     /// What has the columns.
     w: &'a Access,
     /// What has the rows.
-    x: &'a Access,
+    pub x: &'a Access,
     rows: Var,
     cols: Var,
     /// Length of a sum.
-    size: i64,
-    columns: (Value, Value),
-    total: Value,
+    pub size: i64,
+    pub columns: (Value, Value),
+    pub total: Value,
     /// Whether all tiles have all columns.
     whole: bool,
     /// Sixteen rows of sums, `line` apart.
     sums: Buf,
-    line: i64,
+    pub line: i64,
+}
+
+impl<'e, 'a> Cell<'e, 'a> {
+    pub fn new(
+        desc: &'a Desc,
+        s: &'e Schedule,
+        env: &'e Env<'a>,
+        (columns, total): ((Value, Value), Value),
+        (sums, line): (Buf, i64),
+    ) -> Option<Cell<'e, 'a>> {
+        let (rows, cols, size) = (s.rows?, s.cols?, desc.size(s.lane).as_const()?);
+        let [w, x] = [&desc.operands[s.streamed], &desc.operands[1 - s.streamed]];
+        let whole = desc.size(cols).as_const().is_some_and(|n| n % s.tile.1 as i64 == 0);
+        Some(Cell { desc, s, env, w, x, rows, cols, size, columns, total, whole, sums, line })
+    }
+
+    /// Of what has the rows, or the columns: the operand, the letter, the end, whether there are always as many, and how
+    /// many are in a tile.
+    pub fn operand(&self, number: usize) -> (&'a Access, Var, Value, bool, i64) {
+        match number {
+            0 => (self.x, self.rows, self.total, false, self.s.tile.0 as i64),
+            _ => (self.w, self.cols, self.columns.1, self.whole, self.s.tile.1 as i64),
+        }
+    }
+}
+
+/// The first of each `unit` of `count` times as many, from one on.
+pub fn firsts(b: &mut Builder, from: Value, count: i64, unit: i64) -> Vec<Value> {
+    let firsts = (0..count).map(|i| {
+        let offset = b.const_i64(i * unit);
+        b.add(from, offset)
+    });
+    firsts.collect()
 }
 
 /// Row and place in the row of each `run`th lane of an operand, as `matrix_place` has them.
@@ -202,13 +232,6 @@ impl Cell<'_, '_> {
     /// All columns of the rows from `m` on.
     fn tile(&self, b: &mut Builder, m: Value) {
         let (height, width) = (self.s.tile.0 as i64 / ROWS, self.s.tile.1 as i64 / COLUMNS);
-        let firsts = |b: &mut Builder, from: Value, count: i64, unit: i64| -> Vec<Value> {
-            let firsts = (0..count).map(|i| {
-                let offset = b.const_i64(i * unit);
-                b.add(from, offset)
-            });
-            firsts.collect()
-        };
         let rows = firsts(b, m, height, ROWS);
         let cols = firsts(b, self.columns.0, width, COLUMNS);
         let a: Vec<Runs> = rows.iter().map(|m| self.runs(b, 0, *m)).collect();
@@ -231,16 +254,13 @@ impl Cell<'_, '_> {
             }
         };
         for (m, sums) in rows.iter().zip(sums.chunks(cols.len())) {
-            self.epilogue(b, *m, sums);
+            self.epilogue(b, *m, sums, self.columns, zero);
         }
     }
 
     /// As many rows, or columns, as a product takes: of what is not there the last that is.
     fn runs(&self, b: &mut Builder, operand: usize, first: Value) -> Runs {
-        let (access, letter, end, all) = match operand {
-            0 => (self.x, self.rows, self.total, false),
-            _ => (self.w, self.cols, self.columns.1, self.whole),
-        };
+        let (access, letter, end, all, _) = self.operand(operand);
         let stride = self.desc.vars.stride(&access.at, self.s.lane).unwrap_or_default();
         let run = if stride.is(1) { RUN } else { 1 };
         let lanes = MATRIX[operand].lanes / run;
@@ -326,7 +346,7 @@ impl Cell<'_, '_> {
     }
 
     /// Adds the sums of a group, times its scales, to others.
-    fn scaled(
+    pub fn scaled(
         &self,
         b: &mut Builder,
         k: Value,
@@ -337,10 +357,7 @@ impl Cell<'_, '_> {
         let lanes = MATRIX[2].lanes;
         let env = self.env.with(self.s.lane, k);
         let scales = |b: &mut Builder, operand: usize, first: Value| {
-            let (access, letter, end) = match operand {
-                0 => (self.x, self.rows, self.total),
-                _ => (self.w, self.cols, self.columns.1),
-            };
+            let (access, letter, end, ..) = self.operand(operand);
             let scale = access.scale.as_deref()?;
             let (row, column) = places(b, 2, 1);
             let place = if operand == 0 { row } else { column };
@@ -372,14 +389,16 @@ impl Cell<'_, '_> {
         .collect()
     }
 
-    /// From the sums of sixteen rows to memory.
-    fn epilogue(&self, b: &mut Builder, m: Value, sums: &[Value]) {
+    /// From the sums of sixteen rows and some columns to memory, through what begins at `base`.
+    pub fn epilogue(&self, b: &mut Builder, m: Value, sums: &[Value], (from, to): (Value, Value), base: Value) {
         let (row, place) = places(b, 2, 2);
         let lanes = b.ty(row).lanes;
         let line = b.const_i64(self.line);
         let line = b.splat(line, lanes);
         let row = b.mul(row, line);
         let at = b.add(row, place);
+        let start = b.splat(base, lanes);
+        let at = if b.as_const(base) == Some(0) { at } else { b.add(at, start) };
         for (i, sum) in sums.iter().enumerate() {
             let offset = b.const_i64(i as i64 * COLUMNS);
             let offset = b.splat(offset, lanes);
@@ -389,16 +408,17 @@ impl Cell<'_, '_> {
         let (zero, sixteen) = (b.const_i64(0), b.const_i64(ROWS));
         let left = b.sub(self.total, m);
         let count = b.min(left, sixteen);
-        let (epilogue, width) = (&self.desc.epilogue, self.s.tile.1 as u32);
+        let (epilogue, width) = (&self.desc.epilogue, sums.len() as u32 * COLUMNS as u32);
         let vectors = on_vectors(&self.desc.vars, epilogue, self.cols);
         b.for_each(zero, count, 1, LoopKind::Serial, |b, i| {
             let row = b.add(m, i);
             let env = self.env.row(b, self.rows, row);
             let line = b.const_i64(self.line);
             let line = b.mul(i, line);
-            let (from, to) = self.columns;
+            let line = b.add(line, base);
             if !vectors {
-                let columns = b.sub(to, from);
+                let (columns, most) = (b.sub(to, from), b.const_i64(width.into()));
+                let columns = b.min(columns, most);
                 return b.for_each(zero, columns, 1, LoopKind::Serial, |b, c| {
                     let (at, column) = (b.add(line, c), b.add(from, c));
                     let sum = b.load(self.sums, &[at], 1);

@@ -39,7 +39,7 @@ fn blocks(desc: &Desc, s: &Schedule) -> Vec<Schedule> {
         Form::Dot => s.tile.1.max(s.strip) as i64,
         // Panels are counted, not columns.
         Form::Laid => s.strip as i64,
-        Form::Tiles => return Vec::new(),
+        Form::Tiles | Form::Pipeline => return Vec::new(),
         Form::Outer | Form::Packed => s.tile.1.max(s.strip) as i64 * i64::from(s.register),
     };
     let scaled = |(times, parts): (i64, i64)| {
@@ -59,6 +59,7 @@ fn tiles(s: &Schedule) -> Vec<Schedule> {
         Form::Packed => &[8, 6, 4],
         Form::Laid => &[8, 4],
         Form::Tiles => &[16],
+        Form::Pipeline => &[],
         Form::Dot | Form::Outer => &[2],
     };
     let lower = rows.iter().filter(|r| **r < s.tile.0);

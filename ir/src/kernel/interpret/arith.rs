@@ -135,6 +135,28 @@ pub(super) fn matrix([a, b, c]: [&dyn Fn(usize) -> u64; 3]) -> Vec<u64> {
     (0..MATRIX[2].lanes).map(|lane| bits(sum(lane))).collect()
 }
 
+/// Sixteen rows times eight columns, added to sums whose lanes are those of [`Op::Matrix`].
+pub(super) fn products(
+    format: DType,
+    (rows, columns): (&[Vec<u64>], &[Vec<u64>]),
+    sum: impl Fn(usize) -> u64,
+) -> Vec<u64> {
+    let values = |rows: &[Vec<u64>]| -> Vec<Vec<f64>> {
+        let value = |x: &u64| f64::from(f(cast(format, DType::F32, *x)));
+        rows.iter().map(|row| row.iter().map(value).collect()).collect()
+    };
+    let (a, b) = (values(rows), values(columns));
+    let step = (WGMMA_STEP * 8 / format.bits()) as usize;
+    let total = |lane: u32| {
+        let (row, column) = matrix_place(2, lane);
+        let pairs = a[row as usize].chunks(step).zip(b[column as usize].chunks(step));
+        pairs.fold(f(sum(lane as usize)), |sum, (a, b)| {
+            (f64::from(sum) + a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>()) as f32
+        })
+    };
+    (0..MATRIX[2].lanes).map(|lane| bits(total(lane))).collect()
+}
+
 /// One product of a dot product added to the sum.
 pub(super) fn dot_step(elem: DType, a: u64, b: u64, sum: u64) -> u64 {
     if elem != DType::BF16 {

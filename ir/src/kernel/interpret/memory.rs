@@ -63,7 +63,7 @@ impl Who {
     }
 
     fn name(&self) -> String {
-        format!("grid index {} thread {}", self.grid, self.slot)
+        format!("grid index {} thread {}{}", self.grid, self.slot, if self.clock == OPEN { " (not waited for)" } else { "" })
     }
 }
 
@@ -74,7 +74,10 @@ struct Shadow {
 }
 
 /// Readers remembered per element.
-const READERS: usize = 4;
+const READERS: usize = 32;
+
+/// The step of an access that is not over: before nothing.
+const OPEN: u32 = u32::MAX;
 
 /// Elements an interpreted allocation may have.
 const MAX_ELEMENTS: u64 = 1 << 28;
@@ -113,18 +116,26 @@ impl Memory {
 
     /// The flat index of an element; `whole` where it begins a vector, which cannot start inside a byte.
     pub fn locate(&self, at: Vec<i64>, whole: bool) -> Result<u64, RunFault> {
-        let mut flat = 0u64;
-        for (dim, index) in at.iter().enumerate() {
-            let extent = self.shape.get(dim).copied().unwrap_or(1);
-            if !(0..extent).contains(index) {
-                return Err(RunFault::OutOfBounds { buffer: self.name.clone(), dim, index: *index, extent, at });
-            }
-            flat = flat * extent as u64 + *index as u64;
-        }
+        let flat = locate(&self.name, &self.shape, &at)?;
         if whole && !(flat * self.dtype.bits()).is_multiple_of(8) {
             return Err(RunFault::Misaligned { buffer: self.name.clone(), at });
         }
         Ok(flat)
+    }
+
+    /// Whether there is such an element.
+    pub fn is_inside(&self, flat: u64) -> Result<(), RunFault> {
+        let n = self.buffer.initialised.len() as u64;
+        if flat < n {
+            return Ok(());
+        }
+        let (at, index) = (vec![flat as i64], flat as i64);
+        Err(RunFault::OutOfBounds { buffer: self.name.clone(), dim: 0, index, extent: n as i64, at })
+    }
+
+    /// What is wrong with an element where no product may begin.
+    pub fn misaligned(&self, flat: u64) -> RunFault {
+        RunFault::Misaligned { buffer: self.name.clone(), at: self.coordinates(flat) }
     }
 
     pub fn read(&mut self, flat: u64, who: &Who, clock: &[u32]) -> Result<u64, RunFault> {
@@ -132,14 +143,13 @@ impl Memory {
         if !self.buffer.initialised[i] {
             return Err(RunFault::Uninitialised { buffer: self.name.clone(), at: self.coordinates(flat) });
         }
-        if let Some(shadow) = self.shadow.get_mut(i) {
+        if let Some(shadow) = self.shadow.get(i) {
             if let Some(writer) = shadow.writer.as_ref().filter(|w| !w.is_before(who, clock)).cloned() {
                 return Err(self.race(flat, who, &writer));
             }
-            match shadow.readers.iter().position(|r| r.grid == who.grid && r.slot == who.slot) {
-                Some(known) => shadow.readers[known] = who.clone(),
-                None if shadow.readers.len() < READERS => shadow.readers.push(who.clone()),
-                None => {}
+            let open = |r: &Who| r.grid == who.grid && r.slot == who.slot && r.clock == OPEN;
+            if !shadow.readers.iter().any(open) {
+                self.reader(flat, who.clone());
             }
         }
         Ok(self.get(flat))
@@ -147,20 +157,58 @@ impl Memory {
 
     pub fn write(&mut self, flat: u64, bits: u64, who: &Who, clock: &[u32]) -> Result<(), RunFault> {
         self.claim(flat, who, clock)?;
-        self.finish_copy(flat, bits);
+        self.finish(flat, bits);
         Ok(())
     }
 
-    /// The element is being written by an asynchronous copy: nobody may touch it.
+    /// The element is being written by a copy: nobody may touch it.
     pub fn begin_copy(&mut self, flat: u64, who: &Who, clock: &[u32]) -> Result<(), RunFault> {
         self.claim(flat, who, clock)?;
+        self.shadow[flat as usize].writer = Some(Who { clock: OPEN, ..who.clone() });
         self.buffer.initialised[flat as usize] = false;
         Ok(())
     }
 
-    pub fn finish_copy(&mut self, flat: u64, bits: u64) {
+    /// It is written.
+    pub fn end_copy(&mut self, flat: u64, bits: u64, who: &Who) {
+        self.shadow[flat as usize].writer = Some(who.clone());
+        self.finish(flat, bits);
+    }
+
+    /// The element is being read: nobody may write it. Gives who wrote it.
+    pub fn begin_read(&mut self, flat: u64, who: &Who, clock: &[u32]) -> Result<Option<(usize, u32)>, RunFault> {
+        self.read(flat, who, clock)?;
+        self.reader(flat, Who { clock: OPEN, ..who.clone() });
+        let writer = self.shadow.get(flat as usize).and_then(|s| s.writer.as_ref());
+        Ok(writer.map(|w| (w.slot, w.clock)))
+    }
+
+    /// It is read, unless there is another reading that is not over.
+    pub fn end_read(&mut self, flat: u64, who: &Who, open: bool) -> u64 {
+        if !open {
+            self.reader(flat, who.clone());
+        }
+        self.get(flat)
+    }
+
+    /// Remembers a thread's latest reading.
+    fn reader(&mut self, flat: u64, who: Who) {
+        let Some(shadow) = self.shadow.get_mut(flat as usize) else { return };
+        match shadow.readers.iter().position(|r| r.grid == who.grid && r.slot == who.slot) {
+            Some(known) => shadow.readers[known] = who,
+            None if shadow.readers.len() < READERS => shadow.readers.push(who),
+            None => {}
+        }
+    }
+
+    fn finish(&mut self, flat: u64, bits: u64) {
         self.buffer.initialised[flat as usize] = true;
         self.set(flat, bits);
+    }
+
+    /// What is wrong with reading an element that was written without a fence.
+    pub fn no_fence(&self, flat: u64) -> RunFault {
+        RunFault::NoFence { buffer: self.name.clone(), at: self.coordinates(flat) }
     }
 
     fn claim(&mut self, flat: u64, who: &Who, clock: &[u32]) -> Result<(), RunFault> {
@@ -219,7 +267,21 @@ impl Memory {
     }
 }
 
-fn count(name: &str, shape: &[i64]) -> Result<u64, RunFault> {
+/// The flat index of an element.
+pub(super) fn locate(name: &str, shape: &[i64], at: &[i64]) -> Result<u64, RunFault> {
+    let mut flat = 0u64;
+    for (dim, index) in at.iter().enumerate() {
+        let extent = shape.get(dim).copied().unwrap_or(1);
+        if !(0..extent).contains(index) {
+            let (buffer, at) = (name.into(), at.to_vec());
+            return Err(RunFault::OutOfBounds { buffer, dim, index: *index, extent, at });
+        }
+        flat = flat * extent as u64 + *index as u64;
+    }
+    Ok(flat)
+}
+
+pub(super) fn count(name: &str, shape: &[i64]) -> Result<u64, RunFault> {
     let n = shape.iter().try_fold(1u64, |n, d| n.checked_mul((*d).max(0) as u64));
     n.filter(|n| *n <= MAX_ELEMENTS).ok_or_else(|| RunFault::TooLarge { buffer: name.into() })
 }

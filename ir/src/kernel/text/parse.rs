@@ -106,10 +106,12 @@ impl<'a> Parser<'a> {
         match word {
             "for" => self.for_stmt(names),
             "if" => self.if_stmt(names),
+            "wgmma" => self.wgmma(names),
+            "settle" => self.settle(names),
             _ if !names.is_empty() => {
                 if names.len() > 1 {
                     self.at = at;
-                    return Err(self.expected("for or if, which alone have several results"));
+                    return Err(self.expected("for, if, wgmma or settle, which alone have several results"));
                 }
                 let op = self.op(word, at)?;
                 self.punct(":")?;
@@ -126,40 +128,38 @@ impl<'a> Parser<'a> {
             }
             "prefetch" => Ok(Stmt::Prefetch(self.place()?)),
             "alloc" => self.alloc(),
-            "barrier" => {
-                let at = self.at;
-                Ok(Stmt::Barrier(match self.ident("block, warpgroup or named")? {
-                    "block" => Scope::Block,
-                    "warpgroup" => Scope::Warpgroup,
-                    "named" => Scope::Named(self.number("a number")?),
-                    _ => return Err(self.expected_at(at, "block, warpgroup or named")),
-                }))
+            "arrive" => Ok(Stmt::Team(TeamOp::Arrive(self.place()?))),
+            "wait" => {
+                let place = self.place()?;
+                self.punct("parity")?;
+                Ok(Stmt::Team(TeamOp::Wait { place, parity: self.value()? }))
             }
-            "async_copy" => {
+            "commit" => Ok(Stmt::Team(TeamOp::Commit)),
+            "await_copies" => {
+                self.punct("pending")?;
+                Ok(Stmt::Team(TeamOp::AwaitCopies(self.number("a number of groups")?)))
+            }
+            "fence_async" => Ok(Stmt::Team(TeamOp::FenceAsync)),
+            "registers" => Ok(Stmt::Team(TeamOp::Registers(self.number("a number of registers")?))),
+            "copy" => {
                 let to = self.place()?;
                 self.punct("=")?;
                 let from = self.place()?;
-                self.punct("count")?;
-                let count = self.number("a number of elements")?;
-                let completion = self.completion()?;
-                Ok(Stmt::AsyncCopy { to, from, count, completion })
+                self.punct("lanes")?;
+                let lanes = self.number("a number of elements")?;
+                let counts = self.optional("counts")?;
+                Ok(Stmt::Copy(Box::new(AsyncCopy { to, from, lanes, counts })))
             }
-            "async_commit" => Ok(Stmt::AsyncCommit),
-            "async_wait" => {
-                let completion = self.completion()?;
-                self.punct("pending")?;
-                Ok(Stmt::AsyncWait { completion, pending: self.number("a number of groups")? })
-            }
-            "mma" => self.mma(),
             _ => Err(self.expected_at(
                 start,
-                "a value, for, if, store, prefetch, alloc, barrier, async_copy, async_commit, async_wait or mma",
+                "a value, for, if, store, prefetch, alloc, arrive, wait, copy, commit, await_copies, fence_async, \
+                 registers, wgmma or settle",
             )),
         }
     }
 
     fn for_stmt(&mut self, names: Vec<&'a str>) -> Result<Stmt> {
-        let kind = self.choice("serial, unroll, thread, warp or warpgroup", LoopKind::ALL, LoopKind::name)?;
+        let kind = self.choice("serial, unroll or warp", LoopKind::ALL, LoopKind::name)?;
         let var_name = self.value_name()?;
         self.punct("=")?;
         let lo = self.value()?;
@@ -206,7 +206,14 @@ impl<'a> Parser<'a> {
         self.punct(":")?;
         let dtype = self.dtype()?;
         let shape = self.shape()?;
-        let space = self.choice("local or shared", Space::ALL, Space::name)?;
+        self.skip();
+        let at = self.at;
+        let space = match self.ident("local, shared or barrier")? {
+            "local" => Space::Local,
+            "shared" => Space::Shared,
+            "barrier" => Space::Barrier(self.number("a number of arrivals")?),
+            _ => return Err(self.expected_at(at, "local, shared or barrier")),
+        };
         let mut swizzle = Swizzle::None;
         if self.eat("swizzle") {
             let at = self.at;
@@ -221,24 +228,26 @@ impl<'a> Parser<'a> {
         Ok(Stmt::Alloc(index))
     }
 
-    fn mma(&mut self) -> Result<Stmt> {
-        let m = self.number("a number of rows")?;
-        self.punct("x")?;
-        let n = self.number("a number of columns")?;
-        self.punct("x")?;
-        let k = self.number("a length")?;
-        let at = self.at;
-        let b_rows_are_k = match self.ident("nk or kn")? {
-            "nk" => false,
-            "kn" => true,
-            _ => return Err(self.expected_at(at, "nk or kn")),
-        };
-        let d = self.place()?;
-        self.punct("+=")?;
+    fn wgmma(&mut self, names: Vec<&'a str>) -> Result<Stmt> {
         let a = self.place()?;
         self.punct(",")?;
         let b = self.place()?;
-        Ok(Stmt::Mma(Box::new(Mma { m, n, k, d, a, b, b_rows_are_k })))
+        self.punct("depth")?;
+        let depth = self.number("a number of elements")?;
+        let sums = if self.eat("sums") { self.list(Self::value)? } else { Vec::new() };
+        let results = names.into_iter().map(|name| self.define(name, MATRIX[2])).collect::<Result<_>>()?;
+        Ok(Stmt::Wgmma(Box::new(Wgmma { results, sums, a, b, depth })))
+    }
+
+    fn settle(&mut self, names: Vec<&'a str>) -> Result<Stmt> {
+        self.punct("pending")?;
+        let pending = self.number("a number of products")?;
+        let open = if self.eat("of") { self.list(Self::value)? } else { Vec::new() };
+        if names.len() != open.len() {
+            return Err(self.expected(format!("{} results for {} values", open.len(), open.len())));
+        }
+        let results = self.define_all(&names, &open)?;
+        Ok(Stmt::Settle(Box::new(Settle { results, open, pending })))
     }
 
     fn op(&mut self, word: &str, at: usize) -> Result<Op> {
@@ -351,15 +360,6 @@ impl<'a> Parser<'a> {
         let digits = word.strip_prefix('x').filter(|d| d.len() == 32 && d.bytes().all(|b| b.is_ascii_hexdigit()));
         let bits = digits.and_then(|d| u128::from_str_radix(d, 16).ok());
         bits.map(u128::to_be_bytes).ok_or_else(|| self.expected_at(at, EXPECTED))
-    }
-
-    fn completion(&mut self) -> Result<Completion> {
-        let at = self.at;
-        match self.ident("group or mbarrier")? {
-            "group" => Ok(Completion::Group),
-            "mbarrier" => Ok(Completion::Mbarrier(self.number("a number")?)),
-            _ => Err(self.expected_at(at, "group or mbarrier")),
-        }
     }
 
     fn place(&mut self) -> Result<Place> {
@@ -503,7 +503,7 @@ impl<'a> Parser<'a> {
         Ok(out)
     }
 
-    // ---- tokens: identifiers, numbers, single punctuation marks and `+=` ----
+    // ---- tokens: identifiers, numbers and single punctuation marks ----
 
     fn skip(&mut self) {
         let rest = &self.text[self.at..];
@@ -517,7 +517,6 @@ impl<'a> Parser<'a> {
         match rest.chars().next() {
             None => "",
             Some(_) if word > 0 => &rest[..word],
-            Some('+') if rest.starts_with("+=") => &rest[..2],
             Some(c) => &rest[..c.len_utf8()],
         }
     }

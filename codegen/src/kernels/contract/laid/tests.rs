@@ -8,7 +8,7 @@ use crate::kernels::Ranges;
 use hadal_ir::{Bindings, Func, Range, Tensor, interpret, panels};
 use hadal_types::Sym;
 
-const WIDE: Target = Target { lanes: 16, registers: 32, dots: true, cache: 4 * 32 * 64 };
+const WIDE: Target = Target { lanes: 16, registers: 32, dots: true, warpgroups: false, cache: 4 * 32 * 64 };
 const NO_DOTS: Target = Target { dots: false, ..WIDE };
 
 /// The function that reads panels of all parameters of which it wants them, and how to lay out its arguments.

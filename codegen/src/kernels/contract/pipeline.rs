@@ -1,0 +1,351 @@
+//! The form of pipelines: a block of warps, of which some bring tiles of both factors to shared memory and others multiply
+//! them as warpgroups.
+//!
+//! A grid index has a tile of columns, and one tile of rows after the other, so many apart. Both are brought in *stages*
+//! of 128 bytes of each row, into as many places as there is shared memory for. A place is `full` when all that bring have
+//! what they copied, and `empty` when all that multiply are done with it; each warp goes through places in turn and knows
+//! by the parity of its rounds which of the two it waits for. So copies of several stages are under way while others are
+//! multiplied, across tiles of rows too, and the epilogue of one tile runs while the next one is brought.
+//!
+//! Factors are bf16 or e4m3, of the same format, as they are in memory. Where elements share scales, the products of a
+//! group are summed without, and the sum is multiplied with its scales (two levels of sums). An element's order of
+//! summation depends on nothing but the length of a sum and its groups.
+
+use super::desc::Desc;
+use super::emit::Env;
+use super::schedule::{Form, Schedule};
+use super::tiles::{self, COLUMNS, Cell, ROWS};
+use super::view::{Access, Var};
+use hadal_ir::kernel::{Buf, Builder, LoopKind, MATRIX, Space, Swizzle, TeamOp, Value};
+use hadal_types::DType;
+
+/// Bytes of a row in a stage.
+const LINE: i64 = 128;
+
+/// Rows of a tile, sixteen for each warp that multiplies.
+const HEIGHT: i64 = 128;
+
+/// Warps that multiply, and warps that bring.
+const MULTIPLY: i64 = HEIGHT / ROWS;
+const BRING: i64 = 4;
+
+/// Bytes of shared memory for places of stages.
+const PLACES: i64 = 192 << 10;
+
+/// Columns whose sums go to the epilogue at once.
+const CHUNK: i64 = 32;
+
+/// Registers of a thread that multiplies, and of one that brings; together what a multiprocessor has.
+const REGISTERS: [u32; 2] = [208, 88];
+
+/// The schedule for a summed letter, where it fits.
+pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
+    let s = tiles::schedule(desc, streamed, k)?;
+    let [w, x] = [&desc.operands[streamed], &desc.operands[1 - streamed]];
+    // Sixteen bytes of a row are copied at once.
+    let each = 128 / x.dtype.bits() as i64;
+    let aligned = |a: &Access| {
+        let others = a.at.terms.iter().filter(|(v, _)| **v != k);
+        desc.vars.stride(&a.at, k).is_some_and(|n| n.is(1))
+            && a.at.coefficient(k).is(1)
+            && others.into_iter().all(|(_, n)| n.div_exact(each).is_some())
+            && a.at.offset.div_exact(each).is_some()
+    };
+    let formats = w.dtype == x.dtype && matches!(x.dtype, DType::BF16 | DType::F8E4M3);
+    let whole = s.group % line(x) == 0 || Some(s.group) == desc.size(k).as_const();
+    let columns = desc.size(s.cols?).as_const()?;
+    if !formats || !whole || ![w, x].into_iter().all(aligned) || desc.grouped.is_some() || columns < COLUMNS {
+        return None;
+    }
+    // Sums in groups take as many registers again.
+    let most = if s.group > 0 { 128 } else { 256 };
+    let width = [8, 16, 32, 64, 128, 256].into_iter().filter(|n| *n <= most).find(|n| columns <= *n).unwrap_or(most);
+    let stages = PLACES / ((HEIGHT + width) * LINE);
+    let size = width as usize;
+    let (tile, strip, block) = ((HEIGHT as usize, size), size, Some(width));
+    Some(Schedule { form: Form::Pipeline, tile, strip, block, depth: stages.min(8), ..s })
+}
+
+/// Elements of a row in a stage.
+fn line(a: &Access) -> i64 {
+    8 * LINE / a.dtype.bits() as i64
+}
+
+/// The tiles of these columns: that number `first` of rows, and each `step`th from there.
+pub fn cell(
+    b: &mut Builder,
+    desc: &Desc,
+    s: &Schedule,
+    env: &Env<'_>,
+    columns: (Value, Value),
+    (total, first, step): (Value, Value, i64),
+) {
+    let chunk = CHUNK.min(s.tile.1 as i64);
+    let warps = MULTIPLY + BRING;
+    let sums = b.alloc_in(Space::Shared, Swizzle::None, "sums", DType::F32, [MULTIPLY * ROWS * (chunk + 8)]);
+    let Some(cell) = Cell::new(desc, s, env, (columns, total), (sums, chunk + 8)) else { return };
+    let (width, line) = (s.tile.1 as i64, line(cell.x));
+    let mut place = |name: &str, rows: i64| {
+        b.alloc_in(Space::Shared, Swizzle::B128, name, cell.x.dtype, [s.depth * rows * line])
+    };
+    let (rows, cols) = (place("rows", HEIGHT), place("columns", width));
+    let full = b.barriers("full", s.depth, BRING as u32);
+    let empty = b.barriers("empty", s.depth, MULTIPLY as u32);
+    let unit = b.const_i64(HEIGHT);
+    let first = b.mul(first, unit);
+    let p = Pipeline { cell, rows, cols, full, empty, line, chunk, first, step: HEIGHT * step };
+    let (zero, all, multiply) = (b.const_i64(0), b.const_i64(warps), b.const_i64(MULTIPLY));
+    b.for_each(zero, all, 1, LoopKind::Warp, |b, warp| {
+        let multiplies = b.lt(warp, multiply);
+        b.if_else(
+            multiplies,
+            |b| {
+                b.team_op(TeamOp::Registers(REGISTERS[0]));
+                p.multiply(b, warp);
+                Vec::new()
+            },
+            |b| {
+                b.team_op(TeamOp::Registers(REGISTERS[1]));
+                let number = b.sub(warp, multiply);
+                p.bring(b, number);
+                Vec::new()
+            },
+        );
+    });
+}
+
+struct Pipeline<'e, 'a> {
+    cell: Cell<'e, 'a>,
+    /// Stages of either factor.
+    rows: Buf,
+    cols: Buf,
+    /// Places that have been filled, and that are free again.
+    full: Buf,
+    empty: Buf,
+    /// Elements of a row in a stage.
+    line: i64,
+    /// Columns whose sums go to the epilogue at once.
+    chunk: i64,
+    /// The first row, and how far the next tile of rows is.
+    first: Value,
+    step: i64,
+}
+
+/// Where a warp is on its way through the places: which one, and how many rounds it has made.
+#[derive(Clone, Copy)]
+struct Turn {
+    place: Value,
+    round: Value,
+}
+
+impl Turn {
+    fn start(b: &mut Builder) -> Turn {
+        Turn { place: b.const_i64(0), round: b.const_i64(0) }
+    }
+
+    fn of(values: &[Value]) -> Turn {
+        Turn { place: values[0], round: values[1] }
+    }
+
+    fn values(self) -> [Value; 2] {
+        [self.place, self.round]
+    }
+
+    fn next(self, b: &mut Builder, places: i64) -> Turn {
+        let (zero, one, all) = (b.const_i64(0), b.const_i64(1), b.const_i64(places));
+        let place = b.add(self.place, one);
+        let wraps = b.eq(place, all);
+        let more = b.add(self.round, one);
+        Turn { place: b.select(wraps, zero, place), round: b.select(wraps, more, self.round) }
+    }
+}
+
+impl Pipeline<'_, '_> {
+    /// How many groups of copies are under way before a place is said to be full.
+    fn ahead(&self) -> i64 {
+        (self.cell.s.depth / 2).max(1)
+    }
+
+    /// What a warp brings: its rows of all stages of all tiles.
+    fn bring(&self, b: &mut Builder, number: Value) {
+        let (cell, places, ahead) = (&self.cell, self.cell.s.depth, self.ahead());
+        let (zero, one, size, behind) = (b.const_i64(0), b.const_i64(1), b.const_i64(cell.size), b.const_i64(ahead));
+        let turn = Turn::start(b);
+        // Where it is, which place is full next, and how many stages there have been.
+        let start = [turn.place, turn.round, zero, zero];
+        let all = b.for_loop(self.first, cell.total, self.step, LoopKind::Serial, &start, |b, m, at| {
+            b.for_loop(zero, size, self.line, LoopKind::Serial, at, |b, k, at| {
+                let turn = Turn::of(at);
+                let before = b.add(turn.round, one);
+                b.wait(self.empty, turn.place, before);
+                for (operand, first) in [(0, m), (1, cell.columns.0)] {
+                    self.copy(b, operand, (first, number), k, turn.place);
+                }
+                b.team_op(TeamOp::Commit);
+                let late = b.ge(at[3], behind);
+                let announced = b.if_else(
+                    late,
+                    |b| {
+                        b.team_op(TeamOp::AwaitCopies(ahead as u32));
+                        vec![self.announce(b, at[2])]
+                    },
+                    |_| vec![at[2]],
+                );
+                let next = turn.next(b, places);
+                vec![next.place, next.round, announced[0], b.add(at[3], one)]
+            })
+        });
+        b.team_op(TeamOp::AwaitCopies(0));
+        let left = b.min(all[3], behind);
+        b.for_loop(zero, left, 1, LoopKind::Serial, &[all[2]], |b, _, place| vec![self.announce(b, place[0])]);
+    }
+
+    /// Says that a place is full; gives the next one.
+    fn announce(&self, b: &mut Builder, place: Value) -> Value {
+        b.team_op(TeamOp::FenceAsync);
+        b.arrive(self.full, place);
+        let (zero, one, all) = (b.const_i64(0), b.const_i64(1), b.const_i64(self.cell.s.depth));
+        let next = b.add(place, one);
+        let wraps = b.eq(next, all);
+        b.select(wraps, zero, next)
+    }
+
+    /// Copies a warp's rows of a factor, from one on, for a stage to a place: four at once, of what is not there the last
+    /// that is. In a loop, as addresses of all would not fit into registers.
+    fn copy(&self, b: &mut Builder, operand: usize, (first, number): (Value, Value), k: Value, place: Value) {
+        let (access, letter, end, all, height) = self.cell.operand(operand);
+        let (buf, lanes) = (if operand == 0 { self.rows } else { self.cols }, 32);
+        let each = 128 / access.dtype.bits() as i64;
+        let mut splat = |n: i64| {
+            let n = b.const_i64(n);
+            b.splat(n, lanes)
+        };
+        let [three, seven, piece, line] = [3, 7, each, self.line].map(&mut splat);
+        let iota = b.iota(DType::I64, lanes);
+        let (row, column) = (b.ushr(iota, three), b.and(iota, seven));
+        let column = b.mul(column, piece);
+        let counts = (self.cell.size % self.line != 0).then(|| {
+            let size = b.const_i64(self.cell.size);
+            let left = b.sub(size, k);
+            let left = b.splat(left, lanes);
+            b.sub(left, column)
+        });
+        let (four, step) = (b.const_i64(4), 4 * BRING);
+        let (room, height) = (b.const_i64(height * self.line), b.const_i64(height));
+        let base = b.mul(place, room);
+        let from = b.mul(number, four);
+        b.for_each(from, height, step, LoopKind::Serial, |b, at| {
+            let at = b.splat(at, lanes);
+            let within = b.add(at, row);
+            let to = b.mul(within, line);
+            let base = b.splat(base, lanes);
+            let to = b.add(to, base);
+            let to = b.add(to, column);
+            let first = b.splat(first, lanes);
+            let mut row = b.add(first, within);
+            if !all {
+                let one = b.const_i64(1);
+                let last = b.sub(end, one);
+                let last = b.splat(last, lanes);
+                row = b.min(row, last);
+            }
+            let from = self.cell.env.lanes_at(b, &access.at, (letter, row));
+            let k = b.splat(k, lanes);
+            let from = b.add(from, k);
+            let from = b.add(from, column);
+            b.copy((buf, &[to]), (self.cell.env.bufs[access.param], &[from]), lanes * each as u32, counts);
+        });
+    }
+
+    /// What a warp multiplies: its sixteen rows of all tiles.
+    fn multiply(&self, b: &mut Builder, warp: Value) {
+        let cell = &self.cell;
+        let sixteen = b.const_i64(ROWS);
+        let own = b.mul(warp, sixteen);
+        let line = b.const_i64(cell.line);
+        let base = b.mul(own, line);
+        let turn = Turn::start(b);
+        b.for_loop(self.first, cell.total, self.step, LoopKind::Serial, &turn.values(), |b, m, at| {
+            let m = b.add(m, own);
+            let (sums, turn) = self.tile(b, m, warp, Turn::of(at));
+            let each = (self.chunk / COLUMNS) as usize;
+            for (i, sums) in sums.chunks(each).enumerate() {
+                let offset = b.const_i64(i as i64 * self.chunk);
+                let from = b.add(cell.columns.0, offset);
+                cell.epilogue(b, m, sums, (from, cell.columns.1), base);
+            }
+            turn.values().to_vec()
+        });
+    }
+
+    /// The sums of a tile's columns of sixteen rows from `m` on.
+    fn tile(&self, b: &mut Builder, m: Value, warp: Value, turn: Turn) -> (Vec<Value>, Turn) {
+        let cell = &self.cell;
+        let count = cell.s.tile.1 / COLUMNS as usize;
+        let zero = b.const_i64(0);
+        let group = cell.s.group;
+        if group == 0 {
+            return self.products(b, warp, cell.size, turn);
+        }
+        let cols = tiles::firsts(b, cell.columns.0, count as i64, COLUMNS);
+        let none = b.const_f32(0.0);
+        let none = vec![b.splat(none, MATRIX[2].lanes); count];
+        let part = |b: &mut Builder, k: Value, length: i64, sums: &[Value], turn: Turn| {
+            let (parts, turn) = self.products(b, warp, length, turn);
+            let mut sums = cell.scaled(b, k, (&[m], &cols), parts, sums);
+            sums.extend(turn.values());
+            sums
+        };
+        let (whole, rest) = (cell.size / group * group, cell.size % group);
+        let end = b.const_i64(whole);
+        let start: Vec<Value> = none.into_iter().chain(turn.values()).collect();
+        let mut all = b.for_loop(zero, end, group, LoopKind::Serial, &start, |b, k, all| {
+            part(b, k, group, &all[..count], Turn::of(&all[count..]))
+        });
+        if rest > 0 {
+            all = part(b, end, rest, &all[..count], Turn::of(&all[count..]));
+        }
+        let turn = Turn::of(&all[count..]);
+        all.truncate(count);
+        (all, turn)
+    }
+
+    /// The sums of so many elements' products, from the stage on that comes next.
+    fn products(&self, b: &mut Builder, warp: Value, length: i64, turn: Turn) -> (Vec<Value>, Turn) {
+        let columns = self.cell.s.tile.1;
+        let places = self.cell.s.depth;
+        let start = |b: &mut Builder, turn: Turn, sums: Option<&[Value]>| {
+            b.wait(self.full, turn.place, turn.round);
+            let [rows, cols, tile, four] =
+                [HEIGHT * self.line, columns as i64 * self.line, 4 * ROWS * self.line, 4].map(|n| b.const_i64(n));
+            let warpgroup = b.div(warp, four);
+            let (rows, cols, tile) = (b.mul(turn.place, rows), b.mul(turn.place, cols), b.mul(warpgroup, tile));
+            let rows = b.add(rows, tile);
+            b.wgmma((self.rows, rows), (self.cols, cols), self.line as u32, columns, sums)
+        };
+        if length <= self.line {
+            let open = start(b, turn, None);
+            let sums = b.settle(&open, 0);
+            b.arrive(self.empty, turn.place);
+            return (sums, turn.next(b, places));
+        }
+        // A stage is multiplied while the next one's products begin.
+        let open = start(b, turn, None);
+        let next = turn.next(b, places);
+        let init: Vec<Value> = open.into_iter().chain(next.values()).chain([turn.place]).collect();
+        let (from, to) = (b.const_i64(self.line), b.const_i64(length));
+        let count = columns / COLUMNS as usize;
+        let all = b.for_loop(from, to, self.line, LoopKind::Serial, &init, |b, _, all| {
+            let (turn, before) = (Turn::of(&all[count..]), all[count + 2]);
+            let mut open = start(b, turn, Some(&all[..count]));
+            b.settle(&[], 1);
+            b.arrive(self.empty, before);
+            open.extend(turn.next(b, places).values());
+            open.push(turn.place);
+            open
+        });
+        let sums = b.settle(&all[..count], 0);
+        b.arrive(self.empty, all[count + 2]);
+        (sums, Turn::of(&all[count..]))
+    }
+}
