@@ -226,6 +226,21 @@ fn a_row_has_the_same_bits_in_every_batch() {
 
 /// Runs code on the emulator, where what comes out is looked at by others.
 fn emulated(kernel: &Kernel, code: &CompiledKernel, func: &Func, t: i64, seed: u64) -> Result<Report, FaultKind> {
+    emulated_with(kernel, code, func, t, seed).map(|(report, _)| report)
+}
+
+/// The bytes that come out.
+fn emulated_result(kernel: &Kernel, code: &CompiledKernel, func: &Func, t: i64, seed: u64) -> Result<Vec<u8>, FaultKind> {
+    emulated_with(kernel, code, func, t, seed).map(|(_, result)| result)
+}
+
+fn emulated_with(
+    kernel: &Kernel,
+    code: &CompiledKernel,
+    func: &Func,
+    t: i64,
+    seed: u64,
+) -> Result<(Report, Vec<u8>), FaultKind> {
     let bindings = Bindings::from([(Sym::T, t), (Sym::P, 0)]);
     let args = arguments(func, &bindings, false);
     let result = func.ty(func.results[0].1);
@@ -233,7 +248,8 @@ fn emulated(kernel: &Kernel, code: &CompiledKernel, func: &Func, t: i64, seed: u
     let mut buffers: Vec<Buffer> = args.iter().map(|t| Buffer::from_bytes(t.dtype, t.to_bytes())).collect();
     buffers.push(Buffer::uninit(result.dtype, count));
     let options = Options { seed, ..Options::default() };
-    gpu::run(code, kernel, &bindings, &mut buffers, &options).map_err(|fault| fault.kind)
+    let report = gpu::run(code, kernel, &bindings, &mut buffers, &options).map_err(|fault| fault.kind)?;
+    Ok((report, buffers.pop().expect("a result").bytes))
 }
 
 #[test]
@@ -255,6 +271,48 @@ fn a_barrier_that_is_missing_is_noticed() {
     }
 }
 
+/// Each wait, arrival, fence and wait for copies or products, and the swizzle of copies, is needed.
+#[test]
+fn whatever_a_pipeline_leaves_out_is_noticed() {
+    // More stages than there are places.
+    let func = product(("f8e4m3", Some(128)), ("f8e4m3", Some([128, 128])), [128, 1408]);
+    let kernel = PIPELINE.of(&func).kernel;
+    let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+    let ptx = String::from_utf8(code.code.clone()).expect("PTX is text");
+    let expected = emulated_result(&kernel, &code, &func, 140, 0).expect("it runs");
+    let mut tried = Vec::new();
+    for (what, instead) in [
+        ("mbarrier.try_wait.parity", ""),
+        ("mbarrier.arrive", ""),
+        ("fence.proxy.async", ""),
+        ("cp.async.wait_group", ""),
+        ("wgmma.wait_group", ""),
+        ("wgmma.commit_group", ""),
+        ("bar.sync", ""),
+        ("xor.b32", "or.b32"),
+    ] {
+        let places: Vec<usize> = ptx.match_indices(what).map(|(at, _)| at).collect();
+        for at in &places {
+            let mut changed = ptx.clone();
+            let end = at + changed[*at..].find(';').expect("a statement");
+            // A wait is a loop: what it would jump back for goes too.
+            let end = if what.contains("try_wait") { end + 1 + changed[end + 1..].find(';').expect("a jump") } else { end };
+            match instead {
+                "" => changed.replace_range(*at..=end, ""),
+                _ => changed.replace_range(*at..at + what.len(), instead),
+            }
+            let code = CompiledKernel { code: changed.into_bytes(), ..code.clone() };
+            let noticed = (0..6).any(|seed| match emulated_result(&kernel, &code, &func, 140, seed) {
+                Err(_) => true,
+                Ok(found) => found != expected,
+            });
+            assert!(noticed, "without the {what} at {at}\n{ptx}");
+        }
+        tried.push((what, places.len()));
+    }
+    assert!(tried.iter().all(|(_, n)| *n > 0), "{tried:?}");
+}
+
 /// What tensor cores multiply, and what is read and written, are what the product takes, and no more.
 #[test]
 fn tiles_multiply_and_read_what_they_should() {
@@ -271,6 +329,29 @@ fn tiles_multiply_and_read_what_they_should() {
         near(report.flops[&FlopKind::TensorHalf] as f64, 2 * t * n * k * terms);
         // A tile of 32 rows reads all columns, and one of 64 columns all rows; then sums are gated.
         near(report.global_read as f64, t / 32 * n * k * 2 + n / 64 * t * k * bytes + t * n * 4);
+        near(report.global_written as f64, t * n * 4);
+    }
+}
+
+/// The same of a pipeline: a block reads its rows and columns once, whatever is multiplied.
+#[test]
+fn pipelines_multiply_and_read_what_they_should() {
+    let [t, n, k] = [256, 512, 512];
+    for (x, group, scales, bytes) in [("bf16", None, None, 2), ("f8e4m3", Some(128), Some([128, 128]), 1)] {
+        let func = product((x, group), (x, scales), [n, k]);
+        let made = PIPELINE.of(&func);
+        let code = compile(&made.kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+        gpu::assemble(std::str::from_utf8(&code.code).expect("PTX is text"));
+        let report = emulated(&made.kernel, &code, &func, t, 1).expect("it runs");
+        let near = |found: f64, expected: i64| {
+            assert!((found / expected as f64 - 1.0).abs() < 0.05, "{x}: {found} {expected}")
+        };
+        let kind = if bytes == 2 { FlopKind::TensorHalf } else { FlopKind::TensorFp8 };
+        near(report.flops[&kind] as f64, 2 * t * n * k);
+        let width = if bytes == 2 { 256 } else { 128 };
+        // Scales of rows are far apart: for each a sector of 32 bytes; one of columns for each warp of eight.
+        let scales = if bytes == 2 { 0 } else { n / width * (t + t / 128 * 8) * k / 128 * 32 };
+        near(report.global_read as f64, t / 128 * n * k * bytes + n / width * t * k * bytes + t * n * 4 + scales);
         near(report.global_written as f64, t * n * 4);
     }
 }

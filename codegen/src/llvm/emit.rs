@@ -69,6 +69,8 @@ pub(super) struct Emitter<'a> {
     pub team: Option<String>,
     /// On a GPU, the number of this lane in its warp.
     pub lane: String,
+    /// On a GPU, whether barriers were brought into being that not all warps know of.
+    pub new_barriers: bool,
     /// On a GPU, threads of a block.
     pub threads: u32,
     /// On a GPU, statements before which lanes wait for each other.
@@ -104,6 +106,7 @@ impl<'a> Emitter<'a> {
             declarations: BTreeSet::new(),
             team: None,
             lane: "%lane".into(),
+            new_barriers: false,
             threads: 0,
             barriers: if target.is_gpu() { super::barriers::before(kernel, &multiples) } else { HashSet::new() },
             multiples,
@@ -404,6 +407,9 @@ impl<'a> Emitter<'a> {
         let (mut team, lane) = (self.team.clone().unwrap_or_default(), self.lane.clone());
         if self.k.allocs.iter().any(|a| matches!(a.space, Space::Barrier(_))) {
             (team, self.lane) = self.renumbered();
+        }
+        if std::mem::take(&mut self.new_barriers) {
+            self.block_barrier();
         }
         self.values[l.var.index()] = Some(self.plain(ValueType::INDEX, vec![team]));
         self.block(&l.body)?;

@@ -58,7 +58,7 @@ impl<'a> Emitter<'a> {
         Some(((0..count).map(|i| self.def(format!("add i32 {base}, {}", 8 * i))).collect(), arrivals))
     }
 
-    /// Brings barriers into being.
+    /// Brings barriers into being, which warps have to wait for.
     pub(super) fn begin_barriers(&mut self, alloc: u32) {
         let Some((barriers, arrivals)) = self.barriers_of(alloc) else { return };
         let thread = self.register("tid.x");
@@ -68,7 +68,7 @@ impl<'a> Emitter<'a> {
                 e.assembler("mbarrier.init.shared::cta.b64 [$0], $1;", "r,r,", &operands);
             }
         });
-        self.block_barrier();
+        self.new_barriers = true;
     }
 
     /// Takes back those that a block has brought into being, where all warps are in step.
