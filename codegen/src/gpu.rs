@@ -30,11 +30,6 @@ const WARPS: u32 = 8;
 /// Most warps of a block.
 const MAX_WARPS: u32 = 32;
 
-/// Registers that each thread of a block of so many begins with at most, where it is the only one of a multiprocessor.
-pub(crate) fn registers(threads: u32) -> u32 {
-    ((64 << 10) / threads.max(1)).min(255) / 8 * 8
-}
-
 /// Blocks that share the memory of a multiprocessor: teams and tiles have larger ones. Registers are as many as the
 /// assembler wants; what it is held to it spills rather than asking for less at a time.
 fn resident(kernel: &Kernel) -> u32 {

@@ -39,6 +39,20 @@ fn product((x, x_group): (&str, Option<i64>), (w, scales): Weights, [n, k]: [i64
     ))
 }
 
+/// Columns of heads, whose weights have scales of blocks that do not end where heads do.
+fn heads([h, d, k]: [i64; 3]) -> Func {
+    let (n, groups) = (h * d, (k + 127) / 128);
+    func(&format!(
+        "symbols P in 0..64, T in 1..4096\nkernel @k(%x: f8e4m3[T, {k}], %xs: f32[T, {groups}], %w: f8e4m3[{n}, {k}], \
+         %s: f32[{}, {groups}]) -> (y: f32[T, {h}, {d}]) {{\n  \
+         %dx = dequantize %x, %xs {{block = [1, 128]}} : f32[T, {k}]\n  \
+         %dw = dequantize %w, %s {{block = [128, 128]}} : f32[{n}, {k}]\n  \
+         %r = reshape %dw {{shape = [{h}, {d}, {k}]}} : f32[{h}, {d}, {k}]\n  \
+         %y = contract %dx, %r {{spec = \"tc,hdc->thd\"}} : f32[T, {h}, {d}]\n  return %y\n}}\n",
+        (n + 127) / 128
+    ))
+}
+
 /// Of each head a product with weights that are stored by columns: what absorbs a projection.
 fn by_columns(x: &str, [h, d, c]: [i64; 3]) -> Func {
     func(&format!(
@@ -183,6 +197,16 @@ fn warpgroups_multiply_what_others_bring() {
     ] {
         check(PIPELINE, &product(x, w, sizes), t);
     }
+}
+
+/// Heads are no letter of their own: their columns are those of one matrix.
+#[test]
+fn columns_of_heads_are_columns() {
+    let func = heads([4, 192, 256]);
+    let made = PIPELINE.of(&func);
+    assert!(made.schedule.contains("128x128 strip 128") && made.schedule.contains("grid []"), "{}", made.schedule);
+    check(PIPELINE, &func, 33);
+    check(TILES, &heads([3, 40, 160]), 18);
 }
 
 #[test]

@@ -10,7 +10,8 @@
 //! Exact: every op is still there, in some kernel.
 //!
 //! Views, constants, and casts, dequantisation and gathers of weights are *carried*: never computed on their own but
-//! repeated in each kernel that reads them. What attention reads is put together before, but for columns of keys and
+//! repeated in each kernel that reads them. So is dequantisation of what products multiply as it is: integers of eight
+//! bits, and floats of eight bits where the target has a peak for them; such values are handed on at a byte each. What attention reads is put together before, but for columns of keys and
 //! values that lie in parts or are kept narrow with scales. All other ops begin as kernels of their own, which are then
 //! joined:
 //!
@@ -30,10 +31,11 @@ mod group;
 use crate::bounds::Reached;
 use emit::Kernels;
 use group::Grouping;
+use hadal_ir::target::Target;
 use hadal_ir::{FuncKind, Module};
 
 /// See the module documentation.
-pub fn run(module: &Module) -> Module {
+pub fn run(module: &Module, target: &Target) -> Module {
     let mut kernels = Kernels::default();
     let mut graphs = Vec::new();
     let reached = Reached::of(module);
@@ -42,7 +44,7 @@ pub fn run(module: &Module) -> Module {
             kernels.keep(func);
             continue;
         }
-        let grouping = Grouping::of(func);
+        let grouping = Grouping::of(func, target);
         let entries = reached.by(&func.name);
         kernels.steps = !entries.is_empty() && entries.iter().all(|e| module.is_step(e));
         graphs.push(emit::graph(func, &grouping, &mut kernels));

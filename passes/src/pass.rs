@@ -101,7 +101,7 @@ pub const PASSES: &[Pass] = &[
     Pass {
         name: "fuse",
         summary: "cut functions into kernels, each one launch",
-        run: |m, _, _| Ok((fuse::run(m), Details::default())),
+        run: |m, target, _| Ok((fuse::run(m, target), Details::default())),
     },
 ];
 

@@ -6,7 +6,6 @@
 
 use super::emit::{Done, Emitter};
 use super::warp::{SHARED, WARP};
-use crate::gpu;
 use hadal_ir::kernel::*;
 use hadal_types::DType;
 use std::fmt::Write;
@@ -109,7 +108,7 @@ impl<'a> Emitter<'a> {
             TeamOp::AwaitCopies(n) => self.instruct(&format!("cp.async.wait_group {n};")),
             TeamOp::FenceAsync => self.instruct("fence.proxy.async.shared::cta;"),
             TeamOp::Registers(n) => {
-                let way = if *n < gpu::registers(self.threads) { "dec" } else { "inc" };
+                let way = if *n < registers(self.threads) { "dec" } else { "inc" };
                 self.instruct(&format!("setmaxnreg.{way}.sync.aligned.u32 {n};"));
             }
         }
@@ -263,4 +262,9 @@ impl<'a> Emitter<'a> {
         self.sums(&s.results, &text, constraints, &operands);
         Ok(())
     }
+}
+
+/// Registers that each thread of a block of so many begins with at most, where it is the only one of a multiprocessor.
+fn registers(threads: u32) -> u32 {
+    ((64 << 10) / threads.max(1)).min(255) / 8 * 8
 }

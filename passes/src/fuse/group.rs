@@ -3,6 +3,8 @@
 use super::emit::kernel;
 use crate::edit::mentions_symbols;
 use hadal_ir::fusion::row_axes;
+use hadal_ir::module::Inst;
+use hadal_ir::target::Target;
 use hadal_ir::{DType, Func, InstKind, Op, ValueId};
 use petgraph::algo::has_path_connecting;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -20,6 +22,8 @@ pub(super) struct Grouping<'a> {
     pub demanded: Vec<bool>,
     /// By value: whether it follows from weights and constants alone.
     pub constant: Vec<bool>,
+    /// Whether products multiply floats of eight bits as they are.
+    floats: bool,
 }
 
 /// A value that an instruction reads.
@@ -31,7 +35,7 @@ struct Read {
 }
 
 impl<'a> Grouping<'a> {
-    pub fn of(func: &'a Func) -> Self {
+    pub fn of(func: &'a Func, target: &Target) -> Self {
         let definitions = func.definitions();
         let mut this = Grouping {
             func,
@@ -40,13 +44,17 @@ impl<'a> Grouping<'a> {
             reads: Vec::new(),
             demanded: vec![false; func.values.len()],
             constant: vec![false; func.values.len()],
+            floats: target.flops.f8.is_some(),
         };
         this.find_demanded();
         this.find_constant();
         let mut inline = BTreeSet::new();
         let attended = this.attended(&mut inline);
         for (i, inst) in func.insts.iter().enumerate() {
-            let carried = |op: &Op| this.is_carried(op, &inst.args) || inline.contains(&inst.results[0]);
+            let carried = |op: &Op| {
+                let result = inst.results[0];
+                this.is_carried(op, &inst.args) || inline.contains(&result) || this.is_narrow_factor(op, inst)
+            };
             let computed = matches!(&inst.kind, InstKind::Op(op) if !carried(op));
             let read_whole = |v: &ValueId| this.demanded[v.index()] || attended.contains(v);
             let pinned = matches!(&inst.kind, InstKind::Op(_)) && read_whole(&inst.results[0]);
@@ -197,6 +205,22 @@ impl<'a> Grouping<'a> {
             Op::Concat(_) => !args.iter().all(|a| self.is_weight(*a)),
             _ => op.is_view(),
         }
+    }
+
+    /// Whether an instruction dequantises what nothing but products read, which multiply it as it is.
+    fn is_narrow_factor(&self, op: &Op, inst: &Inst) -> bool {
+        let narrow = matches!(op, Op::Dequantize(_)) && self.func.ty(inst.args[0]).dtype == DType::F8E4M3;
+        self.floats && narrow && self.only_multiplied(inst.results[0])
+    }
+
+    fn only_multiplied(&self, value: ValueId) -> bool {
+        let mut users = self.func.insts.iter().enumerate().filter(|(_, inst)| inst.args.contains(&value));
+        !self.demanded[value.index()]
+            && users.all(|(i, inst)| match self.op(i) {
+                Some(Op::Contract(_)) => true,
+                Some(op) if op.is_view() => self.only_multiplied(inst.results[0]),
+                _ => false,
+            })
     }
 
     /// Whether a value is a weight seen through carried ops, or weights joined.

@@ -88,7 +88,9 @@ impl Desc {
             *a = vars.substituted(a, if i == operand { &grouped } else { &map })?;
         }
         let index = vars.substituted(index, &map)?;
-        let epilogue = self.epilogue.substituted(&vars, &map, (&index, last))?;
+        // A row whose index is outside has no sum.
+        let inside = Node::SumInside(Box::new(index.clone()), last.clone());
+        let epilogue = self.epilogue.substituted(&vars, &map, &inside)?;
         if vars.reads(&operands[operand], rows) {
             return None;
         }
@@ -110,11 +112,11 @@ impl Desc {
 }
 
 impl Epilogue {
-    /// In other variables, where sums count as zero if this index is outside its axis.
-    fn substituted(&self, vars: &Vars, map: &[Affine], (index, last): (&Access, &Dim)) -> Option<Epilogue> {
+    /// In other variables, with something else as the sum.
+    pub(super) fn substituted(&self, vars: &Vars, map: &[Affine], sum: &Node) -> Option<Epilogue> {
         let node = |n: &Node| match n {
             Node::Load(a) => vars.substituted(a, map).map(Node::Load),
-            Node::Sum => Some(Node::SumInside(Box::new(index.clone()), last.clone())),
+            Node::Sum => Some(sum.clone()),
             _ => Some(n.clone()),
         };
         let output = |o: &Output| Some(Output { at: vars.substitute_in(&o.at, map)?, ..o.clone() });
@@ -128,7 +130,13 @@ impl Epilogue {
 impl Vars {
     /// Completes `map`, which says what the letters of `old` are here, for its derived variables, of which one may have
     /// become a letter.
-    fn substitute(&mut self, old: &Vars, map: &mut [Affine], letters: usize, one: Option<(Var, Var)>) -> Option<()> {
+    pub(super) fn substitute(
+        &mut self,
+        old: &Vars,
+        map: &mut [Affine],
+        letters: usize,
+        one: Option<(Var, Var)>,
+    ) -> Option<()> {
         for (v, info) in old.list.iter().enumerate().skip(letters) {
             let kind = match &info.kind {
                 _ if one.is_some_and(|(was, _)| was == v) => {
@@ -153,7 +161,7 @@ impl Vars {
         self.rejoin(sum)
     }
 
-    fn substituted(&self, a: &Access, map: &[Affine]) -> Option<Access> {
+    pub(super) fn substituted(&self, a: &Access, map: &[Affine]) -> Option<Access> {
         let part = |p: &Option<Box<Access>>| match p {
             Some(p) => self.substituted(p, map).map(|p| Some(Box::new(p))),
             None => Some(None),

@@ -34,9 +34,10 @@ pub mod env;
 pub mod epilogue;
 mod grouped;
 mod laid;
+mod merged;
 mod packed;
-pub mod schedule;
 mod pipeline;
+pub mod schedule;
 mod tiles;
 pub mod variants;
 pub mod view;
@@ -52,7 +53,10 @@ use hadal_ir::Func;
 
 /// What a function computes and how, if it is a product-sum.
 fn select(func: &Func, ranges: &Ranges, target: &Target) -> Option<(Schedule, Desc)> {
-    let desc = Desc::of(func)?.within(ranges);
+    let mut desc = Desc::of(func)?.within(ranges);
+    if target.is_warp() {
+        desc = desc.merged();
+    }
     let grouped = desc.grouped().and_then(|grouped| Some((schedule::select(&grouped, target)?, grouped)));
     grouped.or_else(|| Some((schedule::select(&desc, target)?, desc)))
 }
