@@ -70,6 +70,19 @@ fn experts(x: &str, w: &str, [e, choices, n, k]: [i64; 4]) -> Func {
     ))
 }
 
+/// The same with scales for blocks of either side.
+fn scaled_experts([e, choices, n, k]: [i64; 4]) -> Func {
+    let (blocks, groups) = ((n + 127) / 128, (k + 127) / 128);
+    func(&format!(
+        "symbols P in 0..64, T in 1..4096\nkernel @k(%x: f8e4m3[T, {k}], %xs: f32[T, {groups}], %w: f8e4m3[{e}, {n}, {k}], \
+         %s: f32[{e}, {blocks}, {groups}], %e: i32[T, {choices}]) -> (y: f32[T, {choices}, {n}]) {{\n  \
+         %dx = dequantize %x, %xs {{block = [1, 128]}} : f32[T, {k}]\n  \
+         %dw = dequantize %w, %s {{block = [1, 128, 128]}} : f32[{e}, {n}, {k}]\n  \
+         %1 = gather %dw, %e {{axis = 0}} : f32[T, {choices}, {n}, {k}]\n  \
+         %y = contract %dx, %1 {{spec = \"td,tkfd->tkf\"}} : f32[T, {choices}, {n}]\n  return %y\n}}\n"
+    ))
+}
+
 fn func(text: &str) -> Func {
     let module = hadal_ir::text::parse_module(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     hadal_ir::verify::module(&module).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
@@ -223,6 +236,11 @@ fn rows_meet_what_they_choose() {
     {
         check(TILES, &experts(x, w, sizes), t);
     }
+    // More rows of an expert than a tile has, and experts whom nobody chooses.
+    check(PIPELINE, &experts("bf16", "bf16", [2, 1, 40, 192]), 300);
+    check(PIPELINE, &experts("bf16", "bf16", [24, 3, 136, 64]), 21);
+    check(PIPELINE, &scaled_experts([5, 2, 192, 384]), 150);
+    check(TILES, &scaled_experts([3, 2, 64, 256]), 20);
 }
 
 /// Bits of a row do not depend on how many there are.
@@ -278,8 +296,7 @@ fn emulated_with(
 
 #[test]
 fn a_barrier_that_is_missing_is_noticed() {
-    // More groups than warps, so that some have several.
-    let func = experts("bf16", "bf16", [40, 2, 40, 64]);
+    let func = product(("f8e4m3", Some(64)), ("f8e4m3", Some([64, 32])), [72, 160]);
     let kernel = tiles(&func).kernel;
     let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
     let ptx = String::from_utf8(code.code.clone()).expect("PTX is text");

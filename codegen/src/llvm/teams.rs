@@ -16,14 +16,13 @@ impl<'a> Emitter<'a> {
         self.line(format!("call void asm sideeffect \"{text}\", \"{constraints}~{{memory}}\"({})", operands.join(", ")));
     }
 
-    /// The numbers of this warp and lane, read anew: what is computed from them is not computed before, where it would
-    /// wait in registers of which roles have fewer later on.
+    /// The numbers of this warp and lane, got in a way that neither LLVM nor the assembler moves out of the loop over the
+    /// grid: what is computed from them would wait in registers, of which roles have few.
     pub(super) fn renumbered(&mut self) -> (String, String) {
-        let [thread, lane] = ["tid.x", "laneid"]
-            .map(|name| self.def(format!("call i32 asm sideeffect \"mov.u32 $0, %{name};\", \"=r\"()")));
+        let (thread, lane) = (self.register("tid.x"), self.lane.clone());
         let warp = self.def(format!("lshr i32 {thread}, 5"));
         let warp = self.shuffle(DType::I32, &warp, "idx", "0");
-        (self.def(format!("zext i32 {warp} to i64")), lane)
+        (self.def(format!("zext i32 {warp} to i64")), self.shuffle(DType::I32, &lane, "idx", &lane))
     }
 
     /// Runs an instruction that has no operands.

@@ -281,6 +281,10 @@ impl<'a> Emitter<'a> {
                 let (lane, part) = (*lane as usize / parts.len(), *lane as usize % parts.len());
                 vec![self.shuffle(from.elem, &parts[part], "idx", &lane.to_string())]
             }
+            Op::Rank(mask) => {
+                let (from, parts) = self.of(*mask);
+                self.rank(from, &parts)
+            }
             Op::Reduce(op, a) => {
                 let (from, parts) = self.of(*a);
                 vec![self.reduce_lanes(*op, from, parts)]
@@ -335,6 +339,28 @@ impl<'a> Emitter<'a> {
             Op::Matrix(a, b, c) => self.matrix([a, b, c].map(|v| self.known(*v).parts.clone())),
             _ => unreachable!("lane by lane: {op:?}"),
         })
+    }
+
+    /// Of each element how many before it are true: those of the lanes before, and of this lane's neighbours.
+    fn rank(&mut self, from: ValueType, parts: &[String]) -> Vec<String> {
+        let lanes = (from.lanes as usize).min(WARP);
+        let own = if lanes < WARP { self.def(format!("and i32 {}, {}", self.lane, lanes - 1)) } else { self.lane.clone() };
+        let bit = self.def(format!("shl i32 1, {own}"));
+        let before = self.def(format!("sub i32 {bit}, 1"));
+        let mut count = "0".to_string();
+        for on in parts {
+            let all = self.call("i32", "llvm.nvvm.vote.ballot.sync", &[("i32", "-1"), ("i1", on)], "");
+            let all = self.def(format!("and i32 {all}, {before}"));
+            let some = self.call("i32", "llvm.ctpop.i32", &[("i32", &all)], "");
+            count = self.def(format!("add i32 {count}, {some}"));
+        }
+        let mut out = Vec::new();
+        for on in parts {
+            out.push(self.def(format!("zext i32 {count} to i64")));
+            let one = self.def(format!("zext i1 {on} to i32"));
+            count = self.def(format!("add i32 {count}, {one}"));
+        }
+        out
     }
 
     /// Lanes of two vectors in turn, from element `16·n` on or from the first, where each lane holds n > 1 neighbours:

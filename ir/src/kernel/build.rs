@@ -442,6 +442,12 @@ impl Builder {
         results
     }
 
+    /// How many of the lanes before are true.
+    pub fn rank(&mut self, mask: Value) -> Value {
+        let ty = self.ty(mask).with_elem(DType::I64);
+        self.op(Op::Rank(mask), ty)
+    }
+
     /// Adds a statement that is made of values of this builder.
     pub fn stmt(&mut self, stmt: Stmt) {
         match self.open.last_mut() {

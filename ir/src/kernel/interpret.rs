@@ -645,6 +645,10 @@ impl<'a> Machine<'a> {
             }
             Op::Extract(a, lane) => Lanes::One(get(*a).lane(*lane as usize)),
             Op::Iota => Lanes::of(ty.lanes, |i| i as u64),
+            Op::Rank(a) => {
+                let mask = get(*a);
+                Lanes::of(ty.lanes, |i| (0..i).filter(|j| mask.lane(*j) != 0).count() as u64)
+            }
             Op::Reduce(op, a) => {
                 let mut lanes: Vec<u64> = (0..kernel.ty(*a).lanes as usize).map(|i| get(*a).lane(i)).collect();
                 while lanes.len() > 1 {

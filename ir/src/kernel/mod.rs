@@ -32,6 +32,7 @@
 //! - `lookup` takes from a table of sixteen bytes the one that the low four bits of each lane number.
 //! - `zip_low` and `zip_high` take lanes of two vectors in turn, from their first or their second halves: four rounds
 //!   of both turn sixteen vectors of sixteen lanes.
+//! - `rank` counts for each lane those before it that are true: where it goes if what is true is put side by side.
 //! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left.
 
 pub mod arbitrary;
@@ -399,6 +400,8 @@ pub enum Op {
     Extract(Value, u32),
     /// 0, 1, 2, … by lane.
     Iota,
+    /// How many of the lanes before are true.
+    Rank(Value),
     /// All lanes combined.
     Reduce(ReduceOp, Value),
     /// Consecutive elements. Lanes where the mask is false touch no memory and take `fill` (zero without one).
@@ -635,7 +638,7 @@ impl Kernel {
         fn of(kernel: &Kernel, block: &Block) -> bool {
             let runs = |place: &Place| place.index.last().is_some_and(|v| kernel.ty(*v).lanes > 1);
             block.stmts.iter().any(|stmt| match stmt {
-                Stmt::Let(_, Op::Matrix(..)) => true,
+                Stmt::Let(_, Op::Matrix(..) | Op::Rank(_)) => true,
                 Stmt::Let(_, Op::Load { place, .. }) | Stmt::Store { place, .. } => runs(place),
                 Stmt::For(l) => of(kernel, &l.body),
                 Stmt::If(c) => of(kernel, &c.then) || of(kernel, &c.otherwise),
@@ -697,6 +700,7 @@ impl Op {
             Op::Cast(a) => Op::Cast(f(a)),
             Op::Bitcast(a) => Op::Bitcast(f(a)),
             Op::Splat(a) => Op::Splat(f(a)),
+            Op::Rank(a) => Op::Rank(f(a)),
             Op::Extract(a, lane) => Op::Extract(f(a), lane),
             Op::Reduce(op, a) => Op::Reduce(op, f(a)),
             Op::Load { place, mask, fill } => {

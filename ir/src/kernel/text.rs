@@ -192,6 +192,7 @@ impl Kernel {
             Op::Splat(a) => write!(f, "splat {a}")?,
             Op::Extract(a, lane) => write!(f, "extract {a}, {lane}")?,
             Op::Iota => write!(f, "iota")?,
+            Op::Rank(a) => write!(f, "rank {a}")?,
             Op::Reduce(op, a) => write!(f, "reduce {} {a}", op.binary().name())?,
             Op::Load { place, mask, fill } => {
                 write!(f, "load {}", self.place_text(place))?;

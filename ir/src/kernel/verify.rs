@@ -635,6 +635,7 @@ impl Verifier<'_> {
                 }
                 None
             }
+            Op::Rank(a) => self.want_elem(*a, &[DType::Bool]).map(|t| t.with_elem(DType::I64)),
             Op::Reduce(_, a) => self.want_elem(*a, ARITHMETIC).map(|t| ValueType::scalar(t.elem)),
             Op::Load { place, mask, fill } => {
                 if let Some(mask) = mask {

@@ -45,7 +45,7 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
             let (first, total) = (b.grid_dim(walkers), b.dim(&all));
             match s.form {
                 Form::Tiles => tiles::cell(&mut b, desc, s, &env, ((lo, hi), total), (first, walkers)),
-                _ => pipeline::cell(&mut b, desc, s, &env, (lo, hi), (total, first, walkers)),
+                _ => pipeline::cell(&mut b, desc, s, &env, (lo, hi), pipeline::Rows::All { total, first, step: walkers }),
             }
         }
         None if s.rows_block.is_some() => {
@@ -65,8 +65,14 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
             let total = b.dim(&all);
             cell(&mut b, desc, s, &env, (lo, hi), total);
         }
+        Some(grouped) if s.form == Form::Pipeline => {
+            pipeline::cell(&mut b, desc, s, &env, (lo, hi), pipeline::Rows::Listed(grouped));
+        }
         Some(grouped) => {
-            let (env, total) = grouped.list(&mut b, &env);
+            let (env, total) = match s.form {
+                Form::Tiles => grouped.list_by_lanes(&mut b, &env),
+                _ => grouped.list(&mut b, &env),
+            };
             let zero = b.const_i64(0);
             let any = b.gt(total, zero);
             b.if_then(any, |b| cell(b, desc, s, &env, (lo, hi), total));

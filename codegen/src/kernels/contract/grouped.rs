@@ -21,7 +21,7 @@ use super::desc::{Desc, Role};
 use super::env::Env;
 use super::epilogue::{Epilogue, Node, Output};
 use super::view::{Access, Affine, Var, VarKind, Vars};
-use hadal_ir::kernel::{Builder, LoopKind, Value};
+use hadal_ir::kernel::{Buf, Builder, LoopKind, ReduceOp, Space, Swizzle, Value};
 use hadal_types::{DType, Dim};
 
 /// What is listed.
@@ -201,6 +201,80 @@ impl Grouped {
         (env, count)
     }
 
+    /// The same where lanes are those of a warp, which look at as many rows at once.
+    pub fn list_by_lanes<'a>(&self, b: &mut Builder, env: &Env<'a>) -> (Env<'a>, Value) {
+        let all = self.all(env.vars);
+        let list = b.alloc("listed", DType::I32, [all.clone()]);
+        let (zero, end) = (b.const_i64(0), b.dim(all));
+        let count = self.scan(b, env, (zero, end), Some((list, zero)));
+        let mut env = env.clone();
+        env.listed = Some((self.rows, list));
+        (env, count)
+    }
+
+    /// The same by so many warps of a block, each of which lists a part of the rows behind what those before it list. Gives
+    /// where the warps' numbers of rows are: their sum is known behind it.
+    pub fn list_by_warps<'a>(&self, b: &mut Builder, env: &Env<'a>, warps: i64) -> (Env<'a>, Listed) {
+        let all = self.all(env.vars);
+        let list = b.alloc_in(Space::Shared, Swizzle::None, "listed", DType::I32, [all.clone()]);
+        let counts = b.alloc_in(Space::Shared, Swizzle::None, "counted", DType::I64, [warps]);
+        let (zero, end, count) = (b.const_i64(0), b.dim(all), b.const_i64(warps));
+        let more = b.const_i64(warps - 1);
+        let up = b.add(end, more);
+        let part = b.div(up, count);
+        let rows = |b: &mut Builder, warp: Value| {
+            let from = b.mul(warp, part);
+            let to = b.add(from, part);
+            (from, b.min(to, end))
+        };
+        let listed = Listed { counts, warps };
+        b.for_each(zero, count, 1, LoopKind::Warp, |b, warp| {
+            let rows = rows(b, warp);
+            let found = self.scan(b, env, rows, None);
+            b.store(counts, &[warp], found);
+        });
+        b.for_each(zero, count, 1, LoopKind::Warp, |b, warp| {
+            let (rows, before) = (rows(b, warp), listed.before(b, warp));
+            self.scan(b, env, rows, Some((list, before)));
+        });
+        let mut env = env.clone();
+        env.listed = Some((self.rows, list));
+        (env, listed)
+    }
+
+    /// Counts the rows of a range that are of the group, and lists them from a place on.
+    fn scan(&self, b: &mut Builder, env: &Env<'_>, (from, to): (Value, Value), list: Option<(Buf, Value)>) -> Value {
+        let group = env.bound[self.group].unwrap_or_else(|| b.const_i64(0));
+        let start = list.map_or_else(|| b.const_i64(0), |l| l.1);
+        let (iota, last, zero) = (b.iota(DType::I64, SCANNED), b.dim(&self.last), b.const_i64(0));
+        let splat = |b: &mut Builder, v: Value| b.splat(v, SCANNED);
+        let count = b.for_loop(from, to, SCANNED.into(), LoopKind::Serial, &[start], |b, row, count| {
+            let first = splat(b, row);
+            let rows = b.add(first, iota);
+            let end = splat(b, to);
+            let inside = b.lt(rows, end);
+            let at = env.lanes_at(b, &self.index.at, (self.row, rows));
+            let chosen = b.load_masked(env.bufs[self.index.param], &[at], inside, None);
+            let chosen = b.cast(chosen, DType::I64);
+            let [zero, last, group] = [zero, last, group].map(|v| splat(b, v));
+            let chosen = b.max(chosen, zero);
+            let chosen = b.min(chosen, last);
+            let same = b.eq(chosen, group);
+            let same = b.and(same, inside);
+            if let Some((list, _)) = list {
+                let (rank, before) = (b.rank(same), splat(b, count[0]));
+                let place = b.add(before, rank);
+                let number = b.cast(rows, DType::I32);
+                b.store_masked(list, &[place], number, same);
+            }
+            let ones = b.cast(same, DType::I32);
+            let more = b.reduce_lanes(ReduceOp::Add, ones);
+            let more = b.cast(more, DType::I64);
+            vec![b.add(count[0], more)]
+        });
+        b.sub(count[0], start)
+    }
+
     /// How many rows there are in all groups.
     fn all<'v>(&self, vars: &'v Vars) -> &'v Dim {
         vars.size(self.rows)
@@ -209,6 +283,35 @@ impl Grouped {
     /// The size of the grid's dimension of groups.
     pub fn extent<'v>(&self, vars: &'v Vars) -> &'v Dim {
         if self.each_row { self.all(vars) } else { vars.size(self.group) }
+    }
+}
+
+/// Rows that lanes look at at once.
+const SCANNED: u32 = 128;
+
+/// How many rows each warp has listed.
+#[derive(Clone, Copy)]
+pub struct Listed {
+    counts: Buf,
+    warps: i64,
+}
+
+impl Listed {
+    /// All rows.
+    pub fn total(self, b: &mut Builder) -> Value {
+        let all = b.const_i64(self.warps);
+        self.before(b, all)
+    }
+
+    /// Those of the warps before one.
+    fn before(self, b: &mut Builder, warp: Value) -> Value {
+        let zero = b.const_i64(0);
+        (0..self.warps).fold(zero, |sum, other| {
+            let other = b.const_i64(other);
+            let (found, counts) = (b.load(self.counts, &[other], 1), b.lt(other, warp));
+            let found = b.select(counts, found, zero);
+            b.add(sum, found)
+        })
     }
 }
 

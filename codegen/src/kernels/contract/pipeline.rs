@@ -13,6 +13,7 @@
 
 use super::desc::Desc;
 use super::emit::Env;
+use super::grouped::Grouped;
 use super::schedule::{Form, Schedule};
 use super::tiles::{self, COLUMNS, Cell, ROWS};
 use super::view::{Access, Var};
@@ -35,9 +36,6 @@ const PLACES: i64 = 192 << 10;
 /// Columns whose sums go to the epilogue at once.
 const CHUNK: i64 = 32;
 
-/// Registers of a thread that multiplies, and of one that brings; together what a multiprocessor has.
-const REGISTERS: [u32; 2] = [208, 88];
-
 /// The schedule for a summed letter, where it fits.
 pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     let s = tiles::schedule(desc, streamed, k)?;
@@ -54,7 +52,7 @@ pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     let formats = w.dtype == x.dtype && matches!(x.dtype, DType::BF16 | DType::F8E4M3);
     let whole = s.group % line(x) == 0 || Some(s.group) == desc.size(k).as_const();
     let columns = desc.size(s.cols?).as_const()?;
-    if !formats || !whole || ![w, x].into_iter().all(aligned) || desc.grouped.is_some() || columns < COLUMNS {
+    if !formats || !whole || ![w, x].into_iter().all(aligned) || columns < COLUMNS {
         return None;
     }
     // Sums in groups take as many registers again.
@@ -71,41 +69,50 @@ fn line(a: &Access) -> i64 {
     8 * LINE / a.dtype.bits() as i64
 }
 
-/// The tiles of these columns: that number `first` of rows, and each `step`th from there.
-pub fn cell(
-    b: &mut Builder,
-    desc: &Desc,
-    s: &Schedule,
-    env: &Env<'_>,
-    columns: (Value, Value),
-    (total, first, step): (Value, Value, i64),
-) {
+/// Which rows these columns meet.
+pub enum Rows<'a> {
+    /// Of all, in tiles: that number `first`, and each `step`th from there.
+    All { total: Value, first: Value, step: i64 },
+    /// Those of a group.
+    Listed(&'a Grouped),
+}
+
+/// What a grid index computes.
+pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: (Value, Value), of: Rows<'_>) {
     let chunk = CHUNK.min(s.tile.1 as i64);
     let warps = MULTIPLY + BRING;
+    let x = &desc.operands[1 - s.streamed];
     let sums = b.alloc_in(Space::Shared, Swizzle::None, "sums", DType::F32, [MULTIPLY * ROWS * (chunk + 8)]);
-    let Some(cell) = Cell::new(desc, s, env, (columns, total), (sums, chunk + 8)) else { return };
-    let (width, line) = (s.tile.1 as i64, line(cell.x));
-    let mut place = |name: &str, rows: i64| {
-        b.alloc_in(Space::Shared, Swizzle::B128, name, cell.x.dtype, [s.depth * rows * line])
-    };
+    let (width, line) = (s.tile.1 as i64, line(x));
+    let mut place =
+        |name: &str, rows: i64| b.alloc_in(Space::Shared, Swizzle::B128, name, x.dtype, [s.depth * rows * line]);
     let (rows, cols) = (place("rows", HEIGHT), place("columns", width));
     let full = b.barriers("full", s.depth, BRING as u32);
     let empty = b.barriers("empty", s.depth, MULTIPLY as u32);
-    let unit = b.const_i64(HEIGHT);
-    let first = b.mul(first, unit);
-    let p = Pipeline { cell, rows, cols, full, empty, line, chunk, first, step: HEIGHT * step };
-    let (zero, all, multiply) = (b.const_i64(0), b.const_i64(warps), b.const_i64(MULTIPLY));
+    let (zero, all, multiply, unit) =
+        (b.const_i64(0), b.const_i64(warps), b.const_i64(MULTIPLY), b.const_i64(HEIGHT));
+    let (env, listed) = match of {
+        Rows::All { .. } => (env.clone(), None),
+        Rows::Listed(grouped) => {
+            let (env, listed) = grouped.list_by_warps(b, env, warps);
+            (env, Some(listed))
+        }
+    };
     b.for_each(zero, all, 1, LoopKind::Warp, |b, warp| {
+        let (total, first, step) = match (&of, listed) {
+            (Rows::All { total, first, step }, _) => (*total, b.mul(*first, unit), HEIGHT * step),
+            (_, listed) => (listed.map_or(zero, |l| l.total(b)), zero, HEIGHT),
+        };
+        let Some(cell) = Cell::new(desc, s, &env, (columns, total), (sums, chunk + 8)) else { return };
+        let p = Pipeline { cell, rows, cols, full, empty, line, chunk, first, step };
         let multiplies = b.lt(warp, multiply);
         b.if_else(
             multiplies,
             |b| {
-                b.team_op(TeamOp::Registers(REGISTERS[0]));
                 p.multiply(b, warp);
                 Vec::new()
             },
             |b| {
-                b.team_op(TeamOp::Registers(REGISTERS[1]));
                 let number = b.sub(warp, multiply);
                 p.bring(b, number);
                 Vec::new()

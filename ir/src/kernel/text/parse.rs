@@ -301,6 +301,7 @@ impl<'a> Parser<'a> {
                 Op::Extract(a, self.number("a lane")?)
             }
             "iota" => Op::Iota,
+            "rank" => Op::Rank(self.value()?),
             "reduce" => {
                 let op = self.choice("add, mul, min or max", ReduceOp::ALL, ReduceOp::name)?;
                 Op::Reduce(op, self.value()?)
