@@ -79,7 +79,7 @@ impl Options {
     /// The same for a program that runs at once: of its levels the first that this machine has.
     pub fn here(mut self) -> Options {
         if let Some(best) = self.levels.iter().find(|l| l.is_here()) {
-            self.levels = vec![best.clone()];
+            self.levels = vec![*best];
         }
         self
     }
@@ -229,7 +229,7 @@ pub fn compile_model(
                 code(&generated.kernel, cpu, options).map_err(|e| Failure::internal("compiling a kernel", e))?;
             Ok(BuiltKernel { func: choice.func.clone(), generated, compiled, tuned: choice.entry.clone(), cached })
         };
-        Ok(Level { cpu: cpu.clone(), kernels: on_all_cores(&kernels, build)? })
+        Ok(Level { cpu: *cpu, kernels: on_all_cores(&kernels, build)? })
     };
     let levels = options.levels.iter().zip(kernels).map(build).collect::<Result<Vec<Level>, Failure>>()?;
     if let Some(cache) = options.cache.as_ref().filter(|_| levels.iter().flat_map(|l| &l.kernels).any(|k| !k.cached)) {

@@ -73,7 +73,7 @@ fn levels(name: &str) -> Result<Levels, String> {
     match name {
         "all" => Ok(Options::default().levels),
         "here" => Ok(Options::default().here().levels),
-        _ => all.iter().find(|l| l.name == name).map(|l| vec![l.clone()]).ok_or_else(|| {
+        _ => all.iter().find(|l| l.name == name).map(|l| vec![*l]).ok_or_else(|| {
             let names: Vec<&str> = all.iter().map(|l| l.name).collect();
             let more = if Processor::LEVELS.iter().any(|l| l.name == name) {
                 "; this one needs a build with `--features llvm`"

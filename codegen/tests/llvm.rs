@@ -71,9 +71,10 @@ fn text_is_shown_before_and_after() {
 fn what_cannot_be_compiled_is_an_error() {
     let mut b = Builder::new("gpu");
     let (zero, n) = (b.const_i64(0), b.const_i64(4));
-    b.for_each(zero, n, 1, LoopKind::Thread, |b, _| b.barrier(Scope::Block));
+    let met = b.barriers("met", 1, 4);
+    b.for_each(zero, n, 1, LoopKind::Warp, |b, _| b.arrive(met, zero));
     let error = compile(&b.finish(), &Processor::X86_64_V4, Options::default()).unwrap_err();
-    assert!(matches!(error, Error::Unsupported { what: "a barrier inside a concurrent loop", .. }), "{error}");
+    assert!(matches!(error, Error::Unsupported { .. }), "{error}");
     let mut kernel = cast_kernel(DType::BF16, DType::F32, 16);
     kernel.values.pop();
     assert!(matches!(compile(&kernel, &Processor::X86_64_V4, Options::default()), Err(Error::Malformed(_))));

@@ -436,3 +436,68 @@ proptest! {
         }
     }
 }
+
+/// Lanes that are true are put side by side, by vectors of any length.
+#[test]
+fn what_is_true_is_ranked() {
+    for n in [2u32, 8, 32, 64, 256] {
+        let mut b = Builder::new("rank");
+        let rows = Dim::from(Sym::T);
+        let shape = || [rows.clone(), i64::from(n).into()];
+        let x = b.param("x", DType::F32, shape(), Access::Read);
+        let y = b.param("y", DType::I64, shape(), Access::Write);
+        let row = b.grid([rows.clone()])[0];
+        let (zero, none) = (b.const_i64(0), b.const_f32(0.0));
+        let v = b.load(x, &[row, zero], n);
+        let none = b.splat(none, n);
+        let mask = b.gt(v, none);
+        let rank = b.rank(mask);
+        b.store(y, &[row, zero], rank);
+        let kernel = gpu::aligned(&b.finish());
+        assert_eq!(hadal_ir::kernel::text::parse(&kernel.to_string()).as_ref(), Ok(&kernel));
+        let x: Vec<f32> = (0..40 * n).map(|i| ((i * 37) % 101) as f32 - 50.0).collect();
+        let mut args = [Buffer::from_f32(&x), Buffer::uninit(DType::I64, x.len())];
+        let symbols = Bindings::from([(Sym::T, 40)]);
+        let found = gpu::emulated(&kernel, &symbols, &args).pop();
+        interpret::run(&kernel, &symbols, &mut args).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(found.map(|b| b.bytes).as_ref(), args.last().map(|b| &b.bytes), "{n} lanes");
+    }
+}
+
+/// Two warpgroups take registers that a third gives up; then each warp hands its number to the next one.
+#[test]
+fn roles_have_registers_and_meet_at_barriers() {
+    let mut b = Builder::new("roles");
+    let y = b.param("y", DType::F32, [Dim::from(Sym::T), 12.into()], Access::Write);
+    let row = b.grid([Dim::from(Sym::T)])[0];
+    let (zero, eight, all, one) = (b.const_i64(0), b.const_i64(8), b.const_i64(12), b.const_i64(1));
+    let tile = b.alloc_in(Space::Shared, Swizzle::None, "tile", DType::F32, [12]);
+    let met = b.barriers("met", 1, 12);
+    b.for_each(zero, all, 1, LoopKind::Warp, |b, warp| {
+        let first = b.lt(warp, eight);
+        let role = |b: &mut Builder, registers: u32| {
+            b.team_op(TeamOp::Registers(registers));
+            Vec::new()
+        };
+        b.if_else(first, |b| role(b, 208), |b| role(b, 88));
+        let number = b.cast(warp, DType::F32);
+        b.store(tile, &[warp], number);
+        b.arrive(met, zero);
+        b.wait(met, zero, zero);
+        let next = b.add(warp, one);
+        let next = b.rem(next, all);
+        let v = b.load(tile, &[next], 1);
+        b.store(y, &[row, warp], v);
+    });
+    let kernel = b.finish();
+    assert_eq!(hadal_ir::kernel::text::parse(&kernel.to_string()).as_ref(), Ok(&kernel));
+    let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+    let ptx = String::from_utf8(code.code.clone()).expect("PTX is text");
+    assert!(ptx.contains("setmaxnreg.inc.sync.aligned.u32 208") && ptx.contains("setmaxnreg.dec.sync.aligned.u32 88"));
+    gpu::assemble(&ptx);
+    let symbols = Bindings::from([(Sym::T, 5)]);
+    let mut args = [Buffer::uninit(DType::F32, 60)];
+    let found = gpu::emulated(&kernel, &symbols, &args).pop();
+    interpret::run(&kernel, &symbols, &mut args).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(found.map(|b| b.bytes).as_ref(), args.last().map(|b| &b.bytes));
+}

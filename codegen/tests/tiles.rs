@@ -272,7 +272,13 @@ fn emulated(kernel: &Kernel, code: &CompiledKernel, func: &Func, t: i64, seed: u
 }
 
 /// The bytes that come out.
-fn emulated_result(kernel: &Kernel, code: &CompiledKernel, func: &Func, t: i64, seed: u64) -> Result<Vec<u8>, FaultKind> {
+fn emulated_result(
+    kernel: &Kernel,
+    code: &CompiledKernel,
+    func: &Func,
+    t: i64,
+    seed: u64,
+) -> Result<Vec<u8>, FaultKind> {
     emulated_with(kernel, code, func, t, seed).map(|(_, result)| result)
 }
 
@@ -337,7 +343,8 @@ fn whatever_a_pipeline_leaves_out_is_noticed() {
             let mut changed = ptx.clone();
             let end = at + changed[*at..].find(';').expect("a statement");
             // A wait is a loop: what it would jump back for goes too.
-            let end = if what.contains("try_wait") { end + 1 + changed[end + 1..].find(';').expect("a jump") } else { end };
+            let end =
+                if what.contains("try_wait") { end + 1 + changed[end + 1..].find(';').expect("a jump") } else { end };
             match instead {
                 "" => changed.replace_range(*at..=end, ""),
                 _ => changed.replace_range(*at..at + what.len(), instead),

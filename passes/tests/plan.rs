@@ -2,7 +2,8 @@
 
 use crate::common::*;
 use hadal_ir::plan::{Place, Program};
-use hadal_ir::{FuncKind, InstKind, Op};
+use hadal_ir::target::Target;
+use hadal_ir::{DType, FuncKind, InstKind, Op};
 use hadal_passes::{Error, Options, compile, fuse, plan, run_passes};
 
 const HEAD: &str = "symbols P in 0..15, T in 1..8\n";
@@ -183,6 +184,33 @@ fn kernels_hold_what_they_may() {
         assert_eq!(attention, rewrite, "{names:?}");
         assert!(names.contains(&"rms_norm_append") && names.contains(&"contract_bf16_td_fd_add"), "{names:?}");
         // Fusing what is fused changes nothing.
-        assert_eq!(fuse::run(&fused.module).funcs.len(), fused.module.funcs.len());
+        assert_eq!(fuse::run(&fused.module, &cpu()).funcs.len(), fused.module.funcs.len());
+    }
+}
+
+/// What products multiply at eight bits is handed on at eight bits, where the target multiplies so.
+#[test]
+fn narrow_factors_stay_narrow() {
+    let module = parse(&format!(
+        "{HEAD}func @main(%x: f32[T, 128]) -> (y: f32[T, 4]) {{
+           weight %w = \"w\" : f8e4m3[4, 128]
+           weight %s = \"s\" : f32[1, 1]
+           %a = abs %x : f32[T, 128]
+           %r = reduce %a {{kind = max, axes = [1]}} : f32[T]
+           %m = reshape %r {{shape = [T, 1]}} : f32[T, 1]
+           %b = broadcast %r {{shape = [T, 128], dims = [0]}} : f32[T, 128]
+           %v = div %x, %b : f32[T, 128]
+           %q = cast %v {{to = f8e4m3}} : f8e4m3[T, 128]
+           %d = dequantize %q, %m {{block = [1, 128]}} : f32[T, 128]
+           %e = dequantize %w, %s {{block = [4, 128]}} : f32[4, 128]
+           %y = contract %d, %e {{spec = \"td,fd->tf\"}} : f32[T, 4]
+           return %y }}{TAIL}"
+    ));
+    for (target, expected) in [(cpu(), DType::F32), (Target::by_name("h200").unwrap(), DType::F8E4M3)] {
+        let (fused, program) = compile(&module, &target, &Options::default()).unwrap();
+        assert_all_close(&sequence(&module), &planned_sequence(&module, &program), 1e-5, &target.name);
+        let contracts = fused.module.funcs.iter().filter(|f| f.name.starts_with("contract"));
+        let given: Vec<DType> = contracts.map(|f| f.ty(f.params[0]).dtype).collect();
+        assert!(!given.is_empty() && given.iter().all(|d| *d == expected), "{}: {given:?}", target.name);
     }
 }

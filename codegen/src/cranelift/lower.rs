@@ -628,12 +628,7 @@ fn writes(block: &Block) -> BTreeSet<u32> {
             Stmt::Copy(c) => out.extend(allocation(&c.to)),
             Stmt::For(l) => out.extend(writes(&l.body)),
             Stmt::If(c) => out.extend([&c.then, &c.otherwise].into_iter().flat_map(writes)),
-            Stmt::Let(..)
-            | Stmt::Prefetch(_)
-            | Stmt::Alloc(_)
-            | Stmt::Team(_)
-            | Stmt::Wgmma(_)
-            | Stmt::Settle(_) => {}
+            Stmt::Let(..) | Stmt::Prefetch(_) | Stmt::Alloc(_) | Stmt::Team(_) | Stmt::Wgmma(_) | Stmt::Settle(_) => {}
         }
     }
     out

@@ -13,7 +13,10 @@ use std::fmt::Write;
 impl<'a> Emitter<'a> {
     /// Runs an assembler text without results.
     fn assembler(&mut self, text: &str, constraints: &str, operands: &[String]) {
-        self.line(format!("call void asm sideeffect \"{text}\", \"{constraints}~{{memory}}\"({})", operands.join(", ")));
+        self.line(format!(
+            "call void asm sideeffect \"{text}\", \"{constraints}~{{memory}}\"({})",
+            operands.join(", ")
+        ));
     }
 
     /// The numbers of this warp and lane, got in a way that neither LLVM nor the assembler moves out of the loop over the
@@ -237,12 +240,10 @@ impl<'a> Emitter<'a> {
         let ty = format!("{{ {} }}", vec!["float"; count].join(", "));
         constraints.push("~{memory}".into());
         let constraints = constraints.join(",");
-        let all = self.def(format!(
-            "call {ty} asm sideeffect \"{text}\", \"{constraints}\"({})",
-            operands.join(", ")
-        ));
+        let all = self.def(format!("call {ty} asm sideeffect \"{text}\", \"{constraints}\"({})", operands.join(", ")));
         for (number, value) in results.iter().enumerate() {
-            let parts = (4 * number..4 * number + 4).map(|i| self.def(format!("extractvalue {ty} {all}, {i}"))).collect();
+            let parts =
+                (4 * number..4 * number + 4).map(|i| self.def(format!("extractvalue {ty} {all}, {i}"))).collect();
             self.values[value.index()] = Some(self.plain(MATRIX[2], parts));
         }
     }

@@ -344,7 +344,8 @@ impl<'a> Emitter<'a> {
     /// Of each element how many before it are true: those of the lanes before, and of this lane's neighbours.
     fn rank(&mut self, from: ValueType, parts: &[String]) -> Vec<String> {
         let lanes = (from.lanes as usize).min(WARP);
-        let own = if lanes < WARP { self.def(format!("and i32 {}, {}", self.lane, lanes - 1)) } else { self.lane.clone() };
+        let own =
+            if lanes < WARP { self.def(format!("and i32 {}, {}", self.lane, lanes - 1)) } else { self.lane.clone() };
         let bit = self.def(format!("shl i32 1, {own}"));
         let before = self.def(format!("sub i32 {bit}, 1"));
         let mut count = "0".to_string();

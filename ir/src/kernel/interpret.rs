@@ -19,7 +19,7 @@ use hadal_types::Bindings;
 use memory::{Memory, Who};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use teams::{Barrier, Copied, Product};
+use teams::{Barrier, Copied, Multiplied, Product};
 
 /// What goes wrong when a kernel runs.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -55,7 +55,10 @@ pub enum RunFault {
     Uninitialised { buffer: String, at: Vec<i64> },
     #[error("{buffer}[{}] is accessed by {who} and {other} at the same time, and one writes", list(at))]
     Race { buffer: String, at: Vec<i64>, who: String, other: String },
-    #[error("a vector of packed 4-bit elements begins inside a byte, or a product inside of a row: {buffer}[{}]", list(at))]
+    #[error(
+        "a vector of packed 4-bit elements begins inside a byte, or a product inside of a row: {buffer}[{}]",
+        list(at)
+    )]
     Misaligned { buffer: String, at: Vec<i64> },
     #[error("division by zero")]
     DivisionByZero,
@@ -288,7 +291,7 @@ struct Machine<'a> {
     /// Memory and barriers of the first thread, while there are others.
     kept: (usize, usize),
     /// What the warps of a warpgroup multiply, one after the other.
-    warpgroups: BTreeMap<(usize, i64), Vec<(usize, u64, u64)>>,
+    warpgroups: BTreeMap<(usize, i64), Vec<Multiplied>>,
     steps: u64,
     limit: u64,
     seed: u64,

@@ -251,8 +251,7 @@ fn pipeline(steps: i64, fault: Fault) -> Kernel {
     };
     let (a, c) = (tile(&mut b, "a", 64), tile(&mut b, "b", 16));
     let (full, empty) = (b.barriers("full", STAGES, 1), b.barriers("empty", STAGES, 4));
-    let [zero, one, four, all, count, stages, depth] =
-        [0, 1, 4, 8, steps, STAGES, DEPTH].map(|n| b.const_i64(n));
+    let [zero, one, four, all, count, stages, depth] = [0, 1, 4, 8, steps, STAGES, DEPTH].map(|n| b.const_i64(n));
     b.for_each(zero, all, 1, LoopKind::Warp, |b, warp| {
         let (multiplies, brings) = (b.lt(warp, four), b.eq(warp, four));
         b.if_then(brings, |b| {

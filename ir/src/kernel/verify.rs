@@ -90,7 +90,9 @@ pub enum Fault {
     Barrier { buffer: String, expected: &'static str },
     #[error("registers are a multiple of 8 from 24 to 240, not {count}")]
     Registers { count: u32 },
-    #[error("no product of {a} and {b} of depth {depth} with {results} results: bf16 or f8e4m3, 32 to 128 bytes, 1 to 32")]
+    #[error(
+        "no product of {a} and {b} of depth {depth} with {results} results: bf16 or f8e4m3, 32 to 128 bytes, 1 to 32"
+    )]
     NoWgmma { a: DType, b: DType, depth: u32, results: usize },
     #[error("{buffer} is no shared allocation of one dimension with swizzle 128")]
     NoTile { buffer: String },

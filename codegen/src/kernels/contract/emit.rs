@@ -45,7 +45,9 @@ pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {
             let (first, total) = (b.grid_dim(walkers), b.dim(&all));
             match s.form {
                 Form::Tiles => tiles::cell(&mut b, desc, s, &env, ((lo, hi), total), (first, walkers)),
-                _ => pipeline::cell(&mut b, desc, s, &env, (lo, hi), pipeline::Rows::All { total, first, step: walkers }),
+                _ => {
+                    pipeline::cell(&mut b, desc, s, &env, (lo, hi), pipeline::Rows::All { total, first, step: walkers })
+                }
             }
         }
         None if s.rows_block.is_some() => {

@@ -51,13 +51,20 @@ pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
     };
     let formats = w.dtype == x.dtype && matches!(x.dtype, DType::BF16 | DType::F8E4M3);
     let whole = s.group % line(x) == 0 || Some(s.group) == desc.size(k).as_const();
-    let columns = desc.size(s.cols?).as_const()?;
+    let cols = s.cols?;
+    let columns = desc.size(cols).as_const()?;
     if !formats || !whole || ![w, x].into_iter().all(aligned) || columns < COLUMNS {
         return None;
     }
-    // Sums in groups take as many registers again.
-    let most = if s.group > 0 { 128 } else { 256 };
-    let width = [8, 16, 32, 64, 128, 256].into_iter().filter(|n| *n <= most).find(|n| columns <= *n).unwrap_or(most);
+    // Sums in groups take as many registers again, scales of single columns more than that, and what is done with sums
+    // at the end some.
+    let most = match s.group {
+        0 if !desc.epilogue.is_heavy() => 256,
+        0 if columns % 192 == 0 => 192,
+        0 => 128,
+        _ => [128, 64].into_iter().find(|n| tiles::shares_scales(desc, w, cols, *n)).unwrap_or(32),
+    };
+    let width = [8, 16, 32, 64, 128].into_iter().filter(|n| *n <= most).find(|n| columns <= *n).unwrap_or(most);
     let stages = PLACES / ((HEIGHT + width) * LINE);
     let size = width as usize;
     let (tile, strip, block) = ((HEIGHT as usize, size), size, Some(width));
@@ -89,8 +96,7 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: 
     let (rows, cols) = (place("rows", HEIGHT), place("columns", width));
     let full = b.barriers("full", s.depth, BRING as u32);
     let empty = b.barriers("empty", s.depth, MULTIPLY as u32);
-    let (zero, all, multiply, unit) =
-        (b.const_i64(0), b.const_i64(warps), b.const_i64(MULTIPLY), b.const_i64(HEIGHT));
+    let (zero, all, multiply, unit) = (b.const_i64(0), b.const_i64(warps), b.const_i64(MULTIPLY), b.const_i64(HEIGHT));
     let (env, listed) = match of {
         Rows::All { .. } => (env.clone(), None),
         Rows::Listed(grouped) => {

@@ -22,8 +22,8 @@
 //! more lanes, and another order: there reading weights decides, elsewhere multiply-adds do.
 
 use super::desc::{Desc, Role};
-use super::{laid, pipeline, tiles};
 use super::view::{Access, Affine, Var, VarKind};
+use super::{laid, pipeline, tiles};
 use crate::kernels::Target;
 use crate::kernels::index::gcd;
 use hadal_types::{DType, Dim};

@@ -18,7 +18,7 @@
 use super::desc::{Desc, Role};
 use super::emit::{Env, finish};
 use super::epilogue::on_vectors;
-use super::schedule::{Form, Schedule, steps, tile_letters};
+use super::schedule::{Form, Schedule, Steps, steps, tile_letters};
 use super::view::{Access, Var};
 use crate::kernels::index::gcd;
 use hadal_ir::kernel::{Buf, Builder, LoopKind, MATRIX, Value};
@@ -97,10 +97,11 @@ pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
 }
 
 /// Whether columns have the same scales, so many from each multiple of so many on.
-fn shares_scales(desc: &Desc, w: &Access, cols: Var, width: i64) -> bool {
+pub fn shares_scales(desc: &Desc, w: &Access, cols: Var, width: i64) -> bool {
     let shared = |scale: &Access| {
-        let steps = steps(desc, scale, cols, &[]).filter(|s| s.aligned && s.block % width == 0);
-        !desc.vars.reads(scale, cols) || steps.is_some()
+        let multiple = |n: &Dim| n.div_exact(width).is_some();
+        let whole = |s: &Steps| s.block % width == 0 && multiple(&s.rest.offset) && s.rest.terms.values().all(multiple);
+        !desc.vars.reads(scale, cols) || steps(desc, scale, cols, &[]).is_some_and(|s| whole(&s))
     };
     w.parts().all(|scale| shared(scale) && scale.parts().next().is_none())
 }

@@ -63,7 +63,12 @@ impl Who {
     }
 
     fn name(&self) -> String {
-        format!("grid index {} thread {}{}", self.grid, self.slot, if self.clock == OPEN { " (not waited for)" } else { "" })
+        format!(
+            "grid index {} thread {}{}",
+            self.grid,
+            self.slot,
+            if self.clock == OPEN { " (not waited for)" } else { "" }
+        )
     }
 }
 

@@ -37,6 +37,9 @@ impl Barrier {
     }
 }
 
+/// A product's statement and the first elements of its factors.
+pub(super) type Multiplied = (usize, u64, u64);
+
 /// Elements on their way to shared memory.
 pub(super) struct Copied {
     to: usize,
@@ -119,7 +122,8 @@ impl Machine<'_> {
 
     pub(super) fn what_it_waits_for(&self, thread: &Thread) -> Option<String> {
         let State::Waits(barriers, i, parity) = thread.state else { return None };
-        let of = |a: usize| matches!(self.kernel.allocs[a].space, Space::Barrier(_)) && thread.allocs[a] == Some(barriers);
+        let of =
+            |a: usize| matches!(self.kernel.allocs[a].space, Space::Barrier(_)) && thread.allocs[a] == Some(barriers);
         let name = (0..thread.allocs.len()).find(|a| of(*a)).map_or("?", |a| &self.kernel.allocs[a].name);
         let Barrier { arrived, expected, .. } = self.barriers[barriers][i];
         let warp = thread.warp.unwrap_or_default();
@@ -173,7 +177,8 @@ impl Machine<'_> {
         for (i, place) in [&w.a, &w.b].into_iter().enumerate() {
             let (to, first) = (self.place_of(place.buf, thread), self.locate(place, thread, 0, 1)?);
             let bytes = format.bytes(first);
-            if bytes % 1024 >= 128 || bytes % WGMMA_STEP != 0 || bytes % 128 + format.bytes(w.depth.into()) > 128 {
+            let within = bytes % 128 + format.bytes(w.depth.into()) <= 128;
+            if bytes % 1024 >= 128 || !bytes.is_multiple_of(WGMMA_STEP) || !within {
                 return Err(self.heap[to].misaligned(first));
             }
             // Of rows a warp has its quarter.
@@ -248,7 +253,9 @@ impl Machine<'_> {
             }
             let results = (0..product.columns).map(|i| {
                 let columns = &factors[1][8 * i..8 * i + 8];
-                Lanes::Many(products(product.format, (&factors[0], columns), |lane| sums.get(i).map_or(0, |s| s.lane(lane))))
+                Lanes::Many(products(product.format, (&factors[0], columns), |lane| {
+                    sums.get(i).map_or(0, |s| s.lane(lane))
+                }))
             });
             thread.settled.insert(product.id, results.collect());
         }
