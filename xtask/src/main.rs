@@ -3,6 +3,7 @@
 //! `test` is what CI runs and nothing else hides behind it. Every command here is a straight list of steps, so that a
 //! step that fails can be run by hand.
 
+mod assemble;
 mod bless;
 mod gpu;
 mod runner;
@@ -64,6 +65,15 @@ enum Task {
         #[arg(long, value_name = "FOLDER")]
         report: Option<PathBuf>,
     },
+    /// Compare what ptxas makes of the kernels of published models with docs/perf/registers.md.
+    Assemble {
+        /// The assembler [default: what PTXAS names, or on the PATH].
+        #[arg(long, value_name = "FILE")]
+        ptxas: Option<PathBuf>,
+        /// Write the page.
+        #[arg(long)]
+        bless: bool,
+    },
     /// Measure decode and prefill speed of the demo model and of a random 1.5B checkpoint; see docs/perf/.
     Bench {
         /// Leave out the 1.5B checkpoint (3.5 GB on disk).
@@ -82,6 +92,7 @@ fn main() -> ExitCode {
         Task::Runner { arch } => runner::build(&arch, false).map(|path| println!("{}", path.display())),
         Task::Gpu { report: Some(results), .. } => gpu::report(&results),
         Task::Gpu { report: None, out } => gpu::pack(&out),
+        Task::Assemble { ptxas, bless } => assemble::run(ptxas.as_deref(), bless),
         Task::Bench { demo_only } => bench(demo_only),
     };
     match result {
@@ -137,6 +148,12 @@ fn test(without_llvm: bool, seed: u64, nightly: bool) -> Result {
         let environment = [&environment[..], &[("HADAL_ARM_RUNNER", runner.as_str())]].concat();
         step("tests of code by LLVM", "cargo", &[&wide[..], &["--lib"], &kernels].concat(), &environment)?;
         step("tests of models by LLVM", "cargo", &[&wide[..], &models].concat(), &environment)?;
+    }
+    if nightly && !without_llvm {
+        match assemble::found() {
+            Some(ptxas) => assemble::run(Some(&ptxas), false)?,
+            None => println!("== registers: left out, as there is no ptxas (PTXAS, or on the PATH)"),
+        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! `hadal dump`: the text of any stage.
 
-use crate::driver::{Compiled, compile};
+use crate::driver::{BuiltKernel, Compiled, compile};
 use crate::failure::Failure;
 use crate::options::{AdapterArgs, CompileArgs};
 use hadal_codegen::cranelift::{Processor, clif_text};
@@ -140,7 +140,9 @@ pub fn stage_text(c: &Compiled, stage: Stage, entry: Option<&str>) -> Result<Str
             out
         }
         Stage::Asm => {
-            kernels().map(|k| format!("; {}\n{}\n", k.func, k.compiled.disassembly.as_deref().unwrap_or(""))).collect()
+            let text = |k: &BuiltKernel| k.compiled.disassembly.clone().unwrap_or_default();
+            let head = |k: &BuiltKernel| format!("; {} ({}: {})", k.func, k.generated.generator, k.generated.schedule);
+            kernels().map(|k| format!("{}\n{}\n", head(k), text(k))).collect()
         }
     })
 }

@@ -125,7 +125,11 @@ pub fn candidates(desc: &Desc, ranges: &Ranges, target: &Target) -> Vec<Schedule
         // Whole tiles of four where that takes few queries less.
         let most = if single { 1 } else { (rows / heads).clamp(1, tokens.unwrap_or(rows).max(1)) };
         let queries = (most * 3 / 4..=most).rev().find(|q| *q > 0 && heads * q % 4 == 0).unwrap_or(most);
-        let tiles = Tiles::of(heads * queries, turned, target);
+        let mut tiles = Tiles::of(heads * queries, turned, target);
+        if team > 1 && desc.sets.len() > 1 {
+            // Each thread of so many warps has 128 registers, and what several sets need beside sums is more.
+            (tiles.keys, tiles.vectors) = (2, 2);
+        }
         // Wide registers convert bf16 while they multiply.
         let pays = heads * queries >= 8 && !target.is_wide();
         for staged in [pays, !pays] {

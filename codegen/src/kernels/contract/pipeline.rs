@@ -33,6 +33,9 @@ const BRING: i64 = 4;
 /// Bytes of shared memory for places of stages.
 const PLACES: i64 = 192 << 10;
 
+/// Blocks that there are at least, where tiles are made wider: about as many as multiprocessors.
+const BLOCKS: i64 = 128;
+
 /// Columns whose sums go to the epilogue at once.
 const CHUNK: i64 = 32;
 
@@ -64,11 +67,18 @@ pub fn schedule(desc: &Desc, streamed: usize, k: Var) -> Option<Schedule> {
         0 => 128,
         _ => [128, 64].into_iter().find(|n| tiles::shares_scales(desc, w, cols, *n)).unwrap_or(32),
     };
-    let width = [8, 16, 32, 64, 128].into_iter().filter(|n| *n <= most).find(|n| columns <= *n).unwrap_or(most);
-    let stages = PLACES / ((HEIGHT + width) * LINE);
-    let size = width as usize;
-    let (tile, strip, block) = ((HEIGHT as usize, size), size, Some(width));
-    Some(Schedule { form: Form::Pipeline, tile, strip, block, depth: stages.min(8), ..s })
+    let of = |width: i64| {
+        let (size, stages) = (width as usize, PLACES / ((HEIGHT + width) * LINE));
+        let (tile, strip, block) = ((HEIGHT as usize, size), size, Some(width));
+        Schedule { form: Form::Pipeline, tile, strip, block, depth: stages.min(8), ..s.clone() }
+    };
+    // As wide as there are tiles for all multiprocessors.
+    let others = s.grid.iter().fold(1i64, |n, v| n.saturating_mul(desc.size(*v).as_const().unwrap_or(1)));
+    let tiles = |s: &Schedule| others.saturating_mul((columns + s.strip as i64 - 1) / s.strip as i64);
+    let full = |s: &Schedule| tiles(s).saturating_mul(tiles::walkers(desc, s)) >= BLOCKS;
+    let least = [8, 16, 32, 64].into_iter().find(|n| columns <= *n).unwrap_or(64).min(most);
+    let widths = [most, 128, 64].into_iter().filter(|n| (least + 1..=most).contains(n));
+    Some(widths.map(of).find(full).unwrap_or_else(|| of(least)))
 }
 
 /// Elements of a row in a stage.
