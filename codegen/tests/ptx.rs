@@ -501,3 +501,115 @@ fn roles_have_registers_and_meet_at_barriers() {
     interpret::run(&kernel, &symbols, &mut args).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(found.map(|b| b.bytes).as_ref(), args.last().map(|b| &b.bytes));
 }
+
+/// Rows of four warps in registers, by columns that lie across in panels; and what the rows of the sums are combined to.
+fn across(depth: usize, columns: usize) -> Kernel {
+    let mut b = Builder::new("across");
+    let rows = b.param("rows", DType::F32, [64 * depth], Access::Read);
+    let tall = b.param("columns", DType::BF16, [depth * columns], Access::Read);
+    let y = b.param("y", DType::F32, [3 * 64 * columns], Access::Write);
+    b.grid([1i64]);
+    let apart = 64 * depth as i64;
+    let panels = columns.div_ceil(64) as i64;
+    let tile = b.alloc_in(Space::Shared, Swizzle::B128, "tile", DType::BF16, [panels * apart]);
+    let full = b.barriers("full", 1, 1);
+    let (zero, four, all) = (b.const_i64(0), b.const_i64(4), b.const_i64(8));
+    let pieces = columns as i64 / 8;
+    b.for_each(zero, all, 1, LoopKind::Warp, |b, warp| {
+        let lanes = |b: &mut Builder, n: i64, count: u32| {
+            let n = b.const_i64(n);
+            b.splat(n, count)
+        };
+        let brings = b.eq(warp, four);
+        b.if_then(brings, |b| {
+            let end = b.const_i64(depth as i64 * pieces);
+            b.for_each(zero, end, 32, LoopKind::Serial, |b, first| {
+                let (first, iota) = (b.splat(first, 32), b.iota(DType::I64, 32));
+                let piece = b.add(first, iota);
+                let [pieces, eight, line, apart] = [pieces, 8, 64, apart].map(|n| lanes(b, n, 32));
+                let (row, piece) = (b.div(piece, pieces), b.rem(piece, pieces));
+                let (panel, within) = (b.div(piece, eight), b.rem(piece, eight));
+                let (panel, line, within) = (b.mul(panel, apart), b.mul(row, line), b.mul(within, eight));
+                let to = b.add(panel, line);
+                let to = b.add(to, within);
+                let wide = b.mul(pieces, eight);
+                let (from, piece) = (b.mul(row, wide), b.mul(piece, eight));
+                let from = b.add(from, piece);
+                b.copy((tile, &[to]), (tall, &[from]), 256, None);
+            });
+            b.team_op(TeamOp::Commit);
+            b.team_op(TeamOp::AwaitCopies(0));
+            b.team_op(TeamOp::FenceAsync);
+            b.arrive(full, zero);
+        });
+        let multiplies = b.lt(warp, four);
+        b.if_then(multiplies, |b| {
+            // Row and column of each pair of neighbours of a tile of sums.
+            let (iota, one) = (b.iota(DType::I64, 64), lanes(b, 1, 64));
+            let [two, three, eight] = [2, 3, 8].map(|n| lanes(b, n, 64));
+            let (group, second) = (b.ushr(iota, one), b.and(iota, one));
+            let (row, quarter) = (b.ushr(group, two), b.and(group, three));
+            let second = b.mul(second, eight);
+            let row = b.add(row, second);
+            let column = b.mul(quarter, two);
+            let sixteen = b.const_i64(16);
+            let own = b.mul(warp, sixteen);
+            let own = b.splat(own, 64);
+            let row = b.add(own, row);
+            let place = |b: &mut Builder, line: usize, first: usize| {
+                let (line, first) = (lanes(b, line as i64, 64), lanes(b, first as i64, 64));
+                let at = b.mul(row, line);
+                let at = b.add(at, first);
+                b.add(at, column)
+            };
+            let values: Vec<Value> = (0..depth / 8)
+                .map(|i| {
+                    let at = place(b, depth, 8 * i);
+                    let x = b.load(rows, &[at], 128);
+                    b.cast(x, DType::BF16)
+                })
+                .collect();
+            b.wait(full, zero, zero);
+            let open = b.wgmma_across(&values, (tile, zero, apart as u32), columns, None);
+            let sums = b.settle(&open, 0);
+            for (i, sum) in sums.into_iter().enumerate() {
+                let of = [ReduceOp::Max, ReduceOp::Add].map(|op| b.rows(op, sum));
+                for (number, x) in [sum].into_iter().chain(of).enumerate() {
+                    let at = place(b, columns, 8 * i + number * 64 * columns);
+                    b.store(y, &[at], x);
+                }
+            }
+        });
+    });
+    b.finish()
+}
+
+#[test]
+fn columns_lie_across() {
+    for (depth, columns) in [(16, 16), (32, 80), (64, 256), (128, 136)] {
+        let kernel = gpu::aligned(&across(depth, columns));
+        assert_eq!(hadal_ir::kernel::text::parse(&kernel.to_string()).as_ref(), Ok(&kernel));
+        let rows: Vec<f32> = (0..64 * depth).map(|i| (i * 37 % 23) as f32 - 11.0).collect();
+        let tall: Vec<f32> = (0..depth * columns).map(|i| (i * 29 % 31) as f32 / 4.0 - 3.5).collect();
+        let bytes = tall.iter().flat_map(|x| ((x.to_bits() >> 16) as u16).to_le_bytes()).collect();
+        let mut args = [
+            Buffer::from_bytes(DType::F32, rows.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Buffer::from_bytes(DType::BF16, bytes),
+            Buffer::uninit(DType::F32, 3 * 64 * columns),
+        ];
+        let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
+        gpu::assemble(&String::from_utf8(code.code).expect("PTX is text"));
+        let found = gpu::emulated(&kernel, &Bindings::default(), &args).pop();
+        interpret::run(&kernel, &Bindings::default(), &mut args).unwrap_or_else(|e| panic!("{e}"));
+        let sums = args[2].to_f32();
+        assert_eq!(found.map(|b| b.bytes).as_ref(), args.last().map(|b| &b.bytes), "{depth} by {columns}");
+        for (i, sum) in sums[..64 * columns].iter().enumerate() {
+            let (row, column) = (i / columns, i % columns);
+            let expected: f32 = (0..depth).map(|k| rows[row * depth + k] * tall[k * columns + column]).sum();
+            assert_eq!(*sum, expected);
+            let eight = &sums[i - column % 8..][..8];
+            assert_eq!(sums[64 * columns + i], eight.iter().copied().fold(f32::MIN, f32::max));
+            assert_eq!(sums[2 * 64 * columns + i], eight.iter().sum::<f32>());
+        }
+    }
+}

@@ -441,7 +441,7 @@ impl<'a> Lower<'a, '_> {
                 lanes.map(pair).map(|(i, order)| self.shuffle(parts(ty)[0], a[i], b[i], order)).collect()
             }
             Op::Dot(..) => return Err(self.unsupported("a dot product that should have been expanded")),
-            Op::Matrix(..) | Op::Rank(_) => return Err(self.unsupported("tiles of a warp")),
+            Op::Matrix(..) | Op::Rank(_) | Op::Rows(..) => return Err(self.unsupported("tiles of a warp")),
             Op::Splat(a) => {
                 let v = self.scalar(*a);
                 let constant = self.constant(*a);

@@ -184,13 +184,14 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    /// What tells the hardware where rows of 128 bytes lie, eight of which follow each other.
-    fn descriptor(&mut self, place: &Place) -> String {
+    /// What tells the hardware where rows of 128 bytes lie, eight of which follow each other, and how far panels are apart.
+    fn descriptor(&mut self, place: &Place, panels: Option<u32>) -> String {
         let at = self.shared_address(place);
         let start = self.def(format!("lshr i32 {at}, 4"));
         let start = self.def(format!("and i32 {start}, 16383"));
         let start = self.def(format!("zext i32 {start} to i64"));
-        let fixed = 1i64 << 62 | (SWIZZLE_ALIGN as i64 >> 4) << 32 | 1 << 16;
+        let apart = panels.map_or(1, |elements| i64::from(elements) * 2 >> 4);
+        let fixed = 1i64 << 62 | (SWIZZLE_ALIGN as i64 >> 4) << 32 | apart << 16;
         self.def(format!("or i64 {start}, {fixed}"))
     }
 
@@ -198,13 +199,26 @@ impl<'a> Emitter<'a> {
         if !self.target.has("sm_90a") {
             return Err(self.unsupported("products of warpgroups on other GPUs than sm_90a"));
         }
-        let (_, dtype, _) = self.k.buffer(w.a.buf);
+        let (_, dtype, _) = self.k.buffer(w.b.buf);
         let (registers, columns) = (4 * w.results.len(), 8 * w.results.len());
         let steps = dtype.bytes(w.depth.into()) / WGMMA_STEP;
-        let descriptors = [&w.a, &w.b].map(|place| self.descriptor(place));
-        let (format, depth, rest) = match dtype {
-            DType::F8E4M3 => ("e4m3", 32, ""),
-            _ => ("bf16", 16, ", 0, 0"),
+        // In registers, four for each step; or from a descriptor on, so many 16 bytes further with each step.
+        let (words, rows) = match &w.a {
+            WgmmaRows::Tile(place) => (Vec::new(), Some(self.descriptor(place, None))),
+            WgmmaRows::Values(values) => {
+                let parts = values.iter().flat_map(|v| self.known(*v).parts.clone()).collect::<Vec<_>>();
+                (self.joined(&parts, 16, 32), None)
+            }
+        };
+        let rows = rows.map(|rows| (rows, WGMMA_STEP / 16));
+        let columns_apart = if w.panels.is_some() { 16 * 128 / 16 } else { WGMMA_STEP / 16 };
+        let tiles: Vec<(String, u64)> =
+            rows.into_iter().chain([(self.descriptor(&w.b, w.panels), columns_apart)]).collect();
+        let across = if w.panels.is_some() { "1" } else { "0" };
+        let (format, depth, rest) = match (dtype, &w.a) {
+            (DType::F8E4M3, _) => ("e4m3", 32, String::new()),
+            (_, WgmmaRows::Tile(_)) => ("bf16", 16, format!(", 0, {across}")),
+            (_, WgmmaRows::Values(_)) => ("bf16", 16, format!(", {across}")),
         };
         let sums: Vec<String> = w.sums.iter().flat_map(|v| self.known(*v).parts.clone()).collect();
         let list: Vec<String> = (0..registers).map(|i| format!("${i}")).collect();
@@ -212,24 +226,34 @@ impl<'a> Emitter<'a> {
         let mut text = "{ .reg .pred p; wgmma.fence.sync.aligned; ".to_string();
         let mut operands: Vec<String> = sums.iter().map(|x| format!("float {x}")).collect();
         for step in 0..steps {
-            let next = (registers + operands.len(), operands.len());
             let added = if step == 0 && sums.is_empty() { "ne.b32 p, 0, 0" } else { "eq.b32 p, 0, 0" };
+            let mut named = |operand: String| {
+                operands.push(operand);
+                format!("${}", registers + operands.len() - 1)
+            };
+            let mut factors = Vec::new();
+            if !words.is_empty() {
+                let own = words.iter().skip(4 * step as usize).take(4);
+                let own: Vec<String> = own.map(|word| named(format!("i32 {word}"))).collect();
+                factors.push(format!("{{{}}}", own.join(", ")));
+            }
+            for (descriptor, apart) in &tiles {
+                let at = self.def(format!("add i64 {descriptor}, {}", step * apart));
+                factors.push(named(format!("i64 {at}")));
+            }
             let _ = write!(
                 text,
-                "setp.{added}; wgmma.mma_async.sync.aligned.m64n{columns}k{depth}.f32.{format}.{format} {{{list}}}, \
-                 ${}, ${}, p, 1, 1{rest}; ",
-                next.0,
-                next.0 + 1
+                "setp.{added}; wgmma.mma_async.sync.aligned.m64n{columns}k{depth}.f32.{format}.{format} {{{list}}}, {}, p, \
+                 1, 1{rest}; ",
+                factors.join(", ")
             );
-            for descriptor in &descriptors {
-                let at = self.def(format!("add i64 {descriptor}, {}", step * WGMMA_STEP / 16));
-                operands.push(format!("i64 {at}"));
-            }
         }
         text.push_str("wgmma.commit_group.sync.aligned; }");
         let mut constraints = vec!["=f".to_string(); registers];
         constraints.extend((0..sums.len()).map(|i| i.to_string()));
-        constraints.extend(vec!["l".to_string(); 2 * steps as usize]);
+        constraints.extend(
+            operands.iter().skip(sums.len()).map(|x| if x.starts_with("i32") { "r".into() } else { "l".into() }),
+        );
         self.sums(&w.results, &text, constraints, &operands);
         Ok(())
     }

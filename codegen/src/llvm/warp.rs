@@ -285,6 +285,10 @@ impl<'a> Emitter<'a> {
                 let (from, parts) = self.of(*mask);
                 self.rank(from, &parts)
             }
+            Op::Rows(op, a) => {
+                let (from, parts) = self.of(*a);
+                self.combined_rows(*op, from, &parts)
+            }
             Op::Reduce(op, a) => {
                 let (from, parts) = self.of(*a);
                 vec![self.reduce_lanes(*op, from, parts)]
@@ -527,6 +531,20 @@ impl<'a> Emitter<'a> {
         // Parts that lanes have shared out among them: the first halves were halves of all.
         let x = parts.remove(0);
         shared.into_iter().fold(x, |x, step| self.combined(op, part, &x, step))
+    }
+
+    /// The eight elements of each row of a tile of sums combined, of which four lanes have two each.
+    fn combined_rows(&mut self, op: ReduceOp, from: ValueType, parts: &[String]) -> Vec<String> {
+        let part = ValueType::scalar(from.elem);
+        let rows: Vec<String> = parts
+            .chunks(2)
+            .map(|pair| {
+                let own = self.binary_text(op.binary(), part, &pair[0], &pair[1]);
+                let two = self.combined(op, part, &own, 1);
+                self.combined(op, part, &two, 2)
+            })
+            .collect();
+        rows.into_iter().flat_map(|x| [x.clone(), x]).collect()
     }
 
     /// What two lanes hold, combined; the lower one's comes first.

@@ -428,10 +428,40 @@ impl Builder {
         columns: usize,
         sums: Option<&[Value]>,
     ) -> Vec<Value> {
+        let a = WgmmaRows::Tile(place(a.0, &[a.1]));
+        self.product(a, (b, None), depth, columns, sums)
+    }
+
+    /// Starts a product of this warp's rows, eight elements of each after the other, by a tile of columns that lie across,
+    /// panels of 64 so far apart.
+    pub fn wgmma_across(
+        &mut self,
+        rows: &[Value],
+        (buf, at, panels): (Buf, Value, u32),
+        columns: usize,
+        sums: Option<&[Value]>,
+    ) -> Vec<Value> {
+        let a = WgmmaRows::Values(rows.to_vec());
+        self.product(a, ((buf, at), Some(panels)), 8 * rows.len() as u32, columns, sums)
+    }
+
+    fn product(
+        &mut self,
+        a: WgmmaRows,
+        (b, panels): ((Buf, Value), Option<u32>),
+        depth: u32,
+        columns: usize,
+        sums: Option<&[Value]>,
+    ) -> Vec<Value> {
         let results: Vec<Value> = (0..columns / 8).map(|_| self.define(MATRIX[2])).collect();
-        let (a, b, sums) = (place(a.0, &[a.1]), place(b.0, &[b.1]), sums.unwrap_or_default().to_vec());
-        self.stmt(Stmt::Wgmma(Box::new(Wgmma { results: results.clone(), sums, a, b, depth })));
+        let (b, sums) = (place(b.0, &[b.1]), sums.unwrap_or_default().to_vec());
+        self.stmt(Stmt::Wgmma(Box::new(Wgmma { results: results.clone(), sums, a, b, panels, depth })));
         results
+    }
+
+    /// The eight elements of each row of a tile of sums combined.
+    pub fn rows(&mut self, op: ReduceOp, sums: Value) -> Value {
+        self.op(Op::Rows(op, sums), MATRIX[2])
     }
 
     /// Waits until so many products are open, and gives the sums of one that is not.
@@ -649,7 +679,11 @@ fn rename(block: &mut Block, f: &mut impl FnMut(&mut Value)) {
             Stmt::Copy(c) => c.to.index.iter_mut().chain(&mut c.from.index).chain(&mut c.counts).for_each(&mut *f),
             Stmt::Wgmma(w) => {
                 w.results.iter_mut().chain(&mut w.sums).for_each(&mut *f);
-                w.a.index.iter_mut().chain(&mut w.b.index).for_each(&mut *f);
+                let rows = match &mut w.a {
+                    WgmmaRows::Tile(place) => &mut place.index,
+                    WgmmaRows::Values(values) => values,
+                };
+                rows.iter_mut().chain(&mut w.b.index).for_each(&mut *f);
             }
             Stmt::Settle(s) => s.results.iter_mut().chain(&mut s.open).for_each(&mut *f),
             Stmt::Team(TeamOp::Arrive(place)) => place.index.iter_mut().for_each(&mut *f),

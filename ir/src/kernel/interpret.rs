@@ -652,6 +652,22 @@ impl<'a> Machine<'a> {
                 let mask = get(*a);
                 Lanes::of(ty.lanes, |i| (0..i).filter(|j| mask.lane(*j) != 0).count() as u64)
             }
+            Op::Rows(op, a) => {
+                // Neighbours, then pairs of them, then halves of the row.
+                let mut lanes: Vec<u64> = (0..MATRIX[2].lanes as usize).map(|i| get(*a).lane(i)).collect();
+                let row = |lane: usize| matrix_place(2, lane as u32).0;
+                let column = |lane: usize| matrix_place(2, lane as u32).1;
+                for step in [1, 2, 4] {
+                    let of = |lane: usize, column_of: u32| {
+                        let found = (0..lanes.len()).find(|i| row(*i) == row(lane) && column(*i) == column_of);
+                        lanes[found.expect("rows have eight columns")]
+                    };
+                    let pair = |lane: usize| (of(lane, column(lane) & !step), of(lane, column(lane) | step));
+                    let pairs: Vec<(u64, u64)> = (0..lanes.len()).map(pair).collect();
+                    lanes = pairs.into_iter().map(|(x, y)| binary(op.binary(), ty.elem, x, y)).collect();
+                }
+                Lanes::Many(lanes)
+            }
             Op::Reduce(op, a) => {
                 let mut lanes: Vec<u64> = (0..kernel.ty(*a).lanes as usize).map(|i| get(*a).lane(i)).collect();
                 while lanes.len() > 1 {

@@ -33,7 +33,8 @@
 //! - `zip_low` and `zip_high` take lanes of two vectors in turn, from their first or their second halves: four rounds
 //!   of both turn sixteen vectors of sixteen lanes.
 //! - `rank` counts for each lane those before it that are true: where it goes if what is true is put side by side.
-//! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left.
+//! - A lane reduction combines halves, `x[i] ∘ x[i + n/2]`, until one lane is left. One of `rows` combines neighbours of
+//!   each row of a tile of sums, `x[i] ∘ x[i + 1]`, until one of eight is left.
 
 pub mod arbitrary;
 mod build;
@@ -404,6 +405,8 @@ pub enum Op {
     Rank(Value),
     /// All lanes combined.
     Reduce(ReduceOp, Value),
+    /// The eight elements of each row of a tile of sums combined, in all of them.
+    Rows(ReduceOp, Value),
     /// Consecutive elements. Lanes where the mask is false touch no memory and take `fill` (zero without one).
     Load {
         /// First element.
@@ -495,13 +498,28 @@ pub struct Wgmma {
     pub results: Vec<Value>,
     /// What they are added to; zeros without.
     pub sums: Vec<Value>,
-    /// First element of the warpgroup's rows.
-    pub a: Place,
+    /// The warpgroup's rows.
+    pub a: WgmmaRows,
     /// First element of the columns.
     pub b: Place,
+    /// Where columns lie across: rows of `b` are what is summed over, 64 columns each, and so many elements after the
+    /// first of 64 columns is that of the next 64. Of bf16.
+    pub panels: Option<u32>,
     /// Elements of a row.
     pub depth: u32,
 }
+
+/// The first factor of a [`Wgmma`].
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum WgmmaRows {
+    /// From an element of a tile on.
+    Tile(Place),
+    /// This warp's rows as [`WGMMA_VALUES`], eight elements of each row after the other.
+    Values(Vec<Value>),
+}
+
+/// Sixteen rows of eight elements, in the order that [`Op::Matrix`] has sums.
+pub const WGMMA_VALUES: ValueType = ValueType::vector(DType::BF16, 128);
 
 /// Bytes of a row that a step of [`Wgmma`] multiplies.
 pub const WGMMA_STEP: u64 = 32;
@@ -638,7 +656,7 @@ impl Kernel {
         fn of(kernel: &Kernel, block: &Block) -> bool {
             let runs = |place: &Place| place.index.last().is_some_and(|v| kernel.ty(*v).lanes > 1);
             block.stmts.iter().any(|stmt| match stmt {
-                Stmt::Let(_, Op::Matrix(..) | Op::Rank(_)) => true,
+                Stmt::Let(_, Op::Matrix(..) | Op::Rank(_) | Op::Rows(..)) => true,
                 Stmt::Let(_, Op::Load { place, .. }) | Stmt::Store { place, .. } => runs(place),
                 Stmt::For(l) => of(kernel, &l.body),
                 Stmt::If(c) => of(kernel, &c.then) || of(kernel, &c.otherwise),
@@ -703,11 +721,23 @@ impl Op {
             Op::Rank(a) => Op::Rank(f(a)),
             Op::Extract(a, lane) => Op::Extract(f(a), lane),
             Op::Reduce(op, a) => Op::Reduce(op, f(a)),
+            Op::Rows(op, a) => Op::Rows(op, f(a)),
             Op::Load { place, mask, fill } => {
                 let place = place.map(&mut f);
                 Op::Load { place, mask: mask.map(&mut f), fill: fill.map(&mut f) }
             }
         }
+    }
+}
+
+impl Wgmma {
+    /// The places of factors in shared memory.
+    pub fn tiles(&self) -> impl Iterator<Item = &Place> {
+        let rows = match &self.a {
+            WgmmaRows::Tile(place) => Some(place),
+            WgmmaRows::Values(_) => None,
+        };
+        rows.into_iter().chain([&self.b])
     }
 }
 

@@ -689,3 +689,36 @@ fn runs_and_matrices() {
     let found = refused(": bf16x256", ": bf16x512");
     assert!(found.contains("expected bf16x256"), "{found}");
 }
+
+#[test]
+fn products_of_values_have_their_shapes() {
+    let mut b = Builder::new("across");
+    let tile = b.alloc_in(Space::Shared, Swizzle::B128, "tile", DType::BF16, [2048]);
+    let (zero, four, none) = (b.const_i64(0), b.const_i64(4), b.const_f32(0.0));
+    b.for_each(zero, four, 1, LoopKind::Warp, |b, _| {
+        let none = b.splat(none, 128);
+        let [rows, other] = [b.cast(none, DType::BF16), b.cast(none, DType::BF16)];
+        let open = b.wgmma_across(&[rows, other], (tile, zero, 1024), 16, None);
+        let sums = b.settle(&open, 0);
+        b.rows(ReduceOp::Add, sums[0]);
+    });
+    let kernel = b.finish();
+    assert_eq!(faults(&kernel), "");
+    let text = kernel.to_string();
+    assert_eq!(text::parse(&text).unwrap(), kernel);
+    for (from, to, what) in [
+        ("panels 1024", "panels 1000", "no product by bf16 of depth 16, panels Some(1000)"),
+        ("panels 1024", "panels 512", "no product by bf16 of depth 16, panels Some(512)"),
+        ("depth 16", "depth 32", "no product by bf16 of depth 32"),
+        (", %6 by", " by", "no product by bf16 of depth 16"),
+        ("swizzle 128", "swizzle 64", "tile is no shared allocation"),
+        ("rows add %9", "rows add %5", "expected f32x128"),
+    ] {
+        assert!(text.contains(from), "{from}\n{text}");
+        let found = faults(&text::parse(&text.replacen(from, to, 1)).unwrap());
+        assert!(found.contains(what), "{found}\n{text}");
+    }
+    // What nobody wrote cannot be multiplied.
+    let found = run(&kernel, &mut []);
+    assert!(matches!(&found, Err(RunFault::Uninitialised { buffer, .. }) if buffer == "tile"), "{found:?}");
+}

@@ -156,8 +156,13 @@ impl Kernel {
                 c.counts.map_or(Ok(()), |v| write!(f, " counts {v}"))
             }
             Stmt::Wgmma(w) => {
-                let [a, b] = [&w.a, &w.b].map(|p| self.place_text(p));
-                write!(f, "{} = wgmma {a}, {b} depth {}", commas(&w.results), w.depth)?;
+                let a = match &w.a {
+                    WgmmaRows::Tile(place) => self.place_text(place),
+                    WgmmaRows::Values(values) => commas(values),
+                };
+                write!(f, "{} = wgmma {a} by {}", commas(&w.results), self.place_text(&w.b))?;
+                w.panels.map_or(Ok(()), |n| write!(f, " panels {n}"))?;
+                write!(f, " depth {}", w.depth)?;
                 if w.sums.is_empty() { Ok(()) } else { write!(f, " sums {}", commas(&w.sums)) }
             }
             Stmt::Settle(s) if s.open.is_empty() => write!(f, "settle pending {}", s.pending),
@@ -193,6 +198,7 @@ impl Kernel {
             Op::Extract(a, lane) => write!(f, "extract {a}, {lane}")?,
             Op::Iota => write!(f, "iota")?,
             Op::Rank(a) => write!(f, "rank {a}")?,
+            Op::Rows(op, a) => write!(f, "rows {} {a}", op.name())?,
             Op::Reduce(op, a) => write!(f, "reduce {} {a}", op.binary().name())?,
             Op::Load { place, mask, fill } => {
                 write!(f, "load {}", self.place_text(place))?;

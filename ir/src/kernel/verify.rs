@@ -91,9 +91,11 @@ pub enum Fault {
     #[error("registers are a multiple of 8 from 24 to 240, not {count}")]
     Registers { count: u32 },
     #[error(
-        "no product of {a} and {b} of depth {depth} with {results} results: bf16 or f8e4m3, 32 to 128 bytes, 1 to 32"
+        "no product by {b} of depth {depth}, panels {panels:?}, with {results} results: both factors bf16 or both f8e4m3, a \
+         depth of 32 to 128 bytes (bf16 values by panels 512), panels whole groups of eight rows and as long as the depth, \
+         1 to 32 results"
     )]
-    NoWgmma { a: DType, b: DType, depth: u32, results: usize },
+    NoWgmma { b: DType, depth: u32, panels: Option<u32>, results: usize },
     #[error("{buffer} is no shared allocation of one dimension with swizzle 128")]
     NoTile { buffer: String },
 }
@@ -397,7 +399,7 @@ impl Verifier<'_> {
 
     fn wgmma(&mut self, w: &Wgmma) {
         self.in_warps();
-        let formats = [&w.a, &w.b].map(|place| {
+        let mut format = |place: &Place| {
             let tile = |a: &Alloc| a.space == Space::Shared && a.swizzle == Swizzle::B128 && a.shape.len() == 1;
             let tile = self.alloc(place.buf).is_some_and(tile);
             let (buffer, dtype) = self.access(place, true)?;
@@ -405,12 +407,30 @@ impl Verifier<'_> {
                 self.fault(Fault::NoTile { buffer });
             }
             Some(dtype)
-        });
-        if let [Some(a), Some(b)] = formats {
-            let bytes = a.bytes(w.depth.into());
-            let fits = matches!(a, DType::BF16 | DType::F8E4M3) && bytes <= 128 && w.depth > 0;
-            if a != b || !fits || !bytes.is_multiple_of(WGMMA_STEP) || !(1..=32).contains(&w.results.len()) {
-                self.fault(Fault::NoWgmma { a, b, depth: w.depth, results: w.results.len() });
+        };
+        let b = format(&w.b);
+        let a = match &w.a {
+            WgmmaRows::Tile(place) => format(place),
+            WgmmaRows::Values(values) => {
+                values.iter().for_each(|v| self.want(*v, WGMMA_VALUES));
+                (values.len() == w.depth as usize / 8).then_some(WGMMA_VALUES.elem)
+            }
+        };
+        if let Some(b) = b {
+            let bytes = b.bytes(w.depth.into());
+            let whole = w.depth > 0 && bytes.is_multiple_of(WGMMA_STEP);
+            let rows = match (&w.a, w.panels) {
+                (WgmmaRows::Values(_), Some(_)) => bytes <= 512,
+                _ => bytes <= 128,
+            };
+            // Groups of eight rows of 128 bytes, as many as there are elements of a row of the other factor.
+            let apart = |n: u32| n.is_multiple_of(512) && (64 * w.depth..=128 << 10).contains(&n);
+            let fits = match b {
+                DType::BF16 => w.panels.is_none_or(apart),
+                b => b == DType::F8E4M3 && w.panels.is_none(),
+            };
+            if a != Some(b) || !whole || !rows || !fits || !(1..=32).contains(&w.results.len()) {
+                self.fault(Fault::NoWgmma { b, depth: w.depth, panels: w.panels, results: w.results.len() });
             }
         }
         if !w.sums.is_empty() && w.sums.len() != w.results.len() {
@@ -638,6 +658,10 @@ impl Verifier<'_> {
                 None
             }
             Op::Rank(a) => self.want_elem(*a, &[DType::Bool]).map(|t| t.with_elem(DType::I64)),
+            Op::Rows(_, a) => {
+                self.want(*a, MATRIX[2]);
+                Some(MATRIX[2])
+            }
             Op::Reduce(_, a) => self.want_elem(*a, ARITHMETIC).map(|t| ValueType::scalar(t.elem)),
             Op::Load { place, mask, fill } => {
                 if let Some(mask) = mask {

@@ -52,9 +52,24 @@ pub(super) struct Product {
     sums: Vec<Lanes>,
     columns: usize,
     format: DType,
-    /// Memory and first elements of rows, sixteen of the warp and eight for each result.
-    rows: [(usize, Vec<u64>); 2],
+    /// Sixteen rows of the warp, and eight for each result.
+    factors: [Factor; 2],
     depth: u64,
+}
+
+/// A factor of a product that is not settled.
+enum Factor {
+    /// Rows of elements.
+    Values(Vec<Vec<u64>>),
+    /// Where it is in memory, in runs of a first element and a length: rows, or where there are panels what is summed over,
+    /// panel by panel.
+    Tile { memory: usize, runs: Vec<(u64, u64)>, across: bool },
+}
+
+impl Factor {
+    fn reads(&self, memory: usize, run: (u64, u64)) -> bool {
+        matches!(self, Factor::Tile { memory: own, runs, .. } if *own == memory && runs.contains(&run))
+    }
 }
 
 fn join(clock: &mut Vec<u32>, other: &[u32]) {
@@ -168,28 +183,57 @@ impl Machine<'_> {
     }
 
     pub(super) fn wgmma(&mut self, w: &Wgmma, thread: &mut Thread) -> Step {
-        let format = self.kernel.buffer(w.a.buf).1;
+        let format = self.kernel.buffer(w.b.buf).1;
         let warp = thread.warp.unwrap_or_default();
-        let pitch = 128 * 8 / format.bits();
-        let mut firsts = [0; 2];
-        let mut rows = [(0, Vec::new()), (0, Vec::new())];
-        let counts = [64, 8 * w.results.len() as u64];
-        for (i, place) in [&w.a, &w.b].into_iter().enumerate() {
-            let (to, first) = (self.place_of(place.buf, thread), self.locate(place, thread, 0, 1)?);
+        let (pitch, depth) = (128 * 8 / format.bits(), u64::from(w.depth));
+        let start = |machine: &mut Self, place: &Place, within: u64| {
+            let (to, first) = (machine.place_of(place.buf, thread), machine.locate(place, thread, 0, 1)?);
             let bytes = format.bytes(first);
-            let within = bytes % 128 + format.bytes(w.depth.into()) <= 128;
-            if bytes % 1024 >= 128 || !bytes.is_multiple_of(WGMMA_STEP) || !within {
-                return Err(self.heap[to].misaligned(first));
+            if bytes % 1024 >= 128 || !bytes.is_multiple_of(WGMMA_STEP) || bytes % 128 + within > 128 {
+                return Err(machine.heap[to].misaligned(first));
             }
-            // Of rows a warp has its quarter.
-            let all = if i == 0 { 16 * (warp as u64 % 4)..16 * (warp as u64 % 4) + 16 } else { 0..counts[1] };
-            rows[i] = (to, all.map(|row| first + row * pitch).collect());
-            firsts[i] = first;
-        }
+            Ok((to, first))
+        };
+        let (columns, bytes) = (8 * w.results.len() as u64, format.bytes(depth));
+        let mut firsts = [0; 2];
+        let a = match &w.a {
+            WgmmaRows::Tile(place) => {
+                let (memory, first) = start(self, place, bytes)?;
+                firsts[0] = first;
+                // Of rows a warp has its quarter.
+                let own = 16 * (warp as u64 % 4);
+                let runs = (own..own + 16).map(|row| (first + row * pitch, depth)).collect();
+                Factor::Tile { memory, runs, across: false }
+            }
+            WgmmaRows::Values(values) => {
+                let mut rows = vec![vec![0; 8 * values.len()]; 16];
+                for (i, value) in values.iter().enumerate() {
+                    for lane in 0..WGMMA_VALUES.lanes {
+                        let (row, column) = matrix_place(2, lane);
+                        rows[row as usize][8 * i + column as usize] = thread.values[value.index()].lane(lane as usize);
+                    }
+                }
+                Factor::Values(rows)
+            }
+        };
+        let (memory, first) = start(self, &w.b, if w.panels.is_some() { 128 } else { bytes })?;
+        firsts[1] = first;
+        let runs = match w.panels {
+            None => (0..columns).map(|row| (first + row * pitch, depth)).collect(),
+            Some(apart) => {
+                let of = |at: u64| {
+                    let panel = first + at / 64 * u64::from(apart);
+                    (0..depth).map(move |k| (panel + k * pitch, (columns - at).min(64)))
+                };
+                (0..columns).step_by(64).flat_map(of).collect()
+            }
+        };
+        let factors = [a, Factor::Tile { memory, runs, across: w.panels.is_some() }];
         let who = self.now(thread);
-        for (to, rows) in &rows {
-            for flat in rows.iter().flat_map(|row| *row..*row + u64::from(w.depth)) {
-                let memory = &mut self.heap[*to];
+        for factor in &factors {
+            let Factor::Tile { memory, runs, .. } = factor else { continue };
+            for flat in runs.iter().flat_map(|(first, count)| *first..first + count) {
+                let memory = &mut self.heap[*memory];
                 memory.is_inside(flat)?;
                 if let Some((slot, clock)) = memory.begin_read(flat, &who, &thread.clock)? {
                     let known = thread.clock.get(slot).copied().unwrap_or_default();
@@ -212,8 +256,8 @@ impl Machine<'_> {
         self.products += 1;
         let id = self.products;
         let sums = w.sums.iter().map(|v| thread.values[v.index()].clone()).collect();
-        let (columns, depth) = (w.results.len(), w.depth.into());
-        thread.products.push(Product { id, sums, columns, format, rows, depth });
+        let columns = w.results.len();
+        thread.products.push(Product { id, sums, columns, format, factors, depth });
         for (i, v) in w.results.iter().enumerate() {
             thread.values[v.index()] = Lanes::Open(id, i);
         }
@@ -239,13 +283,28 @@ impl Machine<'_> {
         let who = self.now(thread);
         for product in thread.products.drain(..done).collect::<Vec<_>>() {
             let mut factors = [Vec::new(), Vec::new()];
-            for (factors, (to, rows)) in factors.iter_mut().zip(&product.rows) {
-                for row in rows {
-                    let open = |p: &Product| p.rows.iter().any(|(other, rows)| other == to && rows.contains(row));
-                    let open = thread.products.iter().any(open);
-                    let bits = (*row..*row + product.depth).map(|flat| self.heap[*to].end_read(flat, &who, open));
-                    factors.push(bits.collect::<Vec<u64>>());
-                }
+            for (rows, factor) in factors.iter_mut().zip(product.factors) {
+                let (memory, runs, across) = match factor {
+                    Factor::Values(values) => {
+                        *rows = values;
+                        continue;
+                    }
+                    Factor::Tile { memory, runs, across } => (memory, runs, across),
+                };
+                let read: Vec<Vec<u64>> = runs
+                    .iter()
+                    .map(|run| {
+                        let open = thread.products.iter().any(|p| p.factors.iter().any(|f| f.reads(memory, *run)));
+                        (run.0..run.0 + run.1).map(|flat| self.heap[memory].end_read(flat, &who, open)).collect()
+                    })
+                    .collect();
+                *rows = if !across {
+                    read
+                } else {
+                    let column = |panel: &[Vec<u64>], i: usize| panel.iter().map(|row| row[i]).collect::<Vec<u64>>();
+                    let panels = read.chunks(product.depth as usize);
+                    panels.flat_map(|panel| (0..panel[0].len()).map(|i| column(panel, i))).collect()
+                };
             }
             let mut sums = Vec::new();
             for sum in &product.sums {

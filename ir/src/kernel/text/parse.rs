@@ -229,14 +229,18 @@ impl<'a> Parser<'a> {
     }
 
     fn wgmma(&mut self, names: Vec<&'a str>) -> Result<Stmt> {
-        let a = self.place()?;
-        self.punct(",")?;
+        let a = match self.peek() {
+            "%" => WgmmaRows::Values(self.list(Self::value)?),
+            _ => WgmmaRows::Tile(self.place()?),
+        };
+        self.punct("by")?;
         let b = self.place()?;
+        let panels = if self.eat("panels") { Some(self.number("a number of elements")?) } else { None };
         self.punct("depth")?;
         let depth = self.number("a number of elements")?;
         let sums = if self.eat("sums") { self.list(Self::value)? } else { Vec::new() };
         let results = names.into_iter().map(|name| self.define(name, MATRIX[2])).collect::<Result<_>>()?;
-        Ok(Stmt::Wgmma(Box::new(Wgmma { results, sums, a, b, depth })))
+        Ok(Stmt::Wgmma(Box::new(Wgmma { results, sums, a, b, panels, depth })))
     }
 
     fn settle(&mut self, names: Vec<&'a str>) -> Result<Stmt> {
@@ -305,6 +309,10 @@ impl<'a> Parser<'a> {
             "reduce" => {
                 let op = self.choice("add, mul, min or max", ReduceOp::ALL, ReduceOp::name)?;
                 Op::Reduce(op, self.value()?)
+            }
+            "rows" => {
+                let op = self.choice("add, mul, min or max", ReduceOp::ALL, ReduceOp::name)?;
+                Op::Rows(op, self.value()?)
             }
             "load" => {
                 let place = self.place()?;
