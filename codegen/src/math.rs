@@ -1,7 +1,7 @@
 //! Transcendental functions as polynomials of basic operations.
 //!
 //! One expansion for all back ends, so that results depend neither on the machine nor on a library. Errors, measured
-//! by the test over all exponents, against the correctly rounded value: exp, log, sin, cos, tanh and erf ≤ 2 ulp; sin
+//! by the test over all exponents, against the correctly rounded value: exp, exp2, log, sin, cos, tanh and erf ≤ 2 ulp; sin
 //! and cos for |x| ≤ 2·10⁵ (their argument is reduced by three parts of π/2), beyond that they lose accuracy and NaN
 //! comes out of infinities. exp overflows to infinity and underflows through the subnormals to 0. log of 0 is -∞, of
 //! negative numbers NaN. NaN stays NaN. The sign of a zero is not kept.
@@ -14,13 +14,22 @@ use hadal_ir::kernel::*;
 use hadal_types::DType;
 use std::collections::HashMap;
 
-/// Replaces pow2_ceil, exp, log, sin, cos, tanh, erf and dot products by basic operations.
+/// Replaces pow2_ceil, exp, exp2, log, sin, cos, tanh, erf and dot products by basic operations.
 pub fn expand(kernel: &Kernel) -> Kernel {
-    expand_but_dots(kernel, &[])
+    expand_but(kernel, Kept::default())
 }
 
-/// As [`expand`], but dot products stay where their second operand has one of the formats `kept`.
-pub fn expand_but_dots(kernel: &Kernel, kept: &'static [DType]) -> Kernel {
+/// What a back end does by itself.
+#[derive(Clone, Copy, Default)]
+pub struct Kept {
+    /// Formats of the second operand of dot products.
+    pub dots: &'static [DType],
+    /// Powers of two.
+    pub exp2: bool,
+}
+
+/// As [`expand`], but for what is kept.
+pub fn expand_but(kernel: &Kernel, kept: Kept) -> Kernel {
     let mut e =
         Expander { values: kernel.values.clone(), top: Vec::new(), constants: HashMap::new(), out: Vec::new(), kept };
     let body = e.block(&kernel.body);
@@ -37,14 +46,24 @@ struct Expander {
     constants: HashMap<(Const, u32), Value>,
     /// The block being written.
     out: Vec<Stmt>,
-    /// Formats whose dot products stay.
-    kept: &'static [DType],
+    kept: Kept,
 }
 
 /// 1.5·2²³.
 const SHIFTER: f32 = 12_582_912.0;
 const LN2_HIGH: f32 = 0.693_145_75;
 const LN2_LOW: f32 = 1.428_606_8e-6;
+/// `2ʳ` for |r| ≤ ½: powers of ln 2, by factorials.
+const EXP2: [f32; 8] = [
+    1.0,
+    std::f32::consts::LN_2,
+    0.240_226_5,
+    0.055_504_11,
+    0.009_618_129,
+    0.001_333_355_8,
+    1.540_353e-4,
+    1.525_273_4e-5,
+];
 /// π/2 in three parts.
 const HALF_PI: [u32; 3] = [0x3fc9_0fdb, 0xb33b_bd2e, 0xa6f7_2ced];
 /// `(ln(1+f) - f + f²/2) / f³` for 1+f between √½ and √2.
@@ -82,7 +101,7 @@ impl Expander {
         for stmt in &block.stmts {
             match stmt {
                 Stmt::Let(value, Op::Unary(op, a)) => self.unary(*value, *op, *a),
-                Stmt::Let(value, Op::Dot(a, b, c)) if !self.kept.contains(&self.values[b.index()].elem) => {
+                Stmt::Let(value, Op::Dot(a, b, c)) if !self.kept.dots.contains(&self.values[b.index()].elem) => {
                     self.dot(*a, *b, *c);
                     self.name_last(*value);
                 }
@@ -113,6 +132,8 @@ impl Expander {
             UnaryOp::Neg | UnaryOp::Abs | UnaryOp::Not | UnaryOp::Sqrt | UnaryOp::Floor => {
                 return self.out.push(Stmt::Let(value, Op::Unary(op, a)));
             }
+            UnaryOp::Exp2 if self.kept.exp2 => return self.out.push(Stmt::Let(value, Op::Unary(op, a))),
+            UnaryOp::Exp2 => self.exp2(a),
             UnaryOp::Pow2Ceil => self.pow2_ceil(a),
             UnaryOp::Exp => self.exp(a),
             UnaryOp::Log => self.log(a),
@@ -160,11 +181,30 @@ impl Expander {
         let r = self.fma(n, low, r);
         // Taylor's series to r⁷: |r| ≤ ½ ln 2.
         let p = self.poly(r, &[1.0, 1.0, 0.5, 1.0 / 6.0, 1.0 / 24.0, 1.0 / 120.0, 1.0 / 720.0, 1.0 / 5040.0]);
-        // 2ⁿ in two factors, each of them a normal number.
+        self.scaled(p, shifted)
+    }
+
+    fn exp2(&mut self, x: Value) -> Value {
+        let (high, low) = (self.f(x, 129.0), self.f(x, -150.0));
+        let x = self.binary(BinaryOp::Min, high, x);
+        let x = self.binary(BinaryOp::Max, low, x);
+        let shifter = self.f(x, SHIFTER);
+        let shifted = self.binary(BinaryOp::Add, x, shifter);
+        let n = self.binary(BinaryOp::Sub, shifted, shifter);
+        let r = self.binary(BinaryOp::Sub, x, n);
+        let p = self.poly(r, &EXP2);
+        let y = self.scaled(p, shifted);
+        let (least, zero) = (self.f(x, -126.0), self.f(x, 0.0));
+        let small = self.compare(CompareOp::Lt, x, least);
+        self.select(small, zero, y)
+    }
+
+    /// `p` times two to the integer that was added to the shifter: in two factors, each of them a normal number.
+    fn scaled(&mut self, p: Value, shifted: Value) -> Value {
         let bits = self.bitcast(shifted, DType::I32);
-        let bias = self.i(x, SHIFTER.to_bits() as i32);
+        let bias = self.i(p, SHIFTER.to_bits() as i32);
         let n = self.binary(BinaryOp::Sub, bits, bias);
-        let one = self.i(x, 1);
+        let one = self.i(p, 1);
         let half = self.binary(BinaryOp::Shr, n, one);
         let rest = self.binary(BinaryOp::Sub, n, half);
         let (half, rest) = (self.power_of_two(half), self.power_of_two(rest));

@@ -5,14 +5,15 @@
 mod kernels;
 
 use hadal_codegen::compile;
-use hadal_codegen::kernels::{self as generators, Generated, Ranges};
+use hadal_codegen::kernels::Generated;
 use hadal_codegen::processor::{CompiledKernel, Processor};
+use hadal_ir::kernel::Access;
 use hadal_ir::kernel::interpret::{Buffer, run};
-use hadal_ir::kernel::{Access, Kernel};
 use hadal_ir::{Func, Tensor, interpret};
-use hadal_types::{Bindings, DType, Sym};
+use hadal_types::Bindings;
 use kernels::gpu;
-use ptx_emulator::{FaultKind, FlopKind, Options, Report};
+use kernels::ways::{PIPELINE, TILES, Way, arguments, call, emulated, emulated_result, every_part_is_needed, func};
+use ptx_emulator::{FaultKind, FlopKind, Options};
 
 /// Weights of a format, with scales for blocks of rows and columns.
 type Weights = (&'static str, Option<[i64; 2]>);
@@ -83,53 +84,8 @@ fn scaled_experts([e, choices, n, k]: [i64; 4]) -> Func {
     ))
 }
 
-fn func(text: &str) -> Func {
-    let module = hadal_ir::text::parse_module(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-    hadal_ir::verify::module(&module).unwrap_or_else(|e| panic!("{e:?}\n{text}"));
-    module.funcs[0].clone()
-}
-
-/// What a GPU runs of a function: a form of kernel with an instruction.
-#[derive(Clone, Copy)]
-struct Way {
-    processor: Processor,
-    form: &'static str,
-    instruction: &'static str,
-}
-
-const TILES: Way = Way { processor: Processor::SM_80, form: "tiles", instruction: "mma.sync" };
-const PIPELINE: Way = Way { processor: Processor::SM_90A, form: "pipeline", instruction: "wgmma.mma_async" };
-
-impl Way {
-    fn of(self, func: &Func) -> Generated {
-        let target = generators::Target::of(&self.processor);
-        let made = generators::select(func, &Ranges::new(), &target).expect("a product");
-        assert!(made.schedule.starts_with(self.form), "{}", made.schedule);
-        Generated { kernel: gpu::aligned(&made.kernel), ..made }
-    }
-}
-
 fn tiles(func: &Func) -> Generated {
     TILES.of(func)
-}
-
-/// Elements of which there are few enough bits that sums of them are exact, or more.
-fn arguments(func: &Func, bindings: &Bindings, exact: bool) -> Vec<Tensor> {
-    let mut state = 0x9E37_79B9_7F4A_7C15u64;
-    let mut next = move || {
-        state = state.wrapping_mul(0xD134_2543_DE82_EF95).wrapping_add(1);
-        (state >> 40) as f64 / (1u64 << 24) as f64
-    };
-    let tensors = func.params.iter().map(|p| {
-        let shape = func.ty(*p).eval_shape(bindings).expect("sizes");
-        let (dtype, n) = (func.ty(*p).dtype, shape.iter().product());
-        match dtype {
-            DType::I32 | DType::I8 => Tensor::int(dtype, &shape, (0..n).map(|_| (next() * 9.0) as i64 - 2).collect()),
-            _ if exact => Tensor::real(dtype, &shape, (0..n).map(|_| (next() * 8.0).floor() / 2.0 - 2.0).collect()),
-            _ => Tensor::real(dtype, &shape, (0..n).map(|_| dtype.round(next() * 2.0 - 1.0)).collect()),
-        }
-    });
-    tensors.collect()
 }
 
 /// What the interpreter of kernels and the emulator make of it, which is the same.
@@ -154,7 +110,7 @@ fn found(way: Way, func: &Func, made: &Generated, args: &[Tensor], bindings: &Bi
 
 fn check(way: Way, func: &Func, t: i64) {
     let made = way.of(func);
-    let bindings = Bindings::from([(Sym::T, t), (Sym::P, 0)]);
+    let bindings = call(t, 0);
     let length = *func.ty(func.params[0]).eval_shape(&bindings).expect("sizes").last().expect("rows");
     for exact in [true, false] {
         let args = arguments(func, &bindings, exact);
@@ -248,9 +204,8 @@ fn rows_meet_what_they_choose() {
 fn a_row_has_the_same_bits_in_every_batch() {
     let func = product(("f32", None), ("bf16", None), [40, 96]);
     let made = tiles(&func);
-    let bindings = |t| Bindings::from([(Sym::T, t), (Sym::P, 0)]);
-    let all = arguments(&func, &bindings(70), false);
-    let together = found(TILES, &func, &made, &all, &bindings(70));
+    let all = arguments(&func, &call(70, 0), false);
+    let together = found(TILES, &func, &made, &all, &call(70, 0));
     for (first, t) in [(0, 1), (3, 31), (17, 53)] {
         let rows = |a: &Tensor| match a.shape[0] {
             70 => {
@@ -261,43 +216,9 @@ fn a_row_has_the_same_bits_in_every_batch() {
             _ => a.clone(),
         };
         let args: Vec<Tensor> = all.iter().map(rows).collect();
-        let alone = found(TILES, &func, &made, &args, &bindings(t as i64));
+        let alone = found(TILES, &func, &made, &args, &call(t as i64, 0));
         assert_eq!(alone.reals()[..], together.reals()[first * 40..(first + t) * 40]);
     }
-}
-
-/// Runs code on the emulator, where what comes out is looked at by others.
-fn emulated(kernel: &Kernel, code: &CompiledKernel, func: &Func, t: i64, seed: u64) -> Result<Report, FaultKind> {
-    emulated_with(kernel, code, func, t, seed).map(|(report, _)| report)
-}
-
-/// The bytes that come out.
-fn emulated_result(
-    kernel: &Kernel,
-    code: &CompiledKernel,
-    func: &Func,
-    t: i64,
-    seed: u64,
-) -> Result<Vec<u8>, FaultKind> {
-    emulated_with(kernel, code, func, t, seed).map(|(_, result)| result)
-}
-
-fn emulated_with(
-    kernel: &Kernel,
-    code: &CompiledKernel,
-    func: &Func,
-    t: i64,
-    seed: u64,
-) -> Result<(Report, Vec<u8>), FaultKind> {
-    let bindings = Bindings::from([(Sym::T, t), (Sym::P, 0)]);
-    let args = arguments(func, &bindings, false);
-    let result = func.ty(func.results[0].1);
-    let count = result.eval_shape(&bindings).expect("sizes").iter().product();
-    let mut buffers: Vec<Buffer> = args.iter().map(|t| Buffer::from_bytes(t.dtype, t.to_bytes())).collect();
-    buffers.push(Buffer::uninit(result.dtype, count));
-    let options = Options { seed, ..Options::default() };
-    let report = gpu::run(code, kernel, &bindings, &mut buffers, &options).map_err(|fault| fault.kind)?;
-    Ok((report, buffers.pop().expect("a result").bytes))
 }
 
 #[test]
@@ -313,7 +234,7 @@ fn a_barrier_that_is_missing_is_noticed() {
         let end = at + without[at..].find(';').expect("a statement");
         without.replace_range(at..=end, "");
         let code = CompiledKernel { code: without.into_bytes(), ..code.clone() };
-        let fault = (0..4).find_map(|seed| emulated(&kernel, &code, &func, 37, seed).err());
+        let fault = (0..4).find_map(|seed| emulated(&kernel, &code, &func, &call(37, 0), seed).err());
         assert_eq!(fault, Some(FaultKind::Race), "without the one at {at}\n{ptx}");
     }
 }
@@ -323,42 +244,12 @@ fn a_barrier_that_is_missing_is_noticed() {
 fn whatever_a_pipeline_leaves_out_is_noticed() {
     // More stages than there are places.
     let func = product(("f8e4m3", Some(128)), ("f8e4m3", Some([128, 128])), [128, 1408]);
-    let kernel = PIPELINE.of(&func).kernel;
+    let (kernel, call) = (PIPELINE.of(&func).kernel, call(140, 0));
     let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
-    let ptx = String::from_utf8(code.code.clone()).expect("PTX is text");
-    let expected = emulated_result(&kernel, &code, &func, 140, 0).expect("it runs");
-    let mut tried = Vec::new();
-    for (what, instead) in [
-        ("mbarrier.try_wait.parity", ""),
-        ("mbarrier.arrive", ""),
-        ("fence.proxy.async", ""),
-        ("cp.async.wait_group", ""),
-        ("wgmma.wait_group", ""),
-        ("wgmma.commit_group", ""),
-        ("bar.sync", ""),
-        ("xor.b32", "or.b32"),
-    ] {
-        let places: Vec<usize> = ptx.match_indices(what).map(|(at, _)| at).collect();
-        for at in &places {
-            let mut changed = ptx.clone();
-            let end = at + changed[*at..].find(';').expect("a statement");
-            // A wait is a loop: what it would jump back for goes too.
-            let end =
-                if what.contains("try_wait") { end + 1 + changed[end + 1..].find(';').expect("a jump") } else { end };
-            match instead {
-                "" => changed.replace_range(*at..=end, ""),
-                _ => changed.replace_range(*at..at + what.len(), instead),
-            }
-            let code = CompiledKernel { code: changed.into_bytes(), ..code.clone() };
-            let noticed = (0..6).any(|seed| match emulated_result(&kernel, &code, &func, 140, seed) {
-                Err(_) => true,
-                Ok(found) => found != expected,
-            });
-            assert!(noticed, "without the {what} at {at}\n{ptx}");
-        }
-        tried.push((what, places.len()));
-    }
-    assert!(tried.iter().all(|(_, n)| *n > 0), "{tried:?}");
+    let expected = emulated_result(&kernel, &code, &func, &call, 0).expect("it runs");
+    every_part_is_needed(&code, |code, seed| {
+        emulated_result(&kernel, code, &func, &call, seed).is_ok_and(|y| y == expected)
+    });
 }
 
 /// What tensor cores multiply, and what is read and written, are what the product takes, and no more.
@@ -370,7 +261,7 @@ fn tiles_multiply_and_read_what_they_should() {
         let kernel = tiles(&func).kernel;
         let code = compile(&kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
         gpu::assemble(std::str::from_utf8(&code.code).expect("PTX is text"));
-        let report = emulated(&kernel, &code, &func, t, 1).expect("it runs");
+        let report = emulated(&kernel, &code, &func, &call(t, 0), 1).expect("it runs");
         let near = |found: f64, expected: i64| {
             assert!((found / expected as f64 - 1.0).abs() < 0.05, "{x}: {found} {expected}")
         };
@@ -390,7 +281,7 @@ fn pipelines_multiply_and_read_what_they_should() {
         let made = PIPELINE.of(&func);
         let code = compile(&made.kernel, &Processor::SM_90A, false).unwrap_or_else(|e| panic!("{e}"));
         gpu::assemble(std::str::from_utf8(&code.code).expect("PTX is text"));
-        let report = emulated(&made.kernel, &code, &func, t, 1).expect("it runs");
+        let report = emulated(&made.kernel, &code, &func, &call(t, 0), 1).expect("it runs");
         let near = |found: f64, expected: i64| {
             assert!((found / expected as f64 - 1.0).abs() < 0.05, "{x}: {found} {expected}")
         };

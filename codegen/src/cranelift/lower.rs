@@ -514,6 +514,7 @@ impl<'a> Lower<'a, '_> {
             UnaryOp::Floor => self.b.ins().floor(x),
             UnaryOp::Pow2Ceil
             | UnaryOp::Exp
+            | UnaryOp::Exp2
             | UnaryOp::Log
             | UnaryOp::Sin
             | UnaryOp::Cos

@@ -9,6 +9,7 @@ pub mod contract;
 pub mod index;
 pub mod limits;
 pub mod loops;
+mod ring;
 
 use crate::processor::Processor;
 use hadal_ir::ops::Op;

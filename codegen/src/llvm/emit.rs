@@ -401,12 +401,12 @@ impl<'a> Emitter<'a> {
         to.iter().zip(known).for_each(|(v, known)| self.values[v.index()] = Some(known));
     }
 
-    /// Names values whose definitions are written later.
     /// What each warp of a block does, after which all wait for each other. All of them do, and know, what is outside.
     fn shared_by_warps(&mut self, l: &'a For) -> Done {
         let (mut team, lane) = (self.team.clone().unwrap_or_default(), self.lane.clone());
         if self.k.allocs.iter().any(|a| matches!(a.space, Space::Barrier(_))) {
             (team, self.lane) = self.renumbered();
+            self.renumbered_elements()?;
         }
         if std::mem::take(&mut self.new_barriers) {
             self.block_barrier();
@@ -418,6 +418,13 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
+    /// The numbers of elements again, from this lane's as it is known now.
+    fn renumbered_elements(&mut self) -> Done {
+        let numbers = |stmt: &&Stmt| matches!(stmt, Stmt::Let(_, Op::Iota));
+        self.k.body.stmts.iter().filter(numbers).try_for_each(|stmt| self.stmt(stmt))
+    }
+
+    /// Names values whose definitions are written later.
     fn name(&mut self, values: &[Value], prefix: &str) {
         let mut next = 0;
         for value in values {

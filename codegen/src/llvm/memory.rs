@@ -35,6 +35,8 @@ pub(super) struct Address {
     pub pointer: String,
     /// Of 4-bit elements: the flat index, whose lowest bit chooses the nibble.
     pub flat: Option<String>,
+    /// Whether units of 16 bytes are permuted within rows of 128 bytes.
+    pub swizzled: bool,
     /// What is known of the memory, as an access says it.
     pub notes: String,
 }
@@ -152,6 +154,7 @@ impl Emitter<'_> {
         self.terms(&fixed, &mut terms);
         // Offsets that were given up on above are in the terms.
         terms.sort_by_key(|t| t.0);
+        let swizzled = self.is_swizzled(place.buf);
         let mut notes = String::new();
         let read = matches!(place.buf, Buf::Param(i) if self.k.params[i as usize].access == Access::Read);
         if read {
@@ -167,7 +170,7 @@ impl Emitter<'_> {
             // A masked vector may begin before its buffer.
             let bytes = self.def(format!("ashr i64 {flat}, 1"));
             let pointer = self.def(format!("getelementptr i8, {space} {base}, i64 {bytes}"));
-            return Address { space, base, pointer, flat: Some(flat), notes };
+            return Address { space, base, pointer, flat: Some(flat), swizzled, notes };
         }
         let mut pointer = base.clone();
         for (_, term) in terms {
@@ -176,7 +179,7 @@ impl Emitter<'_> {
         if fixed.offset != 0 {
             pointer = self.def(format!("getelementptr i8, {space} {pointer}, i64 {}", fixed.offset));
         }
-        Address { space, base, pointer, flat: None, notes }
+        Address { space, base, pointer, flat: None, swizzled, notes }
     }
 
     /// The terms of an affine form, each with the depth from which on it is known.

@@ -23,6 +23,7 @@ mod warp;
 mod warp_memory;
 
 use crate::Error;
+use crate::math::{Kept, expand_but};
 use crate::processor::{CompiledKernel, Processor};
 use hadal_ir::kernel::{Kernel, verify};
 use hadal_types::DType;
@@ -71,17 +72,15 @@ fn module(kernel: &Kernel, target: &Processor) -> Result<String, Error> {
     if !mistakes.is_empty() {
         return Err(Error::Malformed(mistakes));
     }
-    if !target.is_gpu() {
-        crate::without_warps(kernel)?;
-    }
     if target.is_gpu() {
-        return warp::emit(&crate::math::expand(kernel), target);
+        return warp::emit(&expand_but(kernel, Kept { exp2: true, ..Kept::default() }), target);
     }
+    crate::without_warps(kernel)?;
     let kept: &[DType] = match (target.has("avx512bf16"), target.has("avx512vnni")) {
         (true, true) => &[DType::BF16, DType::I8],
         (true, false) => &[DType::BF16],
         (false, true) => &[DType::I8],
         (false, false) => &[],
     };
-    emit::emit(&crate::math::expand_but_dots(kernel, kept), target)
+    emit::emit(&expand_but(kernel, Kept { dots: kept, ..Kept::default() }), target)
 }

@@ -126,7 +126,11 @@ impl Emitter<'_> {
 
     fn unary(&mut self, op: UnaryOp, whole: ValueType, a: Value) -> Result<Vec<String>, Error> {
         use UnaryOp::*;
-        if let Pow2Ceil | Exp | Log | Sin | Cos | Tanh | Erf = op {
+        if let (Exp2, true) = (op, self.target.is_gpu()) {
+            return Ok(self
+                .by_part(whole, [a], |e, _, [x]| e.call("float", "llvm.nvvm.ex2.approx.ftz.f", &[("float", x)], "")));
+        }
+        if let Pow2Ceil | Exp | Exp2 | Log | Sin | Cos | Tanh | Erf = op {
             return Err(self.unsupported("a function that should have been expanded"));
         }
         Ok(self.by_part(whole, [a], |e, part, [x]| {

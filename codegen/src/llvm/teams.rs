@@ -117,6 +117,18 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
+    /// Whether units of 16 bytes are permuted within rows of 128 bytes.
+    pub(super) fn is_swizzled(&self, buf: Buf) -> bool {
+        matches!(buf, Buf::Alloc(i) if self.k.allocs[i as usize].swizzle == Swizzle::B128)
+    }
+
+    /// Where a byte of shared memory lies in a permuted row: bits 4 to 6 of its address are exchanged with bits 7 to 9.
+    pub(super) fn swizzled(&mut self, at: &str) -> String {
+        let row = self.def(format!("lshr i32 {at}, 3"));
+        let row = self.def(format!("and i32 {row}, 112"));
+        self.def(format!("xor i32 {at}, {row}"))
+    }
+
     pub(super) fn copy(&mut self, c: &AsyncCopy) -> Done {
         let [Some(to), Some(from)] = [&c.to, &c.from].map(|p| p.index.last().copied()) else {
             return Err(self.unsupported("copies of a single element"));
@@ -131,7 +143,6 @@ impl<'a> Emitter<'a> {
         if piece < 4 {
             return Err(self.unsupported("asynchronous copies of what is not aligned to four bytes"));
         }
-        let swizzled = matches!(c.to.buf, Buf::Alloc(i) if self.k.allocs[i as usize].swizzle == Swizzle::B128);
         let starts = [to, from].map(|v| self.known(v).parts.clone());
         let counts = c.counts.map(|v| self.known(v).parts.clone());
         let [to, from] = [&c.to, &c.from].map(|place| {
@@ -155,10 +166,8 @@ impl<'a> Emitter<'a> {
                 let target = offset(self, &starts[0][i], first);
                 let target = self.def(format!("getelementptr i8, {} {}, i64 {target}", to.space, to.pointer));
                 let mut target = self.def(format!("ptrtoint {SHARED} {target} to i32"));
-                if swizzled {
-                    let row = self.def(format!("lshr i32 {target}, 3"));
-                    let row = self.def(format!("and i32 {row}, 112"));
-                    target = self.def(format!("xor i32 {target}, {row}"));
+                if to.swizzled {
+                    target = self.swizzled(&target);
                 }
                 let source = offset(self, &starts[1][i], first);
                 let source = self.def(format!("getelementptr i8, {} {}, i64 {source}", from.space, from.pointer));
@@ -190,7 +199,7 @@ impl<'a> Emitter<'a> {
         let start = self.def(format!("lshr i32 {at}, 4"));
         let start = self.def(format!("and i32 {start}, 16383"));
         let start = self.def(format!("zext i32 {start} to i64"));
-        let apart = panels.map_or(1, |elements| i64::from(elements) * 2 >> 4);
+        let apart = panels.map_or(1, |elements| i64::from(elements) / 8);
         let fixed = 1i64 << 62 | (SWIZZLE_ALIGN as i64 >> 4) << 32 | apart << 16;
         self.def(format!("or i64 {start}, {fixed}"))
     }

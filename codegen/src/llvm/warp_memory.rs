@@ -5,7 +5,7 @@ use super::emit::Emitter;
 use super::memory::Address;
 use super::multiples::gcd;
 use super::types::*;
-use super::warp::WARP;
+use super::warp::{SHARED, WARP};
 use hadal_ir::kernel::*;
 use hadal_types::DType;
 
@@ -39,11 +39,24 @@ impl Emitter<'_> {
             return (at, Some(self.def(format!("shl i8 {odd}, 2"))));
         }
         if element == "0" {
-            return (pointer.clone(), None);
+            let pointer = pointer.clone();
+            return (self.unit(address, pointer), None);
         }
         let unit = ty.elem.bits() / 8;
         let bytes = self.def(format!("mul i64 {element}, {}", unit.max(1)));
-        (self.def(format!("getelementptr i8, {space} {pointer}, i64 {bytes}")), None)
+        let at = self.def(format!("getelementptr i8, {space} {pointer}, i64 {bytes}"));
+        (self.unit(address, at), None)
+    }
+
+    /// Where what is at an address lies, which is within a unit of 16 bytes: exchanged with others of its row, if the buffer
+    /// is swizzled.
+    fn unit(&mut self, address: &Address, at: String) -> String {
+        if !address.swizzled {
+            return at;
+        }
+        let number = self.def(format!("ptrtoint {SHARED} {at} to i32"));
+        let number = self.swizzled(&number);
+        self.def(format!("inttoptr i32 {number} to {SHARED}"))
     }
 
     /// How an access of n > 1 neighbours a lane is made: elements of each, of which a power of two is as many as
@@ -141,6 +154,7 @@ impl Emitter<'_> {
             for first in (0..runs.each).step_by(together) {
                 let (space, offset) = (runs.address.space, first * bytes);
                 let at = self.def(format!("getelementptr i8, {space} {start}, i64 {offset}"));
+                let at = self.unit(&runs.address, at);
                 match mask {
                     None => out.extend(self.load_elements(&runs.address, &at, result, together)),
                     Some(mask) => {
@@ -161,6 +175,7 @@ impl Emitter<'_> {
             for first in (0..runs.each).step_by(together) {
                 let (space, offset, number) = (runs.address.space, first * bytes, run * runs.each + first);
                 let at = self.def(format!("getelementptr i8, {space} {start}, i64 {offset}"));
+                let at = self.unit(&runs.address, at);
                 let group = &parts[number..number + together];
                 let Some(mask) = mask else {
                     self.store_group(&runs.address, &at, from, group);
@@ -234,7 +249,8 @@ impl Emitter<'_> {
             4 => self.def(format!("lshr i64 {element}, 1")),
             _ => self.def(format!("mul i64 {element}, {}", bits / 8)),
         };
-        self.def(format!("getelementptr i8, {} {}, i64 {bytes}", address.space, address.pointer))
+        let at = self.def(format!("getelementptr i8, {} {}, i64 {bytes}", address.space, address.pointer));
+        self.unit(address, at)
     }
 
     /// Loads so many bits as words of 32, or as one smaller word.

@@ -7,6 +7,8 @@ pub mod emulated;
 pub mod gpu;
 pub mod machines;
 pub mod random;
+#[cfg(feature = "llvm-backend")]
+pub mod ways;
 
 use hadal_codegen::kernels::{Generated, Target, loops};
 use hadal_ir::kernel::{interpret, interpret::Buffer, verify};

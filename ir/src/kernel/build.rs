@@ -602,6 +602,7 @@ impl Builder {
         floor = UnaryOp::Floor, "Towards minus infinity.";
         pow2_ceil = UnaryOp::Pow2Ceil, "The smallest power of two that is not below.";
         exp = UnaryOp::Exp, "e to the power.";
+        exp2 = UnaryOp::Exp2, "2 to the power, in one instruction of GPUs.";
         log = UnaryOp::Log, "Natural logarithm.";
         sin = UnaryOp::Sin, "Sine.";
         cos = UnaryOp::Cos, "Cosine.";

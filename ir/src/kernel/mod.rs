@@ -248,6 +248,8 @@ pub enum UnaryOp {
     Pow2Ceil,
     /// e to the power.
     Exp,
+    /// 2 to the power; 0 where that is less than the smallest normal number. One instruction of GPUs.
+    Exp2,
     /// Natural logarithm.
     Log,
     /// Sine of radians.

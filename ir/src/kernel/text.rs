@@ -273,6 +273,7 @@ names!(UnaryOp {
     Floor = "floor",
     Pow2Ceil = "pow2_ceil",
     Exp = "exp",
+    Exp2 = "exp2",
     Log = "log",
     Sin = "sin",
     Cos = "cos",

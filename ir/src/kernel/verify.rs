@@ -573,6 +573,7 @@ impl Verifier<'_> {
                     | UnaryOp::Floor
                     | UnaryOp::Pow2Ceil
                     | UnaryOp::Exp
+                    | UnaryOp::Exp2
                     | UnaryOp::Log
                     | UnaryOp::Sin
                     | UnaryOp::Cos

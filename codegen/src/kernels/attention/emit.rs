@@ -13,7 +13,7 @@ use hadal_types::DType;
 pub(super) const HIDDEN: f32 = -1e30;
 /// The largest score of a row that has seen nothing: below all others, and so far above hidden ones that these weigh
 /// nothing.
-const NOTHING: f32 = -1e29;
+pub(super) const NOTHING: f32 = -1e29;
 
 /// Emits `desc` under one of its candidate schedules.
 pub fn emit(desc: &Desc, s: &Schedule) -> Kernel {

@@ -45,6 +45,9 @@
 //! **Memory.** Few rows ask for the next block of consecutive keys and values while they compute one: a line or so at
 //! each load, since what is asked for in a burst holds up the loads behind it.
 //!
+//! **Warpgroups.** Prompts whose keys and values are bf16 are pipelines on Hopper (`pipeline.rs`): the same online softmax,
+//! for 128 rows and 64 keys at once, in tensor cores.
+//!
 //! **Bound.** Multiply-adds, down to two heads or so that share a latent row. Measurements: `docs/perf/attention.md`.
 //!
 //! Left to the loop generator: operands that are gathered, scaled by blocks of rows or with offsets, or not consecutive
@@ -53,6 +56,7 @@
 mod block;
 pub mod desc;
 pub mod emit;
+pub mod pipeline;
 pub mod schedule;
 mod turned;
 
@@ -68,6 +72,10 @@ use hadal_ir::Func;
 /// The kernels of an attention, which give the same bits, the preferred one first; `None` for other functions.
 pub fn generate(func: &Func, ranges: &Ranges, target: &Target) -> Option<Box<dyn Iterator<Item = Generated>>> {
     let desc = Desc::of(func)?;
+    if let Some(s) = pipeline::schedule(&desc, ranges, target) {
+        let (kernel, schedule) = (pipeline::emit(&desc, &s), s.show(&desc));
+        return Some(Box::new(std::iter::once(Generated { kernel, generator: "attention", schedule })));
+    }
     let schedules = schedule::candidates(&desc, ranges, target);
     Some(Box::new(schedules.into_iter().map(move |s| {
         let kernel = emit::emit(&desc, &s);

@@ -77,7 +77,7 @@ impl<'a> Env<'a> {
 
     /// The value of a form where a letter is a vector, in as many lanes: of other letters it has what they are bound
     /// to.
-    pub(super) fn lanes_at(&self, b: &mut Builder, form: &Affine, letter: (Var, Value)) -> Value {
+    pub fn lanes_at(&self, b: &mut Builder, form: &Affine, letter: (Var, Value)) -> Value {
         let lanes = b.ty(letter.1).lanes;
         let (mut one, mut many) = (Affine::from(form.offset.clone()), None);
         for (var, k) in &form.terms {

@@ -38,7 +38,7 @@ mod merged;
 mod packed;
 mod pipeline;
 pub mod schedule;
-mod tiles;
+pub(super) mod tiles;
 pub mod variants;
 pub mod view;
 

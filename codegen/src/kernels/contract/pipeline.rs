@@ -2,10 +2,9 @@
 //! them as warpgroups.
 //!
 //! A grid index has a tile of columns, and one tile of rows after the other, so many apart. Both are brought in *stages*
-//! of 128 bytes of each row, into as many places as there is shared memory for. A place is `full` when all that bring have
-//! what they copied, and `empty` when all that multiply are done with it; each warp goes through places in turn and knows
-//! by the parity of its rounds which of the two it waits for. So copies of several stages are under way while others are
-//! multiplied, across tiles of rows too, and the epilogue of one tile runs while the next one is brought.
+//! of 128 bytes of each row, into as many places of a ring (`kernels::ring`) as there is shared memory for. So copies
+//! of several stages are under way while others are multiplied, across tiles of rows too, and the epilogue of one tile runs
+//! while the next one is brought.
 //!
 //! Factors are bf16 or e4m3, of the same format, as they are in memory. Where elements share scales, the products of a
 //! group are summed without, and the sum is multiplied with its scales (two levels of sums). An element's order of
@@ -17,7 +16,8 @@ use super::grouped::Grouped;
 use super::schedule::{Form, Schedule};
 use super::tiles::{self, COLUMNS, Cell, ROWS};
 use super::view::{Access, Var};
-use hadal_ir::kernel::{Buf, Builder, LoopKind, MATRIX, Space, Swizzle, TeamOp, Value};
+use crate::kernels::ring::{Ring, Turn};
+use hadal_ir::kernel::{Buf, Builder, LoopKind, MATRIX, Space, Swizzle, Value};
 use hadal_types::DType;
 
 /// Bytes of a row in a stage.
@@ -104,8 +104,7 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: 
     let mut place =
         |name: &str, rows: i64| b.alloc_in(Space::Shared, Swizzle::B128, name, x.dtype, [s.depth * rows * line]);
     let (rows, cols) = (place("rows", HEIGHT), place("columns", width));
-    let full = b.barriers("full", s.depth, BRING as u32);
-    let empty = b.barriers("empty", s.depth, MULTIPLY as u32);
+    let ring = Ring::new(b, s.depth, BRING, MULTIPLY);
     let (zero, all, multiply, unit) = (b.const_i64(0), b.const_i64(warps), b.const_i64(MULTIPLY), b.const_i64(HEIGHT));
     let (env, listed) = match of {
         Rows::All { .. } => (env.clone(), None),
@@ -120,7 +119,7 @@ pub fn cell(b: &mut Builder, desc: &Desc, s: &Schedule, env: &Env<'_>, columns: 
             (_, listed) => (listed.map_or(zero, |l| l.total(b)), zero, HEIGHT),
         };
         let Some(cell) = Cell::new(desc, s, &env, (columns, total), (sums, chunk + 8)) else { return };
-        let p = Pipeline { cell, rows, cols, full, empty, line, chunk, first, step };
+        let p = Pipeline { cell, rows, cols, ring, line, chunk, first, step };
         let multiplies = b.lt(warp, multiply);
         b.if_else(
             multiplies,
@@ -142,9 +141,7 @@ struct Pipeline<'e, 'a> {
     /// Stages of either factor.
     rows: Buf,
     cols: Buf,
-    /// Places that have been filled, and that are free again.
-    full: Buf,
-    empty: Buf,
+    ring: Ring,
     /// Elements of a row in a stage.
     line: i64,
     /// Columns whose sums go to the epilogue at once.
@@ -154,83 +151,22 @@ struct Pipeline<'e, 'a> {
     step: i64,
 }
 
-/// Where a warp is on its way through the places: which one, and how many rounds it has made.
-#[derive(Clone, Copy)]
-struct Turn {
-    place: Value,
-    round: Value,
-}
-
-impl Turn {
-    fn start(b: &mut Builder) -> Turn {
-        Turn { place: b.const_i64(0), round: b.const_i64(0) }
-    }
-
-    fn of(values: &[Value]) -> Turn {
-        Turn { place: values[0], round: values[1] }
-    }
-
-    fn values(self) -> [Value; 2] {
-        [self.place, self.round]
-    }
-
-    fn next(self, b: &mut Builder, places: i64) -> Turn {
-        let (zero, one, all) = (b.const_i64(0), b.const_i64(1), b.const_i64(places));
-        let place = b.add(self.place, one);
-        let wraps = b.eq(place, all);
-        let more = b.add(self.round, one);
-        Turn { place: b.select(wraps, zero, place), round: b.select(wraps, more, self.round) }
-    }
-}
-
 impl Pipeline<'_, '_> {
-    /// How many groups of copies are under way before a place is said to be full.
-    fn ahead(&self) -> i64 {
-        (self.cell.s.depth / 2).max(1)
-    }
-
     /// What a warp brings: its rows of all stages of all tiles.
     fn bring(&self, b: &mut Builder, number: Value) {
-        let (cell, places, ahead) = (&self.cell, self.cell.s.depth, self.ahead());
-        let (zero, one, size, behind) = (b.const_i64(0), b.const_i64(1), b.const_i64(cell.size), b.const_i64(ahead));
-        let turn = Turn::start(b);
-        // Where it is, which place is full next, and how many stages there have been.
-        let start = [turn.place, turn.round, zero, zero];
+        let cell = &self.cell;
+        let (zero, size) = (b.const_i64(0), b.const_i64(cell.size));
+        let start = self.ring.start(b);
         let all = b.for_loop(self.first, cell.total, self.step, LoopKind::Serial, &start, |b, m, at| {
             b.for_loop(zero, size, self.line, LoopKind::Serial, at, |b, k, at| {
-                let turn = Turn::of(at);
-                let before = b.add(turn.round, one);
-                b.wait(self.empty, turn.place, before);
-                for (operand, first) in [(0, m), (1, cell.columns.0)] {
-                    self.copy(b, operand, (first, number), k, turn.place);
-                }
-                b.team_op(TeamOp::Commit);
-                let late = b.ge(at[3], behind);
-                let announced = b.if_else(
-                    late,
-                    |b| {
-                        b.team_op(TeamOp::AwaitCopies(ahead as u32));
-                        vec![self.announce(b, at[2])]
-                    },
-                    |_| vec![at[2]],
-                );
-                let next = turn.next(b, places);
-                vec![next.place, next.round, announced[0], b.add(at[3], one)]
+                self.ring.fill(b, at, |b, place| {
+                    for (operand, first) in [(0, m), (1, cell.columns.0)] {
+                        self.copy(b, operand, (first, number), k, place);
+                    }
+                })
             })
         });
-        b.team_op(TeamOp::AwaitCopies(0));
-        let left = b.min(all[3], behind);
-        b.for_loop(zero, left, 1, LoopKind::Serial, &[all[2]], |b, _, place| vec![self.announce(b, place[0])]);
-    }
-
-    /// Says that a place is full; gives the next one.
-    fn announce(&self, b: &mut Builder, place: Value) -> Value {
-        b.team_op(TeamOp::FenceAsync);
-        b.arrive(self.full, place);
-        let (zero, one, all) = (b.const_i64(0), b.const_i64(1), b.const_i64(self.cell.s.depth));
-        let next = b.add(place, one);
-        let wraps = b.eq(next, all);
-        b.select(wraps, zero, next)
+        self.ring.finish(b, &all);
     }
 
     /// Copies a warp's rows of a factor, from one on, for a stage to a place: four at once, of what is not there the last
@@ -336,9 +272,8 @@ impl Pipeline<'_, '_> {
     /// The sums of so many elements' products, from the stage on that comes next.
     fn products(&self, b: &mut Builder, warp: Value, length: i64, turn: Turn) -> (Vec<Value>, Turn) {
         let columns = self.cell.s.tile.1;
-        let places = self.cell.s.depth;
         let start = |b: &mut Builder, turn: Turn, sums: Option<&[Value]>| {
-            b.wait(self.full, turn.place, turn.round);
+            self.ring.wait(b, turn);
             let [rows, cols, tile, four] =
                 [HEIGHT * self.line, columns as i64 * self.line, 4 * ROWS * self.line, 4].map(|n| b.const_i64(n));
             let warpgroup = b.div(warp, four);
@@ -349,12 +284,12 @@ impl Pipeline<'_, '_> {
         if length <= self.line {
             let open = start(b, turn, None);
             let sums = b.settle(&open, 0);
-            b.arrive(self.empty, turn.place);
-            return (sums, turn.next(b, places));
+            self.ring.free(b, turn.place);
+            return (sums, self.ring.next(b, turn));
         }
         // A stage is multiplied while the next one's products begin.
         let open = start(b, turn, None);
-        let next = turn.next(b, places);
+        let next = self.ring.next(b, turn);
         let init: Vec<Value> = open.into_iter().chain(next.values()).chain([turn.place]).collect();
         let (from, to) = (b.const_i64(self.line), b.const_i64(length));
         let count = columns / COLUMNS as usize;
@@ -362,13 +297,13 @@ impl Pipeline<'_, '_> {
             let (turn, before) = (Turn::of(&all[count..]), all[count + 2]);
             let mut open = start(b, turn, Some(&all[..count]));
             b.settle(&[], 1);
-            b.arrive(self.empty, before);
-            open.extend(turn.next(b, places).values());
+            self.ring.free(b, before);
+            open.extend(self.ring.next(b, turn).values());
             open.push(turn.place);
             open
         });
         let sums = b.settle(&all[..count], 0);
-        b.arrive(self.empty, all[count + 2]);
+        self.ring.free(b, all[count + 2]);
         (sums, Turn::of(&all[count..]))
     }
 }

@@ -189,7 +189,7 @@ pub fn firsts(b: &mut Builder, from: Value, count: i64, unit: i64) -> Vec<Value>
 }
 
 /// Row and place in the row of each `run`th lane of an operand, as `matrix_place` has them.
-fn places(b: &mut Builder, operand: usize, run: u32) -> (Value, Value) {
+pub(in crate::kernels) fn places(b: &mut Builder, operand: usize, run: u32) -> (Value, Value) {
     let lanes = MATRIX[operand].lanes / run;
     let iota = b.iota(DType::I64, lanes);
     let mut constant = |n: i64| {

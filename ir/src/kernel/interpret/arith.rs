@@ -43,6 +43,7 @@ pub(super) fn unary(op: UnaryOp, elem: DType, a: u64) -> u64 {
         (UnaryOp::Floor, _) => bits(f(a).floor()),
         (UnaryOp::Pow2Ceil, _) => wide(pow2_ceil),
         (UnaryOp::Exp, _) => wide(libm::exp),
+        (UnaryOp::Exp2, _) => wide(|x| if x < f64::from(f32::MIN_EXP - 1) { 0.0 } else { libm::exp2(x) }),
         (UnaryOp::Log, _) => wide(libm::log),
         (UnaryOp::Sin, _) => wide(libm::sin),
         (UnaryOp::Cos, _) => wide(libm::cos),

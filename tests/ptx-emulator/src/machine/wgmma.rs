@@ -166,8 +166,8 @@ impl Machine<'_> {
         let group = self.blocks[warp.slot].warpgroups[index].committed[quarter] + 1;
         let operation = self.new_operation(warp.views.cluster, component);
         if let (Some(descriptor), Fragment::Shared(m)) = (a_descriptor, a) {
-            let rows = quarter as u32 * 16..quarter as u32 * 16 + 16;
-            self.reads_factor(warp, operation, (descriptor, m), product.a, rows, product.k)?;
+            // It is the warpgroup that multiplies: nothing says which rows are read for which warp.
+            self.reads_factor(warp, operation, (descriptor, m), product.a, 0..64, product.k)?;
         }
         self.reads_factor(warp, operation, (b_descriptor, b), product.b, 0..product.n, product.k)?;
         for &reg in d {
