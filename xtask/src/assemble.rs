@@ -11,16 +11,16 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Configurations under `tests/fixtures/configs`, each with the format of activations.
-const MODELS: [(&str, &str); 8] = [
-    ("deepseek-r1-distill-qwen-1.5b", "f32"),
-    ("deepseek-r1-distill-qwen-1.5b", "bf16"),
-    ("deepseek-llm-7b-chat", "bf16"),
-    ("deepseek-v2-lite", "bf16"),
-    ("deepseek-r1", "fp8"),
-    ("deepseek-v3.2", "f32"),
-    ("deepseek-v3.2", "fp8"),
-    ("deepseek-v4-flash", "fp8"),
+/// Configurations under `tests/fixtures/configs`, each with the formats of activations and of states.
+const MODELS: [(&str, &str, &str); 8] = [
+    ("deepseek-r1-distill-qwen-1.5b", "f32", "f32"),
+    ("deepseek-r1-distill-qwen-1.5b", "bf16", "bf16"),
+    ("deepseek-llm-7b-chat", "bf16", "bf16"),
+    ("deepseek-v2-lite", "bf16", "bf16"),
+    ("deepseek-r1", "fp8", "bf16"),
+    ("deepseek-v3.2", "f32", "f32"),
+    ("deepseek-v3.2", "fp8", "bf16"),
+    ("deepseek-v4-flash", "fp8", "bf16"),
 ];
 
 const PAGE: &str = "docs/perf/registers.md";
@@ -41,27 +41,36 @@ struct Row {
     spilled: u32,
 }
 
-/// A model and the format of its activations, and a generator with its form.
+/// A model with the formats of its activations and states, and a generator with its form.
 type Key = (String, String);
 
 /// Compares with the table, or writes it.
-pub fn run(ptxas: Option<&Path>, bless: bool) -> Result {
-    let Some(ptxas) = ptxas.map(Path::to_path_buf).or_else(found) else {
+pub fn run(mut ptxas: Vec<PathBuf>, bless: bool) -> Result {
+    if ptxas.is_empty() {
+        ptxas.extend(found());
+    }
+    if ptxas.is_empty() {
         return Err("no ptxas: set PTXAS or give --ptxas; it comes with a CUDA toolkit, or with \
                     `pip download nvidia-cuda-nvcc-cu12`"
             .into());
-    };
-    let version = version(&ptxas)?;
+    }
+    let versions = ptxas.iter().map(|p| version(p)).collect::<Result<Vec<_>>>()?.join(" and ");
     let hadal = built()?;
-    let mut rows = BTreeMap::new();
-    for (config, activations) in MODELS {
-        eprintln!("{config}, activations in {activations}");
-        let text = dumped(&hadal, config, activations)?;
-        for (key, row) in assembled(&ptxas, &format!("{config}, {activations}"), &kernels(&text))? {
-            rows.insert(key, row);
+    let mut rows: BTreeMap<Key, Row> = BTreeMap::new();
+    for (config, activations, states) in MODELS {
+        eprintln!("{config}, activations in {activations}, states in {states}");
+        let text = dumped(&hadal, config, activations, states)?;
+        let model = format!("{config}, {activations}, {states}");
+        for assembler in &ptxas {
+            for (key, found) in assembled(assembler, &model, &kernels(&text))? {
+                let row = rows.entry(key).or_default();
+                row.kernels = found.kernels;
+                row.registers = row.registers.max(found.registers);
+                row.spilled = row.spilled.max(found.spilled);
+            }
         }
     }
-    let page = page(&version, &rows);
+    let page = page(&versions, &rows);
     let path = root().join(PAGE);
     if bless {
         return std::fs::write(&path, page).map_err(|e| format!("{}: {e}", path.display()));
@@ -75,7 +84,7 @@ pub fn run(ptxas: Option<&Path>, bless: bool) -> Result {
             worse.push(format!("{}, {}: {row:?}, the table has {limit:?}", key.0, key.1));
         }
     }
-    println!("{} kernels of {} models, {version}", rows.values().map(|r| r.kernels).sum::<u32>(), MODELS.len());
+    println!("{} kernels of {} models, {versions}", rows.values().map(|r| r.kernels).sum::<u32>(), MODELS.len());
     if worse.is_empty() { Ok(()) } else { Err(format!("registers:\n{}", worse.join("\n"))) }
 }
 
@@ -103,10 +112,11 @@ fn built() -> Result<PathBuf> {
     Ok(target.join("release/hadal"))
 }
 
-fn dumped(hadal: &Path, config: &str, activations: &str) -> Result<String> {
+fn dumped(hadal: &Path, config: &str, activations: &str, states: &str) -> Result<String> {
     let config = root().join("tests/fixtures/configs").join(format!("{config}.json"));
     let mut command = Command::new(hadal);
     command.arg("dump").arg(&config).args(["--target", "sm_90a", "--stage", "asm", "--activations", activations]);
+    command.args(["--state-dtype", states]);
     let output = command.output().map_err(|e| format!("{}: {e}", hadal.display()))?;
     if !output.status.success() {
         return Err(format!("{}: {}", config.display(), String::from_utf8_lossy(&output.stderr)));
@@ -180,9 +190,9 @@ fn one(ptxas: &Path, file: &Path, (name, _, text): &(String, String, &str)) -> R
     Ok(Row { kernels: 1, registers, spilled })
 }
 
-fn page(version: &str, rows: &BTreeMap<Key, Row>) -> String {
-    let mut out = format!("{HEAD}By {version}.\n\n");
-    out += "| model, activations | made by | kernels | registers at most | bytes spilled |\n|---|---|---|---|---|\n";
+fn page(versions: &str, rows: &BTreeMap<Key, Row>) -> String {
+    let mut out = format!("{HEAD}By {versions}, the larger number where they differ.\n\n");
+    out += "| model, activations, states | made by | kernels | registers at most | bytes spilled |\n|---|---|---|---|---|\n";
     for ((model, form), row) in rows {
         let _ = writeln!(out, "| {model} | {form} | {} | {} | {} |", row.kernels, row.registers, row.spilled);
     }

@@ -67,9 +67,9 @@ enum Task {
     },
     /// Compare what ptxas makes of the kernels of published models with docs/perf/registers.md.
     Assemble {
-        /// The assembler [default: what PTXAS names, or on the PATH].
+        /// An assembler; several may be given [default: what PTXAS names, or on the PATH].
         #[arg(long, value_name = "FILE")]
-        ptxas: Option<PathBuf>,
+        ptxas: Vec<PathBuf>,
         /// Write the page.
         #[arg(long)]
         bless: bool,
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
         Task::Runner { arch } => runner::build(&arch, false).map(|path| println!("{}", path.display())),
         Task::Gpu { report: Some(results), .. } => gpu::report(&results),
         Task::Gpu { report: None, out } => gpu::pack(&out),
-        Task::Assemble { ptxas, bless } => assemble::run(ptxas.as_deref(), bless),
+        Task::Assemble { ptxas, bless } => assemble::run(ptxas, bless),
         Task::Bench { demo_only } => bench(demo_only),
     };
     match result {
@@ -142,7 +142,8 @@ fn test(without_llvm: bool, seed: u64, nightly: bool) -> Result {
     if !without_llvm {
         // The same packages as before, so that what they depend on has the same features and is not built again.
         let wide = ["test", "--workspace", "--features", "llvm", "--no-fail-fast"];
-        let kernels = ["cranelift", "llvm", "ptx", "tiles", "loops", "math"].map(|test| ["--test", test]).concat();
+        let kernels =
+            ["cranelift", "llvm", "ptx", "tiles", "prompts", "loops", "math"].map(|test| ["--test", test]).concat();
         let models = ["--test", "all", "--", "golden::", "splits::", "arm::", "gpu::", "cuda::"];
         let runner = runner::build("aarch64", true)?.display().to_string();
         let environment = [&environment[..], &[("HADAL_ARM_RUNNER", runner.as_str())]].concat();
@@ -151,7 +152,7 @@ fn test(without_llvm: bool, seed: u64, nightly: bool) -> Result {
     }
     if nightly && !without_llvm {
         match assemble::found() {
-            Some(ptxas) => assemble::run(Some(&ptxas), false)?,
+            Some(ptxas) => assemble::run(vec![ptxas], false)?,
             None => println!("== registers: left out, as there is no ptxas (PTXAS, or on the PATH)"),
         }
     }
