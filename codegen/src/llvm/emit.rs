@@ -404,9 +404,9 @@ impl<'a> Emitter<'a> {
     /// What each warp of a block does, after which all wait for each other. All of them do, and know, what is outside.
     fn shared_by_warps(&mut self, l: &'a For) -> Done {
         let (mut team, lane) = (self.team.clone().unwrap_or_default(), self.lane.clone());
-        if self.k.allocs.iter().any(|a| matches!(a.space, Space::Barrier(_))) {
+        if self.has_roles() {
             (team, self.lane) = self.renumbered();
-            self.renumbered_elements()?;
+            self.outside_again()?;
         }
         if std::mem::take(&mut self.new_barriers) {
             self.block_barrier();
@@ -418,10 +418,10 @@ impl<'a> Emitter<'a> {
         Ok(())
     }
 
-    /// The numbers of elements again, from this lane's as it is known now.
-    fn renumbered_elements(&mut self) -> Done {
-        let numbers = |stmt: &&Stmt| matches!(stmt, Stmt::Let(_, Op::Iota));
-        self.k.body.stmts.iter().filter(numbers).try_for_each(|stmt| self.stmt(stmt))
+    /// What is computed outside of loops, again: from arguments and numbers as they are known now.
+    pub(super) fn outside_again(&mut self) -> Done {
+        let computed = |stmt: &&Stmt| matches!(stmt, Stmt::Let(_, op) if !matches!(op, Op::Load { .. }));
+        self.k.body.stmts.iter().filter(computed).try_for_each(|stmt| self.stmt(stmt))
     }
 
     /// Names values whose definitions are written later.
@@ -512,8 +512,14 @@ impl<'a> Emitter<'a> {
         let mut arms = Vec::new();
         for (label, block) in [(then, &c.then), (otherwise, &c.otherwise)] {
             self.begin(&label);
+            // A role's arguments are its own.
+            let role = block.stmts.iter().any(|s| matches!(s, Stmt::Team(TeamOp::Registers(_))));
+            let outside = role.then(|| (self.params.clone(), self.symbols.clone(), self.values.clone()));
             self.block(block)?;
             arms.push((self.parts(&block.yields), self.label.clone()));
+            if let Some((params, symbols, values)) = outside {
+                (self.params, self.symbols, self.values) = (params, symbols, values);
+            }
             self.jump(&join);
         }
         self.begin(&join);

@@ -17,6 +17,7 @@ enum Extent {
 }
 
 /// Where a buffer lies.
+#[derive(Clone)]
 pub(super) struct Storage {
     /// The type of its addresses.
     space: &'static str,

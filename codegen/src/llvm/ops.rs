@@ -58,7 +58,11 @@ impl Emitter<'_> {
             let text = self.look_up_pairs(&pairs);
             return self.plain(result, vec![text]);
         }
-        let parts = self.by_part(from, [a], |e, part, [x]| e.cast(part, result.elem, x));
+        let pairs = self.target.is_gpu() && (from.elem, result.elem) == (DType::F32, DType::BF16);
+        let parts = match self.split(from).1 {
+            count if pairs && count % 2 == 0 => self.narrow_pairs(a),
+            _ => self.by_part(from, [a], |e, part, [x]| e.cast(part, result.elem, x)),
+        };
         let whole = parts.len() == 1 && result.elem == DType::F32 && is_within_bf16(from.elem);
         Known { small: whole.then_some((from.elem, x)), ..self.plain(result, parts) }
     }

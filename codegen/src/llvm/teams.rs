@@ -19,6 +19,11 @@ impl<'a> Emitter<'a> {
         ));
     }
 
+    /// Whether warps wait for each other at barriers of their own, as those of different roles do.
+    pub(super) fn has_roles(&self) -> bool {
+        self.k.allocs.iter().any(|a| matches!(a.space, Space::Barrier(_)))
+    }
+
     /// The numbers of this warp and lane, got in a way that neither LLVM nor the assembler moves out of the loop over the
     /// grid: what is computed from them would wait in registers, of which roles have few.
     pub(super) fn renumbered(&mut self) -> (String, String) {
@@ -112,6 +117,9 @@ impl<'a> Emitter<'a> {
             TeamOp::Registers(n) => {
                 let way = if *n < registers(self.threads) { "dec" } else { "inc" };
                 self.instruct(&format!("setmaxnreg.{way}.sync.aligned.u32 {n};"));
+                // What a role begins with has to fit into the fewest registers: it gets arguments anew.
+                self.launch_arguments(true)?;
+                self.outside_again()?;
             }
         }
         Ok(())

@@ -78,7 +78,7 @@ impl<'a> Emitter<'a> {
         let first = self.def(format!("zext i32 {first} to i64"));
         let total = self.def(format!("mul i32 {blocks}, {}", block.indices));
         let total = self.def(format!("zext i32 {total} to i64"));
-        self.launch_arguments()?;
+        self.launch_arguments(false)?;
         self.place_allocations(block, scratch, &slot, &first);
         let extents: Vec<String> = self.k.grid.iter().map(|d| self.dim(d)).collect();
         let mut count = "1".to_string();
@@ -92,7 +92,9 @@ impl<'a> Emitter<'a> {
         let outer = std::mem::take(&mut self.out);
         self.label = "grid".into();
         self.depth = 1;
-        let coords = self.decompose("%g", &extents);
+        // Nothing of a grid index that has roles waits in registers for the next one, as `renumbered` says.
+        let index = if self.has_roles() { self.shuffle(DType::I64, "%g", "idx", "0") } else { "%g".into() };
+        let coords = self.decompose(&index, &extents);
         self.coords = std::iter::zip(&self.k.grid, &coords)
             .map(|(extent, name)| if extent.is(1) { Affine::default() } else { Affine::atom(name, 1) })
             .collect();
@@ -483,6 +485,19 @@ impl<'a> Emitter<'a> {
             .collect()
     }
 
+    /// A lane's f32 as bf16, two at once.
+    pub(super) fn narrow_pairs(&mut self, x: Value) -> Vec<String> {
+        let parts = self.known(x).parts.clone();
+        let mut out = Vec::with_capacity(parts.len());
+        for pair in parts.chunks_exact(2) {
+            // LLVM's own name for it has a result whose halves it takes apart one by one.
+            let text = "call i32 asm \"cvt.rn.bf16x2.f32 $0, $1, $2;\", \"=r,f,f\"";
+            let both = self.def(format!("{text}(float {}, float {})", pair[1], pair[0]));
+            out.extend(self.cut(&both, 32, 16));
+        }
+        out
+    }
+
     /// An integer as smaller ones, the lowest bits first.
     pub(super) fn cut(&mut self, x: &str, have: u32, want: u32) -> Vec<String> {
         let pieces = (0..have / want).map(|i| {
@@ -577,15 +592,20 @@ impl<'a> Emitter<'a> {
         c
     }
 
-    /// Addresses of buffers and values of symbols.
-    fn launch_arguments(&mut self) -> Done {
+    /// Loads the addresses of buffers and the values of symbols; `again` where nothing can know that they are the same.
+    pub(super) fn launch_arguments(&mut self, again: bool) -> Done {
+        self.params.clear();
+        let [symbols, args] = ["%symbols", "%args"].map(|list| match again {
+            true => self.def(format!("call {GLOBAL} asm sideeffect \"mov.u64 $0, $1;\", \"=l,l\"({GLOBAL} {list})")),
+            false => list.to_string(),
+        });
         for (i, symbol) in self.k.symbols.iter().enumerate() {
-            let at = self.def(format!("getelementptr i64, {GLOBAL} %symbols, i64 {i}"));
+            let at = self.def(format!("getelementptr i64, {GLOBAL} {symbols}, i64 {i}"));
             let name = self.def(format!("load i64, {GLOBAL} {at}, align 8, !invariant.load !0"));
             self.symbols.insert(*symbol, super::emit::Atom { name, depth: 0 });
         }
         for (i, param) in self.k.params.iter().enumerate() {
-            let at = self.def(format!("getelementptr i64, {GLOBAL} %args, i64 {i}"));
+            let at = self.def(format!("getelementptr i64, {GLOBAL} {args}, i64 {i}"));
             let base = self.def(format!("load {GLOBAL}, {GLOBAL} {at}, align 8, !invariant.load !0"));
             let storage: Storage = self.storage((GLOBAL, base), &param.shape, param.dtype);
             self.params.push(storage);

@@ -28,8 +28,13 @@ pub const PIPELINE: Way = Way { processor: Processor::SM_90A, form: "pipeline", 
 
 impl Way {
     pub fn of(self, func: &Func) -> Generated {
+        self.within(func, &Ranges::new())
+    }
+
+    /// For symbols of such ranges.
+    pub fn within(self, func: &Func, ranges: &Ranges) -> Generated {
         let target = generators::Target::of(&self.processor);
-        let made = generators::select(func, &Ranges::new(), &target).expect("a product");
+        let made = generators::select(func, ranges, &target).expect("a product");
         assert!(made.schedule.starts_with(self.form), "{}", made.schedule);
         Generated { kernel: gpu::aligned(&made.kernel), ..made }
     }
